@@ -1,0 +1,185 @@
+"""The image side: the paper's ViT from a standard part, other people's ViTs, and the model they make with a decoder.
+
+The paper's ViT (big_vision's `models/vit.py`: no class token, no pooling, tanh GELU, LayerNorm eps 1e-6, a last norm)
+is transformers' `SiglipVisionModel` without its head. Weights come from any SigLIP, ViT or DINOv2 checkpoint; training
+on larger images than a checkpoint's starts with `resize_position_embeddings`.
+"""
+
+import inspect
+from os import PathLike
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    Dinov2Config,
+    Dinov2Model,
+    GenerationConfig,
+    PreTrainedModel,
+    SiglipConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTModel,
+)
+
+
+def vit_encoder(
+    image_size: int,
+    patch_size: int = 16,
+    hidden_size: int = 768,
+    num_hidden_layers: int = 12,
+    num_attention_heads: int = 12,
+    intermediate_size: int = 3072,
+) -> SiglipVisionModel:
+    """The paper's ViT with new weights; the defaults are B/16, and L/16 is 1024 wide, 24 layers, 16 heads, MLP 4096.
+
+    It reads `pixel_values` (B, 3, image_size, image_size), in [-1, 1] in the paper, and gives `last_hidden_state`
+    (B, N, hidden_size), one row of patches after the other.
+    """
+    config = SiglipVisionConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        intermediate_size=intermediate_size,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+        vision_use_head=False,
+    )
+    return SiglipVisionModel(config)
+
+
+def load_encoder(
+    name_or_path: str | PathLike, image_size: int | tuple[int, int] | None = None, **from_pretrained_kwargs: Any
+) -> PreTrainedModel:
+    """The ViT of a SigLIP, ViT or DINOv2 checkpoint, with any head or text model left behind.
+
+    `image_size` resizes the position embeddings (see `resize_position_embeddings`); the other arguments are those of
+    `from_pretrained`. Raises `ValueError` for any other kind of model.
+    """
+    download = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
+    config = AutoConfig.from_pretrained(
+        name_or_path, **{name: value for name, value in from_pretrained_kwargs.items() if name in download}
+    )
+    if isinstance(config, SiglipConfig):
+        config = config.vision_config
+    encoder: PreTrainedModel
+    if isinstance(config, SiglipVisionConfig):
+        config.vision_use_head = False
+        encoder = SiglipVisionModel.from_pretrained(name_or_path, config=config, **from_pretrained_kwargs)
+    elif isinstance(config, ViTConfig):
+        encoder = ViTModel.from_pretrained(
+            name_or_path, config=config, add_pooling_layer=False, **from_pretrained_kwargs
+        )
+    elif isinstance(config, Dinov2Config):
+        encoder = Dinov2Model.from_pretrained(name_or_path, config=config, **from_pretrained_kwargs)
+    else:
+        raise ValueError(
+            f"`{name_or_path}` holds a {config.model_type} model; the encoder has to be a SigLIP, ViT or DINOv2."
+        )
+    if image_size is not None:
+        resize_position_embeddings(encoder, image_size)
+    return encoder
+
+
+@torch.no_grad()
+def resize_position_embeddings(model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
+    """Make a ViT, alone or inside a `VisionEncoderDecoderModel`, read images of another size, in place.
+
+    The grid of positions is interpolated bilinearly and keeps its corners, as the reference does with scipy's zoom of
+    order 1 (transformers' `interpolate_pos_encoding` is bicubic and moves the corners); a class token keeps its
+    position. The config follows, so what is saved is loaded at the new size. Do this before the optimizer is made, and
+    give the image processor the same size.
+
+    Args:
+        model: `SiglipVisionModel`, `ViTModel`, `Dinov2Model`, or a `VisionEncoderDecoderModel` with one of them.
+        image_size: pixels, a multiple of the patch size; (height, width) only for `ViTModel`.
+
+    Raises:
+        ValueError: for another encoder or a size that it cannot have.
+    """
+    encoder = model.encoder if isinstance(model, VisionEncoderDecoderModel) else model
+    if not isinstance(encoder, SiglipVisionModel | ViTModel | Dinov2Model):
+        raise ValueError(
+            f"{type(encoder).__name__} has no grid of positions that is known here: "
+            "the encoder has to be a SiglipVisionModel, a ViTModel or a Dinov2Model."
+        )
+    new_size, old_size = _pair(image_size), _pair(encoder.config.image_size)
+    patch_size = _pair(encoder.config.patch_size)
+    grid, old_grid = _grid(new_size, patch_size), _grid(old_size, patch_size)
+    if (grid[0] * patch_size[0], grid[1] * patch_size[1]) != new_size:
+        raise ValueError(
+            f"image_size {image_size} cannot be cut into patches of {patch_size}: choose a multiple of them."
+        )
+    if new_size[0] != new_size[1] and not isinstance(encoder, ViTModel):
+        raise ValueError(f"{type(encoder).__name__} of transformers reads square images only, not {image_size}.")
+    if new_size == old_size:
+        return
+
+    embeddings: Any = encoder.embeddings
+    if isinstance(encoder, SiglipVisionModel):
+        old = embeddings.position_embedding.weight  # (N, width)
+        new = _resize_grid(old, old_grid, grid)
+        embeddings.position_embedding = nn.Embedding.from_pretrained(new, freeze=not old.requires_grad)
+        embeddings.position_ids = torch.arange(len(new), device=new.device)[None]
+        embeddings.num_patches = embeddings.num_positions = len(new)
+        embeddings.image_size = new_size[0]
+    else:
+        old = embeddings.position_embeddings  # (1, 1 + N, width), the class token first
+        new = torch.cat([old[0, :1], _resize_grid(old[0, 1:], old_grid, grid)])
+        embeddings.position_embeddings = nn.Parameter(new[None], requires_grad=old.requires_grad)
+        embeddings.patch_embeddings.num_patches = grid[0] * grid[1]
+        embeddings.patch_embeddings.image_size = new_size
+        if isinstance(encoder, ViTModel):
+            embeddings.image_size = new_size
+    # Inside a VisionEncoderDecoderModel this object is also its `config.encoder`.
+    encoder.config.image_size = new_size[0] if new_size[0] == new_size[1] else list(new_size)
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
+def _resize_grid(positions: Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """(old height * old width, d) -> (height * width, d)."""
+    image = positions.float().T.reshape(1, -1, *old_grid)  # (1, d, h, w)
+    image = F.interpolate(image, size=grid, mode="bilinear", align_corners=True)
+    return image.flatten(2)[0].T.contiguous().to(positions.dtype)
+
+
+def vision_encoder_decoder(
+    encoder: PreTrainedModel,
+    decoder: PreTrainedModel,
+    decoder_start_token_id: int,
+    pad_token_id: int,
+    eos_token_id: int | None = None,
+) -> VisionEncoderDecoderModel:
+    """The model that is trained: `encoder` reads an image, `decoder` writes tokens about it.
+
+    The special ids go to both places where transformers looks: `config`, which turns labels into decoder inputs, and
+    `generation_config`. The latter is new, for the decoder's may hold forced tokens and a maximal length, which sampling
+    would obey and the loss not know of. With `eos_token_id=None` every sequence has the length that is asked for.
+    Raises `ValueError` for a decoder that cannot look at images.
+    """
+    if "encoder_hidden_states" not in inspect.signature(decoder.forward).parameters:
+        raise ValueError(
+            f"{type(decoder).__name__} has no cross-attention, so it cannot look at an image: take a "
+            "VisionDecoderForCausalLM, or a BERT, GPT-2 or TrOCR decoder made with add_cross_attention=True."
+        )
+    model = VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=decoder_start_token_id, pad_token_id=pad_token_id, eos_token_id=eos_token_id
+    )
+    model.config.decoder_start_token_id = decoder_start_token_id
+    model.config.pad_token_id = pad_token_id
+    model.config.eos_token_id = eos_token_id
+    return model

@@ -1,0 +1,132 @@
+"""The data protocol: what a processor must offer so that the trainers can use it.
+
+A row of the data set has an image and the task's target columns. The processor knows both sides: it makes
+`pixel_values` and `labels` from a row, objects that people care about from sampled ids, and the references that
+rewards and metrics compare them with. Only the collator calls it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+
+class _NoSpecialTokens:
+    """Stands where `Trainer` looks for a tokenizer's special ids: a processor without a tokenizer defines none."""
+
+    pad_token_id = bos_token_id = eos_token_id = None
+
+
+class VisionProcessor(ProcessorMixin):
+    """Base of the processors that the trainers use; a new task subclasses it and overrides three methods.
+
+    A subclass names the keywords under which `__call__` takes its targets in `target_columns`; a data set's columns
+    have the same names unless the config's `target_columns` maps them.
+    """
+
+    target_columns: tuple[str, ...] = ()
+    tokenizer: Any = _NoSpecialTokens
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of ids that `labels` may hold, checked against the decoder's; `None` is not checked."""
+        return None
+
+    def __call__(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
+        """Rows to model inputs.
+
+        Args:
+            images: `B` RGB images.
+            seeds: one integer a row, a function of (seed, epoch, row): the source of every random choice that is made
+                anew each epoch (which caption, which order of boxes). `None`, as in evaluation: choose the same always.
+            targets: the columns of `target_columns`, a list of `B` values each; without them no `labels` are made.
+
+        Returns:
+            `pixel_values (B, C, H, W)` and, with targets, `labels (B, T)` where -100 is not learned.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define __call__(images, seeds=None, **targets).")
+
+    def batch_decode(self, sequences: Sequence[Sequence[int]], **kwargs) -> list:
+        """Ids, one list a completion (after its end token is cut or not), to decoded objects: text, boxes, maps."""
+        raise NotImplementedError(f"{type(self).__name__} must define batch_decode(sequences).")
+
+    def get_references(self, rows: list[dict]) -> list:
+        """What each row's completion is compared with, by rewards and metrics alike. Default: the target column."""
+        if len(self.target_columns) != 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} has targets {self.target_columns}: define get_references(rows) for them."
+            )
+        return [row[self.target_columns[0]] for row in rows]
+
+
+class TextProcessor(VisionProcessor):
+    """Images that are read as text: any transformers image processor with any tokenizer.
+
+    `labels` are the tokenizer's own ids with the end token last and -100 behind it. A first token that the model is
+    given anyway (`decoder_start_token_id`, as BERT's `[CLS]`) is dropped. The trainers wrap processors such as
+    `TrOCRProcessor` and `DonutProcessor` in this class themselves.
+
+    Args:
+        image_processor: a transformers image processor.
+        tokenizer: a tokenizer with a pad and an end token.
+        decoder_start_token_id: the model's; the trainers fill it in.
+    """
+
+    target_columns = ("text",)
+
+    def __init__(self, image_processor, tokenizer, decoder_start_token_id: int | None = None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+        self.decoder_start_token_id = decoder_start_token_id
+        for name in ("pad", "eos"):
+            if getattr(tokenizer, f"{name}_token_id") is None:
+                suggestion = {"pad": "tokenizer.eos_token", "eos": "tokenizer.sep_token"}[name]
+                raise ValueError(
+                    f"The tokenizer has no {name}_token: without it the model cannot learn where a text ends. "
+                    f"Set it, for example tokenizer.{name}_token = {suggestion}."
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokenizer)
+
+    def __call__(self, images, seeds=None, text: Sequence[str] | None = None) -> BatchFeature:
+        batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+        if text is not None:
+            batch["labels"] = self._labels(list(text))
+        return BatchFeature(batch)
+
+    def _labels(self, text: list[str]) -> torch.Tensor:
+        for row, value in enumerate(text):
+            if not isinstance(value, str):
+                raise ValueError(f"The text of row {row} of the batch is a {type(value).__name__}: {value!r}.")
+        end = self.tokenizer.eos_token_id
+        sequences = []
+        for ids in self.tokenizer(text)["input_ids"]:
+            if ids and ids[0] == self.decoder_start_token_id:
+                ids = ids[1:]
+            if not ids or ids[-1] != end:
+                ids = [*ids, end]
+            sequences.append(torch.tensor(ids))
+        return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)  # (B, T)
+
+    def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
+
+
+def as_vision_processor(processing_class, decoder_start_token_id: int | None) -> VisionProcessor:
+    """The processor in the form that the trainers use: ours as it is, an image processor with a tokenizer as text."""
+    if isinstance(processing_class, TextProcessor):
+        return TextProcessor(processing_class.image_processor, processing_class.tokenizer, decoder_start_token_id)
+    if isinstance(processing_class, VisionProcessor):
+        return processing_class
+    if isinstance(processing_class, ProcessorMixin) and {"image_processor", "tokenizer"} <= set(
+        type(processing_class).get_attributes()
+    ):
+        return TextProcessor(processing_class.image_processor, processing_class.tokenizer, decoder_start_token_id)
+    kind = "tokenizer" if isinstance(processing_class, PreTrainedTokenizerBase) else type(processing_class).__name__
+    raise TypeError(
+        f"processing_class is a {kind}; a trainer needs both sides of the data: a vision_rl processor, a transformers "
+        "processor with image_processor and tokenizer (TrOCRProcessor, DonutProcessor, ...), or "
+        "TextProcessor(image_processor, tokenizer)."
+    )

@@ -1,0 +1,75 @@
+"""What was read, written under the image that it was read from."""
+
+from PIL import Image, ImageDraw, ImageFont
+
+
+RIGHT = (21, 128, 61)
+WRONG = (200, 30, 30)
+UNJUDGED = (40, 40, 40)
+LABEL = (120, 120, 120)
+PAPER = (255, 255, 255)
+
+
+def draw(
+    image: Image.Image, completion: str | dict[str, str], reference: str | None = None, scale: int = 4
+) -> Image.Image:
+    """The image enlarged, with what was read below it: green with a tick when right, red with a cross when wrong.
+
+    Args:
+        image: what was read, of any mode.
+        completion: the text; or several by name, each on a line of its own: `{"before": "46719", "after": "40719"}`.
+        reference: the true text. Without one the completion is dark and has no mark.
+        scale: how many pixels wide a pixel becomes.
+
+    Returns:
+        An RGB picture, as wide as the enlarged image unless a text is wider.
+    """
+    completions = completion if isinstance(completion, dict) else {"": completion}
+    enlarged = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    size = 7 * scale
+    font, label_font = ImageFont.load_default(size), ImageFont.load_default(0.65 * size)
+    margin, line_height = size // 3, round(1.35 * size)
+    label_width = max(round(label_font.getlength(label)) for label in completions)
+    text_left = margin + (label_width + margin if label_width else 0)
+    text_width = max(round(font.getlength(text or "(empty)")) for text in completions.values())
+    mark_width = 0 if reference is None else size + margin
+
+    width = max(enlarged.width, text_left + text_width + mark_width + margin)
+    picture = Image.new("RGB", (width, enlarged.height + line_height * len(completions) + margin), PAPER)
+    picture.paste(enlarged)
+    canvas = ImageDraw.Draw(picture)
+    for line, (label, text) in enumerate(completions.items()):
+        baseline = enlarged.height + line_height * line + round(1.1 * size)
+        colour = UNJUDGED if reference is None else RIGHT if text == reference else WRONG
+        canvas.text((margin, baseline), label, LABEL, label_font, anchor="ls")
+        canvas.text((text_left, baseline), text or "(empty)", colour, font, anchor="ls")
+        if reference is not None:  # not by colour alone: one reader in twenty cannot tell this green from this red
+            corner = (text_left + font.getlength(text or "(empty)") + margin, baseline - 0.7 * size)
+            _draw_mark(canvas, corner, 0.65 * size, colour, right=text == reference)
+    return picture
+
+
+def draw_grid(pictures: list[Image.Image], columns: int = 4, gap: int = 16) -> Image.Image:
+    """Pictures side by side, row after row, each in a cell as large as the largest of them."""
+    if not pictures:
+        raise ValueError("There are no pictures to lay out: pass at least one.")
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width, height = max(p.width for p in pictures) + gap, max(p.height for p in pictures) + gap
+    grid = Image.new("RGB", (columns * width + gap, rows * height + gap), PAPER)
+    for index, picture in enumerate(pictures):
+        grid.paste(picture, (gap + index % columns * width, gap + index // columns * height))
+    return grid
+
+
+def _draw_mark(
+    canvas: ImageDraw.ImageDraw, corner: tuple[float, float], size: float, colour: tuple[int, int, int], right: bool
+) -> None:
+    """A tick or a cross in the square of side `size` at its upper left `corner`."""
+    if right:
+        strokes = [[(0.05, 0.55), (0.35, 0.9), (0.95, 0.15)]]
+    else:
+        strokes = [[(0.15, 0.15), (0.85, 0.85)], [(0.85, 0.15), (0.15, 0.85)]]
+    for stroke in strokes:
+        points = [(corner[0] + x * size, corner[1] + y * size) for x, y in stroke]
+        canvas.line(points, fill=colour, width=max(2, round(size / 6)), joint="curve")

@@ -1,0 +1,41 @@
+"""A sample's reward minus its baseline. Pure functions of the rewards `(B, G)`, where NaN means: not scored.
+
+The baseline may depend on everything but the sample itself and leaves the gradient unbiased (paper, section 3);
+`mean` breaks that rule, and its docstring says by how much. A sample without a reward, or without the siblings that
+its baseline needs, has advantage 0.
+"""
+
+import torch
+
+
+def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """Reward minus the mean reward of the other samples of the image: every sample learns (Kool et al. 2019)."""
+    scored = ~rewards.isnan()
+    others = rewards.nansum(1, keepdim=True) - rewards.nan_to_num()  # (B, G)
+    num_others = scored.sum(1, keepdim=True) - scored.int()
+    return torch.where(scored & (num_others > 0), rewards - others / num_others.clamp(min=1), 0.0)
+
+
+def first_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """The released estimator: sample 0 learns, the others are its baseline (`detection_reward.py`)."""
+    advantages = leave_one_out_advantages(rewards)
+    return torch.cat([advantages[:, :1], torch.zeros_like(advantages[:, 1:])], dim=1)
+
+
+def greedy_advantages(rewards: torch.Tensor, greedy_rewards: torch.Tensor) -> torch.Tensor:
+    """Reward minus that of the greedy completion `(B,)`: self-critical training (Rennie et al. 2017)."""
+    return (rewards - greedy_rewards[:, None]).nan_to_num(nan=0.0)
+
+
+def mean_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """Reward minus the mean of all samples, itself included.
+
+    Biased by a factor only: its expected gradient is (G - 1) / G of the exact one, because a sample's own reward is
+    in its baseline.
+    """
+    return (rewards - rewards.nanmean(1, keepdim=True)).nan_to_num(nan=0.0)
+
+
+def no_baseline_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """The reward itself: plain REINFORCE (Williams 1992), unbiased and of the highest variance."""
+    return rewards.nan_to_num(nan=0.0)

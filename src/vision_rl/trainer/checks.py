@@ -1,0 +1,103 @@
+"""Mistakes that can be seen before an hour of training, each told in a sentence that says what to do."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from transformers import VisionEncoderDecoderModel
+
+from vision_rl.models.sampling import base_model, completion_length, special_ids
+from vision_rl.processing import VisionProcessor
+
+
+# What every reward is given beside the data set's columns (TRL's names).
+REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids", "references", "trainer_state", "log_metric")
+
+
+def check_model(model: nn.Module, processor: VisionProcessor, max_completion_length: int | None) -> None:
+    """A decoder with cross-attention, its special ids, a vocabulary and positions that suffice."""
+    policy = base_model(model)
+    ids = special_ids(policy)
+    if not isinstance(policy, VisionEncoderDecoderModel):
+        return
+    decoder = policy.decoder
+    accepts_images = "encoder_hidden_states" in inspect.signature(decoder.forward).parameters
+    attends = any("cross" in name or "encoder_attn" in name for name, _ in decoder.named_modules())
+    if not (accepts_images and attends):
+        raise ValueError(
+            f"{type(decoder).__name__} has no cross-attention, so it cannot read the image. Use a decoder that has it, "
+            "built with is_decoder=True, add_cross_attention=True: GPT-2, BERT, TrOCR, BART, or "
+            "vision_rl.models.VisionDecoderForCausalLM."
+        )
+    vocab_size = decoder.config.vocab_size
+    if processor.vocab_size is not None and processor.vocab_size > vocab_size:
+        raise ValueError(
+            f"The processor writes {processor.vocab_size} different ids, the decoder's vocabulary has {vocab_size}. "
+            f"Build the decoder with vocab_size={processor.vocab_size} or call "
+            f"model.decoder.resize_token_embeddings({processor.vocab_size})."
+        )
+    outside = [i for i in (ids.decoder_start, ids.pad, *ids.ends, *ids.suppressed) if i >= vocab_size]
+    if outside:
+        raise ValueError(f"The special ids {outside} lie outside of the decoder's vocabulary of {vocab_size}.")
+    positions = getattr(decoder.config, "max_position_embeddings", None)
+    length = completion_length(model, max_completion_length)
+    if positions is not None and length > positions:
+        raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")
+
+
+def check_dataset(name: str, dataset) -> None:
+    """A map-style data set with at least one row."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"{name} is a {type(dataset).__name__} without length and index. Rows need a number here (samples and "
+            "order are keyed by it): load it with streaming=False."
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"{name} is empty: it has no rows to learn from.")
+
+
+def column_names(dataset) -> list[str]:
+    """The columns of a `datasets.Dataset`, or of any sequence of dicts."""
+    names = getattr(dataset, "column_names", None)
+    return list(names) if names is not None else list(dataset[0])
+
+
+def check_columns(name: str, columns: list[str], wanted: Iterable[str]) -> None:
+    for column in wanted:
+        if column not in columns:
+            close = difflib.get_close_matches(column, columns, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise ValueError(
+                f"{name} has no column `{column}`; it has {', '.join(f'`{c}`' for c in columns)}.{hint} Column names "
+                "are set by `image_column` and `target_columns` of the config."
+            )
+
+
+def check_reward_signature(name: str, reward: Callable, columns: list[str], has_references: bool) -> None:
+    """A reward takes **kwargs, and what it asks for by name exists."""
+    parameters = inspect.signature(reward).parameters.values()
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        raise TypeError(f"The reward `{name}` must end in **kwargs: it is given every column of the data set by name.")
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not inspect.Parameter.VAR_KEYWORD]
+    if "references" in required and not has_references:
+        raise ValueError(
+            f"The reward `{name}` compares with `references`, but the data set lacks the target columns that the "
+            "processor makes them from. Add the columns, or name them in `target_columns`."
+        )
+    check_columns(f"The reward `{name}` asks for a column that is not there: the data set", [*columns, *REWARD_ARGUMENTS], required)
+
+
+def check_first_row(collator: Callable, rows, processor: VisionProcessor, vocab_size: int | None) -> None:
+    """One row through the processor: shape and range of what it makes."""
+    from vision_rl.trainer.data_order import RowKey
+
+    batch = collator([rows[RowKey(0, 0)]])
+    if "pixel_values" not in batch and "encoder_outputs" not in batch:
+        raise ValueError(f"{type(processor).__name__} made no pixel_values; it made {sorted(batch)}.")
+    labels: torch.Tensor | None = batch.get("labels")
+    if labels is not None and vocab_size is not None and labels.max() >= vocab_size:
+        raise ValueError(
+            f"Row 0 has the label {int(labels.max())}, but the decoder's vocabulary has only {vocab_size} ids."
+        )

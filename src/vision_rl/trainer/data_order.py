@@ -1,0 +1,86 @@
+"""Which row comes when: a pure function of (seed, epoch), so that a resumed run sees what it would have seen.
+
+transformers' and accelerate's own samplers replay epoch 0 after a resume, and with several ranks their `set_epoch`
+does not reach the sampler behind a skipped batch sampler. Here the data set holds the epoch, which accelerate always
+finds, and each key that the sampler yields carries it on to the workers.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch.utils.data import Dataset, Sampler
+
+from vision_rl.randomness import DATA_ORDER, ROW_TARGETS, keyed_generator
+
+
+class RowKey(NamedTuple):
+    epoch: int
+    index: int
+
+
+class Row(NamedTuple):
+    """A row on its way to the collator: its columns, its place in the data set, the seed of its random targets."""
+
+    columns: dict
+    index: int
+    seed: int | None
+
+
+class RowDataset(Dataset):
+    """A map-style data set whose rows know their index; `seed=None` (evaluation) makes no random targets."""
+
+    def __init__(self, dataset, seed: int | None = None):
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, key: RowKey) -> Row:
+        seed = None
+        if self.seed is not None:
+            seed = int(keyed_generator(self.seed, ROW_TARGETS, *key).integers(2**63))
+        try:
+            return Row(self.dataset[key.index], key.index, seed)
+        except Exception as error:
+            raise ValueError(f"Row {key.index}{self._file_of(key.index)} cannot be read: {error}") from error
+
+    def _file_of(self, index: int) -> str:
+        """Where the row's undecodable image lies, if `datasets` knows a path."""
+        import datasets
+
+        if not isinstance(self.dataset, datasets.Dataset):
+            return ""
+        images = [name for name, feature in self.dataset.features.items() if isinstance(feature, datasets.Image)]
+        undecoded = self.dataset.select([index]).select_columns(images)
+        for name in images:
+            undecoded = undecoded.cast_column(name, datasets.Image(decode=False))
+        paths = [value["path"] for value in undecoded[0].values() if value and value["path"]]
+        return f" ({', '.join(paths)})" if paths else ""
+
+
+class EpochSampler(Sampler[RowKey]):
+    """The keys of one epoch: shuffled by (seed, epoch), cut to whole optimisation steps of `step_size` rows."""
+
+    def __init__(self, rows: RowDataset, seed: int = 0, shuffle: bool = True, step_size: int = 1):
+        self.rows = rows
+        self.seed = seed
+        self.shuffle = shuffle
+        self.step_size = step_size
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.step_size * self.step_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[RowKey]:
+        order = range(len(self.rows))
+        if self.shuffle:
+            order = keyed_generator(self.seed, DATA_ORDER, self.rows.epoch).permutation(len(self.rows)).tolist()
+        epoch = self.rows.epoch
+        yield from (RowKey(epoch, index) for index in order[: len(self)])

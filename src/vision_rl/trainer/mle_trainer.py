@@ -1,0 +1,81 @@
+"""Step 1 of the paper: imitate the labels (maximum likelihood)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vision_rl.models.sampling import base_model, special_ids
+from vision_rl.trainer.losses import mle_loss
+from vision_rl.trainer.mle_config import VisionMLEConfig
+from vision_rl.trainer.vision_trainer import VisionTrainer
+
+
+class VisionMLETrainer(VisionTrainer):
+    """Maximum-likelihood pretraining of a model that writes its answer as tokens (paper, section 3, Algorithm 1).
+
+    The loss is the mean over all label tokens of the update step, whatever its split into micro-batches and ranks.
+    Add an auxiliary loss in a subclass:
+
+    ```python
+    class DenseMLETrainer(VisionMLETrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            dense = self.dense_loss(outputs.encoder_last_hidden_state, inputs["columns"])  # (B,)
+            loss = loss + self.mean_over_step(dense)
+            return (loss, outputs) if return_outputs else loss
+    ```
+
+    Args:
+        model: a `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
+        args: options; default `VisionMLEConfig("<model>-MLE")`.
+        train_dataset, eval_dataset: rows with an image and the processor's target columns.
+        processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
+            with an image processor and a tokenizer.
+        compute_metrics: `compute_metrics(predictions=, references=) -> dict` over the greedy completions of the whole
+            evaluation set, as an evaluate module's `compute`; without it only `eval_loss` is computed.
+        callbacks, optimizers, peft_config: as in TRL's trainers.
+        completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
+            `processing_class.batch_decode`.
+    """
+
+    learns_from_labels = True
+    _tag_names = ["vision_rl", "mle"]
+
+    def __init__(self, model, args: VisionMLEConfig | None = None, *rest, **kwargs):
+        super().__init__(model, args or VisionMLEConfig(f"{_name(model)}-MLE"), *rest, **kwargs)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs, labels = self._teacher_forced(model, inputs)
+        smoothing = self.args.label_smoothing_factor
+        loss = mle_loss(outputs.logits, labels, smoothing)
+        loss = self.mean_over_step(loss, num_items_in_batch or self._count_items(inputs))
+        return (loss, outputs) if return_outputs else loss
+
+    def _teacher_forced(self, model: nn.Module, inputs: dict):
+        """Logits for the labels, each predicted from those before it."""
+        ids = special_ids(base_model(self.accelerator.unwrap_model(model)))
+        labels = inputs["labels"]  # (B, T)
+        decoder_input_ids = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start).masked_fill(
+            F.pad(labels[:, :-1], (1, 0)) == -100, ids.pad
+        )
+        return model(**self.model_inputs(inputs), decoder_input_ids=decoder_input_ids, use_cache=False), labels
+
+    def _count_items(self, batch) -> int:
+        return int((batch["labels"] != -100).sum())
+
+    def _evaluate_batch(self, model, batch) -> list[dict]:
+        records = super()._evaluate_batch(model, batch)
+        outputs, labels = self._teacher_forced(model, batch)
+        losses = F.cross_entropy(outputs.logits.float().transpose(1, 2), labels, reduction="none")  # (B, T)
+        for record, loss, tokens in zip(records, losses.sum(1), (labels != -100).sum(1), strict=True):
+            record["loss"], record["tokens"] = loss.item(), tokens.item()
+        return records
+
+    def _evaluation_metrics(self, records) -> dict[str, float]:
+        loss = sum(record["loss"] for record in records) / sum(record["tokens"] for record in records)
+        return {"loss": loss, **super()._evaluation_metrics(records)}
+
+
+def _name(model) -> str:
+    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return name.rstrip("/").split("/")[-1]

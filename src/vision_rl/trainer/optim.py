@@ -1,0 +1,292 @@
+"""The paper's optimiser: Adafactor as big_vision has it, with a learning rate each for the encoder and the decoder.
+
+The paper trains with the Adafactor of "Scaling Vision Transformers" (Zhai et al., arXiv 2106.04560, section 3.4), that is
+`scale_by_adafactor` in big_vision's optax.py: second moments factored, a cap on their decay, momentum in half precision.
+Neither `torch.optim.Adafactor` nor `transformers.Adafactor` can be configured to equal it: they have no cap, factor other
+axes, and have no momentum or take it elsewhere.
+
+Schedules are transformers' own: `get_scheduler("constant_with_warmup")`, `"cosine"` and `"linear"` equal big_vision's at
+every update of a run, the first update of a warm-up (factor 0) included.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+from transformers.pytorch_utils import Conv1D
+
+
+DECAY_RATE = 0.8  # the second moments forget with beta2 = 1 - step^-0.8
+EPSILON = 1e-30  # inside the square, so that a gradient of zeros gives an update of zeros
+
+
+class BigVisionAdafactor(torch.optim.Optimizer):
+    """Adafactor with the arithmetic of big_vision's `scale_by_adafactor`, its learning rate and its weight decay.
+
+    One step takes `schedule * (lr * u + weight_decay * p)` from a parameter `p`, where `u` is the gradient over the root of
+    its second moments, averaged by the momentum without bias correction. So weight decay follows the schedule but not the
+    learning rate. The schedule is read off each group as `lr / initial_lr`, which is what torch's schedulers keep there;
+    whoever sets `lr` by hand thereby schedules it, and a group built with `lr=0` never moves.
+
+    Everything is computed in float32 and applied in the parameter's dtype. Parameters without a gradient are skipped.
+
+    Args:
+        params: parameters or groups; `parameter_groups` makes groups with the paper's two learning rates.
+        lr: learning rate before the schedule; `u` has an RMS near 1 whatever the scale of the gradients.
+        beta2_cap: upper limit of the second moments' decay; UViM's models were trained with 0.95.
+        momentum: decay of the average over updates; `None` turns it off and saves its memory.
+        clipping_threshold: limit of an update's RMS in each tensor, before momentum; `None` for no limit.
+        weight_decay: per step at the schedule's peak, *not* multiplied by `lr`.
+        min_dim_size_to_factor: a tensor is factored if its second largest dimension has at least this size.
+        momentum_dtype: dtype of the stored momentum.
+        view_shapes: parameters to optimise as if they had another shape, which changes the axes that are factored;
+            `attention_view_shapes` makes those of the reference. By default torch's own shapes are used.
+
+    Raises:
+        ValueError: for an option out of its range, for a view of the wrong size, and in `step` for a sparse gradient.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        beta2_cap: float = 0.999,
+        momentum: float | None = 0.9,
+        clipping_threshold: float | None = None,
+        weight_decay: float = 0.0,
+        min_dim_size_to_factor: int = 32,
+        momentum_dtype: torch.dtype = torch.bfloat16,
+        view_shapes: Mapping[nn.Parameter, tuple[int, ...]] | None = None,
+    ):
+        self.view_shapes = dict(view_shapes or {})
+        defaults = {
+            "lr": lr,
+            "beta2_cap": beta2_cap,
+            "momentum": momentum,
+            "clipping_threshold": clipping_threshold,
+            "weight_decay": weight_decay,
+            "min_dim_size_to_factor": min_dim_size_to_factor,
+            "momentum_dtype": momentum_dtype,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, check its options, and remember its learning rate before any schedule as `initial_lr`."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        _check_options(group)
+        group.setdefault("initial_lr", float(group["lr"]))
+        for parameter in group["params"]:
+            view = torch.Size(self.view_shapes.get(parameter, parameter.shape))
+            if view.numel() != parameter.numel():
+                raise ValueError(
+                    f"view_shapes gives the shape {tuple(view)} to a parameter of shape {tuple(parameter.shape)}: "
+                    "a view must have the same number of elements."
+                )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; returns the loss of `closure` where there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        for group in self.param_groups:
+            lr = float(group["lr"])
+            schedule = lr / group["initial_lr"] if group["initial_lr"] else 0.0
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = lr * self._direction(parameter, parameter.grad, group)
+                if group["weight_decay"]:
+                    update.add_(parameter, alpha=schedule * group["weight_decay"])
+                parameter.sub_(update)  # rounds once, to the parameter's dtype
+        return loss
+
+    def _direction(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        """The update before learning rate and decay, in float32 and the parameter's shape. Renews the state.
+
+        State tensors are rebound and never written in place, so a loaded state dict does not change under its owner.
+        """
+        if gradient.is_sparse:
+            raise ValueError("BigVisionAdafactor has no sparse updates: build the nn.Embedding with sparse=False.")
+        gradient = gradient.float().reshape(self.view_shapes.get(parameter, parameter.shape))
+        squared = gradient.square() + EPSILON
+
+        state = self.state[parameter]
+        state["step"] = state.get("step", 0) + 1
+        beta2 = min(group["beta2_cap"], 1.0 - state["step"] ** -DECAY_RATE)  # 0 at the first step: no bias to correct
+
+        axes = factored_axes(gradient.shape, group["min_dim_size_to_factor"])
+        if axes is None:
+            state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * squared
+            update = gradient * state["v"].rsqrt()
+        else:
+            largest, second = axes
+            state["row"] = beta2 * state.get("row", 0.0) + (1 - beta2) * squared.mean(largest, keepdim=True)
+            state["col"] = beta2 * state.get("col", 0.0) + (1 - beta2) * squared.mean(second, keepdim=True)
+            row = state["row"] / state["row"].mean(second, keepdim=True)
+            update = gradient * row.rsqrt() * state["col"].rsqrt()
+
+        if group["clipping_threshold"] is not None:
+            rms = update.square().mean().sqrt()
+            update = update / (rms / group["clipping_threshold"]).clamp(min=1.0)
+
+        if group["momentum"] is not None:
+            # Jitted JAX rounds the decay to the momentum's dtype (0.9 becomes 0.8984375) but multiplies in float32.
+            decay = torch.tensor(group["momentum"], dtype=group["momentum_dtype"]).item()
+            previous = state["momentum"].float() if "momentum" in state else 0.0
+            update = (1 - group["momentum"]) * update + decay * previous
+            state["momentum"] = update.to(group["momentum_dtype"])
+
+        return update.reshape(parameter.shape)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state in the dtypes it was saved in, so that a resumed run is the uninterrupted one, bit for bit.
+
+        torch casts the state to each parameter's dtype. For half precision weights that would round the second moments,
+        and in float16 their smallest become 0.
+        """
+        super().load_state_dict(state_dict)
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        saved_indices = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for parameter, index in zip(parameters, saved_indices, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                if torch.is_tensor(value):
+                    self.state[parameter][name] = value.to(parameter.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle keeps: torch's list would leave the views out."""
+        return {**super().__getstate__(), "view_shapes": self.view_shapes}
+
+
+def factored_axes(shape: tuple[int, ...], min_dim_size_to_factor: int = 32) -> tuple[int, int] | None:
+    """The largest and the second largest axis of `shape`, or `None` if the second is too small to be worth factoring.
+
+    Of equal dimensions the last counts as the largest, as in the reference.
+    """
+    if len(shape) < 2:
+        return None
+    *_, second, largest = sorted(range(len(shape)), key=lambda axis: shape[axis])
+    return (largest, second) if shape[second] >= min_dim_size_to_factor else None
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    """Raise a `ValueError` that says what to do for an option of `group` that is out of its range."""
+    momentum, threshold = group["momentum"], group["clipping_threshold"]
+    for option, in_range, wanted in [
+        ("lr", group["lr"] >= 0, "0 or more"),
+        ("beta2_cap", 0 < group["beta2_cap"] <= 1, "above 0 and at most 1, where 1 is no cap"),
+        ("momentum", momentum is None or 0 <= momentum < 1, "at least 0 and below 1, or None to turn it off"),
+        ("clipping_threshold", threshold is None or threshold > 0, "above 0, or None to turn it off"),
+        ("weight_decay", group["weight_decay"] >= 0, "0 or more"),
+        ("min_dim_size_to_factor", group["min_dim_size_to_factor"] >= 1, "at least 1; a huge one factors nothing"),
+        ("momentum_dtype", group["momentum_dtype"].is_floating_point, "a floating dtype such as torch.bfloat16"),
+    ]:
+        if not in_range:
+            raise ValueError(f"{option} is {group[option]}, but must be {wanted}.")
+
+
+def attention_view_shapes(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
+    """The shapes in which the reference keeps attention weights, for `BigVisionAdafactor(view_shapes=...)`.
+
+    Flax has an axis for the heads: (E, H, D) for queries, keys and values, (H, D, E) for the output, with H heads of size D
+    and a width E. Adafactor factors over E and the larger of H and D, and keeps the third axis as a batch, where torch's
+    (H*D, E) would be factored whole. The views are (H, D, E) and (E, H, D): factoring does not mind the order.
+
+    Finds every module with a linear `q_proj` and a number of heads: our decoder, and ViT, SigLIP, DINOv2, CLIP, TrOCR and
+    the like of transformers. Keys and values may have fewer heads than queries. Others (BERT, GPT-2) keep torch's shapes.
+    """
+    shapes: dict[nn.Parameter, tuple[int, ...]] = {}
+    for attention in model.modules():
+        layers = {name: layer for name, layer in attention.named_children() if isinstance(layer, nn.Linear)}
+        num_heads = _num_heads(attention)
+        if "q_proj" not in layers or num_heads is None:
+            continue
+        head_dim = layers["q_proj"].out_features // num_heads
+        for name, layer in layers.items():
+            if name in ("q_proj", "k_proj", "v_proj"):
+                for parameter in layer.parameters():  # weight (H*D, E), bias (H*D,)
+                    shapes[parameter] = (layer.out_features // head_dim, head_dim, *parameter.shape[1:])
+            elif name in ("out_proj", "o_proj"):
+                shapes[layer.get_parameter("weight")] = (layer.out_features, num_heads, head_dim)
+    return shapes
+
+
+def _num_heads(attention: nn.Module) -> int | None:
+    """The number of heads, under one of the three names that transformers has for it."""
+    config = getattr(attention, "config", None)
+    places = [(attention, "num_heads"), (attention, "num_attention_heads"), (config, "num_attention_heads")]
+    return next((getattr(owner, name) for owner, name in places if hasattr(owner, name)), None)
+
+
+def kernel_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that the reference decays: weights of linear and convolution layers (its `.*/kernel`).
+
+    Embeddings, norms, biases and positions are not decayed, nor is an output layer tied to the token embedding.
+    """
+    kernel_layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)  # Conv1D: GPT-2's linear layer
+    kernels = {module.weight for module in model.modules() if isinstance(module, kernel_layers)}
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed = kernels - embeddings
+    return {name for name, parameter in model.named_parameters() if parameter in decayed}
+
+
+# `encoder` as a child of the whole model, which PEFT, DistributedDataParallel and torch.compile may have wrapped.
+_IN_ENCODER = re.compile(r"(base_model\.model\.|module\.|_orig_mod\.)*encoder\.")
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    encoder_learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    decay_names: Collection[str] = frozenset(),
+) -> list[dict[str, Any]]:
+    """Optimiser groups of a `VisionEncoderDecoderModel`: the encoder with its own learning rate, kernels with decay.
+
+    The paper's captioning model learns its decoder ten times faster than its encoder (Table 7). The decoder's groups come
+    first, because Trainer logs the learning rate of the first group. `enc_to_dec_proj` goes with the decoder.
+
+    Args:
+        model: the model; only parameters that require a gradient are taken.
+        learning_rate: of the decoder, and of the encoder where it has none of its own.
+        encoder_learning_rate: of the parameters below `model.encoder`.
+        weight_decay: of the parameters in `decay_names`; all others get 0.
+        decay_names: names as in `model.named_parameters()`, such as `kernel_names(model)`.
+
+    Returns:
+        Groups for any torch optimiser, empty ones left out, each with a `name`: "decoder", "decoder_no_decay", "encoder",
+        "encoder_no_decay".
+
+    Raises:
+        ValueError: for an `encoder_learning_rate` without a trainable encoder, or a `weight_decay` without names.
+    """
+    if weight_decay and not decay_names:
+        raise ValueError(
+            f"weight_decay is {weight_decay} but decay_names is empty: pass decay_names=kernel_names(model) to decay what "
+            "the reference decays, or weight_decay=0.0."
+        )
+    encoder_lr = learning_rate if encoder_learning_rate is None else encoder_learning_rate
+    groups: dict[str, dict[str, Any]] = {
+        "decoder": {"params": [], "lr": learning_rate, "weight_decay": weight_decay},
+        "decoder_no_decay": {"params": [], "lr": learning_rate, "weight_decay": 0.0},
+        "encoder": {"params": [], "lr": encoder_lr, "weight_decay": weight_decay},
+        "encoder_no_decay": {"params": [], "lr": encoder_lr, "weight_decay": 0.0},
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "encoder" if _IN_ENCODER.match(name) else "decoder"
+            decayed = not weight_decay or name in decay_names
+            groups[part if decayed else f"{part}_no_decay"]["params"].append(parameter)
+
+    if encoder_learning_rate is not None and not (groups["encoder"]["params"] or groups["encoder_no_decay"]["params"]):
+        raise ValueError(
+            f"encoder_learning_rate is {encoder_learning_rate} but the model has no trainable parameter under `encoder.`: "
+            "unfreeze the encoder, or leave encoder_learning_rate out."
+        )
+    return [{"name": name, **group} for name, group in groups.items() if group["params"]]

@@ -1,0 +1,264 @@
+"""Step 2 of the paper: sample answers, score them, and make the better ones more likely (REINFORCE)."""
+
+import copy
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+
+from vision_rl.models.sampling import SampledCompletions, policy_logits, serves, special_ids
+from vision_rl.randomness import uniform_table
+from vision_rl.rewards import TokenTargets
+from vision_rl.trainer import checks
+from vision_rl.trainer.advantages import (
+    first_advantages,
+    greedy_advantages,
+    leave_one_out_advantages,
+    mean_advantages,
+    no_baseline_advantages,
+)
+from vision_rl.trainer.losses import reinforce_loss, selective_log_softmax, token_target_loss
+from vision_rl.trainer.mle_trainer import _name
+from vision_rl.trainer.reward_config import VisionRewardConfig
+from vision_rl.trainer.scoring import RewardSum
+from vision_rl.trainer.vision_trainer import VisionTrainer
+
+
+class VisionRewardTrainer(VisionTrainer):
+    """Tunes a vision model for a reward by REINFORCE (paper, section 3, Algorithm 2).
+
+    A step is four calls, `_sample`, `_score`, `_advantages` and `_learn`; override one of them to change it.
+
+    Args:
+        model: an MLE-trained `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
+        reward_funcs: one reward or a list: `reward(completions, completion_ids, references, **columns) ->
+            list[float | None] | RewardOutput`, as in TRL; also async functions and evaluate modules.
+        args: options; default `VisionRewardConfig("<model>-Reward")`.
+        train_dataset, eval_dataset: rows with an image and whatever columns the rewards want.
+        processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
+            with an image processor and a tokenizer.
+        compute_metrics: `compute_metrics(predictions=, references=) -> dict` over the greedy completions of the whole
+            evaluation set, as an evaluate module's `compute`: the true metric beside the reward.
+        callbacks, optimizers, peft_config: as in TRL's trainers.
+        completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
+            `processing_class.batch_decode`.
+    """
+
+    learns_from_labels = False
+    _tag_names = ["vision_rl", "reward-tuning"]
+
+    def __init__(self, model, reward_funcs, args: VisionRewardConfig | None = None, *rest, **kwargs):
+        args = args or VisionRewardConfig(f"{_name(model)}-Reward")
+        self.reward = RewardSum(reward_funcs, args.reward_weights)
+        super().__init__(model, args, *rest, **kwargs)
+        self.num_generations = args.num_generations
+        self.temperature = args.temperature
+        self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
+        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._step_time = 0.0
+        if args.disable_dropout:
+            self._disable_dropout()
+        self.ref_model = self._reference_model(adapters_are_new=kwargs.get("peft_config") is not None)
+
+    # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        completions = self._sample(inputs)
+        rewards, token_targets = self._score(completions, inputs)
+        advantages = self._advantages(rewards, completions, inputs)
+        return self._learn(model, inputs, completions, advantages, token_targets, num_items_in_batch)
+
+    def _sample(self, inputs) -> SampledCompletions:
+        """G completions of each image, drawn from the model as it stands: `(B, G, T)`."""
+        uniforms = uniform_table(
+            self.data_seed,
+            self.state.global_step,
+            inputs["row_index"],
+            self.num_generations,
+            self.max_completion_length,
+        )
+        return self.complete(inputs, self.num_generations, temperature=self.temperature, uniforms=uniforms)
+
+    def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
+        """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply."""
+        decoded, ids = self.decode(completions, inputs)
+        scores = self.reward(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
+        rewards = scores.rewards.view(completions.completion_ids.shape[:2]).to(self.args.device)
+        self._record(scores, rewards, completions)
+        return rewards, scores.token_targets
+
+    def _advantages(self, rewards: torch.Tensor, completions: SampledCompletions, inputs) -> torch.Tensor:
+        """Each sample's reward minus its baseline: `(B, G)`."""
+        if self.ref_model is not None:
+            rewards = rewards - self.args.beta * self._kl(completions, inputs)
+        match self.args.baseline:
+            case "leave_one_out":
+                return leave_one_out_advantages(rewards)
+            case "first":
+                return first_advantages(rewards)
+            case "greedy":
+                return greedy_advantages(rewards, self._greedy_rewards(inputs))
+            case "mean":
+                return mean_advantages(rewards)
+            case "none":
+                return no_baseline_advantages(rewards)
+
+    def _learn(self, model, inputs, completions, advantages, token_targets, num_images=None) -> torch.Tensor:
+        """The loss: one teacher-forced pass over the samples, weighted by their advantages."""
+        logits, per_token_logps = self._teacher_forced(model, inputs, completions)  # (B*G, T, V), (B*G, T)
+        mask = completions.completion_mask.flatten(0, 1)
+        self._record_logp_difference(per_token_logps, completions)
+        num_samples = (num_images or len(advantages)) * self.num_learning  # of the whole update step
+        length = self.max_completion_length if self.args.loss_reduction == "mean" else 1
+        loss = self.mean_over_step(reinforce_loss(per_token_logps, mask, advantages.flatten()) / length, num_samples)
+        for targets in token_targets:  # TokenTargets.weight is stated for "mean"; "sum" is max_completion_length of it
+            weight = targets.weight * self.max_completion_length / length
+            loss = loss + self.mean_over_step(weight * token_target_loss(logits, self._of_learners(targets)), num_samples)
+        return loss
+
+    # --- the parts --------------------------------------------------------------------------------------------------
+
+    def _teacher_forced(self, model, inputs, completions) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the sampled distribution and the samples' log-probabilities; each image is encoded once."""
+        policy = self.accelerator.unwrap_model(model)
+        ids = special_ids(policy)
+        completion_ids = completions.completion_ids.flatten(0, 1)  # (B*G, T)
+        images = self.model_inputs(inputs)
+        if not serves(policy):
+            images = {name: value.repeat_interleave(self.num_generations, dim=0) for name, value in images.items()}
+        decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=ids.decoder_start)
+        outputs = model(**images, decoder_input_ids=decoder_input_ids, use_cache=False)
+        logits = policy_logits(outputs.logits, self.temperature, ids.suppressed)
+        return logits, selective_log_softmax(logits, completion_ids)
+
+    def _of_learners(self, targets: TokenTargets) -> TokenTargets:
+        """Without those of the samples that only serve as a baseline."""
+        learns = targets.positions[:, 0] % self.num_generations < self.num_learning
+        return TokenTargets(targets.positions[learns], targets.ids[learns], targets.probabilities[learns])
+
+    def _greedy_rewards(self, inputs) -> torch.Tensor:
+        greedy = self.complete(inputs, do_sample=False)
+        decoded, ids = self.decode(greedy, inputs)
+        scores = self.reward(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
+        return scores.rewards.to(self.args.device)
+
+    def _reference_model(self, adapters_are_new: bool):
+        """The model before tuning, for `beta`: under new adapters the base itself, else a frozen copy."""
+        if self.args.beta == 0:
+            return None
+        if adapters_are_new:
+            return self.model
+        if self._gathers_weights():
+            raise ValueError("beta needs a second copy of the weights, which ZeRO-3 and FSDP would shard: use LoRA.")
+        reference = copy.deepcopy(self.model).requires_grad_(False)
+        return self.accelerator.prepare_model(reference, evaluation_mode=True).eval()
+
+    @torch.no_grad()
+    def _kl(self, completions: SampledCompletions, inputs) -> torch.Tensor:
+        """The samples' log p(policy) - log p(reference), summed over tokens `(B, G)`: TRL's k1 estimator of the KL."""
+        without_adapters = self.ref_model.disable_adapter() if self.ref_model is self.model else nullcontext()
+        with without_adapters, self.accelerator.autocast():
+            _, reference_logps = self._teacher_forced(self.ref_model, inputs, completions)
+        difference = completions.per_token_logps - reference_logps.view_as(completions.per_token_logps)
+        kl = difference.masked_fill(completions.completion_mask == 0, 0.0).sum(-1)
+        self._metrics["kl"].append(self.accelerator.gather(kl).mean().item())
+        return kl
+
+    def _count_items(self, batch) -> int:
+        return len(batch["row_index"])
+
+    def _check_data(self, args, train_dataset, eval_dataset, collator, policy) -> None:
+        super()._check_data(args, train_dataset, eval_dataset, collator, policy)
+        has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
+        if train_dataset is not None:
+            self.reward.check(checks.column_names(train_dataset), has_references)
+
+    # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
+
+    def _needs_completions(self) -> bool:
+        return True
+
+    def _evaluate_batch(self, model, batch) -> list[dict]:
+        greedy = self.complete(batch, do_sample=False)
+        decoded, ids = self.decode(greedy, batch)
+        scores = self.reward(decoded, ids, batch["columns"], batch["row_index"].tolist(), self.state)
+        references = batch["columns"].references or [None] * len(ids)
+        return [
+            {
+                "index": index,
+                "completion": decoded[row],
+                "reference": references[row],
+                "length": len(ids[row]),
+                "reward": scores.rewards[row].item(),
+                "rewards": scores.per_function[row].tolist(),
+            }
+            for row, index in enumerate(batch["row_index"].tolist())
+        ]
+
+    def _evaluation_metrics(self, records) -> dict[str, float]:
+        metrics = super()._evaluation_metrics(records)
+        metrics["reward"] = torch.tensor([record["reward"] for record in records]).nanmean().item()
+        per_function = torch.tensor([record["rewards"] for record in records])  # (N, F)
+        for name, mean in zip(self.reward.names, per_function.nanmean(0).tolist(), strict=True):
+            metrics[f"rewards/{name}/mean"] = mean
+        metrics["completions/mean_length"] = sum(record["length"] for record in records) / len(records)
+        return metrics
+
+    # --- logging: TRL's keys ----------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        start = time.perf_counter()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._step_time += time.perf_counter() - start
+        if self.accelerator.sync_gradients:
+            self._metrics["step_time"].append(self._step_time)
+            self._step_time = 0.0
+        return loss
+
+    def _record(self, scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
+        gather, device, log = self.accelerator.gather, self.args.device, self._metrics
+        rewards, per_function = gather(rewards), gather(scores.per_function.to(device))
+        lengths = gather(completions.completion_mask.sum(-1).flatten()).float()
+        ends = special_ids(self.accelerator.unwrap_model(self.model)).ends
+        last = completions.completion_ids.flatten(0, 1).gather(
+            1, completions.completion_mask.sum(-1).flatten()[:, None] - 1
+        )
+        ended = gather(torch.isin(last, torch.tensor(ends, device=device)).flatten()) if ends else lengths > 0
+        entropy = -gather(completions.per_token_logps.flatten(1).sum(1)).sum() / lengths.sum()
+
+        self.state.num_input_tokens_seen += int(lengths.sum())
+        log["num_tokens"] = [self.state.num_input_tokens_seen]
+        for name, values in (("", lengths), ("terminated_", lengths[ended])):
+            if len(values):
+                log[f"completions/mean_{name}length"].append(values.mean().item())
+                log[f"completions/min_{name}length"].append(values.min().item())
+                log[f"completions/max_{name}length"].append(values.max().item())
+        log["completions/clipped_ratio"].append((~ended).float().mean().item())
+        for name, values in zip(self.reward.names, per_function.unbind(1), strict=True):
+            values = values[~values.isnan()]
+            log[f"rewards/{name}/mean"].append(values.mean().item())
+            log[f"rewards/{name}/std"].append(values.std(correction=0).item())
+        spread = (rewards - rewards.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()  # (B,) within an image
+        log["reward"].append(rewards.nanmean().item())
+        log["reward_std"].append(spread.nanmean().item())
+        log["frac_reward_zero_std"].append((spread < 1e-6).float().mean().item())
+        log["entropy"].append(entropy.item())  # of a token, estimated by the samples' own log-probabilities
+        for name, value in scores.logged.items():
+            log[name].append(value)
+
+    def _record_logp_difference(self, per_token_logps: torch.Tensor, completions: SampledCompletions) -> None:
+        """How far the learned policy is from the sampled one: about 0 unless dropout or precision part them."""
+        difference = (per_token_logps.detach() - completions.per_token_logps.flatten(0, 1)).abs()
+        difference = difference.masked_fill(completions.completion_mask.flatten(0, 1) == 0, 0.0).max()
+        self._metrics["sampling/sampling_logp_difference/max"].append(difference.item())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
+            for name, values in self._metrics.items():
+                finite = [value for value in values if value == value]
+                if finite:
+                    logs[name] = sum(finite) / len(finite)
+            self._metrics.clear()
+        super().log(logs, start_time)

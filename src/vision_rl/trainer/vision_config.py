@@ -1,0 +1,77 @@
+"""The options that both steps share."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+BIG_VISION_ADAFACTOR = "big_vision_adafactor"
+
+
+@dataclass
+class VisionConfig(TrainingArguments):
+    """`TrainingArguments` with what a model that writes its answer as tokens needs. Batch sizes count images.
+
+    An epoch consists of whole optimisation steps: the images of a shuffled epoch that do not fill one wait for the
+    next epoch, so that a step has the same images for every split into micro-batches and ranks.
+    """
+
+    # Changed defaults of TrainingArguments
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Kept off: every column of the data set reaches the rewards."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many update steps."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Off, unlike in Trainer: a NaN loss must be seen, not averaged away."}
+    )
+    optim: str = field(
+        default="adamw_torch_fused",
+        metadata={
+            "help": "Any of Trainer's optimisers, or 'big_vision_adafactor', the paper's (its options go into "
+            "`optim_args`, e.g. 'beta2_cap=0.95')."
+        },
+    )
+
+    # Model
+    model_init_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for from_pretrained when `model` is a name or a path."}
+    )
+    encoder_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the encoder; None: `learning_rate`, as for the decoder."}
+    )
+    max_completion_length: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens that are generated; None: the generation config's max_new_tokens, else 128."},
+    )
+
+    # Data
+    image_column: str = field(default="image", metadata={"help": "Column with the image."})
+    target_columns: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "The column for each target keyword of the processor, e.g. {'text': 'transcription'}; "
+            "None: they have the same names."
+        },
+    )
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the training rows anew each epoch."})
+
+    # TrainingArguments parses these from JSON on the command line.
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "target_columns"]
+
+    def __post_init__(self):
+        paper_optimizer = self.optim == BIG_VISION_ADAFACTOR
+        if paper_optimizer:
+            self.optim = "adafactor"  # a name that TrainingArguments accepts; put back below
+        super().__post_init__()
+        if paper_optimizer:
+            self.optim = BIG_VISION_ADAFACTOR
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: rewards and metrics read the data set's columns.")
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size changes the batch in the middle of training; set per_device_train_batch_size."
+            )
+        if self.encoder_learning_rate is not None and self.encoder_learning_rate < 0:
+            raise ValueError(f"encoder_learning_rate must not be negative, got {self.encoder_learning_rate}.")
+        if self.max_completion_length is not None and self.max_completion_length < 1:
+            raise ValueError(f"max_completion_length must be at least 1, got {self.max_completion_length}.")

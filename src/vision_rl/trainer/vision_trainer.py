@@ -1,0 +1,384 @@
+"""What both steps share: data, greedy evaluation, optimiser groups, checkpoints. The parts of Trainer that we own."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoProcessor,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    VisionEncoderDecoderModel,
+    set_seed,
+)
+from transformers.integrations.deepspeed import deepspeed_init
+from transformers.trainer_utils import EvalLoopOutput
+
+from vision_rl.models.preparation import disable_dropout, freeze_unused_parameters
+from vision_rl.models.sampling import SampledCompletions, base_model, completion_length, sample, serves, share_images
+from vision_rl.processing import as_vision_processor
+from vision_rl.trainer import checks
+from vision_rl.trainer.collator import VisionCollator
+from vision_rl.trainer.data_order import EpochSampler, RowDataset
+from vision_rl.trainer.optim import BigVisionAdafactor, attention_view_shapes, kernel_names, parameter_groups
+from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR, VisionConfig
+
+
+logger = logging.getLogger(__name__)
+
+STAGE1_FOLDER = "stage1"
+
+
+class VisionTrainer(Trainer):
+    """Base of `VisionMLETrainer` and `VisionRewardTrainer`; use one of these.
+
+    Four things are done otherwise than in transformers' Trainer, each because it goes wrong for these models there:
+    the loss is normalised over the whole step (accumulation and ranks included), a resume or load-best restores the
+    encoder too, the data order is a function of (seed, epoch), and evaluation decodes greedily and computes
+    metrics over the whole set.
+    """
+
+    learns_from_labels: bool
+    loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: VisionConfig,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics: Callable[..., dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: PeftConfig | None = None,
+        completion_decoder: nn.Module | None = None,
+    ):
+        set_seed(args.seed)  # before adapters are initialised
+        if args.n_gpu > 1:
+            raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
+        if isinstance(model, str):
+            if processing_class is None:
+                processing_class = AutoProcessor.from_pretrained(model)
+            model = VisionEncoderDecoderModel.from_pretrained(
+                model, **{"dtype": torch.float32, **(args.model_init_kwargs or {})}
+            )
+        if processing_class is None:
+            raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
+
+        policy = base_model(model)
+        _mirror_special_ids(policy, processing_class)
+        self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+        checks.check_model(policy, self.processor, args.max_completion_length)
+        self.max_completion_length = completion_length(policy, args.max_completion_length)
+        freeze_unused_parameters(policy)
+        if serves(policy):
+            share_images(policy)
+        else:
+            logger.warning(
+                "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
+                type(policy).__name__,
+            )
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+
+        self.target_columns = self._resolve_target_columns(args, train_dataset, eval_dataset)
+        collator = VisionCollator(self.processor, args.image_column, self.target_columns, self.learns_from_labels)
+        self._check_data(args, train_dataset, eval_dataset, collator, policy)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
+        self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        self.completion_decoder = completion_decoder
+        if completion_decoder is not None:
+            completion_decoder.requires_grad_(False)
+            self.completion_decoder = self.accelerator.prepare_model(completion_decoder, evaluation_mode=True).eval()
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def _resolve_target_columns(self, args: VisionConfig, *datasets) -> dict[str, str]:
+        """The column for each target keyword; tuning leaves out those that no data set has."""
+        named = args.target_columns or {}
+        unknown = set(named) - set(self.processor.target_columns)
+        if unknown:
+            raise ValueError(
+                f"target_columns names {sorted(unknown)}, but {type(self.processor).__name__} takes "
+                f"{list(self.processor.target_columns)}."
+            )
+        columns = {keyword: named.get(keyword, keyword) for keyword in self.processor.target_columns}
+        if self.learns_from_labels:
+            return columns
+        present = {c for d in _flat(datasets) if len(d) for c in checks.column_names(d)}
+        return {keyword: column for keyword, column in columns.items() if column in present or keyword in named}
+
+    def _check_data(self, args: VisionConfig, train_dataset, eval_dataset, collator, policy) -> None:
+        datasets = {"train_dataset": train_dataset}
+        if isinstance(eval_dataset, dict):
+            datasets.update({f"eval_dataset[{key!r}]": value for key, value in eval_dataset.items()})
+        else:
+            datasets["eval_dataset"] = eval_dataset
+        vocab_size = policy.decoder.config.vocab_size if serves(policy) else None
+        for name, dataset in datasets.items():
+            if dataset is None:
+                continue
+            checks.check_dataset(name, dataset)
+            checks.check_columns(
+                name, checks.column_names(dataset), [args.image_column, *self.target_columns.values()]
+            )
+            checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
+        if train_dataset is not None and len(train_dataset) < self._step_size(args):
+            raise ValueError(
+                f"One step takes {self._step_size(args)} images (per_device_train_batch_size x accumulation x ranks), "
+                f"train_dataset has only {len(train_dataset)}: lower the batch size."
+            )
+
+    @staticmethod
+    def _step_size(args: VisionConfig) -> int:
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def get_train_dataloader(self) -> DataLoader:
+        rows = RowDataset(self.train_dataset, seed=self.data_seed)
+        sampler = EpochSampler(rows, self.data_seed, self.args.shuffle_dataset, self._step_size(self.args))
+        return self._get_dataloader(
+            rows, "Training", self._train_batch_size, sampler_fn=lambda _: sampler, is_training=True
+        )
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("Evaluation needs an eval_dataset.")
+        rows = RowDataset(dataset)
+        return self._get_dataloader(
+            rows, "Evaluation", self.args.eval_batch_size, sampler_fn=lambda _: EpochSampler(rows, shuffle=False)
+        )
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        return self.get_eval_dataloader(test_dataset)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one update step, and how many items the loss of the whole step is averaged over."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = torch.tensor([[self._count_items(b), len(b["row_index"])] for b in batches], device=device).sum(0)
+        items, self.num_images_in_step = self.accelerator.gather(counts[None]).sum(0).tolist()
+        return batches, items
+
+    def _count_items(self, batch: dict) -> int:
+        """What the loss is a mean of: tokens in MLE, images in tuning."""
+        raise NotImplementedError
+
+    def mean_over_step(self, values: torch.Tensor, num_items: int | None = None) -> torch.Tensor:
+        """`values.sum()` as this micro-batch's share of the mean over the whole update step.
+
+        Ranks are averaged by DDP and DeepSpeed, hence the factor. `num_items` defaults to the step's images: an
+        auxiliary loss with one value an image is added as `self.mean_over_step(values)`.
+        """
+        return values.sum() * self.accelerator.num_processes / (num_items or self.num_images_in_step)
+
+    def model_inputs(self, batch: dict) -> dict[str, Any]:
+        """The images of a batch as the model takes them; a batch may carry `encoder_outputs (B, N, d)` instead."""
+        if "encoder_outputs" in batch:
+            return {"encoder_outputs": (batch["encoder_outputs"],)}
+        return {"pixel_values": batch["pixel_values"]}
+
+    # --- completions ------------------------------------------------------------------------------------------------
+
+    def complete(self, batch: dict, num_generations: int = 1, **how) -> SampledCompletions:
+        """Completions of the batch from the model as it stands; `how` goes to `vision_rl.models.sampling.sample`."""
+        with self.accelerator.autocast():
+            return sample(
+                self.accelerator.unwrap_model(self.model_wrapped),
+                batch.get("pixel_values"),
+                num_generations,
+                encoder_outputs=batch.get("encoder_outputs"),
+                max_completion_length=self.max_completion_length,
+                synced=self._gathers_weights(),
+                **how,
+            )
+
+    def decode(self, completions: SampledCompletions, batch: dict) -> tuple[list, list[list[int]]]:
+        """The decoded objects and the ids (end token included), one of each a completion, images in order."""
+        ids = [
+            row[mask.bool()].tolist()
+            for row, mask in zip(completions[0].flatten(0, 1), completions[1].flatten(0, 1), strict=True)
+        ]
+        if self.completion_decoder is not None:
+            with torch.no_grad():
+                return list(self.completion_decoder(completions.completion_ids, batch)), ids
+        return list(self.processor.batch_decode(ids)), ids
+
+    def _gathers_weights(self) -> bool:
+        zero = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        return self.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3)
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Every row once, on all ranks together; the metrics see the whole set."""
+        model = self._model_for_evaluation()
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        records = []
+        for batch in dataloader:
+            batch = self._prepare_inputs(batch)
+            with torch.no_grad():
+                records.extend(self._evaluate_batch(model, batch))
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        # The last batch of a rank may be filled up with rows that another rank has as well.
+        by_index = {record["index"]: record for record in gather_object(records)}
+        records = [by_index[index] for index in sorted(by_index)]
+        metrics = [self._evaluation_metrics(records) if self.is_world_process_zero() else None]
+        metrics = broadcast_object_list(metrics)[0]
+        return EvalLoopOutput(
+            predictions=[record.get("completion") for record in records],
+            label_ids=[record.get("reference") for record in records],
+            metrics={f"{metric_key_prefix}_{key}": value for key, value in metrics.items()},
+            num_samples=len(records),
+        )
+
+    def _model_for_evaluation(self) -> nn.Module:
+        """The model as `Trainer` would evaluate it, also when nothing was trained before."""
+        if self.is_deepspeed_enabled and self.deepspeed is None:
+            deepspeed_init(self, num_training_steps=0, inference=True)
+        if not self.accelerator._models and self.model_wrapped is self.model:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                self.model_wrapped = self.accelerator.prepare(self.model)
+            else:
+                self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+            if self.is_fsdp_enabled:
+                self.model = self.model_wrapped
+            if self.is_deepspeed_enabled:
+                self.deepspeed = self.model_wrapped
+        return self.model_wrapped
+
+    def _evaluate_batch(self, model: nn.Module, batch: dict) -> list[dict]:
+        """One record a row, plain objects: `index`, and `completion` and `reference` where there are."""
+        records = [{"index": index} for index in batch["row_index"].tolist()]
+        if self._needs_completions():
+            completions = self.complete(batch, do_sample=False)
+            decoded, ids = self.decode(completions, batch)
+            references = batch["columns"].references
+            for row, record in enumerate(records):
+                record["completion"], record["length"] = decoded[row], len(ids[row])
+                record["reference"] = None if references is None else references[row]
+        return records
+
+    def _needs_completions(self) -> bool:
+        return self.compute_metrics is not None
+
+    def _evaluation_metrics(self, records: list[dict]) -> dict[str, float]:
+        if self.compute_metrics is None:
+            return {}
+        metrics = self.compute_metrics(
+            predictions=[record["completion"] for record in records],
+            references=[record["reference"] for record in records],
+        )
+        return {key: float(value) for key, value in metrics.items() if _is_scalar(value)}
+
+    # --- optimiser --------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """AdamW or any of Trainer's, or the paper's Adafactor; the encoder with its own learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        paper = self.args.optim == BIG_VISION_ADAFACTOR
+        groups = parameter_groups(
+            model,
+            self.args.learning_rate,
+            self.args.encoder_learning_rate,
+            self.args.weight_decay,
+            decay_names=kernel_names(model) if paper else set(self.get_decay_parameter_names(model)),
+        )
+        if paper:
+            options = _parse_optim_args(self.args.optim_args)
+            if options.pop("reference_layout", False):
+                options["view_shapes"] = attention_view_shapes(model)
+            self.optimizer = BigVisionAdafactor(groups, lr=self.args.learning_rate, **options)
+        else:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if {"params", "model", "optimizer_dict"} & set(options):
+                raise ValueError(f"optim={self.args.optim!r} builds its own parameter groups: pass it in `optimizers`.")
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
+        model = self.model if model is None else model
+        if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+            model.load_state_dict(restored.state_dict())
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self):
+        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+            return
+        super()._load_best_model()
+
+    def _save(self, output_dir=None, state_dict=None):
+        """One folder with all that the tuned model needs: model, processor and, if there is one, `stage1/`."""
+        super()._save(output_dir, state_dict)
+        if isinstance(self.completion_decoder, PreTrainedModel) and self.args.should_save:
+            output_dir = output_dir if output_dir is not None else self.args.output_dir
+            self.completion_decoder.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
+
+    def floating_point_ops(self, inputs) -> int:
+        return 0  # Trainer's estimate counts the tokens of a language model's input
+
+    def _disable_dropout(self) -> None:
+        disable_dropout(self.model)
+
+
+def _mirror_special_ids(policy: PreTrainedModel, processing_class) -> None:
+    """The same special ids in config and generation_config; a tokenizer fills in the pad and end that are missing."""
+    tokenizer = getattr(processing_class, "tokenizer", None)
+    for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
+        value = getattr(policy.generation_config, name)
+        if value is None:
+            value = getattr(policy.config, name, None)
+        if value is None and name != "decoder_start_token_id":
+            value = getattr(tokenizer, name, None)
+        if value is not None:
+            setattr(policy.generation_config, name, value)
+            setattr(policy.config, name, value)
+
+
+def _flat(datasets) -> list:
+    flat = [d for dataset in datasets for d in (dataset.values() if isinstance(dataset, dict) else [dataset])]
+    return [d for d in flat if d is not None]
+
+
+def _is_scalar(value) -> bool:
+    return isinstance(value, int | float) or (hasattr(value, "ndim") and value.ndim == 0)
+
+
+def _parse_optim_args(text: str | None) -> dict[str, Any]:
+    """'beta2_cap=0.95,momentum=none' as Trainer's other optimisers read `optim_args`."""
+    if not text:
+        return {}
+    words = {"true": True, "false": False, "none": None}
+    pairs = (pair.split("=") for pair in text.replace(" ", "").split(","))
+    return {key: words[value.lower()] if value.lower() in words else float(value) for key, value in pairs}
