@@ -1,0 +1,1 @@
+"""Data sets that need no download, and readers of data that is on disk."""

@@ -44,8 +44,9 @@ def digit_strings(
         max_digits: the longest; all lengths between are equally likely, and so are the digits.
         height: of the image in pixels; the digits grow with it.
         width: of the image in pixels. A string that is too wide for it is shrunk.
-        crowding: the share of neighbours whose ink touches or overlaps, by up to 2 pixels in 32; the others are 1 to
-            4 pixels apart. At 0, cutting the image at its empty columns separates most digits.
+        crowding: about the share of neighbours whose ink touches or overlaps, by up to 2 pixels of 32; the others
+            are 1 to 4 apart where they are closest. Cutting the image at its empty columns would separate 56% of
+            neighbours at 0 (digits slant), 29% at 0.5 and none at 1.
         noise: standard deviation of the pixel noise, where black to white is 1.
 
     Returns:
@@ -95,8 +96,8 @@ def digit_images(split: Split) -> tuple[np.ndarray, np.ndarray]:
         of_digit = np.flatnonzero(labels == digit)
         order = np.argsort(np.random.Philox(key=digit).random_raw(len(of_digit)))
         rows.append(of_digit[order[start : start + count]])
-    rows = np.concatenate(rows)
-    return images[rows], labels[rows]
+    chosen = np.concatenate(rows)
+    return images[chosen], labels[chosen]
 
 
 @cache

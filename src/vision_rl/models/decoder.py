@@ -2,8 +2,8 @@
 
 It is the decoder of big_vision's `models/proj/uvim/vtt.py`, with which arXiv 2302.08242 does every task, as a
 transformers model to put inside `VisionEncoderDecoderModel`. No class of transformers has this mix: pre-LN, attention
-without biases, learned positions, an untied output head with a bias. Left out: dropout, as in the reference; `generate`
-of the decoder alone, which would hide a start token that is also the padding (both are 0 in the reference).
+without biases, learned positions, an untied output head with a bias. Left out: dropout, as in the reference, and
+`generate` of the decoder alone, which would hide a start token that is also the padding (both are 0 in the reference).
 """
 
 from typing import Any
@@ -246,14 +246,9 @@ class VisionDecoderForCausalLM(PreTrainedModel):
             past_key_values = DynamicCache()
         if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
             past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
-        if (
-            past_key_values is not None
-            and self.training
-            and any(layer.gradient_checkpointing for layer in self.layers)
-        ):
-            raise ValueError(
-                "A checkpointed layer runs twice and would cache its tokens twice: call model.eval() first."
-            )
+        checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.layers)
+        if checkpointing and past_key_values is not None:
+            raise ValueError("A checkpointed layer runs twice and would cache its tokens twice: call model.eval().")
 
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B*G, T, width)
         rows, length, _ = x.shape

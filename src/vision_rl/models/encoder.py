@@ -77,6 +77,7 @@ def load_encoder(
             name_or_path, config=config, add_pooling_layer=False, **from_pretrained_kwargs
         )
     elif isinstance(config, Dinov2Config):
+        config.use_mask_token = False  # of its pretraining; a parameter without gradient would make DDP wait for it
         encoder = Dinov2Model.from_pretrained(name_or_path, config=config, **from_pretrained_kwargs)
     else:
         raise ValueError(
@@ -166,8 +167,8 @@ def vision_encoder_decoder(
     """The model that is trained: `encoder` reads an image, `decoder` writes tokens about it.
 
     The special ids go to both places where transformers looks: `config`, which turns labels into decoder inputs, and
-    `generation_config`. The latter is new, for the decoder's may hold forced tokens and a maximal length, which sampling
-    would obey and the loss not know of. With `eos_token_id=None` every sequence has the length that is asked for.
+    `generation_config`. The latter is new, for the decoder's may hold forced tokens and a maximal length, which
+    sampling would obey and the loss not know of. With `eos_token_id=None` every sequence has the length asked for.
     Raises `ValueError` for a decoder that cannot look at images.
     """
     if "encoder_hidden_states" not in inspect.signature(decoder.forward).parameters:

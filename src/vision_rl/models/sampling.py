@@ -208,10 +208,18 @@ def special_ids(model: nn.Module) -> SpecialIds:
 
 
 def completion_length(model: nn.Module, max_completion_length: int | None) -> int:
-    """The most tokens a completion may have."""
+    """The most tokens a completion may have: as given, else `generation_config.max_new_tokens`, else what fits, to 128."""
     if max_completion_length is not None:
         return max_completion_length
-    return base_model(model).generation_config.max_new_tokens or DEFAULT_LENGTH
+    policy = base_model(model)
+    if policy.generation_config.max_new_tokens is not None:
+        return policy.generation_config.max_new_tokens
+    return min(DEFAULT_LENGTH, num_positions(policy) or DEFAULT_LENGTH)
+
+
+def num_positions(policy: PreTrainedModel) -> int | None:
+    """How many tokens the decoder's position embeddings reach, if it has such a limit."""
+    return getattr(policy.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _all_done(done: torch.Tensor, synced: bool) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import VisionEncoderDecoderModel
 
-from vision_rl.models.sampling import base_model, completion_length, special_ids
+from vision_rl.models.sampling import base_model, completion_length, num_positions, special_ids
 from vision_rl.processing import VisionProcessor
 
 
@@ -41,7 +41,7 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
     outside = [i for i in (ids.decoder_start, ids.pad, *ids.ends, *ids.suppressed) if i >= vocab_size]
     if outside:
         raise ValueError(f"The special ids {outside} lie outside of the decoder's vocabulary of {vocab_size}.")
-    positions = getattr(decoder.config, "max_position_embeddings", None)
+    positions = num_positions(policy)
     length = completion_length(model, max_completion_length)
     if positions is not None and length > positions:
         raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")

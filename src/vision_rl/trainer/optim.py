@@ -138,7 +138,7 @@ class BigVisionAdafactor(torch.optim.Optimizer):
 
         if group["momentum"] is not None:
             # Jitted JAX rounds the decay to the momentum's dtype (0.9 becomes 0.8984375) but multiplies in float32.
-            decay = torch.tensor(group["momentum"], dtype=group["momentum_dtype"]).item()
+            decay = torch.tensor(group["momentum"], dtype=group["momentum_dtype"], device="cpu").item()
             previous = state["momentum"].float() if "momentum" in state else 0.0
             update = (1 - group["momentum"]) * update + decay * previous
             state["momentum"] = update.to(group["momentum_dtype"])

@@ -353,7 +353,7 @@ class VisionTrainer(Trainer):
 
 
 def _mirror_special_ids(policy: PreTrainedModel, processing_class) -> None:
-    """The same special ids in config and generation_config; a tokenizer fills in the pad and end that are missing."""
+    """The same special ids in every config of the model; a tokenizer fills in the pad and end that are missing."""
     tokenizer = getattr(processing_class, "tokenizer", None)
     for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
         value = getattr(policy.generation_config, name)
@@ -362,8 +362,8 @@ def _mirror_special_ids(policy: PreTrainedModel, processing_class) -> None:
         if value is None and name != "decoder_start_token_id":
             value = getattr(tokenizer, name, None)
         if value is not None:
-            setattr(policy.generation_config, name, value)
-            setattr(policy.config, name, value)
+            for config in (policy.generation_config, policy.config, policy.config.get_text_config(decoder=True)):
+                setattr(config, name, value)
 
 
 def _flat(datasets) -> list:

@@ -1,0 +1,273 @@
+"""Reward tuning: it learns, its parts do what they say, and TRL's habits hold."""
+
+import math
+
+import pytest
+import torch
+from tiny import START, share_of_a, text_dataset, text_processor, tiny_model
+
+from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.models.sampling import SampledCompletions
+from vision_rl.tasks.ocr import character_accuracy_reward, character_error_rate, exact_match_reward
+
+
+def config(tmp_path, **kwargs) -> VisionRewardConfig:
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "max_completion_length": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    return VisionRewardConfig(str(tmp_path), **{**defaults, **kwargs})
+
+
+def trainer(tmp_path, reward=share_of_a, model=None, dataset=None, cls=VisionRewardTrainer, **kwargs):
+    names = ("compute_metrics", "eval_dataset", "completion_decoder", "peft_config", "callbacks")
+    parts = {name: kwargs.pop(name) for name in names if name in kwargs}
+    return cls(
+        model or tiny_model(),
+        reward,
+        config(tmp_path, **kwargs),
+        train_dataset=dataset or text_dataset(16),
+        processing_class=text_processor(),
+        **parts,
+    )
+
+
+def history(trained) -> list[dict]:
+    return [entry for entry in trained.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "first", "greedy", "mean", "none"])
+def test_reward_tuning_raises_the_mean_reward_with_every_baseline(tmp_path, baseline):
+    tuned = trainer(tmp_path, baseline=baseline, num_generations=4, max_steps=60, learning_rate=3e-3)
+    tuned.train()
+    rewards = [entry["reward"] for entry in history(tuned)]
+    assert sum(rewards[:5]) / 5 < 0.35
+    assert sum(rewards[-5:]) / 5 > 0.6
+
+
+def test_the_log_has_trls_keys(tmp_path):
+    tuned = trainer(tmp_path, reward=[share_of_a, character_accuracy_reward], beta=0.1)
+    tuned.train()
+    keys = set(history(tuned)[-1])
+    lengths = {f"completions/{kind}_{what}" for kind in ("mean", "min", "max") for what in ("length",)}
+    rewards = {f"rewards/{f}/{k}" for f in ("share_of_a", "character_accuracy_reward") for k in ("mean", "std")}
+    assert keys >= lengths | rewards | {
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "entropy",
+        "kl",
+        "num_tokens",
+        "step_time",
+        "completions/clipped_ratio",
+    }
+
+
+def test_the_first_step_is_on_policy(tmp_path):
+    tuned = trainer(tmp_path, model=tiny_model("bert", sharp=1.0), max_steps=1, beta=0.1)  # BERT has dropout
+    tuned.train()
+    assert history(tuned)[0]["sampling/sampling_logp_difference/max"] < 1e-5
+    assert abs(history(tuned)[0]["kl"]) < 1e-5
+
+
+def test_the_image_is_encoded_once_in_sampling_and_once_in_learning(tmp_path):
+    tuned = trainer(tmp_path, num_generations=4, max_steps=1)
+    batches = []
+    tuned.model.encoder.register_forward_hook(lambda module, args, output: batches.append(len(output[0])))
+    tuned.train()
+    assert batches == [4, 4]
+
+
+def test_evaluation_is_greedy_and_sees_the_whole_set(tmp_path):
+    seen = {}
+
+    def metric(predictions, references):
+        seen.update(zip(references, predictions, strict=True))
+        return {"rows": len(predictions), "lists_are_left_out": [1, 2]}
+
+    dataset = text_dataset(7)
+    tuned = trainer(tmp_path, eval_dataset=dataset, compute_metrics=metric, per_device_eval_batch_size=3)
+    metrics = tuned.evaluate()
+    assert metrics["eval_rows"] == 7 and "eval_lists_are_left_out" not in metrics
+    assert metrics["eval_reward"] == pytest.approx(sum(share_of_a(list(seen.values()))) / len(seen), abs=0.2)
+    assert set(seen) == set(dataset["text"])
+    assert tuned.evaluate()["eval_reward"] == metrics["eval_reward"]
+
+
+def test_evaluation_reports_the_reward_of_every_eval_set(tmp_path):
+    sets = {"a": text_dataset(4), "b": text_dataset(5, seed=1)}
+    metrics = trainer(tmp_path, eval_dataset=sets, compute_metrics=character_error_rate).evaluate()
+    assert {"eval_a_reward", "eval_b_reward", "eval_a_cer", "eval_b_rewards/share_of_a/mean"} <= set(metrics)
+
+
+def test_rewards_see_columns_references_and_ids_as_in_trl(tmp_path):
+    calls = []
+
+    def reward(prompts, completions, completion_ids, text, references, image, trainer_state, log_metric, **kwargs):
+        calls.append((prompts, completions, completion_ids, text, references, image, trainer_state.global_step))
+        log_metric("mine", 7.0)
+        return [1.0] * len(completions)
+
+    tuned = trainer(tmp_path, reward, num_generations=3, max_steps=1)
+    tuned.train()
+    prompts, completions, ids, text, references, image, step = calls[0]
+    assert len(completions) == len(ids) == len(text) == len(image) == len(prompts) == 12
+    assert text == references and text[0] == text[1] == text[2] and step == 0
+    assert tuned.processor.batch_decode(ids) == completions
+    assert history(tuned)[0]["mine"] == 7.0
+
+
+def test_a_trl_reward_and_an_async_reward_run_unmodified(tmp_path):
+    from trl.rewards import get_repetition_penalty_reward
+
+    async def slow(completions, **kwargs):
+        return [0.5] * len(completions)
+
+    def length_reward(completion_ids, **kwargs):  # as in TRL's documentation
+        return [float(len(ids)) for ids in completion_ids]
+
+    names = trainer(tmp_path, [slow, length_reward], max_steps=1)
+    names.train()
+    assert history(names)[0]["rewards/slow/mean"] == 0.5
+    assert history(names)[0]["rewards/length_reward/mean"] == history(names)[0]["completions/mean_length"]
+    assert callable(get_repetition_penalty_reward(2, -1.0))
+
+
+def test_an_evaluate_module_is_a_reward(tmp_path):
+    import evaluate
+
+    import vision_rl
+
+    module = evaluate.load(vision_rl.metric_path("ocr_reward"))
+    tuned = trainer(tmp_path, [module, character_accuracy_reward], max_steps=1)
+    tuned.train()
+    entry = history(tuned)[0]
+    assert entry["rewards/ocr_reward/mean"] == pytest.approx(entry["rewards/character_accuracy_reward/mean"])
+
+
+def test_reward_weights_scale_and_none_means_not_applicable(tmp_path):
+    def first_half(completions, **kwargs):
+        return [2.0 if i < len(completions) // 2 else None for i in range(len(completions))]
+
+    def all_of_them(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    tuned = trainer(tmp_path, [first_half, all_of_them], reward_weights=[10.0, 0.5], max_steps=1)
+    tuned.train()
+    assert history(tuned)[0]["reward"] == pytest.approx((20.5 + 0.5) / 2)
+    assert history(tuned)[0]["rewards/first_half/mean"] == 2.0
+
+
+def test_two_rewards_of_one_name_have_two_log_keys(tmp_path):
+    tuned = trainer(tmp_path, [share_of_a, share_of_a], max_steps=1)
+    tuned.train()
+    assert {"rewards/share_of_a/mean", "rewards/share_of_a_2/mean"} <= set(history(tuned)[0])
+
+
+def test_beta_keeps_the_policy_near_the_mle_model(tmp_path):
+    def final_kl(beta):
+        tuned = trainer(tmp_path, beta=beta, num_generations=4, max_steps=40, learning_rate=3e-3)
+        tuned.train()
+        return history(tuned)[-1]["kl"]
+
+    assert final_kl(1.0) < 0.5 * final_kl(1e-6)
+
+
+def test_the_released_estimator_learns_from_sample_0_only(tmp_path):
+    """`first` with `mean`: the authors' loss, the mean over images and all positions of -A log p of sample 0."""
+    tuned = trainer(tmp_path, baseline="first", loss_reduction="mean", num_generations=3, max_completion_length=4)
+    inputs = tuned._prepare_inputs(next(iter(tuned.get_train_dataloader())))
+    completions = tuned._sample(inputs)
+    advantages = torch.randn(4, 3)
+    tuned.num_images_in_step = 4
+    loss = tuned._learn(tuned.model, inputs, completions, tuned._advantages(advantages, completions, inputs), [])
+    by_hand = -(
+        (advantages[:, 0] - advantages[:, 1:].mean(1))[:, None]
+        * (completions.per_token_logps * completions.completion_mask)[:, 0]
+    ).sum() / (4 * 4)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_token_targets_weigh_the_same_against_reinforce_in_both_reductions(tmp_path, reduction):
+    """FACTS of the released code: mean over batch and boxes of the cross-entropy, times 0.3, beside a mean over positions."""
+    length = 6
+    tuned = trainer(tmp_path, loss_reduction=reduction, max_completion_length=length, model=tiny_model(end=None))
+    inputs = tuned._prepare_inputs(next(iter(tuned.get_train_dataloader())))
+    completions = tuned._sample(inputs)
+    rows = torch.arange(8).repeat_interleave(2)
+    targets = TokenTargets(
+        positions=torch.stack([rows, torch.tensor([2, 5] * 8)], dim=1),
+        ids=torch.tensor([[0, 1, 2]]).expand(16, -1),
+        probabilities=torch.tensor([[0.0, 0.25, 0.75]]).expand(16, -1),
+        weight=0.3,
+    )
+    tuned.num_images_in_step = 4
+    loss = tuned._learn(tuned.model, inputs, completions, torch.zeros(4, 2), [targets])
+    ids = completions.completion_ids.flatten(0, 1)
+    logits = tuned.model(
+        pixel_values=inputs["pixel_values"].repeat_interleave(2, 0),
+        decoder_input_ids=torch.nn.functional.pad(ids[:, :-1], (1, 0), value=START),
+    ).logits
+    logps = logits.log_softmax(-1)[:, [2, 5], :3]
+    mean = 0.3 * -(logps * torch.tensor([0.0, 0.25, 0.75])).sum(-1).mean()
+    assert loss.item() == pytest.approx(mean.item() * (length if reduction == "sum" else 1), rel=1e-4)
+
+
+def test_a_reward_output_teaches_its_token_targets(tmp_path):
+    """All rewards equal, so that only the targets can teach: the first token becomes 'b'."""
+
+    def says_b_first(completions, completion_ids, **kwargs):
+        n = len(completions)
+        b = text_processor().tokenizer.convert_tokens_to_ids("b")
+        positions = torch.stack([torch.arange(n), torch.zeros(n, dtype=torch.long)], dim=1)
+        return RewardOutput([1.0] * n, TokenTargets(positions, torch.full((n, 1), b), torch.ones(n, 1)))
+
+    tuned = trainer(tmp_path, says_b_first, max_steps=60, learning_rate=1e-2, eval_dataset=text_dataset(8))
+    tuned.train()
+    assert all(text.startswith("b") for text in tuned.predict(text_dataset(8)).predictions)
+
+
+def test_overriding_one_of_the_four_calls_changes_only_that_step(tmp_path):
+    class ClippedAdvantages(VisionRewardTrainer):
+        def _advantages(self, rewards, completions, inputs):
+            self.seen = super()._advantages(rewards, completions, inputs).clamp(-0.1, 0.1)
+            return self.seen
+
+    class ConstantSamples(VisionRewardTrainer):
+        def _sample(self, inputs):
+            ids, mask, logps = super()._sample(inputs)
+            return SampledCompletions(ids, mask, logps)
+
+    clipped = trainer(tmp_path, cls=ClippedAdvantages, max_steps=1)
+    clipped.train()
+    assert clipped.seen.abs().max() <= 0.1
+    trainer(tmp_path, cls=ConstantSamples, max_steps=1).train()
+
+
+def test_a_model_without_the_exact_sampler_is_tuned_through_generate(tmp_path, caplog):
+    """A foreign encoder-decoder: it has generate, but is no VisionEncoderDecoderModel."""
+    from foreign_model import ForeignEncoderDecoder
+
+    model = ForeignEncoderDecoder.wrapping(tiny_model())
+    with caplog.at_level("WARNING"):
+        tuned = trainer(
+            tmp_path, model=model, num_generations=4, max_steps=40, learning_rate=3e-3, eval_dataset=text_dataset(8)
+        )
+    assert "generate" in caplog.text
+    tuned.train()
+    assert history(tuned)[0]["sampling/sampling_logp_difference/max"] < 1e-5
+    assert tuned.evaluate()["eval_reward"] > 0.5
+
+
+def test_exact_match_alone_is_a_reward_that_is_not_differentiable(tmp_path):
+    tuned = trainer(tmp_path, exact_match_reward, max_steps=2)
+    tuned.train()
+    assert all(math.isfinite(entry["loss"]) for entry in history(tuned))

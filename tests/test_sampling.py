@@ -1,0 +1,230 @@
+"""Exact samples: the policy's own distribution, its log-probabilities, and nothing that depends on the batch."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from tiny import END, START, tiny_images, tiny_model
+from transformers.modeling_outputs import BaseModelOutput
+
+from vision_rl.models import sampling
+from vision_rl.models.preparation import disable_dropout
+from vision_rl.models.sampling import inverse_cdf, sample, share_images
+from vision_rl.randomness import uniform_table
+
+
+DECODERS = ["ours", "gpt2", "bert", "trocr"]
+
+
+def pixels(count=2, seed=0):
+    images = np.stack([np.asarray(image) for image in tiny_images(count, seed)])
+    return torch.tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def teacher_forced_logps(model, pixel_values, completion_ids):
+    """The usual way: every image encoded once for each of its completions."""
+    num_generations = completion_ids.shape[1]
+    ids = completion_ids.flatten(0, 1)
+    logits = model(
+        pixel_values=pixel_values.repeat_interleave(num_generations, 0),
+        decoder_input_ids=F.pad(ids[:, :-1], (1, 0), value=START),
+    ).logits
+    return logits.log_softmax(-1).gather(-1, ids[..., None]).view_as(completion_ids)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_sampled_log_probabilities_equal_the_teacher_forced_ones(decoder):
+    model = tiny_model(decoder, sharp=1.0)
+    completions = sample(model, pixels(3), 4, max_completion_length=8)
+    logps = teacher_forced_logps(model, pixels(3), completions.completion_ids)
+    difference = (logps - completions.per_token_logps).masked_fill(completions.completion_mask == 0, 0)
+    assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_one_forward_over_images_encoded_once_equals_repeated_images(decoder):
+    model = tiny_model(decoder, sharp=1.0)
+    ids = sample(model, pixels(3), 4, max_completion_length=8).completion_ids
+    expected = teacher_forced_logps(model, pixels(3), ids)
+    share_images(model)
+    share_images(model)  # twice changes nothing
+    calls = []
+    model.encoder.register_forward_hook(lambda *a: calls.append(1))
+    inputs = F.pad(ids.flatten(0, 1)[:, :-1], (1, 0), value=START)
+    logits = model(pixel_values=pixels(3), decoder_input_ids=inputs).logits
+    logps = logits.log_softmax(-1).gather(-1, ids.flatten(0, 1)[..., None]).view_as(ids)
+    torch.testing.assert_close(logps, expected, rtol=0, atol=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_samples_follow_the_policy_chi_square(decoder):
+    """4096 samples of two tokens of four: 16 cells against the enumerated distribution."""
+    model = tiny_model(decoder, vocab_size=4, end=None, sharp=0.5)
+    torch.manual_seed(1)
+    image = pixels(1)
+    ids = sample(model, image, 4096, max_completion_length=2).completion_ids[0]
+    every = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    with torch.no_grad():
+        probabilities = teacher_forced_logps(model, image, every[None]).sum(-1).exp()[0].double()
+    counts = torch.bincount(ids[:, 0] * 4 + ids[:, 1], minlength=16)
+    assert stats.chisquare(counts, probabilities / probabilities.sum() * 4096).pvalue > 1e-3
+
+
+def test_nothing_is_cut_to_the_fifty_most_likely_tokens():
+    """generate(do_sample=True) samples from the top 50 unless top_k=0 is given; ours reaches the whole vocabulary."""
+    model = tiny_model(vocab_size=200, end=None)
+    torch.manual_seed(0)
+    ours = sample(model, pixels(1), 4000, max_completion_length=1).completion_ids
+    stock = model.generate(pixel_values=pixels(1), do_sample=True, num_return_sequences=4000, max_new_tokens=1)[:, 1:]
+    assert len(stock.unique()) <= 50
+    assert len(ours.unique()) > 150
+
+
+def test_generate_changes_the_encoder_outputs_it_is_given_and_sample_does_not():
+    model = tiny_model(end=None)
+    encoded = model.encoder(pixel_values=pixels(2)).last_hidden_state.detach()
+    kept = encoded.clone()
+    given = BaseModelOutput(last_hidden_state=encoded)
+    model.generate(encoder_outputs=given, do_sample=True, top_k=0, num_return_sequences=3, max_new_tokens=2)
+    assert len(given.last_hidden_state) == 6  # the trap: a second call would return 18 sequences
+    ids = sample(model, num_generations=3, encoder_outputs=encoded, max_completion_length=2).completion_ids
+    assert ids.shape == (2, 3, 2)
+    assert torch.equal(encoded, kept)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_greedy_equals_generate(decoder):
+    model = tiny_model(decoder, sharp=1.0)
+    completions = sample(model, pixels(4), do_sample=False, max_completion_length=8)
+    stock = model.generate(pixel_values=pixels(4), do_sample=False, max_new_tokens=8)[:, 1:]
+    assert torch.equal(completions.completion_ids[:, 0], stock)
+
+
+def test_the_same_uniforms_draw_the_same_samples_in_any_batch():
+    model = tiny_model(sharp=1.0)
+    index = torch.tensor([5, 9, 2, 7])
+    together = sample(model, pixels(4), 3, uniforms=uniform_table(0, 3, index, 3, 8), max_completion_length=8)
+    for b in range(4):
+        alone = sample(
+            model,
+            pixels(4)[b : b + 1],
+            3,
+            uniforms=uniform_table(0, 3, index[b : b + 1], 3, 8),
+            max_completion_length=8,
+        )
+        length = alone.completion_ids.shape[2]
+        assert torch.equal(alone.completion_ids[0], together.completion_ids[b, :, :length])
+
+
+def test_the_table_of_uniforms_depends_on_seed_step_row_and_generation_only():
+    table = uniform_table(0, 1, torch.tensor([4, 8]), 2, 16)
+    assert torch.equal(uniform_table(0, 1, torch.tensor([8]), 2, 16)[0], table[1])
+    assert torch.equal(uniform_table(0, 1, torch.tensor([8]), 1, 16)[0, 0], table[1, 0])
+    for other in (uniform_table(1, 1, torch.tensor([4, 8]), 2, 16), uniform_table(0, 2, torch.tensor([4, 8]), 2, 16)):
+        assert not torch.isclose(other, table).any()
+    assert len(table.flatten().unique()) == table.numel()
+    assert 0 <= table.min() and table.max() < 1
+
+
+def test_nothing_follows_the_end_token():
+    model = tiny_model(sharp=1.0)
+    ids, mask, logps = sample(model, pixels(4), 16, max_completion_length=12)
+    for row, row_mask, row_logps in zip(ids.flatten(0, 1), mask.flatten(0, 1), logps.flatten(0, 1), strict=True):
+        ends = (row == END).nonzero()
+        length = int(ends[0]) + 1 if len(ends) else len(row)
+        assert row_mask.tolist() == [1] * length + [0] * (len(row) - length)
+        assert (row[length:] == START).all() and (row_logps[length:] == 0).all()
+    assert mask.sum(-1).max() == ids.shape[2]  # cut to the longest
+
+
+def test_without_an_end_token_every_completion_has_full_length():
+    completions = sample(tiny_model(end=None), pixels(2), 3, max_completion_length=7)
+    assert completions.completion_mask.sum(-1).unique().tolist() == [7]
+
+
+def test_a_forbidden_token_is_never_drawn_and_has_no_probability():
+    model = tiny_model(end=None, sharp=0.5)
+    model.generation_config.suppress_tokens = [0, 3]
+    completions = sample(model, pixels(2), 64, max_completion_length=6)
+    assert not torch.isin(completions.completion_ids, torch.tensor([0, 3])).any()
+    greedy = sample(model, pixels(2), do_sample=False, max_completion_length=6).completion_ids
+    assert not torch.isin(greedy, torch.tensor([0, 3])).any()
+    logits = sampling.policy_logits(torch.zeros(1, 4), suppress_tokens=[0, 3])
+    assert logits.log_softmax(-1).exp().tolist() == [[0.0, 0.5, 0.5, 0.0]]
+
+
+def test_temperature_sharpens_the_samples_and_their_log_probabilities_alike():
+    model = tiny_model(end=None, sharp=1.0)
+    cold = sample(model, pixels(1), 2, max_completion_length=4, temperature=1e-3)
+    greedy = sample(model, pixels(1), do_sample=False, max_completion_length=4)
+    assert torch.equal(cold.completion_ids[0, 0], greedy.completion_ids[0, 0])
+    assert cold.per_token_logps.abs().max() < 1e-3
+
+
+def test_dropout_is_off_while_sampling_and_the_mode_comes_back():
+    model = tiny_model("bert", sharp=1.0).train()  # BERT's dropout is 0.1
+    uniforms = torch.rand(2, 3, 8)
+    first = sample(model, pixels(2), 3, uniforms=uniforms, max_completion_length=8)
+    second = sample(model, pixels(2), 3, uniforms=uniforms, max_completion_length=8)
+    assert torch.equal(first.per_token_logps, second.per_token_logps)
+    assert all(module.training for module in model.modules())
+    with pytest.raises(AttributeError):  # an error inside does not leave the model in evaluation mode either
+        sample(model, "no pixels", 3, max_completion_length=8)
+    assert model.training
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_disable_dropout_makes_training_and_evaluation_the_same_function(decoder):
+    model = tiny_model(decoder)
+    for module in model.encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    inputs = {"pixel_values": pixels(2), "decoder_input_ids": torch.tensor([[START, 2, 3], [START, 4, 5]])}
+    expected = model.eval()(**inputs).logits
+    disable_dropout(model)
+    assert torch.equal(model.train()(**inputs).logits, expected)
+
+
+def test_inverse_cdf_never_draws_what_has_no_probability():
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(4, -1)
+    uniforms = torch.tensor([0.0, 0.4999, 0.5, 1 - 2**-24])
+    assert inverse_cdf(probabilities, uniforms).tolist() == [1, 1, 3, 3]
+
+
+def test_inverse_cdf_follows_a_large_vocabulary_chi_square():
+    torch.manual_seed(0)
+    probabilities = (3 * torch.randn(1, 30_000)).softmax(-1)
+    drawn = torch.cat([inverse_cdf(probabilities.expand(1000, -1), torch.rand(1000)) for _ in range(20)])
+    cells = torch.bincount(drawn // 300, minlength=100)
+    expected = probabilities[0].double().view(100, 300).sum(1)
+    assert stats.chisquare(cells, expected / expected.sum() * len(drawn)).pvalue > 1e-3
+
+
+class TestGenerateFallback:
+    """For encoder-decoders that are no VisionEncoderDecoderModel."""
+
+    def draw(self, model, count, **how):
+        arguments = {"length": 2, "do_sample": True, "temperature": 1.0, **how}
+        return sampling._sample_with_generate(model, pixels(1), count, **arguments)
+
+    def test_it_samples_the_whole_policy(self):
+        model = tiny_model(vocab_size=200, end=None)
+        torch.manual_seed(0)
+        assert len(self.draw(model, 4000, length=1).completion_ids.unique()) > 150
+
+    def test_its_log_probabilities_are_the_teacher_forced_ones(self):
+        model = tiny_model(sharp=1.0)
+        completions = self.draw(model, 8, length=6)
+        logps = teacher_forced_logps(model, pixels(1), completions.completion_ids)
+        difference = (logps - completions.per_token_logps).masked_fill(completions.completion_mask == 0, 0)
+        assert difference.abs().max() < 1e-5
+
+    def test_it_masks_behind_the_end_and_honours_forbidden_tokens(self):
+        model = tiny_model(sharp=1.0)
+        model.generation_config.suppress_tokens = [3]
+        ids, mask, _ = self.draw(model, 64, length=8)
+        assert not (ids == 3).any()
+        after_end = ((ids == END).cumsum(-1) - (ids == END).long()) > 0
+        assert torch.equal(mask == 0, after_end)
