@@ -5,6 +5,7 @@ A row of the data set has an image and the task's target columns. The processor 
 rewards and metrics compare them with. Only the collator calls it.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,8 +117,9 @@ class TextProcessor(VisionProcessor):
 
 def as_vision_processor(processing_class, decoder_start_token_id: int | None) -> VisionProcessor:
     """The processor in the form that the trainers use: ours as it is, an image processor with a tokenizer as text."""
-    if isinstance(processing_class, TextProcessor):
-        return TextProcessor(processing_class.image_processor, processing_class.tokenizer, decoder_start_token_id)
+    if isinstance(processing_class, TextProcessor) and processing_class.decoder_start_token_id is None:
+        processing_class = copy.copy(processing_class)  # the user's own stays as it was
+        processing_class.decoder_start_token_id = decoder_start_token_id
     if isinstance(processing_class, VisionProcessor):
         return processing_class
     if isinstance(processing_class, ProcessorMixin) and {"image_processor", "tokenizer"} <= set(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vision_rl.models.sampling import base_model, special_ids
+from vision_rl.models.sampling import base_model, num_positions, special_ids
 from vision_rl.trainer.losses import mle_loss
 from vision_rl.trainer.mle_config import VisionMLEConfig
 from vision_rl.trainer.vision_trainer import VisionTrainer
@@ -53,8 +53,15 @@ class VisionMLETrainer(VisionTrainer):
 
     def _teacher_forced(self, model: nn.Module, inputs: dict):
         """Logits for the labels, each predicted from those before it."""
-        ids = special_ids(base_model(self.accelerator.unwrap_model(model)))
+        policy = base_model(self.accelerator.unwrap_model(model))
+        ids, positions = special_ids(policy), num_positions(policy)
         labels = inputs["labels"]  # (B, T)
+        if positions is not None and labels.shape[1] > positions:
+            row = inputs["row_index"][(labels != -100).sum(1).argmax()].item()
+            raise ValueError(
+                f"Row {row} has labels of {labels.shape[1]} tokens, the decoder has only {positions} positions: "
+                "shorten them, or build the decoder with a larger max_position_embeddings."
+            )
         decoder_input_ids = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start).masked_fill(
             F.pad(labels[:, :-1], (1, 0)) == -100, ids.pad
         )

@@ -169,11 +169,11 @@ class VisionRewardTrainer(VisionTrainer):
     def _count_items(self, batch) -> int:
         return len(batch["row_index"])
 
-    def _check_data(self, args, train_dataset, eval_dataset, collator, policy) -> None:
-        super()._check_data(args, train_dataset, eval_dataset, collator, policy)
+    def _check_data(self, args, datasets, collator, policy) -> None:
+        super()._check_data(args, datasets, collator, policy)
         has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
-        if train_dataset is not None:
-            self.reward.check(checks.column_names(train_dataset), has_references)
+        for dataset in datasets.values():
+            self.reward.check(checks.column_names(dataset), has_references)
 
     # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
 

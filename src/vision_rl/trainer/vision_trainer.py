@@ -89,9 +89,12 @@ class VisionTrainer(Trainer):
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
 
-        self.target_columns = self._resolve_target_columns(args, train_dataset, eval_dataset)
+        datasets = _named_datasets(train_dataset, eval_dataset)
+        for name, dataset in datasets.items():
+            checks.check_dataset(name, dataset)
+        self.target_columns = self._resolve_target_columns(args, datasets)
         collator = VisionCollator(self.processor, args.image_column, self.target_columns, self.learns_from_labels)
-        self._check_data(args, train_dataset, eval_dataset, collator, policy)
+        self._check_data(args, datasets, collator, policy)
         super().__init__(
             model=model,
             args=args,
@@ -112,7 +115,7 @@ class VisionTrainer(Trainer):
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _resolve_target_columns(self, args: VisionConfig, *datasets) -> dict[str, str]:
+    def _resolve_target_columns(self, args: VisionConfig, datasets: dict) -> dict[str, str]:
         """The column for each target keyword; tuning leaves out those that no data set has."""
         named = args.target_columns or {}
         unknown = set(named) - set(self.processor.target_columns)
@@ -124,28 +127,21 @@ class VisionTrainer(Trainer):
         columns = {keyword: named.get(keyword, keyword) for keyword in self.processor.target_columns}
         if self.learns_from_labels:
             return columns
-        present = {c for d in _flat(datasets) if len(d) for c in checks.column_names(d)}
+        present = {column for dataset in datasets.values() for column in checks.column_names(dataset)}
         return {keyword: column for keyword, column in columns.items() if column in present or keyword in named}
 
-    def _check_data(self, args: VisionConfig, train_dataset, eval_dataset, collator, policy) -> None:
-        datasets = {"train_dataset": train_dataset}
-        if isinstance(eval_dataset, dict):
-            datasets.update({f"eval_dataset[{key!r}]": value for key, value in eval_dataset.items()})
-        else:
-            datasets["eval_dataset"] = eval_dataset
+    def _check_data(self, args: VisionConfig, datasets: dict, collator: VisionCollator, policy) -> None:
         vocab_size = policy.decoder.config.vocab_size if serves(policy) else None
         for name, dataset in datasets.items():
-            if dataset is None:
-                continue
-            checks.check_dataset(name, dataset)
             checks.check_columns(
                 name, checks.column_names(dataset), [args.image_column, *self.target_columns.values()]
             )
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
-        if train_dataset is not None and len(train_dataset) < self._step_size(args):
+        train_dataset, step = datasets.get("train_dataset"), self._step_size(args)
+        if train_dataset is not None and len(train_dataset) < step:
             raise ValueError(
-                f"One step takes {self._step_size(args)} images (per_device_train_batch_size x accumulation x ranks), "
-                f"train_dataset has only {len(train_dataset)}: lower the batch size."
+                f"One step takes {step} images (per_device_train_batch_size x accumulation x ranks), train_dataset "
+                f"has only {len(train_dataset)}: lower the batch size."
             )
 
     @staticmethod
@@ -240,7 +236,7 @@ class VisionTrainer(Trainer):
         records = []
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
-            with torch.no_grad():
+            with torch.no_grad(), self.accelerator.autocast():
                 records.extend(self._evaluate_batch(model, batch))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         # The last batch of a rank may be filled up with rows that another rank has as well.
@@ -256,19 +252,27 @@ class VisionTrainer(Trainer):
         )
 
     def _model_for_evaluation(self) -> nn.Module:
-        """The model as `Trainer` would evaluate it, also when nothing was trained before."""
-        if self.is_deepspeed_enabled and self.deepspeed is None:
-            deepspeed_init(self, num_training_steps=0, inference=True)
-        if not self.accelerator._models and self.model_wrapped is self.model:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                self.model_wrapped = self.accelerator.prepare(self.model)
-            else:
-                self.model_wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        """The model as it is trained; before training the bare one, or an engine where ranks hold it in shards.
+
+        Trainer would let accelerate prepare the bare model here, which marks it so that a later `train()` leaves out
+        DistributedDataParallel: every rank would train a model of its own.
+        """
+        if self.model_wrapped is self.model and self._gathers_weights():
+            if self.is_deepspeed_enabled:
+                deepspeed_init(self, num_training_steps=0, inference=True)
+            self.model_wrapped = self.accelerator.prepare(self.model)
             if self.is_fsdp_enabled:
                 self.model = self.model_wrapped
             if self.is_deepspeed_enabled:
                 self.deepspeed = self.model_wrapped
+        elif self.model_wrapped is self.model and self.is_deepspeed_enabled:
+            self.model.to(self.args.device)  # Trainer leaves this to the engine, which only training makes
         return self.model_wrapped
+
+    def _prepare_for_training(self, *args, **kwargs):
+        if self.is_deepspeed_enabled:  # an engine that evaluation or an earlier training made is gone by now
+            self.model_wrapped = self.model
+        return super()._prepare_for_training(*args, **kwargs)
 
     def _evaluate_batch(self, model: nn.Module, batch: dict) -> list[dict]:
         """One record a row, plain objects: `index`, and `completion` and `reference` where there are."""
@@ -327,8 +331,8 @@ class VisionTrainer(Trainer):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-            model.load_state_dict(restored.state_dict())
+            restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
+            model.load_state_dict({name: restored[name] for name in model.state_dict()})  # not a pooler added on loading
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -355,7 +359,7 @@ class VisionTrainer(Trainer):
 def _mirror_special_ids(policy: PreTrainedModel, processing_class) -> None:
     """The same special ids in every config of the model; a tokenizer fills in the pad and end that are missing."""
     tokenizer = getattr(processing_class, "tokenizer", None)
-    for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
+    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"):
         value = getattr(policy.generation_config, name)
         if value is None:
             value = getattr(policy.config, name, None)
@@ -366,9 +370,11 @@ def _mirror_special_ids(policy: PreTrainedModel, processing_class) -> None:
                 setattr(config, name, value)
 
 
-def _flat(datasets) -> list:
-    flat = [d for dataset in datasets for d in (dataset.values() if isinstance(dataset, dict) else [dataset])]
-    return [d for d in flat if d is not None]
+def _named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
+    """Every data set that was given, under the name that error messages use."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
+    named = {"eval_dataset" if key is None else f"eval_dataset[{key!r}]": value for key, value in evals.items()}
+    return {name: value for name, value in {"train_dataset": train_dataset, **named}.items() if value is not None}
 
 
 def _is_scalar(value) -> bool:

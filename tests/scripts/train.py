@@ -1,0 +1,145 @@
+"""Trainings as a test describes them, and what each rank saw of them.
+
+A test calls `train(...)` in its own process, or writes a list of such calls to a file and starts this script with
+`accelerate launch` or `torchrun`: each rank then leaves `<folder>/<name>.<rank>.json`.
+
+    accelerate launch --multi_gpu --num_processes 2 ... tests/scripts/train.py calls.json folder
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tiny import share_of_a, text_dataset, text_processor, tiny_model
+
+from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+
+
+MAX_LENGTH = 12
+EVAL_ROWS = 7  # divides by no number of ranks
+
+
+class Recorder:
+    """Keeps what each micro-batch held: (update step, row, its sampled ids), and how long the longest sample was."""
+
+    def __init__(self, *args, **kwargs):
+        self.seen: list[tuple[int, int, list]] = []
+        self.widths: list[int] = []
+        super().__init__(*args, **kwargs)
+
+
+class RecordingMLETrainer(Recorder, VisionMLETrainer):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        for row, labels in zip(inputs["row_index"].tolist(), inputs["labels"], strict=True):
+            self.seen.append((self.state.global_step, row, labels[labels != -100].tolist()))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class RecordingRewardTrainer(Recorder, VisionRewardTrainer):
+    def _sample(self, inputs):
+        completions = super()._sample(inputs)
+        for b, row in enumerate(inputs["row_index"].tolist()):
+            pairs = zip(completions.completion_ids[b], completions.completion_mask[b], strict=True)
+            self.seen.append((self.state.global_step, row, [ids[mask.bool()].tolist() for ids, mask in pairs]))
+        self.widths.append(completions.completion_ids.shape[-1])
+        return completions
+
+
+def share_exact(predictions, references) -> dict[str, float]:
+    """A metric that depends on every row: the mean length and the share of rows that are right."""
+    pairs = list(zip(predictions, references, strict=True))
+    return {
+        "exact": sum(p == r for p, r in pairs) / len(pairs),
+        "length": sum(len(p) for p in predictions) / len(pairs),
+        "rows": len(pairs),
+    }
+
+
+def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, model=None, **options):
+    """A trainer with a tiny model and `rows` images; `options` go to its config, or to itself if they are its own."""
+    own = {name: options.pop(name) for name in ("peft_config", "callbacks", "completion_decoder") if name in options}
+    own["eval_dataset"] = options.pop("eval_dataset", None) or text_dataset(EVAL_ROWS, seed=1)
+    config = {"mle": VisionMLEConfig, "reward": VisionRewardConfig}[kind](
+        str(folder),
+        **{
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "save_strategy": "no",
+            "logging_steps": 1,
+            "learning_rate": 3e-3,
+            "max_completion_length": MAX_LENGTH,
+            "per_device_train_batch_size": 8,
+            "max_steps": 4,
+            **options,
+        },
+    )
+    return {"mle": RecordingMLETrainer, "reward": RecordingRewardTrainer}[kind](
+        model if model is not None else tiny_model(decoder, sharp=0.2, seed=2),
+        *([share_of_a] if kind == "reward" else []),
+        args=config,
+        train_dataset=text_dataset(rows),
+        processing_class=text_processor(),
+        compute_metrics=share_exact,
+        **own,
+    )
+
+
+def train(kind: str, folder: str | Path, resume: str | None = None, evaluate: bool = False, save: bool = False, **how):
+    """Train, and say what was seen; `resume` is a checkpoint, `save` leaves the tuned model in `folder`."""
+    trainer = make_trainer(kind, folder, **how)
+    record = {"before": _evaluate(trainer) if evaluate else None}
+    trainer.train(resume_from_checkpoint=resume)
+    record |= {
+        "rank": trainer.args.process_index,
+        "world_size": trainer.accelerator.num_processes,
+        "distributed_type": trainer.accelerator.distributed_type.value,
+        "model_class": type(trainer.model_wrapped).__name__,
+        "logs": [log for log in trainer.state.log_history if "loss" in log],
+        "seen": trainer.seen,
+        "widths": trainer.widths,
+        "weights": digest(trainer.model),
+        "frozen": [name for name, p in trainer.model.named_parameters() if not p.requires_grad],
+        "checkpointing": trainer.model.is_gradient_checkpointing,
+        "after": _evaluate(trainer) if evaluate else None,
+    }
+    if save:
+        trainer.save_model()
+    return record
+
+
+def _evaluate(trainer) -> dict:
+    output = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    timings = ("_runtime", "_per_second")
+    return {
+        "metrics": {key: value for key, value in output.metrics.items() if not key.endswith(timings)},
+        "completions": output.predictions,
+        "references": output.label_ids,
+    }
+
+
+def digest(model: torch.nn.Module) -> str:
+    """A fingerprint of all weights, bit for bit."""
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sha.update(name.encode() + value.detach().float().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def main() -> None:
+    calls, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    for name, call in calls.items():
+        record = train(folder=folder / name, **call)
+        (folder / f"{name}.{record['rank']}.json").write_text(json.dumps(record))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Bad input gets a sentence that says what is wrong, where, and what to do; before training where it can be known."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Value, load_dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from tiny import SIZE, image_processor, share_of_a, text_dataset, text_processor, tiny_images, tiny_model
+from transformers import (
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+)
+
+from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.tasks.ocr import character_accuracy_reward, character_tokenizer
+from vision_rl.trainer.collator import rgb_image
+
+
+def reward_trainer(tmp_path, reward=share_of_a, dataset=None, model=None, processor=None, **kwargs):
+    args = VisionRewardConfig(
+        str(tmp_path),
+        **{
+            "per_device_train_batch_size": 4,
+            "max_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **kwargs,
+        },
+    )
+    return VisionRewardTrainer(
+        model or tiny_model(),
+        reward,
+        args,
+        train_dataset=text_dataset(8) if dataset is None else dataset,
+        processing_class=processor or text_processor(),
+    )
+
+
+def mle_trainer(tmp_path, dataset, processor=None, model=None, **kwargs):
+    args = VisionMLEConfig(
+        str(tmp_path), per_device_train_batch_size=4, max_steps=1, report_to="none", use_cpu=True, save_strategy="no", **kwargs
+    )
+    return VisionMLETrainer(
+        model or tiny_model(), args, train_dataset=dataset, processing_class=processor or text_processor()
+    )
+
+
+class TestColumns:
+    def test_a_misspelt_column_is_named_with_its_likely_spelling(self, tmp_path):
+        dataset = text_dataset(8).rename_column("image", "imagee")
+        with pytest.raises(ValueError, match=r"train_dataset has no column `image`.*Did you mean `imagee`\?"):
+            reward_trainer(tmp_path, dataset=dataset)
+
+    def test_a_missing_target_is_found_before_mle(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no column `text`.*target_columns"):
+            mle_trainer(tmp_path, text_dataset(8).remove_columns("text"))
+
+    def test_target_columns_maps_the_data_sets_names(self, tmp_path):
+        dataset = text_dataset(8).rename_column("text", "transcription")
+        mle_trainer(tmp_path, dataset, target_columns={"text": "transcription"}).train()
+        reward_trainer(
+            tmp_path, character_accuracy_reward, dataset, target_columns={"text": "transcription"}
+        ).train()
+
+    def test_a_target_that_the_processor_does_not_know(self, tmp_path):
+        with pytest.raises(ValueError, match=r"\['boxes'\], but TextProcessor takes \['text'\]"):
+            mle_trainer(tmp_path, text_dataset(8), target_columns={"boxes": "text"})
+
+    def test_a_reward_that_asks_for_a_column_that_is_not_there(self, tmp_path):
+        def reward(completions, boxes, **kwargs):
+            return [0.0] * len(completions)
+
+        with pytest.raises(ValueError, match="The reward `reward` asks for a column.*`boxes`"):
+            reward_trainer(tmp_path, reward)
+
+    def test_a_reward_that_needs_references_where_there_are_none(self, tmp_path):
+        with pytest.raises(ValueError, match="`character_accuracy_reward` compares with `references`"):
+            reward_trainer(tmp_path, character_accuracy_reward, text_dataset(8).remove_columns("text"))
+
+    def test_a_reward_that_needs_no_label_runs_on_images_alone(self, tmp_path):
+        reward_trainer(tmp_path, dataset=text_dataset(8).remove_columns("text")).train()
+
+    def test_a_reward_without_kwargs_is_refused_at_the_start(self, tmp_path):
+        with pytest.raises(TypeError, match=r"must end in \*\*kwargs"):
+            reward_trainer(tmp_path, lambda completions: [0.0] * len(completions))
+
+
+class TestDataSets:
+    def test_an_empty_data_set(self, tmp_path):
+        with pytest.raises(ValueError, match="train_dataset is empty"):
+            reward_trainer(tmp_path, dataset=text_dataset(8).select([]))
+
+    def test_fewer_rows_than_a_step_takes(self, tmp_path):
+        with pytest.raises(ValueError, match="One step takes 4 images .*has only 3: lower the batch size"):
+            reward_trainer(tmp_path, dataset=text_dataset(3))
+
+    def test_a_streaming_data_set_is_told_to_be_loaded(self, tmp_path):
+        with pytest.raises(TypeError, match="streaming=False"):
+            reward_trainer(tmp_path, dataset=text_dataset(8).to_iterable_dataset())
+
+    def test_a_text_that_is_no_string_names_its_row(self, tmp_path):
+        rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]
+        with pytest.raises(ValueError, match="text of row 2 of the batch is a NoneType"):
+            mle_trainer(tmp_path, rows, shuffle_dataset=False).train()
+
+    def test_a_list_of_dicts_is_a_data_set(self, tmp_path):
+        mle_trainer(tmp_path, [{"image": image, "text": "ab"} for image in tiny_images(4)]).train()
+
+
+class TestImages:
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK", "1", "I;16", "I", "F"])
+    def test_every_mode_becomes_rgb(self, mode):
+        if mode == "I;16":
+            image = Image.fromarray(np.full((4, 4), 65535, np.uint16))
+        elif mode == "I":
+            image = Image.fromarray(np.full((4, 4), 65535, np.int32))
+        else:
+            image = Image.new("RGB", (4, 4), "white").convert(mode)
+        converted = rgb_image(image, 0)
+        assert converted.mode == "RGB" and converted.getpixel((1, 1)) == (255, 255, 255)
+
+    def test_sixteen_bits_are_scaled_not_clipped(self):
+        image = Image.fromarray(np.array([[0, 257 * 10, 257 * 200]], np.uint16))
+        assert [rgb_image(image, 0).getpixel((x, 0))[0] for x in range(3)] == [0, 10, 200]
+
+    def test_transparency_is_laid_over_white(self):
+        assert rgb_image(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), 0).getpixel((0, 0)) == (255, 255, 255)
+        palette = Image.new("P", (2, 2), 0)
+        palette.info["transparency"] = 0
+        assert rgb_image(palette, 0).getpixel((0, 0)) == (255, 255, 255)
+
+    def test_arrays_and_paths_are_images_too(self, tmp_path):
+        tiny_images(1)[0].save(tmp_path / "a.png")
+        assert rgb_image(str(tmp_path / "a.png"), 0).size == (SIZE, SIZE)
+        assert rgb_image(np.zeros((5, 7), np.uint8), 0).size == (7, 5)
+
+    def test_a_truncated_file_is_named_with_its_row(self, tmp_path):
+        tiny_images(1)[0].save(tmp_path / "whole.png")
+        broken = tmp_path / "broken.png"
+        broken.write_bytes((tmp_path / "whole.png").read_bytes()[:300])
+        with pytest.raises(ValueError, match=r"image of row 7 \(.*broken\.png\) cannot be read"):
+            rgb_image(str(broken), 7)
+        features = Features({"image": ImageFeature(), "text": Value("string")})
+        whole = [str(tmp_path / "whole.png")] * 3
+        rows = {"image": [*whole, str(broken)], "text": ["a"] * 4}
+        with pytest.raises(ValueError, match=r"Row 3 \(.*broken\.png\) cannot be read"):
+            mle_trainer(tmp_path, Dataset.from_dict(rows, features=features)).train()
+
+    def test_an_image_folder_of_datasets_trains(self, tmp_path):
+        for i, image in enumerate(tiny_images(4)):
+            image.convert("L").save(tmp_path / f"{i}.png")
+        lines = [f'{{"file_name": "{i}.png", "text": "ab"}}' for i in range(4)]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+        dataset = load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+        mle_trainer(tmp_path, dataset).train()
+
+    def test_what_is_no_image_is_said_to_be_none(self):
+        with pytest.raises(ValueError, match="image of row 3 cannot be read: a dict is no image"):
+            rgb_image({}, 3)
+
+
+class TestConfig:
+    @pytest.mark.parametrize("baseline", ["leave_one_out", "first", "mean"])
+    def test_one_generation_has_no_siblings(self, baseline):
+        with pytest.raises(ValueError, match="num_generations must be at least 2 .*the baseline is the mean of the other"):
+            VisionRewardConfig("out", num_generations=1, baseline=baseline)
+
+    @pytest.mark.parametrize("baseline", ["greedy", "none"])
+    def test_one_generation_is_enough_without_siblings(self, baseline):
+        VisionRewardConfig("out", num_generations=1, baseline=baseline)
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("baseline", "rloo"),
+            ("loss_reduction", "batch"),
+            ("temperature", 0.0),
+            ("beta", -1.0),
+            ("max_completion_length", 0),
+            ("encoder_learning_rate", -1e-3),
+            ("remove_unused_columns", True),
+            ("auto_find_batch_size", True),
+        ],
+    )
+    def test_a_value_out_of_range_names_its_option(self, option, value):
+        with pytest.raises(ValueError, match=option):
+            VisionRewardConfig("out", **{option: value})
+
+    def test_reward_weights_must_match_the_rewards(self, tmp_path):
+        with pytest.raises(ValueError, match="reward_weights has 2 numbers for 1 reward functions"):
+            reward_trainer(tmp_path, reward_weights=[1.0, 2.0])
+
+
+class TestRewards:
+    def check(self, tmp_path, returned, error, message):
+        def bad_reward(completions, **kwargs):
+            return returned(len(completions))
+
+        with pytest.raises(error, match=message):
+            reward_trainer(tmp_path, bad_reward).train()
+
+    def test_too_few_rewards(self, tmp_path):
+        self.check(tmp_path, lambda n: [1.0], ValueError, "`bad_reward` returned 1 rewards for 8 completions")
+
+    def test_a_number_instead_of_a_list(self, tmp_path):
+        self.check(tmp_path, lambda n: 1.0, TypeError, "`bad_reward` returned a float; it must return a list")
+
+    def test_a_string_among_the_rewards(self, tmp_path):
+        self.check(tmp_path, lambda n: ["good"] * n, ValueError, "`bad_reward` returned a str for row")
+
+    def test_nan_names_the_reward_and_the_row(self, tmp_path):
+        self.check(tmp_path, lambda n: [float("nan")] * n, ValueError, r"`bad_reward` returned nan for row \d+")
+
+    def test_tensors_and_arrays_are_lists(self, tmp_path):
+        for returned in (torch.ones, np.ones):
+
+            def reward(completions, make=returned, **kwargs):
+                return make(len(completions))
+
+            reward_trainer(tmp_path, reward).train()
+
+    def test_a_reward_that_raises_is_named_with_the_row_it_fails_on(self, tmp_path):
+        dataset = [{"image": image, "text": word} for image, word in zip(tiny_images(4), ["a", "b", "c", "d"], strict=True)]
+
+        def fragile_reward(completions, text, **kwargs):
+            if "c" in text:
+                raise KeyError("no such word")
+            return [1.0] * len(completions)
+
+        with pytest.raises(RuntimeError, match=r"`fragile_reward` raised KeyError on row 2, completion"):
+            reward_trainer(tmp_path, fragile_reward, dataset).train()
+
+    def test_rewards_that_are_all_none_teach_nothing(self, tmp_path):
+        self.check(tmp_path, lambda n: [None] * n, ValueError, r"Every reward \(bad_reward\) was None .* in rows \[")
+
+    def test_no_reward_at_all(self, tmp_path):
+        with pytest.raises(ValueError, match="reward_funcs is empty"):
+            reward_trainer(tmp_path, [])
+
+
+class TestModels:
+    @pytest.mark.parametrize(
+        "config",
+        [
+            OPTConfig(vocab_size=8, hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=32),
+            LlamaConfig(vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2),
+        ],
+    )
+    def test_a_decoder_without_cross_attention_is_refused(self, tmp_path, config):
+        encoder = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE)
+        model = VisionEncoderDecoderModel(
+            config=VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, config)
+        )
+        model.generation_config.decoder_start_token_id = 0
+        with pytest.raises(ValueError, match="has no cross-attention, so it cannot read the image"):
+            reward_trainer(tmp_path, model=model)
+
+    def test_a_vocabulary_smaller_than_the_processors(self, tmp_path):
+        processor = TextProcessor(image_processor(), character_tokenizer("abcdefgh"))
+        with pytest.raises(ValueError, match=r"writes 10 different ids, the decoder's vocabulary has 6.*vocab_size=10"):
+            reward_trainer(tmp_path, processor=processor)
+
+    def test_more_tokens_than_positions(self, tmp_path):
+        with pytest.raises(ValueError, match="max_completion_length is 17, the decoder has only 16 positions"):
+            reward_trainer(tmp_path, max_completion_length=17)
+
+    def test_labels_longer_than_the_positions(self, tmp_path):
+        rows = [{"image": image, "text": "a" * 20} for image in tiny_images(4)]
+        with pytest.raises(ValueError, match=r"21 tokens.*only 16 positions"):
+            mle_trainer(tmp_path, rows).train()
+
+    def test_a_model_without_a_start_token(self, tmp_path):
+        model = tiny_model()
+        model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id = None
+        with pytest.raises(ValueError, match="The model has no decoder_start_token_id"):
+            reward_trainer(tmp_path, model=model)
+
+    @pytest.mark.parametrize("missing", ["pad", "eos"])
+    def test_a_tokenizer_without_pad_or_end(self, missing):
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=character_tokenizer("ab").backend_tokenizer,
+            **{f"{name}_token": token for name, token in (("pad", "<pad>"), ("eos", "</s>")) if name != missing},
+        )
+        with pytest.raises(ValueError, match=f"The tokenizer has no {missing}_token.*Set it"):
+            TextProcessor(image_processor(), tokenizer)
+
+    def test_no_processor(self, tmp_path):
+        with pytest.raises(ValueError, match="A processing_class is needed"):
+            VisionMLETrainer(tiny_model(), VisionMLEConfig(str(tmp_path), report_to="none"))

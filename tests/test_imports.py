@@ -1,0 +1,91 @@
+"""Who may import whom, read from the source; and what `import vision_rl` costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vision_rl
+
+
+SOURCE = Path(vision_rl.__file__).parent
+FILES = sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports, at its top or inside its functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def imports(path: Path, *prefixes: str) -> set[str]:
+    return {name for name in imports_of(path) if any(name == p or name.startswith(f"{p}.") for p in prefixes)}
+
+
+def under(*parts: str) -> list[Path]:
+    return [path for path in FILES if SOURCE.joinpath(*parts) in path.parents]
+
+
+def test_models_import_neither_tasks_nor_the_trainer():
+    assert under("models")
+    for path in under("models"):
+        assert not imports(path, "vision_rl.tasks", "vision_rl.trainer"), path
+
+
+def test_the_trainer_imports_no_task():
+    assert under("trainer")
+    for path in under("trainer"):
+        assert not imports(path, "vision_rl.tasks", "vision_rl.data"), path
+
+
+@pytest.mark.parametrize("task", sorted(path.name for path in (SOURCE / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__"))
+def test_a_task_imports_neither_the_trainer_nor_another_task(task):
+    others = [f"vision_rl.tasks.{path.name}" for path in (SOURCE / "tasks").iterdir() if path.name != task]
+    for path in under("tasks", task):
+        assert not imports(path, "vision_rl.trainer", "trl", *others), path
+
+
+def test_the_maths_of_rewards_and_metrics_needs_no_transformers():
+    for path in SOURCE.glob("tasks/*/rewards.py"):
+        assert not imports(path, "transformers", "vision_rl.trainer", "vision_rl.models"), path
+    for name in ("rewards.py", "randomness.py"):
+        assert not imports(SOURCE / name, "transformers", "vision_rl.trainer", "vision_rl.tasks"), name
+
+
+def test_nothing_depends_on_torchvision_or_timm():
+    for path in FILES:
+        assert not imports(path, "torchvision", "timm", "torchmetrics"), path
+
+
+def test_examples_use_the_public_interface_only():
+    examples = SOURCE.parents[1] / "examples"
+    if not examples.is_dir():
+        pytest.skip("the examples are not part of the installed package")
+    for path in examples.glob("*.py"):
+        private = {name for name in imports(path, "vision_rl") if any(part.startswith("_") for part in name.split("."))}
+        assert not private, path
+
+
+def test_import_vision_rl_loads_neither_torch_nor_trl_nor_the_trainers():
+    code = (
+        "import sys, vision_rl; heavy = {'torch', 'transformers', 'trl', 'datasets', 'vision_rl.trainer'} & set(sys.modules);"
+        "assert not heavy, heavy; vision_rl.VisionRewardConfig; assert 'trl' not in sys.modules;"
+        "assert 'vision_rl.trainer.reward_config' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_top_level_shows_its_names_and_refuses_others():
+    assert {"VisionRewardTrainer", "VisionMLETrainer", "RewardOutput", "metric_path"} <= set(dir(vision_rl))
+    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+        _ = vision_rl.Trainer
+    with pytest.raises(ValueError, match="it has: .*character_error_rate"):
+        vision_rl.metric_path("cer")
