@@ -40,8 +40,8 @@ def launch(launcher: list[str], calls: dict[str, dict], folder: Path, timeout: i
             code = f"no end after {timeout} s"
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                os.killpg(process.pid, signal.SIGTERM)  # not SIGKILL: torchrun's ranks have sessions of their own
+                process.wait(60)
         output.seek(0)
         assert code == 0, f"{' '.join(launcher)} ended with {code}:\n{output.read()[-6000:]}"
     return {name: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{name}.*.json"))] for name in calls}

@@ -7,13 +7,16 @@ from vision_rl.models.encoder import (
     vision_encoder_decoder,
     vit_encoder,
 )
+from vision_rl.models.positions import init_sincos_positions, sincos2d
 
 
 __all__ = [
     "VisionDecoderConfig",
     "VisionDecoderForCausalLM",
+    "init_sincos_positions",
     "load_encoder",
     "resize_position_embeddings",
+    "sincos2d",
     "vision_encoder_decoder",
     "vit_encoder",
 ]

@@ -142,6 +142,15 @@ def resize_position_embeddings(model: PreTrainedModel, image_size: int | tuple[i
     encoder.config.image_size = new_size[0] if new_size[0] == new_size[1] else list(new_size)
 
 
+def position_table(encoder: PreTrainedModel) -> tuple[Tensor, tuple[int, int], int]:
+    """A ViT's position embeddings (class tokens + N, width), its grid of patches, and how many class tokens it has."""
+    grid = _grid(_pair(encoder.config.image_size), _pair(encoder.config.patch_size))
+    embeddings: Any = encoder.embeddings
+    if isinstance(encoder, SiglipVisionModel):
+        return embeddings.position_embedding.weight, grid, 0
+    return embeddings.position_embeddings[0], grid, 1
+
+
 def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
