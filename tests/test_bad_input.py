@@ -11,9 +11,9 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
-    ViTConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
+    ViTConfig,
 )
 
 from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
@@ -45,7 +45,13 @@ def reward_trainer(tmp_path, reward=share_of_a, dataset=None, model=None, proces
 
 def mle_trainer(tmp_path, dataset, processor=None, model=None, **kwargs):
     args = VisionMLEConfig(
-        str(tmp_path), per_device_train_batch_size=4, max_steps=1, report_to="none", use_cpu=True, save_strategy="no", **kwargs
+        str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=1,
+        report_to="none",
+        use_cpu=True,
+        save_strategy="no",
+        **kwargs,
     )
     return VisionMLETrainer(
         model or tiny_model(), args, train_dataset=dataset, processing_class=processor or text_processor()
@@ -65,9 +71,7 @@ class TestColumns:
     def test_target_columns_maps_the_data_sets_names(self, tmp_path):
         dataset = text_dataset(8).rename_column("text", "transcription")
         mle_trainer(tmp_path, dataset, target_columns={"text": "transcription"}).train()
-        reward_trainer(
-            tmp_path, character_accuracy_reward, dataset, target_columns={"text": "transcription"}
-        ).train()
+        reward_trainer(tmp_path, character_accuracy_reward, dataset, target_columns={"text": "transcription"}).train()
 
     def test_a_target_that_the_processor_does_not_know(self, tmp_path):
         with pytest.raises(ValueError, match=r"\['boxes'\], but TextProcessor takes \['text'\]"):
@@ -169,7 +173,9 @@ class TestImages:
 class TestConfig:
     @pytest.mark.parametrize("baseline", ["leave_one_out", "first", "mean"])
     def test_one_generation_has_no_siblings(self, baseline):
-        with pytest.raises(ValueError, match="num_generations must be at least 2 .*the baseline is the mean of the other"):
+        with pytest.raises(
+            ValueError, match="num_generations must be at least 2 .*the baseline is the mean of the other"
+        ):
             VisionRewardConfig("out", num_generations=1, baseline=baseline)
 
     @pytest.mark.parametrize("baseline", ["greedy", "none"])
@@ -227,7 +233,9 @@ class TestRewards:
             reward_trainer(tmp_path, reward).train()
 
     def test_a_reward_that_raises_is_named_with_the_row_it_fails_on(self, tmp_path):
-        dataset = [{"image": image, "text": word} for image, word in zip(tiny_images(4), ["a", "b", "c", "d"], strict=True)]
+        dataset = [
+            {"image": image, "text": word} for image, word in zip(tiny_images(4), ["a", "b", "c", "d"], strict=True)
+        ]
 
         def fragile_reward(completions, text, **kwargs):
             if "c" in text:
@@ -249,12 +257,23 @@ class TestModels:
     @pytest.mark.parametrize(
         "config",
         [
-            OPTConfig(vocab_size=8, hidden_size=32, ffn_dim=32, num_hidden_layers=1, num_attention_heads=2, word_embed_proj_dim=32),
-            LlamaConfig(vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2),
+            OPTConfig(
+                vocab_size=8,
+                hidden_size=32,
+                ffn_dim=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                word_embed_proj_dim=32,
+            ),
+            LlamaConfig(
+                vocab_size=8, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+            ),
         ],
     )
     def test_a_decoder_without_cross_attention_is_refused(self, tmp_path, config):
-        encoder = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE)
+        encoder = ViTConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=SIZE
+        )
         model = VisionEncoderDecoderModel(
             config=VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, config)
         )
@@ -264,7 +283,9 @@ class TestModels:
 
     def test_a_vocabulary_smaller_than_the_processors(self, tmp_path):
         processor = TextProcessor(image_processor(), character_tokenizer("abcdefgh"))
-        with pytest.raises(ValueError, match=r"writes 10 different ids, the decoder's vocabulary has 6.*vocab_size=10"):
+        with pytest.raises(
+            ValueError, match=r"writes 10 different ids, the decoder's vocabulary has 6.*vocab_size=10"
+        ):
             reward_trainer(tmp_path, processor=processor)
 
     def test_more_tokens_than_positions(self, tmp_path):

@@ -46,7 +46,9 @@ def test_the_trainer_imports_no_task():
         assert not imports(path, "vision_rl.tasks", "vision_rl.data"), path
 
 
-@pytest.mark.parametrize("task", sorted(path.name for path in (SOURCE / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__"))
+@pytest.mark.parametrize(
+    "task", sorted(path.name for path in (SOURCE / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__")
+)
 def test_a_task_imports_neither_the_trainer_nor_another_task(task):
     others = [f"vision_rl.tasks.{path.name}" for path in (SOURCE / "tasks").iterdir() if path.name != task]
     for path in under("tasks", task):
@@ -70,7 +72,9 @@ def test_examples_use_the_public_interface_only():
     if not examples.is_dir():
         pytest.skip("the examples are not part of the installed package")
     for path in examples.glob("*.py"):
-        private = {name for name in imports(path, "vision_rl") if any(part.startswith("_") for part in name.split("."))}
+        private = {
+            name for name in imports(path, "vision_rl") if any(part.startswith("_") for part in name.split("."))
+        }
         assert not private, path
 
 

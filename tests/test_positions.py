@@ -23,7 +23,9 @@ def test_sincos2d_equals_the_reference(height, width, size):
 def test_sincos2d_by_hand():
     table = sincos2d(2, 2, 4)  # one frequency: sin x, cos x, sin y, cos y
     sin, cos = np.sin(1), np.cos(1)
-    np.testing.assert_allclose(table, [[0, 1, 0, 1], [sin, cos, 0, 1], [0, 1, sin, cos], [sin, cos, sin, cos]], atol=1e-6)
+    np.testing.assert_allclose(
+        table, [[0, 1, 0, 1], [sin, cos, 0, 1], [0, 1, sin, cos], [sin, cos, sin, cos]], atol=1e-6
+    )
 
 
 def test_a_new_model_starts_at_them_and_learns_on():

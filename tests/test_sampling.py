@@ -125,7 +125,7 @@ def test_the_table_of_uniforms_depends_on_seed_step_row_and_generation_only():
     for other in (uniform_table(1, 1, torch.tensor([4, 8]), 2, 16), uniform_table(0, 2, torch.tensor([4, 8]), 2, 16)):
         assert not torch.isclose(other, table).any()
     assert len(table.flatten().unique()) == table.numel()
-    assert 0 <= table.min() and table.max() < 1
+    assert table.min() >= 0 and table.max() < 1
 
 
 def test_nothing_follows_the_end_token():

@@ -22,7 +22,9 @@ def roberta_like_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_labels_are_the_tokenizers_own_with_one_end_token():
-    processor = as_vision_processor(TrOCRProcessor(image_processor(), roberta_like_tokenizer()), decoder_start_token_id=2)
+    processor = as_vision_processor(
+        TrOCRProcessor(image_processor(), roberta_like_tokenizer()), decoder_start_token_id=2
+    )
     labels = processor(images=tiny_images(2), text=["ab", "c"])["labels"]
     assert labels.tolist() == [[0, 3, 4, 2], [0, 5, 2, -100]]
 

@@ -54,7 +54,8 @@ def expected_gradient(policy, advantages_of, num_learning):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_learning"), [("leave_one_out", GENERATIONS), ("first", 1), ("greedy", GENERATIONS), ("none", GENERATIONS)]
+    ("name", "num_learning"),
+    [("leave_one_out", GENERATIONS), ("first", 1), ("greedy", GENERATIONS), ("none", GENERATIONS)],
 )
 def test_the_expected_gradient_is_the_exact_gradient_of_the_expected_reward(policy, name, num_learning):
     _, sequences, rewards, per_token_logps = policy
@@ -65,7 +66,9 @@ def test_the_expected_gradient_is_the_exact_gradient_of_the_expected_reward(poli
         "greedy": lambda r: greedy_advantages(r, greedy_reward.expand(len(r))),
         "none": no_baseline_advantages,
     }[name]
-    for estimate, exact in zip(expected_gradient(policy, advantages_of, num_learning), exact_gradient(policy), strict=True):
+    for estimate, exact in zip(
+        expected_gradient(policy, advantages_of, num_learning), exact_gradient(policy), strict=True
+    ):
         torch.testing.assert_close(estimate, exact, rtol=0, atol=1e-6)
 
 

@@ -9,10 +9,10 @@ from transformers import (
     GPT2Config,
     SiglipVisionConfig,
     TrOCRConfig,
-    ViTConfig,
-    ViTImageProcessorPil,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
 )
 
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
@@ -25,13 +25,25 @@ START, END = 0, 1  # of the character tokenizer: pad is the decoder's start
 
 
 def tiny_model(
-    decoder: str = "ours", vocab_size: int = 6, end: int | None = END, seed: int = 0, sharp: float = 0.0, length: int = 16
+    decoder: str = "ours",
+    vocab_size: int = 6,
+    end: int | None = END,
+    seed: int = 0,
+    sharp: float = 0.0,
+    length: int = 16,
 ) -> VisionEncoderDecoderModel:
     """An image encoder of 32 px with a decoder of any kind; `sharp` scales the head so that tokens are unequal."""
     torch.manual_seed(seed)
     if decoder == "ours":
         model = vision_encoder_decoder(
-            vit_encoder(SIZE, patch_size=16, hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64),
+            vit_encoder(
+                SIZE,
+                patch_size=16,
+                hidden_size=WIDTH,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=64,
+            ),
             VisionDecoderForCausalLM(
                 VisionDecoderConfig(
                     vocab_size=vocab_size,
@@ -68,7 +80,12 @@ def tiny_model(
             ),
         }[decoder]
         encoder = ViTConfig(
-            hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=SIZE, patch_size=16
+            hidden_size=WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=SIZE,
+            patch_size=16,
         )
         model = VisionEncoderDecoderModel(
             config=VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, config)
@@ -102,7 +119,8 @@ def text_dataset(count: int = 16, alphabet: str = "abcd", max_length: int = 4, s
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(list(alphabet), rng.integers(1, max_length + 1))) for _ in range(count)]
     return Dataset.from_dict(
-        {"image": tiny_images(count, seed), "text": words}, features=Features({"image": Image(), "text": Value("string")})
+        {"image": tiny_images(count, seed), "text": words},
+        features=Features({"image": Image(), "text": Value("string")}),
     )
 
 

@@ -19,7 +19,17 @@ _HOME_OF = {
     "VisionProcessor": "vision_rl.processing",
 }
 
-__all__ = [*_HOME_OF, "metric_path"]
+__all__ = [
+    "RewardOutput",
+    "TextProcessor",
+    "TokenTargets",
+    "VisionMLEConfig",
+    "VisionMLETrainer",
+    "VisionProcessor",
+    "VisionRewardConfig",
+    "VisionRewardTrainer",
+    "metric_path",
+]
 
 if TYPE_CHECKING:
     from vision_rl.processing import TextProcessor, VisionProcessor

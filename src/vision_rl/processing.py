@@ -91,7 +91,7 @@ class TextProcessor(VisionProcessor):
     def vocab_size(self) -> int:
         return len(self.tokenizer)
 
-    def __call__(self, images, seeds=None, text: Sequence[str] | None = None) -> BatchFeature:
+    def __call__(self, images, seeds=None, text: Sequence[str] | None = None, **kwargs) -> BatchFeature:
         batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
         if text is not None:
             batch["labels"] = self._labels(list(text))

@@ -23,6 +23,7 @@ from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, Vis
 
 MAX_LENGTH = 12
 EVAL_ROWS = 7  # divides by no number of ranks
+OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder")
 
 
 class Recorder:
@@ -63,8 +64,12 @@ def share_exact(predictions, references) -> dict[str, float]:
 
 def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, model=None, **options):
     """A trainer with a tiny model and `rows` images; `options` go to its config, or to itself if they are its own."""
-    own = {name: options.pop(name) for name in ("peft_config", "callbacks", "completion_decoder") if name in options}
-    own["eval_dataset"] = options.pop("eval_dataset", None) or text_dataset(EVAL_ROWS, seed=1)
+    own = {
+        "eval_dataset": text_dataset(EVAL_ROWS, seed=1),
+        "processing_class": text_processor(),
+        "compute_metrics": share_exact,
+    }
+    own |= {name: options.pop(name) for name in (*own, *OPTIONS_OF_TRAINERS) if name in options}
     config = {"mle": VisionMLEConfig, "reward": VisionRewardConfig}[kind](
         str(folder),
         **{
@@ -85,8 +90,6 @@ def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int
         *([share_of_a] if kind == "reward" else []),
         args=config,
         train_dataset=text_dataset(rows),
-        processing_class=text_processor(),
-        compute_metrics=share_exact,
         **own,
     )
 

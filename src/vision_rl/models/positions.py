@@ -1,5 +1,7 @@
 """Sine-cosine position embeddings, as an option of the reference and as a start that learns faster from scratch."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import VisionEncoderDecoderModel
@@ -28,5 +30,6 @@ def init_sincos_positions(model: VisionEncoderDecoderModel) -> None:
     """
     table, (height, width), num_class_tokens = position_table(model.encoder)
     table[num_class_tokens:] = sincos2d(height, width, table.shape[-1])
-    positions: nn.Embedding = model.decoder.embed_positions
+    decoder: Any = model.decoder
+    positions: nn.Embedding = decoder.embed_positions
     positions.weight.copy_(sincos(torch.arange(positions.num_embeddings), positions.embedding_dim))

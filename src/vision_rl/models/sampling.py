@@ -7,13 +7,19 @@ and keeps no log-probabilities; it is the fallback for models that are no `Visio
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    PreTrainedModel,
+    VisionEncoderDecoderModel,
+)
 
 from vision_rl.models.decoder import VisionDecoderForCausalLM
 
@@ -62,14 +68,16 @@ def sample(
         `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, T the longest completion.
     """
     length = completion_length(model, max_completion_length)
-    policy = base_model(model)
+    policy: Any = base_model(model)
     if not serves(model):
         return _sample_with_generate(policy, pixel_values, num_generations, length, do_sample, temperature)
     ids = special_ids(model)
     with evaluation_mode(policy), torch.no_grad():
         images = encode(policy, pixel_values, encoder_outputs)  # (B, N, d)
         num_rows = len(images) * num_generations
-        if do_sample and uniforms is None:
+        if not do_sample:
+            uniforms = None
+        elif uniforms is None:
             uniforms = torch.rand(len(images), num_generations, length, device=images.device)
         images = images_for(policy.decoder, images, num_rows)
         tokens = torch.full((num_rows, 1), ids.decoder_start, device=images.device)
@@ -83,7 +91,7 @@ def sample(
             )
             logits = policy_logits(outputs.logits[:, -1], temperature, ids.suppressed)  # (B*G, V)
             logps = logits.log_softmax(-1)
-            drawn = inverse_cdf(logps.exp(), uniforms.flatten(0, 1)[:, t]) if do_sample else logps.argmax(-1)
+            drawn = logps.argmax(-1) if uniforms is None else inverse_cdf(logps.exp(), uniforms.flatten(0, 1)[:, t])
             logp = logps.gather(-1, drawn[:, None]).squeeze(-1).masked_fill(done, 0.0)
             drawn = drawn.masked_fill(done, ids.pad)
             columns.append((drawn, (~done).long(), logp))
@@ -117,7 +125,7 @@ def inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Te
 # --- the parts of the model -----------------------------------------------------------------------------------------
 
 
-def base_model(model: nn.Module) -> PreTrainedModel:
+def base_model(model: Any) -> Any:
     """The transformers model itself, inside a PEFT wrapper or not."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -141,9 +149,7 @@ def encode(
 def projects_images(policy: VisionEncoderDecoderModel) -> bool:
     """Whether the model maps the encoder's width to the decoder's: the condition of its own forward."""
     encoder, decoder = policy.encoder.config, policy.decoder.config
-    return (
-        encoder.hidden_size != decoder.hidden_size and getattr(decoder, "cross_attention_hidden_size", None) is None
-    )
+    return encoder.hidden_size != decoder.hidden_size and getattr(decoder, "cross_attention_hidden_size", None) is None
 
 
 def images_for(decoder: nn.Module, images: torch.Tensor, num_rows: int) -> torch.Tensor:
@@ -153,7 +159,7 @@ def images_for(decoder: nn.Module, images: torch.Tensor, num_rows: int) -> torch
     return images.repeat_interleave(num_rows // len(images), dim=0)
 
 
-def share_images(model: nn.Module) -> None:
+def share_images(model: PreTrainedModel | PeftModel) -> None:
     """Let `model(pixel_values (B, ...), decoder_input_ids (B*G, T))` work: an image is encoded once for its G rows.
 
     Our decoder does this itself. Others get a hook that repeats the encoded images, so that learning stays one

@@ -86,7 +86,11 @@ def check_reward_signature(name: str, reward: Callable, columns: list[str], has_
             f"The reward `{name}` compares with `references`, but the data set lacks the target columns that the "
             "processor makes them from. Add the columns, or name them in `target_columns`."
         )
-    check_columns(f"The reward `{name}` asks for a column that is not there: the data set", [*columns, *REWARD_ARGUMENTS], required)
+    check_columns(
+        f"The reward `{name}` asks for a column that is not there: the data set",
+        [*columns, *REWARD_ARGUMENTS],
+        required,
+    )
 
 
 def check_first_row(collator: Callable, rows, processor: VisionProcessor, vocab_size: int | None) -> None:

@@ -43,14 +43,14 @@ class VisionCollator:
         self.with_labels = with_labels
 
     def __call__(self, rows: list[Row]) -> dict:
-        images = [rgb_image(row.columns[self.image_column], row.index) for row in rows]
+        images = [rgb_image(row.columns[self.image_column], row.row_index) for row in rows]
         named = [{**r.columns, **{key: r.columns[name] for key, name in self.target_columns.items()}} for r in rows]
         targets = {key: [row[key] for row in named] for key in self.target_columns} if self.with_labels else {}
-        seeds = None if rows[0].seed is None else [row.seed for row in rows]
+        seeds = [row.seed for row in rows if row.seed is not None] or None
         has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
         return {
             **self.processor(images=images, seeds=seeds, **targets),
-            "row_index": torch.tensor([row.index for row in rows]),
+            "row_index": torch.tensor([row.row_index for row in rows]),
             "columns": BatchColumns(
                 columns={name: [row.columns[name] for row in rows] for name in rows[0].columns},
                 references=self.processor.get_references(named) if has_references else None,

@@ -15,14 +15,14 @@ from vision_rl.randomness import DATA_ORDER, ROW_TARGETS, keyed_generator
 
 class RowKey(NamedTuple):
     epoch: int
-    index: int
+    row_index: int
 
 
 class Row(NamedTuple):
     """A row on its way to the collator: its columns, its place in the data set, the seed of its random targets."""
 
     columns: dict
-    index: int
+    row_index: int
     seed: int | None
 
 
@@ -45,9 +45,9 @@ class RowDataset(Dataset):
         if self.seed is not None:
             seed = int(keyed_generator(self.seed, ROW_TARGETS, *key).integers(2**63))
         try:
-            return Row(self.dataset[key.index], key.index, seed)
+            return Row(self.dataset[key.row_index], key.row_index, seed)
         except Exception as error:
-            raise ValueError(f"Row {key.index}{self._file_of(key.index)} cannot be read: {error}") from error
+            raise ValueError(f"Row {key.row_index}{self._file_of(key.row_index)} cannot be read: {error}") from error
 
     def _file_of(self, index: int) -> str:
         """Where the row's undecodable image lies, if `datasets` knows a path."""

@@ -1,6 +1,5 @@
 """Step 1 of the paper: imitate the labels (maximum likelihood)."""
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

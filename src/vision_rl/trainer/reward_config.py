@@ -30,7 +30,8 @@ class VisionRewardConfig(VisionConfig):
         metadata={"help": "Of the sampled policy; the gradient is taken of the same distribution. Paper: 1."},
     )
     disable_dropout: bool = field(
-        default=True, metadata={"help": "Tune without dropout, so that the policy that learns is the one that sampled."}
+        default=True,
+        metadata={"help": "Tune without dropout, so that the policy that learns is the one that sampled."},
     )
 
     # Reward
@@ -65,9 +66,7 @@ class VisionRewardConfig(VisionConfig):
         if self.num_generations < 1:
             raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.baseline not in (*SIBLING_BASELINES, "greedy", "none"):
-            raise ValueError(
-                f"baseline must be leave_one_out, first, greedy, mean or none, got {self.baseline!r}."
-            )
+            raise ValueError(f"baseline must be leave_one_out, first, greedy, mean or none, got {self.baseline!r}.")
         if self.baseline in SIBLING_BASELINES and self.num_generations < 2:
             raise ValueError(
                 f"num_generations must be at least 2 with baseline={self.baseline!r}: the baseline is the mean of the "

@@ -46,6 +46,7 @@ class VisionRewardTrainer(VisionTrainer):
             `processing_class.batch_decode`.
     """
 
+    args: VisionRewardConfig
     learns_from_labels = False
     _tag_names = ["vision_rl", "reward-tuning"]
 
@@ -102,8 +103,7 @@ class VisionRewardTrainer(VisionTrainer):
                 return greedy_advantages(rewards, self._greedy_rewards(inputs))
             case "mean":
                 return mean_advantages(rewards)
-            case "none":
-                return no_baseline_advantages(rewards)
+        return no_baseline_advantages(rewards)
 
     def _learn(self, model, inputs, completions, advantages, token_targets, num_images=None) -> torch.Tensor:
         """The loss: one teacher-forced pass over the samples, weighted by their advantages."""
@@ -115,7 +115,9 @@ class VisionRewardTrainer(VisionTrainer):
         loss = self.mean_over_step(reinforce_loss(per_token_logps, mask, advantages.flatten()) / length, num_samples)
         for targets in token_targets:  # TokenTargets.weight is stated for "mean"; "sum" is max_completion_length of it
             weight = targets.weight * self.max_completion_length / length
-            loss = loss + self.mean_over_step(weight * token_target_loss(logits, self._of_learners(targets)), num_samples)
+            loss = loss + self.mean_over_step(
+                weight * token_target_loss(logits, self._of_learners(targets)), num_samples
+            )
         return loss
 
     # --- the parts --------------------------------------------------------------------------------------------------

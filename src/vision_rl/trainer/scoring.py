@@ -154,4 +154,6 @@ def _name_of(reward) -> str:
 
 def _unique(names: list[str]) -> list[str]:
     """Two rewards of one name would share their log keys: the second becomes `name_2`."""
-    return [name if names[:i].count(name) == 0 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]
+    return [
+        name if names[:i].count(name) == 0 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)
+    ]

@@ -45,6 +45,11 @@ class VisionTrainer(Trainer):
     metrics over the whole set.
     """
 
+    args: VisionConfig
+    model: Any  # Trainer's own annotations allow None, or another form, where there is none here
+    eval_dataset: Any
+    compute_metrics: Any
+    deepspeed: Any
     learns_from_labels: bool
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
 
@@ -68,7 +73,8 @@ class VisionTrainer(Trainer):
             if processing_class is None:
                 processing_class = AutoProcessor.from_pretrained(model)
             model = VisionEncoderDecoderModel.from_pretrained(
-                model, **{"dtype": torch.float32, **(args.model_init_kwargs or {})}
+                model,
+                **{"dtype": torch.float32, **(args.model_init_kwargs or {})},  # type: ignore[dict-item]
             )
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
@@ -117,7 +123,7 @@ class VisionTrainer(Trainer):
 
     def _resolve_target_columns(self, args: VisionConfig, datasets: dict) -> dict[str, str]:
         """The column for each target keyword; tuning leaves out those that no data set has."""
-        named = args.target_columns or {}
+        named: dict[str, str] = dict(args.target_columns or {})  # type: ignore[arg-type]
         unknown = set(named) - set(self.processor.target_columns)
         if unknown:
             raise ValueError(
@@ -245,8 +251,8 @@ class VisionTrainer(Trainer):
         metrics = [self._evaluation_metrics(records) if self.is_world_process_zero() else None]
         metrics = broadcast_object_list(metrics)[0]
         return EvalLoopOutput(
-            predictions=[record.get("completion") for record in records],
-            label_ids=[record.get("reference") for record in records],
+            predictions=[record.get("completion") for record in records],  # type: ignore[arg-type]
+            label_ids=[record.get("reference") for record in records],  # type: ignore[arg-type]
             metrics={f"{metric_key_prefix}_{key}": value for key, value in metrics.items()},
             num_samples=len(records),
         )
@@ -321,7 +327,9 @@ class VisionTrainer(Trainer):
         else:
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             if {"params", "model", "optimizer_dict"} & set(options):
-                raise ValueError(f"optim={self.args.optim!r} builds its own parameter groups: pass it in `optimizers`.")
+                raise ValueError(
+                    f"optim={self.args.optim!r} builds its own parameter groups: pass it in `optimizers`."
+                )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -332,7 +340,9 @@ class VisionTrainer(Trainer):
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
-            model.load_state_dict({name: restored[name] for name in model.state_dict()})  # not a pooler added on loading
+            model.load_state_dict(
+                {name: restored[name] for name in model.state_dict()}
+            )  # not a pooler added on loading
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 

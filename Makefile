@@ -1,0 +1,57 @@
+# Python 3.11 or newer and make are all that is needed; everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The constraint keeps torch at a version whose wheel exists for CPU-only machines; CONSTRAINTS= takes the newest.
+CONSTRAINTS ?= constraints/cpu.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quality format docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo  ## train, tune and compare on real handwriting, about 5 minutes: runs/demo/
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+quality: $(VENV)/.quality  ## lint, format and types, as CI checks them
+	$(BIN)/ruff check src tests examples setup.py
+	$(BIN)/ruff format --check src tests examples setup.py
+	$(BIN)/mypy
+
+format: $(VENV)/.quality  ## let ruff mend what it can
+	$(BIN)/ruff check --fix src tests examples setup.py
+	$(BIN)/ruff format src tests examples setup.py
+
+docs: $(VENV)/.docs  ## the documentation as a website: site/
+	$(BIN)/mkdocs build --strict
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.created pyproject.toml
+	$(PIP) -e ".[demo]"
+	@touch $@
+
+# DeepSpeed compiles nothing here: its CPU path needs no extension.
+$(VENV)/.test: $(VENV)/.created pyproject.toml
+	$(PIP) -e ".[test]"
+	DS_BUILD_OPS=0 $(PIP) -e ".[deepspeed]"
+	@touch $@
+
+$(VENV)/.quality: $(VENV)/.created pyproject.toml
+	$(PIP) -e ".[quality]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.created pyproject.toml
+	$(PIP) -e ".[docs]"
+	@touch $@

@@ -1,0 +1,257 @@
+"""Interrupted and resumed equals uninterrupted, bit for bit; the best model comes back whole."""
+
+import json
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig
+from scripts.launch import launch
+from scripts.train import MAX_LENGTH, make_trainer, train
+from tiny import share_of_a, text_dataset, text_processor, tiny_model
+from transformers import Trainer, TrainerCallback, TrainingArguments, VisionEncoderDecoderModel
+
+from vision_rl import TextProcessor, VisionRewardConfig, VisionRewardTrainer
+
+
+# 20 rows and 8 images a step: two steps an epoch, and four rows that wait for the next one.
+STEPS = {"rows": 20, "max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+PAPERS_OPTIMIZER = {
+    "optim": "big_vision_adafactor",
+    "optim_args": "beta2_cap=0.95",
+    "weight_decay": 1e-4,
+    "encoder_learning_rate": 1e-4,
+    "warmup_steps": 2,
+}
+LORA = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class ShuffledLetters(TextProcessor):
+    """A task with a random choice in its targets: the letters in an order that the row's seed decides."""
+
+    def __call__(self, images, seeds=None, text=None):
+        if seeds is not None and text is not None:
+            text = [
+                "".join(sorted(word, key=lambda c: (seed * (ord(c) + 1)) % 1009))
+                for word, seed in zip(text, seeds, strict=True)
+            ]
+        return super().__call__(images, text=text)
+
+
+class StopAt(TrainerCallback):
+    """An interruption after `step` updates, as the queue of a cluster would cause it."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+class Snapshots(TrainerCallback):
+    """The trainable weights as they were at each evaluation."""
+
+    def __init__(self):
+        self.at: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        self.at[state.global_step] = {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def run(kind, folder, checkpoint=None, **options) -> dict:
+    """All that a training leaves behind."""
+    trainer = make_trainer(kind, folder, **{**STEPS, **options})
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return {
+        "weights": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scheduler": trainer.lr_scheduler.state_dict(),
+        "logs": [
+            {k: v for k, v in log.items() if k != "step_time"} for log in trainer.state.log_history if "loss" in log
+        ],
+        "seen": trainer.seen,
+    }
+
+
+def assert_equal(resumed, whole, where="") -> None:
+    """Bit for bit, through dicts, lists and tensors."""
+    assert type(resumed) is type(whole), where
+    if isinstance(whole, torch.Tensor):
+        assert torch.equal(resumed, whole), where
+    elif isinstance(whole, dict):
+        assert resumed.keys() == whole.keys(), where
+        for key in whole:
+            assert_equal(resumed[key], whole[key], f"{where}.{key}")
+    elif isinstance(whole, list | tuple):
+        assert len(resumed) == len(whole), where
+        for index, (a, b) in enumerate(zip(resumed, whole, strict=True)):
+            assert_equal(a, b, f"{where}[{index}]")
+    else:
+        assert resumed == whole, where
+
+
+def assert_resumes(kind, tmp_path, checkpoints=(1, 2, 3), other_weights=True, **options) -> None:
+    """The resumed run starts from other weights, so that nothing but the checkpoint can make it equal."""
+    whole = run(kind, tmp_path / "whole", **options)
+    for step in checkpoints:
+        model = tiny_model(options.get("decoder", "ours"), seed=99) if other_weights else None
+        resumed = run(
+            kind, tmp_path / f"from-{step}", tmp_path / "whole" / f"checkpoint-{step}", model=model, **options
+        )
+        expected = {**whole, "seen": [entry for entry in whole["seen"] if entry[0] >= step]}
+        assert_equal(resumed, expected, f"from step {step}: ")
+
+
+@pytest.mark.parametrize("kind", ["mle", "reward"])
+@pytest.mark.parametrize(
+    "decoder", ["ours", "bert"]
+)  # a SigLIP encoder; ViT, saved under the older names of its weights
+def test_resumed_in_any_epoch_equals_uninterrupted(tmp_path, kind, decoder):
+    """From the middle of epoch 0, the end of it, the middle of epoch 1; BERT's dropout acts in MLE."""
+    assert_resumes(kind, tmp_path, decoder=decoder)
+
+
+@pytest.mark.parametrize("kind", ["mle", "reward"])
+def test_resumed_with_accumulation_and_the_papers_optimizer_equals_uninterrupted(tmp_path, kind):
+    assert_resumes(kind, tmp_path, decoder="gpt2", **ACCUMULATED, **PAPERS_OPTIMIZER)
+
+
+def test_resumed_with_reference_model_and_greedy_baseline_equals_uninterrupted(tmp_path):
+    """The reference is the model before tuning, which the user passes again; not the one in the checkpoint."""
+    assert_resumes("reward", tmp_path, (3,), other_weights=False, baseline="greedy", beta=0.1)
+
+
+def test_resumed_with_workers_and_random_targets_equals_uninterrupted(tmp_path):
+    processor = ShuffledLetters(text_processor().image_processor, text_processor().tokenizer)
+    options = {"processing_class": processor, "dataloader_num_workers": 2, "max_steps": 4}
+    assert_resumes("mle", tmp_path, (3,), **options)
+    seen = run("mle", tmp_path / "again", **{**options, "dataloader_num_workers": 0, "max_steps": 10})["seen"]
+    assert len({(row, tuple(labels)) for _, row, labels in seen}) > 20  # the targets do change with the epoch
+
+
+@pytest.mark.parametrize("kind", ["mle", "reward"])
+def test_resumed_lora_equals_uninterrupted(tmp_path, kind):
+    of_decoder = LoraConfig(r=4, target_modules=r"decoder\..*(query|value)")  # a regex over the names of modules
+    decoder, adapters = {"mle": ("bert", of_decoder), "reward": ("ours", LORA)}[kind]
+    assert_resumes(kind, tmp_path, (3,), other_weights=False, decoder=decoder, peft_config=adapters)
+
+
+def test_a_run_that_was_cut_off_goes_on_in_a_new_process(tmp_path):
+    call = {"kind": "reward", "decoder": "bert", **STEPS}
+    train(folder=tmp_path / "run", callbacks=[StopAt(3)], **call)
+    (resumed,) = launch([sys.executable], {"run": {**call, "resume": True}}, tmp_path)["run"]
+    whole = json.loads(json.dumps(train(folder=tmp_path / "whole", **call)))
+    assert resumed["weights"] == whole["weights"]
+    assert resumed["seen"] == [entry for entry in whole["seen"] if entry[0] >= 3]
+    for log in (*resumed["logs"], *whole["logs"]):
+        del log["step_time"]
+    assert resumed["logs"] == whole["logs"]
+
+
+# --- why checkpoints are loaded by us -------------------------------------------------------------------------------
+
+
+def loaded_by(trainer_class, tmp_path) -> tuple[dict, dict]:
+    """What is in a checkpoint of a ViT encoder with a BERT decoder, and what a trainer restores of it."""
+    saved = tiny_model("bert", seed=1)
+    saved.save_pretrained(tmp_path / "checkpoint")
+    other = tiny_model("bert", seed=2)
+    if trainer_class is Trainer:
+        trainer = Trainer(other, TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    else:
+        trainer = make_trainer("reward", tmp_path, model=other)
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint"))
+    return saved.state_dict(), other.state_dict()
+
+
+def test_stock_trainer_loses_the_encoder_of_a_checkpoint(tmp_path):
+    """No claim of ours: transformers saves ViT's weights under older names and reads them back under the new ones only.
+
+    Known upstream as huggingface/transformers#43701 and #48805. When this fails it has been mended there, and
+    `VisionTrainer._load_from_checkpoint` and `_load_best_model` can go.
+    """
+    saved, restored = loaded_by(Trainer, tmp_path)
+    lost = [name for name in saved if not torch.equal(saved[name], restored[name])]
+    assert lost
+    assert all(name.startswith("encoder.") for name in lost)
+
+
+def test_our_trainer_restores_the_encoder_of_a_checkpoint(tmp_path):
+    saved, restored = loaded_by(None, tmp_path)
+    assert_equal(dict(restored), dict(saved))
+
+
+# --- the best model -------------------------------------------------------------------------------------------------
+
+BEST = 2
+KEEP_BEST = {
+    "load_best_model_at_end": True,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "max_steps": 4,
+    "disable_tqdm": True,
+}
+KEEP_BEST |= {"save_strategy": "steps", "save_steps": 1}
+
+
+@pytest.mark.parametrize("decoder, peft_config", [("bert", None), ("ours", LORA)])
+def test_the_best_model_by_the_metric_comes_back_with_its_encoder(tmp_path, decoder, peft_config):
+    scores = iter([0.1, 0.9, 0.3, 0.2])
+    snapshots = Snapshots()
+    trainer = make_trainer(
+        "mle",
+        tmp_path,
+        decoder,
+        metric_for_best_model="eval_score",
+        greater_is_better=True,
+        compute_metrics=lambda predictions, references: {"score": next(scores)},
+        callbacks=[snapshots],
+        peft_config=peft_config,
+        **KEEP_BEST,
+    )
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{BEST}")
+    assert_equal(dict(trainer.model.state_dict()), snapshots.at[BEST])
+    changed = [name for name, value in snapshots.at[4].items() if not torch.equal(value, snapshots.at[BEST][name])]
+    assert any("encoder." in name for name in changed) and any("decoder." in name for name in changed)
+
+
+def best_at_two(completions, trainer_state, **kwargs) -> list[float]:
+    return [share - abs(trainer_state.global_step - BEST) for share in share_of_a(completions)]
+
+
+def test_the_best_tuned_model_is_that_of_the_highest_reward_by_default(tmp_path):
+    snapshots = Snapshots()
+    config = VisionRewardConfig(
+        str(tmp_path),
+        learning_rate=3e-3,
+        max_completion_length=MAX_LENGTH,
+        use_cpu=True,
+        report_to="none",
+        per_device_train_batch_size=8,
+        **KEEP_BEST,
+    )
+    trainer = VisionRewardTrainer(
+        tiny_model("gpt2", sharp=0.2),
+        best_at_two,
+        config,
+        train_dataset=text_dataset(16),
+        eval_dataset=text_dataset(7, seed=1),
+        processing_class=text_processor(),
+        callbacks=[snapshots],
+    )
+    trainer.train()
+    assert config.metric_for_best_model == "reward"
+    assert trainer.state.best_global_step == BEST
+    assert_equal(dict(trainer.model.state_dict()), snapshots.at[BEST])
+    reloaded = VisionEncoderDecoderModel.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    assert_equal({name: reloaded[name] for name in snapshots.at[BEST]}, snapshots.at[BEST])
