@@ -60,11 +60,16 @@ def ddp(tmp_path_factory) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("ddp")
     saving = {"save_strategy": "steps", "save_steps": SAVED_STEP}
     calls = {name: {**call, **HALF} for name, call in CALLS.items()}
-    resumed = {f"{name}_resumed": {**call, "resume": str(folder / name / f"checkpoint-{SAVED_STEP}")} for name, call in calls.items()}
+    resumed = {
+        f"{name}_resumed": {**call, "resume": str(folder / name / f"checkpoint-{SAVED_STEP}")}
+        for name, call in calls.items()
+    }
     accumulated = {f"{name}_accumulated": {**CALLS[name], **HALF_ACCUMULATED} for name in KINDS}
     calls = {name: {**call, **saving, "evaluate": name in KINDS} for name, call in calls.items()}
     calls["reward"]["save"] = True
-    launched = launch([*ACCELERATE, "--multi_gpu", "--num_processes", "2"], {**calls, **accumulated, **resumed}, folder)
+    launched = launch(
+        [*ACCELERATE, "--multi_gpu", "--num_processes", "2"], {**calls, **accumulated, **resumed}, folder
+    )
     return {**launched, "folder": folder}
 
 
@@ -82,7 +87,9 @@ def lengths(record: dict) -> list[int]:
     return [max(len(ids) for step, _, drawn in record["seen"] if step == s for ids in drawn) for s in range(4)]
 
 
-@pytest.mark.parametrize("options", [{}, {"baseline": "first"}, {"loss_reduction": "mean"}, {"baseline": "greedy", "beta": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"baseline": "first"}, {"loss_reduction": "mean"}, {"baseline": "greedy", "beta": 0.1}]
+)
 def test_accumulated_micro_batches_give_the_step_of_the_whole_batch(tmp_path, options):
     for kind in KINDS if not options else ("reward",):
         whole = train(kind, tmp_path / "whole", rows=20, **ALONE, **options)
@@ -162,7 +169,8 @@ def test_accelerate_launch_with_cpu_and_two_processes_starts_only_one(tmp_path):
 # --- DeepSpeed ------------------------------------------------------------------------------------------------------
 
 needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed: pip install vision-rl[deepspeed]"
+    importlib.util.find_spec("deepspeed") is None,
+    reason="deepspeed is not installed: pip install vision-rl[deepspeed]",
 )
 
 
@@ -204,7 +212,11 @@ def test_zero3_ranks_go_on_sampling_until_the_slowest_is_done(deepspeed):
     """Every forward gathers weights from all ranks: one that stops early would leave the other waiting for ever."""
     first, second = deepspeed["reward_zero3"]
     assert lengths(first) != lengths(second)  # what each needed
-    assert first["widths"] == second["widths"] == [max(pair) for pair in zip(lengths(first), lengths(second), strict=True)]
+    assert (
+        first["widths"]
+        == second["widths"]
+        == [max(pair) for pair in zip(lengths(first), lengths(second), strict=True)]
+    )
 
 
 @needs_deepspeed

@@ -145,6 +145,14 @@ def test_resumed_lora_equals_uninterrupted(tmp_path, kind):
     assert_resumes(kind, tmp_path, (3,), other_weights=False, decoder=decoder, peft_config=adapters)
 
 
+def test_a_checkpoint_goes_on_with_another_split_of_the_batch(tmp_path):
+    whole = run("reward", tmp_path / "whole")
+    split = run("reward", tmp_path / "split", tmp_path / "whole" / "checkpoint-3", **ACCUMULATED)
+    assert sorted(split["seen"]) == sorted(entry for entry in whole["seen"] if entry[0] >= 3)
+    for log, expected in zip(split["logs"], whole["logs"], strict=True):
+        assert (log["loss"], log["grad_norm"]) == pytest.approx((expected["loss"], expected["grad_norm"]), rel=1e-4)
+
+
 def test_a_run_that_was_cut_off_goes_on_in_a_new_process(tmp_path):
     call = {"kind": "reward", "decoder": "bert", **STEPS}
     train(folder=tmp_path / "run", callbacks=[StopAt(3)], **call)

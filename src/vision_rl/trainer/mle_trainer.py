@@ -1,12 +1,16 @@
 """Step 1 of the paper: imitate the labels (maximum likelihood)."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
+from peft import PeftConfig, PeftModel
 from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
 
 from vision_rl.models.sampling import base_model, num_positions, special_ids
 from vision_rl.trainer.losses import mle_loss
 from vision_rl.trainer.mle_config import VisionMLEConfig
-from vision_rl.trainer.vision_trainer import VisionTrainer
+from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
 
 
 class VisionMLETrainer(VisionTrainer):
@@ -40,8 +44,31 @@ class VisionMLETrainer(VisionTrainer):
     learns_from_labels = True
     _tag_names = ["vision_rl", "mle"]
 
-    def __init__(self, model, args: VisionMLEConfig | None = None, *rest, **kwargs):
-        super().__init__(model, args or VisionMLEConfig(f"{_name(model)}-MLE"), *rest, **kwargs)
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        args: VisionMLEConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics: Callable[..., dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: PeftConfig | None = None,
+        completion_decoder: nn.Module | None = None,
+    ):
+        super().__init__(
+            model=model,
+            args=args or VisionMLEConfig(f"{name_of_model(model)}-MLE"),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            completion_decoder=completion_decoder,
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs, labels = self._teacher_forced(model, inputs)
@@ -80,8 +107,3 @@ class VisionMLETrainer(VisionTrainer):
     def _evaluation_metrics(self, records) -> dict[str, float]:
         loss = sum(record["loss"] for record in records) / sum(record["tokens"] for record in records)
         return {"loss": loss, **super()._evaluation_metrics(records)}
-
-
-def _name(model) -> str:
-    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "") or type(model).__name__
-    return name.rstrip("/").split("/")[-1]

@@ -3,14 +3,18 @@
 import copy
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from peft import PeftConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
 
 from vision_rl.models.sampling import SampledCompletions, policy_logits, serves, special_ids
 from vision_rl.randomness import uniform_table
-from vision_rl.rewards import TokenTargets
+from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import checks
 from vision_rl.trainer.advantages import (
     first_advantages,
@@ -20,10 +24,9 @@ from vision_rl.trainer.advantages import (
     no_baseline_advantages,
 )
 from vision_rl.trainer.losses import reinforce_loss, selective_log_softmax, token_target_loss
-from vision_rl.trainer.mle_trainer import _name
 from vision_rl.trainer.reward_config import VisionRewardConfig
 from vision_rl.trainer.scoring import RewardSum
-from vision_rl.trainer.vision_trainer import VisionTrainer
+from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
 
 
 class VisionRewardTrainer(VisionTrainer):
@@ -50,10 +53,34 @@ class VisionRewardTrainer(VisionTrainer):
     learns_from_labels = False
     _tag_names = ["vision_rl", "reward-tuning"]
 
-    def __init__(self, model, reward_funcs, args: VisionRewardConfig | None = None, *rest, **kwargs):
-        args = args or VisionRewardConfig(f"{_name(model)}-Reward")
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        reward_funcs: RewardFunc | list[RewardFunc],
+        args: VisionRewardConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics: Callable[..., dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple = (None, None),
+        peft_config: PeftConfig | None = None,
+        completion_decoder: nn.Module | None = None,
+    ):
+        args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
         self.reward = RewardSum(reward_funcs, args.reward_weights)
-        super().__init__(model, args, *rest, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            peft_config=peft_config,
+            completion_decoder=completion_decoder,
+        )
         self.num_generations = args.num_generations
         self.temperature = args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
@@ -61,7 +88,7 @@ class VisionRewardTrainer(VisionTrainer):
         self._step_time = 0.0
         if args.disable_dropout:
             self._disable_dropout()
-        self.ref_model = self._reference_model(adapters_are_new=kwargs.get("peft_config") is not None)
+        self.ref_model = self._reference_model(adapters_are_new=peft_config is not None)
 
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
 

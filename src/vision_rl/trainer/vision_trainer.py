@@ -51,6 +51,7 @@ class VisionTrainer(Trainer):
     compute_metrics: Any
     deepspeed: Any
     learns_from_labels: bool
+    _tag_names: list[str]
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
 
     def __init__(
@@ -112,6 +113,7 @@ class VisionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        base_model(self.accelerator.unwrap_model(self.model)).add_model_tags(self._tag_names)
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         self.completion_decoder = completion_decoder
@@ -178,7 +180,11 @@ class VisionTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one update step, and how many items the loss of the whole step is averaged over."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        counts = torch.tensor([[self._count_items(b), len(b["row_index"])] for b in batches], device=device).sum(0)
+        counts = (
+            torch.tensor([[self._count_items(b), len(b["row_index"])] for b in batches], device=device)
+            .reshape(-1, 2)
+            .sum(0)
+        )
         items, self.num_images_in_step = self.accelerator.gather(counts[None]).sum(0).tolist()
         return batches, items
 
@@ -364,6 +370,12 @@ class VisionTrainer(Trainer):
 
     def _disable_dropout(self) -> None:
         disable_dropout(self.model)
+
+
+def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
+    """The last part of the model's name or path, from which the default output folder is named."""
+    name = model if isinstance(model, str) else base_model(model).config._name_or_path or type(model).__name__
+    return name.rstrip("/").split("/")[-1]
 
 
 def _mirror_special_ids(policy: PreTrainedModel, processing_class) -> None:
