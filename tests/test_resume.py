@@ -132,9 +132,9 @@ def test_resumed_with_reference_model_and_greedy_baseline_equals_uninterrupted(t
 
 def test_resumed_with_workers_and_random_targets_equals_uninterrupted(tmp_path):
     processor = ShuffledLetters(text_processor().image_processor, text_processor().tokenizer)
-    options = {"processing_class": processor, "dataloader_num_workers": 2, "max_steps": 4}
-    assert_resumes("mle", tmp_path, (3,), **options)
-    seen = run("mle", tmp_path / "again", **{**options, "dataloader_num_workers": 0, "max_steps": 10})["seen"]
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "max_steps": 4}
+    assert_resumes("mle", tmp_path, (3,), processing_class=processor, **workers)
+    seen = run("mle", tmp_path / "again", processing_class=processor, max_steps=10)["seen"]
     assert len({(row, tuple(labels)) for _, row, labels in seen}) > 20  # the targets do change with the epoch
 
 

@@ -31,7 +31,9 @@ def token_target_loss(logits: torch.Tensor, targets: TokenTargets) -> torch.Tens
     """
     rows, tokens = targets.positions.to(logits.device).unbind(1)
     logps = logits[rows, tokens].float().log_softmax(-1).gather(-1, targets.ids.to(logits.device))  # (K, C)
-    cross_entropy = -(targets.probabilities.to(logps) * logps).sum(-1)  # (K,)
+    probabilities = targets.probabilities.to(logps)
+    # a forbidden candidate has log-probability -inf, and 0 * -inf is no number
+    cross_entropy = -(probabilities * logps.masked_fill(probabilities == 0, 0.0)).sum(-1)  # (K,)
     positions_of_row = torch.bincount(rows, minlength=len(logits))
     return (cross_entropy / positions_of_row[rows]).sum()
 

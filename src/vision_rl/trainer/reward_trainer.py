@@ -12,7 +12,8 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from vision_rl.models.sampling import SampledCompletions, policy_logits, serves, special_ids
+from vision_rl.models.preparation import disable_dropout
+from vision_rl.models.sampling import SampledCompletions, evaluation_mode, policy_logits, serves, special_ids
 from vision_rl.randomness import uniform_table
 from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import checks
@@ -24,8 +25,9 @@ from vision_rl.trainer.advantages import (
     no_baseline_advantages,
 )
 from vision_rl.trainer.losses import reinforce_loss, selective_log_softmax, token_target_loss
+from vision_rl.trainer.metrics import completion_metrics, reward_metrics
 from vision_rl.trainer.reward_config import VisionRewardConfig
-from vision_rl.trainer.scoring import RewardSum
+from vision_rl.trainer.scoring import RewardSum, Scores
 from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
 
 
@@ -87,7 +89,7 @@ class VisionRewardTrainer(VisionTrainer):
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._step_time = 0.0
         if args.disable_dropout:
-            self._disable_dropout()
+            disable_dropout(self.model)
         self.ref_model = self._reference_model(adapters_are_new=peft_config is not None)
 
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
@@ -111,9 +113,8 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
         """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply."""
-        decoded, ids = self.decode(completions, inputs)
-        scores = self.reward(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
-        rewards = scores.rewards.view(completions.completion_ids.shape[:2]).to(self.args.device)
+        scores = self._rewards_of(completions, inputs)
+        rewards = scores.rewards.view(completions.completion_ids.shape[:2])
         self._record(scores, rewards, completions)
         return rewards, scores.token_targets
 
@@ -127,7 +128,8 @@ class VisionRewardTrainer(VisionTrainer):
             case "first":
                 return first_advantages(rewards)
             case "greedy":
-                return greedy_advantages(rewards, self._greedy_rewards(inputs))
+                greedy = self.complete(inputs, do_sample=False)
+                return greedy_advantages(rewards, self._rewards_of(greedy, inputs).rewards)
             case "mean":
                 return mean_advantages(rewards)
         return no_baseline_advantages(rewards)
@@ -167,11 +169,10 @@ class VisionRewardTrainer(VisionTrainer):
         learns = targets.positions[:, 0] % self.num_generations < self.num_learning
         return TokenTargets(targets.positions[learns], targets.ids[learns], targets.probabilities[learns])
 
-    def _greedy_rewards(self, inputs) -> torch.Tensor:
-        greedy = self.complete(inputs, do_sample=False)
-        decoded, ids = self.decode(greedy, inputs)
+    def _rewards_of(self, completions: SampledCompletions, inputs) -> Scores:
+        decoded, ids = self.decode(completions, inputs)
         scores = self.reward(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
-        return scores.rewards.to(self.args.device)
+        return scores.to(self.args.device)
 
     def _reference_model(self, adapters_are_new: bool):
         """The model before tuning, for `beta`: under new adapters the base itself, else a frozen copy."""
@@ -188,7 +189,7 @@ class VisionRewardTrainer(VisionTrainer):
     def _kl(self, completions: SampledCompletions, inputs) -> torch.Tensor:
         """The samples' log p(policy) - log p(reference), summed over tokens `(B, G)`: TRL's k1 estimator of the KL."""
         without_adapters = self.ref_model.disable_adapter() if self.ref_model is self.model else nullcontext()
-        with without_adapters, self.accelerator.autocast():
+        with without_adapters, evaluation_mode(self.ref_model), self.accelerator.autocast():
             _, reference_logps = self._teacher_forced(self.ref_model, inputs, completions)
         difference = completions.per_token_logps - reference_logps.view_as(completions.per_token_logps)
         kl = difference.masked_fill(completions.completion_mask == 0, 0.0).sum(-1)
@@ -210,21 +211,12 @@ class VisionRewardTrainer(VisionTrainer):
         return True
 
     def _evaluate_batch(self, model, batch) -> list[dict]:
-        greedy = self.complete(batch, do_sample=False)
-        decoded, ids = self.decode(greedy, batch)
-        scores = self.reward(decoded, ids, batch["columns"], batch["row_index"].tolist(), self.state)
-        references = batch["columns"].references or [None] * len(ids)
-        return [
-            {
-                "index": index,
-                "completion": decoded[row],
-                "reference": references[row],
-                "length": len(ids[row]),
-                "reward": scores.rewards[row].item(),
-                "rewards": scores.per_function[row].tolist(),
-            }
-            for row, index in enumerate(batch["row_index"].tolist())
-        ]
+        records = super()._evaluate_batch(model, batch)
+        completions, ids = [r["completion"] for r in records], [r["completion_ids"] for r in records]
+        scores = self.reward(completions, ids, batch["columns"], batch["row_index"].tolist(), self.state)
+        for record, reward, parts in zip(records, scores.rewards, scores.per_function, strict=True):
+            record["reward"], record["rewards"] = reward.item(), parts.tolist()
+        return records
 
     def _evaluation_metrics(self, records) -> dict[str, float]:
         metrics = super()._evaluation_metrics(records)
@@ -232,7 +224,7 @@ class VisionRewardTrainer(VisionTrainer):
         per_function = torch.tensor([record["rewards"] for record in records])  # (N, F)
         for name, mean in zip(self.reward.names, per_function.nanmean(0).tolist(), strict=True):
             metrics[f"rewards/{name}/mean"] = mean
-        metrics["completions/mean_length"] = sum(record["length"] for record in records) / len(records)
+        metrics["completions/mean_length"] = sum(len(record["completion_ids"]) for record in records) / len(records)
         return metrics
 
     # --- logging: TRL's keys ----------------------------------------------------------------------------------------
@@ -246,36 +238,22 @@ class VisionRewardTrainer(VisionTrainer):
             self._step_time = 0.0
         return loss
 
-    def _record(self, scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
-        gather, device, log = self.accelerator.gather, self.args.device, self._metrics
-        rewards, per_function = gather(rewards), gather(scores.per_function.to(device))
-        lengths = gather(completions.completion_mask.sum(-1).flatten()).float()
+    def _record(self, scores: Scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
+        ids, mask, logps = (x.flatten(0, 1) for x in completions)  # (B*G, T)
         ends = special_ids(self.accelerator.unwrap_model(self.model)).ends
-        last = completions.completion_ids.flatten(0, 1).gather(
-            1, completions.completion_mask.sum(-1).flatten()[:, None] - 1
-        )
-        ended = gather(torch.isin(last, torch.tensor(ends, device=device)).flatten()) if ends else lengths > 0
-        entropy = -gather(completions.per_token_logps.flatten(1).sum(1)).sum() / lengths.sum()
-
+        lengths = mask.sum(-1)
+        last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
+        ended = torch.isin(last, last.new_tensor(ends)) if ends else torch.ones_like(last, dtype=torch.bool)
+        gather = self.accelerator.gather
+        lengths = gather(lengths)
         self.state.num_input_tokens_seen += int(lengths.sum())
-        log["num_tokens"] = [self.state.num_input_tokens_seen]
-        for name, values in (("", lengths), ("terminated_", lengths[ended])):
-            if len(values):
-                log[f"completions/mean_{name}length"].append(values.mean().item())
-                log[f"completions/min_{name}length"].append(values.min().item())
-                log[f"completions/max_{name}length"].append(values.max().item())
-        log["completions/clipped_ratio"].append((~ended).float().mean().item())
-        for name, values in zip(self.reward.names, per_function.unbind(1), strict=True):
-            values = values[~values.isnan()]
-            log[f"rewards/{name}/mean"].append(values.mean().item())
-            log[f"rewards/{name}/std"].append(values.std(correction=0).item())
-        spread = (rewards - rewards.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()  # (B,) within an image
-        log["reward"].append(rewards.nanmean().item())
-        log["reward_std"].append(spread.nanmean().item())
-        log["frac_reward_zero_std"].append((spread < 1e-6).float().mean().item())
-        log["entropy"].append(entropy.item())  # of a token, estimated by the samples' own log-probabilities
-        for name, value in scores.logged.items():
-            log[name].append(value)
+        self._metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        for name, value in {
+            **completion_metrics(lengths, gather(ended), gather(logps.sum(-1))),
+            **reward_metrics(gather(rewards), gather(scores.per_function), self.reward.names),
+            **scores.logged,
+        }.items():
+            self._metrics[name].append(value)
 
     def _record_logp_difference(self, per_token_logps: torch.Tensor, completions: SampledCompletions) -> None:
         """How far the learned policy is from the sampled one: about 0 unless dropout or precision part them."""
@@ -286,8 +264,6 @@ class VisionRewardTrainer(VisionTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
             for name, values in self._metrics.items():
-                finite = [value for value in values if value == value]
-                if finite:
-                    logs[name] = sum(finite) / len(finite)
+                logs[name] = sum(values) / len(values)
             self._metrics.clear()
         super().log(logs, start_time)

@@ -4,7 +4,8 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,6 +22,9 @@ class Scores:
     per_function: torch.Tensor  # (N, F)
     token_targets: list[TokenTargets]
     logged: dict[str, float] = field(default_factory=dict)
+
+    def to(self, device) -> "Scores":
+        return replace(self, rewards=self.rewards.to(device), per_function=self.per_function.to(device))
 
 
 class RewardSum:
@@ -99,7 +103,10 @@ def _first_failing(function: Callable, arguments: dict[str, list], constants: di
 
 def _run(function: Callable, arguments: dict):
     output = function(**arguments)
-    return asyncio.run(output) if inspect.iscoroutine(output) else output
+    if inspect.iscoroutine(output):
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread already runs an event loop
+            return thread.submit(asyncio.run, output).result()
+    return output
 
 
 def _as_tensor(name: str, rewards, completions: list, rows: list[int]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
 
-from vision_rl.models.preparation import disable_dropout, freeze_unused_parameters
+from vision_rl.models.preparation import freeze_unused_parameters
 from vision_rl.models.sampling import SampledCompletions, base_model, completion_length, sample, serves, share_images
 from vision_rl.processing import as_vision_processor
 from vision_rl.trainer import checks
@@ -294,7 +294,7 @@ class VisionTrainer(Trainer):
             decoded, ids = self.decode(completions, batch)
             references = batch["columns"].references
             for row, record in enumerate(records):
-                record["completion"], record["length"] = decoded[row], len(ids[row])
+                record["completion"], record["completion_ids"] = decoded[row], ids[row]
                 record["reference"] = None if references is None else references[row]
         return records
 
@@ -367,9 +367,6 @@ class VisionTrainer(Trainer):
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # Trainer's estimate counts the tokens of a language model's input
-
-    def _disable_dropout(self) -> None:
-        disable_dropout(self.model)
 
 
 def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
