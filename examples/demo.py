@@ -13,23 +13,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pretrain_ocr
+import torch
 import tune_ocr
 from transformers import TrainerCallback, VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig
-from vision_rl.tasks.ocr import TextProcessor, character_accuracy_reward, character_error_rate, draw, draw_grid
+from vision_rl.models.sampling import sample
+from vision_rl.tasks.ocr import (
+    TextProcessor,
+    character_accuracy_reward,
+    character_error_rate,
+    draw,
+    draw_grid,
+    exact_match_reward,
+)
 
 
 @dataclass
 class DemoArguments:
     output_dir: str = "runs/demo"
     seed: int = 0
-    mle_steps: int = 4000
-    tune_steps: int = 300
-    control_learning_rate: float = 1e-4  # the best of 3e-5, 1e-4, 3e-4 on the validation images
+    mle_steps: int = 2500
+    tune_steps: int = 200
+    tune_learning_rate: float = 1e-4
+    control_learning_rate: float = 1e-4
     num_train_images: int = 16_000
-    num_test_images: int = 1000
+    eval_split: str = "test"
+    num_eval_images: int = 1000
 
 
 class AtLeast(TrainerCallback):
@@ -50,79 +61,109 @@ def main(demo: DemoArguments) -> None:
     out = Path(demo.output_dir)
     quiet = {"seed": demo.seed, "use_cpu": True, "report_to": "none", "eval_strategy": "no"}
     data = {"num_train_images": demo.num_train_images}
+    seconds = {}
 
-    print(f"\n1/3  MLE: {demo.mle_steps} steps on strings of real handwritten digits")
+    print(f"\n1/3  MLE: {demo.mle_steps} steps on strings of real handwritten digits", flush=True)
+    start = time.perf_counter()
     settings = {**pretrain_ocr.DEFAULTS, **quiet, "output_dir": str(out / "mle"), "max_steps": demo.mle_steps}
-    start = time.perf_counter()
-    mle = pretrain_ocr.main(pretrain_ocr.ScriptArguments(**data), VisionMLEConfig(**settings))
-    mle_seconds = time.perf_counter() - start
+    pretrain_ocr.main(pretrain_ocr.ScriptArguments(**data), VisionMLEConfig(**settings))
+    seconds["mle"] = time.perf_counter() - start
 
-    print(f"\n2/3  Reward tuning: {demo.tune_steps} steps, 4 samples an image")
-    settings = {**tune_ocr.DEFAULTS, **quiet, "output_dir": str(out / "tuned"), "max_steps": demo.tune_steps}
+    print(f"\n2/3  Reward tuning: {demo.tune_steps} steps, 4 samples an image", flush=True)
     start = time.perf_counter()
-    tuned = tune_ocr.main(tune_ocr.ScriptArguments(model=str(out / "mle"), **data), VisionRewardConfig(**settings))
-    tune_seconds = time.perf_counter() - start
-
-    print(f"\n3/3  Control: MLE continued, at least {demo.tune_steps} steps and {tune_seconds:.0f} s")
     settings = {
-        **settings,
-        "output_dir": str(out / "control"),
-        "max_steps": 100 * demo.tune_steps,
-        "learning_rate": demo.control_learning_rate,
+        **tune_ocr.DEFAULTS,
+        **quiet,
+        "output_dir": str(out / "tuned"),
+        "max_steps": demo.tune_steps,
+        "learning_rate": demo.tune_learning_rate,
     }
-    settings.pop("num_generations")
+    tuned = tune_ocr.main(tune_ocr.ScriptArguments(model=str(out / "mle"), **data), VisionRewardConfig(**settings))
+    seconds["tuned"] = time.perf_counter() - start
+
+    print(
+        f"\n3/3  Control: MLE continued for {demo.tune_steps} steps and {seconds['tuned']:.0f} s at least", flush=True
+    )
     start = time.perf_counter()
+    settings.pop("num_generations")
+    settings |= {"output_dir": str(out / "control"), "learning_rate": demo.control_learning_rate}
     control = VisionMLETrainer(
         model=VisionEncoderDecoderModel.from_pretrained(out / "mle"),
-        args=VisionMLEConfig(**settings),
+        args=VisionMLEConfig(**{**settings, "max_steps": 20 * demo.tune_steps}),
         train_dataset=tuned.train_dataset,
         processing_class=TextProcessor.from_pretrained(out / "mle"),
-        compute_metrics=character_error_rate,
-        callbacks=[AtLeast(demo.tune_steps, tune_seconds)],
+        callbacks=[AtLeast(demo.tune_steps, seconds["tuned"])],
     )
     control.train()
     control.save_model()
-    control_seconds = time.perf_counter() - start
+    seconds["control"] = time.perf_counter() - start
 
-    test = pretrain_ocr.digits("test", demo.num_test_images)
-    runs = {"MLE": (mle, mle_seconds), "MLE continued": (control, control_seconds), "tuned": (tuned, tune_seconds)}
-    table = {name: score(trainer, test, seconds) for name, (trainer, seconds) in runs.items()}
-    report(table, demo, out)
-    picture(test, mle, tuned).save(out / "readings.png")
-    print(f"\nWritten: {out}/results.json, {out}/readings.png (what was read before and after), and the three models.")
+    images = pretrain_ocr.digits(demo.eval_split, demo.num_eval_images)
+    steps = {"mle": demo.mle_steps, "control": control.state.global_step, "tuned": demo.tune_steps}
+    readings = {name: read(out / name, images) for name in ("mle", "control", "tuned")}
+    table = {
+        name: {**score(*readings[name], images["text"]), "steps": steps[name], "seconds": round(seconds[name])}
+        for name in readings
+    }
+    (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": table}, indent=2) + "\n")
+    show(table, demo)
+    picture(images, readings["mle"][0], readings["tuned"][0]).save(out / "readings.png")
+    print(f"\nWritten: {out}/results.json, {out}/readings.png (what was read before and after) and the three models.")
 
 
-def score(trainer, test, seconds: float) -> dict:
-    """Greedy readings of the test images, by metric and by reward."""
-    readings = trainer.predict(test)
-    metrics = character_error_rate(readings.predictions, readings.label_ids)
-    accuracy = character_accuracy_reward(readings.predictions, readings.label_ids)
+@torch.no_grad()
+def read(folder: Path, images, num_generations: int = 4) -> tuple[list[str], list[list[str]]]:
+    """What a saved model reads: greedily, and in some samples of each image."""
+    model = VisionEncoderDecoderModel.from_pretrained(folder)
+    processor = TextProcessor.from_pretrained(folder)
+    torch.manual_seed(0)
+    greedy, sampled = [], []
+    for start in range(0, len(images), 250):
+        pixel_values = processor(images=images[start : start + 250]["image"])["pixel_values"]
+        greedy += processor.batch_decode(sample(model, pixel_values, do_sample=False).completion_ids[:, 0])
+        drawn = sample(model, pixel_values, num_generations).completion_ids
+        sampled += [processor.batch_decode(ids) for ids in drawn]
+    return greedy, sampled
+
+
+def score(greedy: list[str], sampled: list[list[str]], references: list[str]) -> dict[str, float]:
+    """Metric and mean reward (exact match + character accuracy, at most 2), of the greedy and of the sampled readings."""
+
+    def mean_reward(readings, references):
+        rewards = zip(
+            exact_match_reward(readings, references), character_accuracy_reward(readings, references), strict=True
+        )
+        return sum(map(sum, rewards)) / len(readings)
+
+    flat = [reading for readings in sampled for reading in readings]
+    repeated = [text for text, readings in zip(references, sampled, strict=True) for _ in readings]
     return {
-        "exact_match": metrics["exact_match"],
-        "cer": metrics["cer"],
-        "character_accuracy": sum(accuracy) / len(accuracy),
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 1),
+        **character_error_rate(greedy, references),
+        "greedy_reward": mean_reward(greedy, references),
+        "sampled_reward": mean_reward(flat, repeated),
     }
 
 
-def report(table: dict[str, dict], demo: DemoArguments, out: Path) -> None:
-    (out / "results.json").write_text(json.dumps({"settings": vars(demo), "test": table}, indent=2) + "\n")
-    print(f"\n{demo.num_test_images} test images, greedy reading, seed {demo.seed}\n")
-    print(f"{'':16}{'exact match':>12}{'char. error rate':>18}{'char. accuracy':>16}{'steps':>8}{'seconds':>9}")
+def show(table: dict[str, dict], demo: DemoArguments) -> None:
+    print(f"\n{demo.num_eval_images} {demo.eval_split} images with digits never seen in training, seed {demo.seed}\n")
+    print(
+        f"{'':10}{'exact match':>13}{'char. errors':>14}{'reward, greedy':>16}{'sampled':>9}{'steps':>7}{'seconds':>9}"
+    )
     for name, row in table.items():
         print(
-            f"{name:16}{row['exact_match']:12.1%}{row['cer']:18.1%}{row['character_accuracy']:16.1%}"
-            f"{row['steps']:8}{row['seconds']:9.0f}"
+            f"{name:10}{row['exact_match']:13.1%}{row['cer']:14.1%}{row['greedy_reward']:16.3f}"
+            f"{row['sampled_reward']:9.3f}{row['steps']:7}{row['seconds']:9}"
         )
 
 
-def picture(test, mle, tuned):
-    """Test images that the two models read differently first, then others, in the data set's order."""
-    before, after = mle.predict(test).predictions, tuned.predict(test).predictions
-    order = sorted(range(len(test)), key=lambda i: before[i] == after[i])[:8] + list(range(4))
+def picture(images, before: list[str], after: list[str]):
+    """The first eight images that were read differently before and after, then the first four of all."""
+    changed = [i for i in range(len(images)) if before[i] != after[i]][:8]
     return draw_grid(
-        [draw(test[i]["image"], {"before": before[i], "after": after[i]}, test[i]["text"]) for i in order]
+        [
+            draw(images[i]["image"], {"before": before[i], "after": after[i]}, images[i]["text"])
+            for i in [*changed, *range(4)]
+        ]
     )
 
 

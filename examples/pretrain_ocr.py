@@ -63,8 +63,7 @@ def small_reader(vocab_size: int) -> VisionEncoderDecoderModel:
             intermediate_size=256,
             hidden_act="gelu_pytorch_tanh",
             layer_norm_eps=1e-6,
-        ),
-        add_pooling_layer=False,
+        )
     )
     decoder = VisionDecoderForCausalLM(
         VisionDecoderConfig(

@@ -123,6 +123,7 @@ def test_two_processes_that_accumulate_take_the_steps_of_one(alone, ddp, kind):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_both_ranks_end_with_the_same_weights(ddp, name):
+    """Also where an evaluation came first, after which transformers' Trainer would leave out DDP."""
     first, second = ddp[name]
     assert first["weights"] == second["weights"]
     assert {row for _, row, _ in first["seen"][:4]}.isdisjoint(row for _, row, _ in second["seen"][:4])
@@ -184,18 +185,29 @@ def deepspeed(tmp_path_factory) -> dict[str, list[dict]]:
         "mle_resumed": {**mle, **HALF_ACCUMULATED, "resume": str(folder / "mle" / f"checkpoint-{SAVED_STEP}")},
         "reward": {**reward, **HALF},
         "reward_zero3": {**CALLS["reward"], **HALF, "deepspeed": zero(3), "evaluate": True, "save": True},
+        "gpt2_zero3": {
+            "kind": "reward",
+            "model": str(folder / "gpt2"),
+            **HALF,
+            "deepspeed": zero(3),
+            "evaluate": True,
+        },
     }
+    tiny_model("gpt2", sharp=0.2, seed=2).save_pretrained(folder / "gpt2")
     return {**launch([*TORCHRUN, "--nproc_per_node", "2"], calls, folder), "folder": folder}
 
 
 @needs_deepspeed
-@pytest.mark.parametrize("name, kind", [("mle", "mle"), ("reward", "reward"), ("reward_zero3", "reward")])
-def test_zero_takes_the_steps_of_ddp(ddp, deepspeed, name, kind):
+@pytest.mark.parametrize(
+    "name, same", [("mle", "mle"), ("reward", "reward"), ("reward_zero3", "reward"), ("gpt2_zero3", "reward_gpt2")]
+)
+def test_zero_takes_the_steps_of_ddp(ddp, deepspeed, name, same):
+    """In memory, or given as a path: then ZeRO-3 shards it as it is loaded."""
     for record in deepspeed[name]:
         assert (record["world_size"], record["distributed_type"]) == (2, "DEEPSPEED")
         assert record["model_class"] == "DeepSpeedEngine"
-        assert steps(record) == pytest.approx(steps(ddp[kind][0]), **CLOSE)
-    assert seen(*deepspeed[name]) == seen(*ddp[kind])
+        assert steps(record) == pytest.approx(steps(ddp[same][0]), **CLOSE)
+    assert seen(*deepspeed[name]) == seen(*ddp[same])
 
 
 @needs_deepspeed

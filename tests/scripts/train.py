@@ -63,7 +63,7 @@ def share_exact(predictions, references) -> dict[str, float]:
 
 
 def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, model=None, **options):
-    """A trainer with a tiny model and `rows` images; `options` go to its config, or to itself if they are its own."""
+    """A trainer with a tiny model, or a given one or its path, and `rows` images; `options` go to its config, or to itself if they are its own."""
     own = {
         "eval_dataset": text_dataset(EVAL_ROWS, seed=1),
         "processing_class": text_processor(),
@@ -137,6 +137,10 @@ def digest(model: torch.nn.Module) -> str:
 
 def main() -> None:
     calls, folder = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    if any("deepspeed" in call for call in calls.values()):
+        import deepspeed
+
+        deepspeed.init_distributed("gloo")  # with a GPU accelerate does it; ZeRO-3 asks for it when a model is loaded
     for name, call in calls.items():
         record = train(folder=folder / name, **call)
         (folder / f"{name}.{record['rank']}.json").write_text(json.dumps(record))
