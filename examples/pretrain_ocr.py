@@ -47,8 +47,10 @@ class ScriptArguments:
 
 
 def digits(split: str, num_images: int):
-    """Two to four digits an image, written closely."""
-    return digit_strings(split, num_images, min_digits=2, max_digits=MAX_DIGITS, height=HEIGHT, width=WIDTH)
+    """Two to four digits an image, some of them touching."""
+    return digit_strings(
+        split, num_images, min_digits=2, max_digits=MAX_DIGITS, height=HEIGHT, width=WIDTH, crowding=0.25
+    )
 
 
 def small_reader(vocab_size: int) -> VisionEncoderDecoderModel:

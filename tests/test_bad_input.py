@@ -193,6 +193,7 @@ class TestConfig:
             ("encoder_learning_rate", -1e-3),
             ("remove_unused_columns", True),
             ("auto_find_batch_size", True),
+            ("bf16_full_eval", True),
         ],
     )
     def test_a_value_out_of_range_names_its_option(self, option, value):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 
 class _NoSpecialTokens:
@@ -28,6 +28,11 @@ class VisionProcessor(ProcessorMixin):
 
     target_columns: tuple[str, ...] = ()
     tokenizer: Any = _NoSpecialTokens
+
+    def __init_subclass__(cls, **kwargs):
+        """Once its module is imported, a processor saved beside a model is found by `AutoProcessor`."""
+        super().__init_subclass__(**kwargs)
+        AutoProcessor.register(cls, cls, exist_ok=True)
 
     @property
     def vocab_size(self) -> int | None:

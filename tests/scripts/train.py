@@ -140,6 +140,7 @@ def main() -> None:
     if any("deepspeed" in call for call in calls.values()):
         import deepspeed
 
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, which takes a minute
         deepspeed.init_distributed("gloo")  # with a GPU accelerate does it; ZeRO-3 asks for it when a model is loaded
     for name, call in calls.items():
         record = train(folder=folder / name, **call)

@@ -38,7 +38,7 @@ class VisionMLETrainer(VisionTrainer):
             evaluation set, as an evaluate module's `compute`; without it only `eval_loss` is computed.
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
-            `processing_class.batch_decode`.
+            `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
     """
 
     learns_from_labels = True

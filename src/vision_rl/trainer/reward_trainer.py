@@ -48,7 +48,7 @@ class VisionRewardTrainer(VisionTrainer):
             evaluation set, as an evaluate module's `compute`: the true metric beside the reward.
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
-            `processing_class.batch_decode`.
+            `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
     """
 
     args: VisionRewardConfig

@@ -59,6 +59,8 @@ class VisionConfig(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "target_columns"]
 
     def __post_init__(self):
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise ValueError("bf16_full_eval and fp16_full_eval are not supported: evaluation follows bf16 and fp16.")
         paper_optimizer = self.optim == BIG_VISION_ADAFACTOR
         if paper_optimizer:
             self.optim = "adafactor"  # a name that TrainingArguments accepts; put back below

@@ -229,6 +229,7 @@ class VisionTrainer(Trainer):
         ]
         if self.completion_decoder is not None:
             with torch.no_grad():
+                batch = {**batch, "completion_mask": completions.completion_mask}
                 return list(self.completion_decoder(completions.completion_ids, batch)), ids
         return list(self.processor.batch_decode(ids)), ids
 
