@@ -7,6 +7,7 @@ Every option of VisionMLEConfig can be given, or a YAML file: --config FILE. doc
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from transformers import VisionEncoderDecoderModel, ViTConfig, ViTImageProcessorPil, ViTModel
 from trl import TrlParser
@@ -25,7 +26,7 @@ from vision_rl.tasks.ocr import TextProcessor, character_error_rate, character_t
 HEIGHT, WIDTH, MAX_DIGITS = 32, 80, 4
 DEFAULTS = {
     "output_dir": "runs/ocr-mle",
-    "max_steps": 4000,
+    "max_steps": 2000,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 128,
     "optim": "big_vision_adafactor",  # the paper's optimiser
@@ -35,17 +36,18 @@ DEFAULTS = {
     "max_completion_length": MAX_DIGITS + 1,  # and the end token
     "logging_steps": 100,
     "eval_strategy": "steps",
-    "eval_steps": 1000,
+    "eval_steps": 500,
     "save_strategy": "no",
 }
 
 
 @dataclass
 class ScriptArguments:
-    num_train_images: int = 16_000
+    num_train_images: int = 8_000
     num_eval_images: int = 500
 
 
+@cache
 def digits(split: str, num_images: int):
     """Two to four digits an image, some of them touching."""
     return digit_strings(

@@ -20,17 +20,17 @@ from vision_rl.tasks.ocr import TextProcessor, character_accuracy_reward, charac
 
 DEFAULTS = {
     "output_dir": "runs/ocr-tuned",
-    "max_steps": 300,
+    "max_steps": 200,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 128,
     "num_generations": 4,
     "optim": "big_vision_adafactor",  # the paper's optimiser, with its constant learning rate after warm-up
-    "learning_rate": 1e-4,
+    "learning_rate": 3e-5,
     "warmup_steps": 10,
     "max_completion_length": MAX_DIGITS + 1,
     "logging_steps": 25,
     "eval_strategy": "steps",
-    "eval_steps": 100,
+    "eval_steps": 50,
     "save_strategy": "no",
 }
 
@@ -39,7 +39,7 @@ DEFAULTS = {
 class ScriptArguments:
     model: str = "runs/ocr-mle"
     dataset_name: str | None = None  # default: the digits
-    num_train_images: int = 16_000
+    num_train_images: int = 8_000
     num_eval_images: int = 500
 
 

@@ -142,7 +142,7 @@ class TestImages:
 
     def test_arrays_and_paths_are_images_too(self, tmp_path):
         tiny_images(1)[0].save(tmp_path / "a.png")
-        assert rgb_image(str(tmp_path / "a.png"), 0).size == (SIZE, SIZE)
+        assert rgb_image(str(tmp_path / "a.png"), 0).size == rgb_image(tmp_path / "a.png", 0).size == (SIZE, SIZE)
         assert rgb_image(np.zeros((5, 7), np.uint8), 0).size == (7, 5)
 
     def test_a_truncated_file_is_named_with_its_row(self, tmp_path):
@@ -199,6 +199,10 @@ class TestConfig:
     def test_a_value_out_of_range_names_its_option(self, option, value):
         with pytest.raises(ValueError, match=option):
             VisionRewardConfig("out", **{option: value})
+
+    def test_a_misspelt_option_of_the_papers_optimiser_names_the_known_ones(self, tmp_path):
+        with pytest.raises(ValueError, match="optim_args has 'beta2=0.95'; big_vision_adafactor takes beta2_cap"):
+            reward_trainer(tmp_path, optim="big_vision_adafactor", optim_args="beta2=0.95").train()
 
     def test_reward_weights_must_match_the_rewards(self, tmp_path):
         with pytest.raises(ValueError, match="reward_weights has 2 numbers for 1 reward functions"):

@@ -125,7 +125,7 @@ def test_rewards_see_columns_references_and_ids_as_in_trl(tmp_path):
 
 
 def test_a_trl_reward_and_an_async_reward_run_unmodified(tmp_path):
-    from trl.rewards import get_repetition_penalty_reward
+    from trl.rewards import get_soft_overlong_punishment
 
     async def slow(completions, **kwargs):
         return [0.5] * len(completions)
@@ -133,11 +133,13 @@ def test_a_trl_reward_and_an_async_reward_run_unmodified(tmp_path):
     def length_reward(completion_ids, **kwargs):  # as in TRL's documentation
         return [float(len(ids)) for ids in completion_ids]
 
-    names = trainer(tmp_path, [slow, length_reward], max_steps=1)
-    names.train()
-    assert history(names)[0]["rewards/slow/mean"] == 0.5
-    assert history(names)[0]["rewards/length_reward/mean"] == history(names)[0]["completions/mean_length"]
-    assert callable(get_repetition_penalty_reward(2, -1.0))
+    rewards = [slow, length_reward, get_soft_overlong_punishment(max_completion_len=4, soft_punish_cache=2)]
+    tuned = trainer(tmp_path, rewards, max_steps=1)
+    tuned.train()
+    entry = history(tuned)[0]
+    assert entry["rewards/slow/mean"] == 0.5
+    assert entry["rewards/length_reward/mean"] == entry["completions/mean_length"]
+    assert -1 <= entry["rewards/soft_overlong_punishment_reward/mean"] < 0
 
 
 def test_an_evaluate_module_is_a_reward(tmp_path):
@@ -163,6 +165,22 @@ def test_reward_weights_scale_and_none_means_not_applicable(tmp_path):
     tuned.train()
     assert history(tuned)[0]["reward"] == pytest.approx((20.5 + 0.5) / 2)
     assert history(tuned)[0]["rewards/first_half/mean"] == 2.0
+
+
+def test_a_row_that_no_reward_applies_to_is_left_out_of_the_evaluation(tmp_path):
+    def only_short_texts(completions, references, **kwargs):
+        return [1.0 if len(text) < 3 else None for text in references]
+
+    dataset = text_dataset(8)
+    tuned = trainer(tmp_path, only_short_texts, eval_dataset=dataset, per_device_eval_batch_size=1)
+    assert tuned.evaluate()["eval_reward"] == 1.0
+
+
+def test_gradients_are_not_clipped_unless_asked_for(tmp_path):
+    assert VisionRewardConfig("out").max_grad_norm == 0
+    tuned = trainer(tmp_path, max_steps=1)
+    tuned.train()
+    assert history(tuned)[0]["grad_norm"] > 0  # measured all the same
 
 
 def test_two_rewards_of_one_name_have_two_log_keys(tmp_path):

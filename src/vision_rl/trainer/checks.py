@@ -13,7 +13,15 @@ from vision_rl.processing import VisionProcessor
 
 
 # What every reward is given beside the data set's columns (TRL's names).
-REWARD_ARGUMENTS = ("prompts", "completions", "completion_ids", "references", "trainer_state", "log_metric")
+REWARD_ARGUMENTS = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "references",
+    "trainer_state",
+    "log_metric",
+    "log_extra",
+)
 
 
 def check_model(model: nn.Module, processor: VisionProcessor, max_completion_length: int | None) -> None:

@@ -1,5 +1,6 @@
 """Rows to a batch: the only place that calls the processor."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,9 +65,9 @@ def rgb_image(image, row: int) -> Image.Image:
     Takes a PIL image, a path, or an array `(H, W)` or `(H, W, C)`. Raises `ValueError` with the row, and the file
     where there is one, when it cannot be decoded.
     """
-    path = image if isinstance(image, str) else getattr(image, "filename", "")
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
     try:
-        if isinstance(image, str):
+        if isinstance(image, str | os.PathLike):
             image = Image.open(image)
         elif isinstance(image, np.ndarray):
             image = Image.fromarray(image)

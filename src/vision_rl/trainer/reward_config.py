@@ -23,6 +23,8 @@ class VisionRewardConfig(VisionConfig):
         default="constant_with_warmup", metadata={"help": "Paper, Tables 4-7: constant after the warm-up."}
     )
 
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Paper: gradients are not clipped. 0: no clipping."})
+
     # Sampling
     num_generations: int = field(default=2, metadata={"help": "Completions an image (G). Paper: 2; captions 8."})
     temperature: float = field(

@@ -114,6 +114,12 @@ class VisionRewardTrainer(VisionTrainer):
     def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
         """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply."""
         scores = self._rewards_of(completions, inputs)
+        if scores.rewards.isnan().all():
+            raise ValueError(
+                f"Every reward ({', '.join(self.reward.names)}) was None for all completions of the images in rows "
+                f"{inputs['row_index'].tolist()}: nothing can be learned from them. Give such rows a reward, or leave "
+                "them out."
+            )
         rewards = scores.rewards.view(completions.completion_ids.shape[:2])
         self._record(scores, rewards, completions)
         return rewards, scores.token_targets

@@ -61,7 +61,7 @@ class RewardSum:
         if columns.references is not None:
             arguments["references"] = _repeat(columns.references, repeats)
         arguments |= {"completions": completions, "completion_ids": completion_ids, "prompts": [""] * len(completions)}
-        constants = {"trainer_state": state, "log_metric": logged.__setitem__}
+        constants = {"trainer_state": state, "log_metric": logged.__setitem__, "log_extra": _ignore}
 
         token_targets, values = [], []
         for name, function in zip(self.names, self.functions, strict=True):
@@ -72,13 +72,7 @@ class RewardSum:
                 output = output.rewards
             values.append(_as_tensor(name, output, completions, _repeat(rows, repeats)))
         per_function = torch.stack(values, dim=1)  # (N, F)
-        none_applies = per_function.isnan().all(1)
-        if none_applies.all():
-            raise ValueError(
-                f"Every reward ({', '.join(self.names)}) was None for all completions of the images in rows "
-                f"{rows}: nothing can be learned from them. Give such rows a reward, or leave them out."
-            )
-        rewards = (per_function * self.weights).nansum(1).masked_fill(none_applies, float("nan"))
+        rewards = (per_function * self.weights).nansum(1).masked_fill(per_function.isnan().all(1), float("nan"))
         return Scores(rewards, per_function, token_targets, logged)
 
 
@@ -132,6 +126,10 @@ def _as_tensor(name: str, rewards, completions: list, rows: list[int]) -> torch.
                 "return a finite number, or None where it does not apply."
             )
     return torch.tensor([float("nan") if value is None else float(value) for value in rewards], dtype=torch.float32)
+
+
+def _ignore(column: str, values: list) -> None:
+    """TRL's `log_extra` adds a column to its table of completions, which there is none of here."""
 
 
 def _repeat(values: list, times: int) -> list:

@@ -225,7 +225,9 @@ class VisionTrainer(Trainer):
         """The decoded objects and the ids (end token included), one of each a completion, images in order."""
         ids = [
             row[mask.bool()].tolist()
-            for row, mask in zip(completions[0].flatten(0, 1), completions[1].flatten(0, 1), strict=True)
+            for row, mask in zip(
+                completions.completion_ids.flatten(0, 1), completions.completion_mask.flatten(0, 1), strict=True
+            )
         ]
         if self.completion_decoder is not None:
             with torch.no_grad():
@@ -327,6 +329,11 @@ class VisionTrainer(Trainer):
             decay_names=kernel_names(model) if paper else set(self.get_decay_parameter_names(model)),
         )
         if paper:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise ValueError(
+                    f"optim={BIG_VISION_ADAFACTOR!r} needs whole tensors to factor; DeepSpeed and FSDP hand out flat "
+                    "pieces of them. Use optim='adamw_torch' there."
+                )
             options = _parse_optim_args(self.args.optim_args)
             if options.pop("reference_layout", False):
                 options["view_shapes"] = attention_view_shapes(model)
@@ -406,5 +413,13 @@ def _parse_optim_args(text: str | None) -> dict[str, Any]:
     if not text:
         return {}
     words = {"true": True, "false": False, "none": None}
-    pairs = (pair.split("=") for pair in text.replace(" ", "").split(","))
-    return {key: words[value.lower()] if value.lower() in words else float(value) for key, value in pairs}
+    known = ("beta2_cap", "momentum", "clipping_threshold", "min_dim_size_to_factor", "reference_layout")
+    options = {}
+    for pair in text.replace(" ", "").split(","):
+        name, _, value = pair.partition("=")
+        if name not in known or not value:
+            raise ValueError(
+                f"optim_args has {pair!r}; {BIG_VISION_ADAFACTOR} takes {', '.join(known)}, as name=value."
+            )
+        options[name] = words[value.lower()] if value.lower() in words else float(value)
+    return options

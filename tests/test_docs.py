@@ -1,0 +1,37 @@
+"""The documentation's Python blocks run: those of the quickstart first, as every other page builds on them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+SHORTER = [
+    (r"max_steps=\d+", "max_steps=2"),
+    (r'"max_steps": \d+', '"max_steps": 2'),
+    (r"printed_numbers\(\d+", "printed_numbers(64"),
+]
+
+
+def blocks(page: str) -> list[str]:
+    code = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
+    for pattern, replacement in SHORTER:
+        code = [re.sub(pattern, replacement, block) for block in code]
+    return code
+
+
+def run(page: str, names: dict) -> None:
+    for number, block in enumerate(blocks(page)):
+        exec(compile(block, f"{page}[{number}]", "exec"), names)
+
+
+@pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the installed package")
+def test_every_python_block_of_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    quickstart: dict = {"__name__": "docs"}
+    run("index.md", quickstart)
+    for page in sorted(path.name for path in DOCS.glob("*.md")):
+        if page != "index.md":
+            run(page, dict(quickstart) if page != "add-a-task.md" else {"__name__": "docs"})
