@@ -10,7 +10,7 @@ Your own images: --dataset_name with columns `image` and `text`, --model any Vis
 from dataclasses import dataclass
 
 from datasets import load_dataset
-from pretrain_ocr import MAX_DIGITS, digits
+from pretrain_ocr import digits
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
@@ -20,17 +20,16 @@ from vision_rl.tasks.ocr import TextProcessor, character_accuracy_reward, charac
 
 DEFAULTS = {
     "output_dir": "runs/ocr-tuned",
-    "max_steps": 200,
+    "max_steps": 600,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 128,
-    "num_generations": 4,
+    "num_generations": 8,
     "optim": "big_vision_adafactor",  # the paper's optimiser, with its constant learning rate after warm-up
-    "learning_rate": 3e-5,
+    "learning_rate": 1e-4,
     "warmup_steps": 10,
-    "max_completion_length": MAX_DIGITS + 1,
     "logging_steps": 25,
     "eval_strategy": "steps",
-    "eval_steps": 50,
+    "eval_steps": 100,
     "save_strategy": "no",
 }
 
@@ -39,7 +38,7 @@ DEFAULTS = {
 class ScriptArguments:
     model: str = "runs/ocr-mle"
     dataset_name: str | None = None  # default: the digits
-    num_train_images: int = 8_000
+    num_train_images: int = 24_000
     num_eval_images: int = 500
 
 
@@ -49,7 +48,7 @@ def main(script_args: ScriptArguments, training_args: VisionRewardConfig) -> Vis
         eval_dataset = digits("validation", script_args.num_eval_images)
     else:
         dataset = load_dataset(script_args.dataset_name)
-        train_dataset, eval_dataset = dataset["train"], dataset["test"]
+        train_dataset, eval_dataset = dataset["train"], dataset["validation" if "validation" in dataset else "test"]
     trainer = VisionRewardTrainer(
         model=VisionEncoderDecoderModel.from_pretrained(script_args.model),
         reward_funcs=[exact_match_reward, character_accuracy_reward],
