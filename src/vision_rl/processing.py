@@ -103,9 +103,9 @@ class TextProcessor(VisionProcessor):
         return BatchFeature(batch)
 
     def _labels(self, text: list[str]) -> torch.Tensor:
-        for row, value in enumerate(text):
+        for value in text:
             if not isinstance(value, str):
-                raise ValueError(f"The text of row {row} of the batch is a {type(value).__name__}: {value!r}.")
+                raise ValueError(f"text must be a string, it is a {type(value).__name__}: {value!r}.")
         end = self.tokenizer.eos_token_id
         sequences = []
         for ids in self.tokenizer(text)["input_ids"]:

@@ -2,6 +2,7 @@
 
 from torch import nn
 from transformers import PreTrainedModel, VisionEncoderDecoderModel
+from transformers.trainer_utils import align_special_tokens
 
 
 # Parts of transformers' image encoders that do not lie on the way to `last_hidden_state`.
@@ -36,3 +37,28 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
             parameter.requires_grad_(False)
             frozen.append(f"encoder.{name}")
     return frozen
+
+
+def align_special_ids(policy: PreTrainedModel, processing_class) -> None:
+    """The same special ids in every config of the model, and the tokenizer's among them.
+
+    Trainer does the latter when training starts; an evaluation before it would decode with other ids.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", None)
+    _mirror_special_ids(policy, tokenizer)
+    if tokenizer is not None:
+        align_special_tokens(policy, processing_class)  # warns where they differ
+        _mirror_special_ids(policy, tokenizer)
+
+
+def _mirror_special_ids(policy: PreTrainedModel, tokenizer) -> None:
+    """The generation config's ids in all configs; those that it lacks from the model's config, or the tokenizer."""
+    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"):
+        value = getattr(policy.generation_config, name)
+        if value is None:
+            value = getattr(policy.config, name, None)
+        if value is None and name != "decoder_start_token_id":
+            value = getattr(tokenizer, name, None)
+        if value is not None:
+            for config in (policy.generation_config, policy.config, policy.config.get_text_config(decoder=True)):
+                setattr(config, name, value)

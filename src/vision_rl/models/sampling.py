@@ -70,6 +70,8 @@ def sample(
     length = completion_length(model, max_completion_length)
     policy: Any = base_model(model)
     if not serves(model):
+        if pixel_values is None:
+            raise ValueError(f"{type(policy).__name__} is sampled through generate, which takes pixel_values only.")
         return _sample_with_generate(policy, pixel_values, num_generations, length, do_sample, temperature)
     ids = special_ids(model)
     with evaluation_mode(policy), torch.no_grad():
@@ -100,33 +102,48 @@ def sample(
                 break
             tokens = drawn[:, None]
     stacked = (torch.stack(column, dim=1).unflatten(0, (-1, num_generations)) for column in zip(*columns, strict=True))
-    return SampledCompletions(*stacked)
+    completions = SampledCompletions(*stacked)
+    if completions.per_token_logps.isnan().any():
+        raise FloatingPointError(
+            "The model's logits are NaN: training has diverged, or its weights are broken. Go back to a checkpoint and "
+            "lower the learning rate."
+        )
+    return completions
 
 
 def policy_logits(
     logits: torch.Tensor, temperature: float = 1.0, suppress_tokens: list[int] | None = None
 ) -> torch.Tensor:
     """Logits `(..., V)` of the distribution that is sampled and learned: float32, tempered, forbidden ids at -inf."""
-    logits = logits.float() / temperature
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
     if suppress_tokens:
         logits = logits.index_fill(-1, torch.tensor(suppress_tokens, device=logits.device), float("-inf"))
     return logits
 
 
 def inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The id `(R,)` whose share of the cumulated `probabilities (R, V)` the uniform `(R,)` falls into."""
+    """The id `(R,)` whose share of the cumulated `probabilities (R, V)` the uniform `(R,)` falls into.
+
+    An id of probability 0 is never drawn, and rows with NaN give some id.
+    """
     cdf = probabilities.cumsum(-1)
     total = cdf[:, -1]
     # u * total may round up to the total itself, which no token reaches
     target = torch.minimum(uniforms.to(cdf) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, target[:, None], right=True).squeeze(-1)
+    drawn = torch.searchsorted(cdf, target[:, None], right=True).clamp(max=cdf.shape[-1] - 1)
+    # a parallel cumsum may rise by a rounding error where a probability is 0
+    impossible = probabilities.gather(-1, drawn) == 0
+    return torch.where(impossible, probabilities.argmax(-1, keepdim=True), drawn).squeeze(-1)
 
 
 # --- the parts of the model -----------------------------------------------------------------------------------------
 
 
 def base_model(model: Any) -> Any:
-    """The transformers model itself, inside a PEFT wrapper or not."""
+    """The transformers model itself, out of what `torch.compile` and PEFT have put around it."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

@@ -3,13 +3,15 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import VisionEncoderDecoderModel
+from transformers import TrainingArguments, VisionEncoderDecoderModel
 
 from vision_rl.models.sampling import base_model, completion_length, num_positions, special_ids
 from vision_rl.processing import VisionProcessor
+from vision_rl.trainer.data_order import RowDataset, RowKey
 
 
 # What every reward is given beside the data set's columns (TRL's names).
@@ -55,6 +57,13 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
         raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")
 
 
+def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
+    """Every data set that was given, under the name that error messages use."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
+    named = {"eval_dataset" if key is None else f"eval_dataset[{key!r}]": value for key, value in evals.items()}
+    return {name: value for name, value in {"train_dataset": train_dataset, **named}.items() if value is not None}
+
+
 def check_dataset(name: str, dataset) -> None:
     """A map-style data set with at least one row."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
@@ -63,13 +72,25 @@ def check_dataset(name: str, dataset) -> None:
             "order are keyed by it): load it with streaming=False."
         )
     if len(dataset) == 0:
-        raise ValueError(f"{name} is empty: it has no rows to learn from.")
+        raise ValueError(f"{name} is empty: it has no rows.")
+
+
+def check_best_metric(args: TrainingArguments, eval_dataset) -> None:
+    """The metric that chooses the best model is one that an evaluation of several data sets will have."""
+    metric, named = args.metric_for_best_model or "loss", isinstance(eval_dataset, dict)
+    if not (args.load_best_model_at_end and named):
+        return
+    if not any(metric.removeprefix("eval_").startswith(f"{name}_") for name in eval_dataset):
+        suggestion = f"eval_{next(iter(eval_dataset))}_{metric.removeprefix('eval_')}"
+        raise ValueError(
+            f"metric_for_best_model={metric!r} does not say which of the data sets {list(eval_dataset)} chooses the "
+            f"best model: write for example {suggestion!r}."
+        )
 
 
 def column_names(dataset) -> list[str]:
-    """The columns of a `datasets.Dataset`, or of any sequence of dicts."""
-    names = getattr(dataset, "column_names", None)
-    return list(names) if names is not None else list(dataset[0])
+    """The columns that a row has: of a `datasets.Dataset` also those that its transform makes."""
+    return list(RowDataset(dataset)[RowKey(0, 0)].columns)
 
 
 def check_columns(name: str, columns: list[str], wanted: Iterable[str]) -> None:
@@ -83,13 +104,24 @@ def check_columns(name: str, columns: list[str], wanted: Iterable[str]) -> None:
             )
 
 
+def check_reserved_columns(columns: list[str], has_references: bool) -> None:
+    """No column has the name of something else that rewards are given."""
+    taken = [name for name in REWARD_ARGUMENTS if name in columns and (name != "references" or has_references)]
+    if taken:
+        raise ValueError(
+            f"The data set's columns {taken} have names that rewards are given for something else: rename them "
+            "(dataset.rename_column)."
+        )
+
+
 def check_reward_signature(name: str, reward: Callable, columns: list[str], has_references: bool) -> None:
     """A reward takes **kwargs, and what it asks for by name exists."""
     parameters = inspect.signature(reward).parameters.values()
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         raise TypeError(f"The reward `{name}` must end in **kwargs: it is given every column of the data set by name.")
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is not inspect.Parameter.VAR_KEYWORD]
-    if "references" in required and not has_references:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    if "references" in required and not has_references and "references" not in columns:
         raise ValueError(
             f"The reward `{name}` compares with `references`, but the data set lacks the target columns that the "
             "processor makes them from. Add the columns, or name them in `target_columns`."
@@ -103,8 +135,6 @@ def check_reward_signature(name: str, reward: Callable, columns: list[str], has_
 
 def check_first_row(collator: Callable, rows, processor: VisionProcessor, vocab_size: int | None) -> None:
     """One row through the processor: shape and range of what it makes."""
-    from vision_rl.trainer.data_order import RowKey
-
     batch = collator([rows[RowKey(0, 0)]])
     if "pixel_values" not in batch and "encoder_outputs" not in batch:
         raise ValueError(f"{type(processor).__name__} made no pixel_values; it made {sorted(batch)}.")

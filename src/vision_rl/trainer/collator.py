@@ -1,6 +1,7 @@
 """Rows to a batch: the only place that calls the processor."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,25 +45,55 @@ class VisionCollator:
         self.with_labels = with_labels
 
     def __call__(self, rows: list[Row]) -> dict:
-        images = [rgb_image(row.columns[self.image_column], row.row_index) for row in rows]
-        named = [{**r.columns, **{key: r.columns[name] for key, name in self.target_columns.items()}} for r in rows]
-        targets = {key: [row[key] for row in named] for key in self.target_columns} if self.with_labels else {}
-        seeds = [row.seed for row in rows if row.seed is not None] or None
-        has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
+        targets = self.target_columns
+        if rows[0].seed is None and not set(targets.values()) <= set(rows[0].columns):
+            targets = {}  # images without targets, which `predict` takes
+        names = dict.fromkeys([self.image_column, *targets.values(), *rows[0].columns])
+        columns = {name: [_value(row, name) for row in rows] for name in names}
+        images = [rgb_image(image, row.row_index) for image, row in zip(columns[self.image_column], rows, strict=True)]
+        try:
+            inputs, references = self._process(rows, images, targets)
+        except Exception as error:
+            raise self._explained(error, rows, images, targets) from error
         return {
-            **self.processor(images=images, seeds=seeds, **targets),
+            **inputs,
             "row_index": torch.tensor([row.row_index for row in rows]),
-            "columns": BatchColumns(
-                columns={name: [row.columns[name] for row in rows] for name in rows[0].columns},
-                references=self.processor.get_references(named) if has_references else None,
-            ),
+            "columns": BatchColumns(columns, references),
         }
+
+    def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:
+        """What the processor makes of the rows: model inputs and references."""
+        named = [{**row.columns, **{key: row.columns[name] for key, name in targets.items()}} for row in rows]
+        learned = {key: [row[key] for row in named] for key in targets} if self.with_labels else {}
+        seeds = [row.seed for row in rows if row.seed is not None] or None
+        inputs = self.processor(images=images, seeds=seeds, **learned)
+        has_references = len(targets) == len(self.processor.target_columns) > 0
+        return inputs, self.processor.get_references(named) if has_references else None
+
+    def _explained(self, error: Exception, rows: list[Row], images: list, targets: dict[str, str]) -> ValueError:
+        """The error of the first row that fails alone too, with its number; else that of the batch."""
+        name = type(self.processor).__name__
+        columns = ", ".join(f"`{column}`" for column in [self.image_column, *targets.values()])
+        for row, image in zip(rows, images, strict=True):
+            try:
+                self._process([row], [image], targets)
+            except Exception as alone:
+                return ValueError(f"{name} cannot use row {row.row_index} (columns {columns}): {alone}")
+        return ValueError(f"{name} cannot batch the rows {[row.row_index for row in rows]}: {error}")
+
+
+def _value(row: Row, column: str):
+    if column not in row.columns:
+        raise ValueError(
+            f"Row {row.row_index} has no column `{column}`; it has {', '.join(f'`{c}`' for c in row.columns)}."
+        )
+    return row.columns[column]
 
 
 def rgb_image(image, row: int) -> Image.Image:
     """Any picture as 8-bit RGB: grey, 16-bit, CMYK, alpha (over white) and palette ones are converted.
 
-    Takes a PIL image, a path, or an array `(H, W)` or `(H, W, C)`. Raises `ValueError` with the row, and the file
+    Takes a PIL image, a path, or a uint8 array `(H, W)` or `(H, W, C)`. Raises `ValueError` with the row, and the file
     where there is one, when it cannot be decoded.
     """
     path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
@@ -70,6 +101,8 @@ def rgb_image(image, row: int) -> Image.Image:
         if isinstance(image, str | os.PathLike):
             image = Image.open(image)
         elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise TypeError(f"an array of {image.dtype} has no known range (expected uint8, 0 to 255)")
             image = Image.fromarray(image)
         elif not isinstance(image, Image.Image):
             raise TypeError(f"a {type(image).__name__} is no image (expected a PIL image, a path or an array)")

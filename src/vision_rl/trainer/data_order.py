@@ -5,7 +5,7 @@ does not reach the sampler behind a skipped batch sampler. Here the data set hol
 finds, and each key that the sampler yields carries it on to the workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch.utils.data import Dataset, Sampler
@@ -45,9 +45,12 @@ class RowDataset(Dataset):
         if self.seed is not None:
             seed = int(keyed_generator(self.seed, ROW_TARGETS, *key).integers(2**63))
         try:
-            return Row(self.dataset[key.row_index], key.row_index, seed)
+            columns = self.dataset[key.row_index]
         except Exception as error:
             raise ValueError(f"Row {key.row_index}{self._file_of(key.row_index)} cannot be read: {error}") from error
+        if not isinstance(columns, Mapping):
+            raise TypeError(f"Row {key.row_index} is a {type(columns).__name__}; a row must be a dict of columns.")
+        return Row(dict(columns), key.row_index, seed)
 
     def _file_of(self, index: int) -> str:
         """Where the row's undecodable image lies, if `datasets` knows a path."""
@@ -56,7 +59,9 @@ class RowDataset(Dataset):
         if not isinstance(self.dataset, datasets.Dataset):
             return ""
         images = [name for name, feature in self.dataset.features.items() if isinstance(feature, datasets.Image)]
-        undecoded = self.dataset.select([index]).select_columns(images)
+        if not images:
+            return ""
+        undecoded = self.dataset.with_format(None).select([index]).select_columns(images)
         for name in images:
             undecoded = undecoded.cast_column(name, datasets.Image(decode=False))
         paths = [value["path"] for value in undecoded[0].values() if value and value["path"]]

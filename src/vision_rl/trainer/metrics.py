@@ -25,7 +25,8 @@ def reward_metrics(rewards: torch.Tensor, per_function: torch.Tensor, names: lis
             metrics[f"rewards/{name}/mean"] = values.mean().item()
             metrics[f"rewards/{name}/std"] = values.std(correction=0).item()
     spread = (rewards - rewards.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()  # (B,) within an image
-    metrics["reward"] = rewards.nanmean().item()
-    metrics["reward_std"] = spread.nanmean().item()
-    metrics["frac_reward_zero_std"] = (spread < 1e-6).float().mean().item()  # images that teach nothing
+    if not rewards.isnan().all():
+        metrics["reward"] = rewards.nanmean().item()
+        metrics["reward_std"] = spread.nanmean().item()
+        metrics["frac_reward_zero_std"] = (spread < 1e-6).float().mean().item()  # images that teach nothing
     return metrics

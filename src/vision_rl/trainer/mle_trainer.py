@@ -7,7 +7,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from vision_rl.models.sampling import base_model, num_positions, special_ids
+from vision_rl.models.sampling import num_positions, special_ids
 from vision_rl.trainer.losses import mle_loss
 from vision_rl.trainer.mle_config import VisionMLEConfig
 from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
@@ -79,7 +79,7 @@ class VisionMLETrainer(VisionTrainer):
 
     def _teacher_forced(self, model: nn.Module, inputs: dict):
         """Logits for the labels, each predicted from those before it."""
-        policy = base_model(self.accelerator.unwrap_model(model))
+        policy = self.bare(model)
         ids, positions = special_ids(policy), num_positions(policy)
         labels = inputs["labels"]  # (B, T)
         if positions is not None and labels.shape[1] > positions:
@@ -98,6 +98,8 @@ class VisionMLETrainer(VisionTrainer):
 
     def _evaluate_batch(self, model, batch) -> list[dict]:
         records = super()._evaluate_batch(model, batch)
+        if "labels" not in batch:
+            return records
         outputs, labels = self._teacher_forced(model, batch)
         losses = F.cross_entropy(outputs.logits.float().transpose(1, 2), labels, reduction="none")  # (B, T)
         for record, loss, tokens in zip(records, losses.sum(1), (labels != -100).sum(1), strict=True):
@@ -105,5 +107,8 @@ class VisionMLETrainer(VisionTrainer):
         return records
 
     def _evaluation_metrics(self, records) -> dict[str, float]:
+        metrics = super()._evaluation_metrics(records)
+        if "loss" not in records[0]:
+            return metrics
         loss = sum(record["loss"] for record in records) / sum(record["tokens"] for record in records)
-        return {"loss": loss, **super()._evaluation_metrics(records)}
+        return {"loss": loss, **metrics}

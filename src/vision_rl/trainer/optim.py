@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from transformers.pytorch_utils import Conv1D
 
+from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR
+
 
 DECAY_RATE = 0.8  # the second moments forget with beta2 = 1 - step^-0.8
 EPSILON = 1e-30  # inside the square, so that a gradient of zeros gives an update of zeros
@@ -290,3 +292,20 @@ def parameter_groups(
             "unfreeze the encoder, or leave encoder_learning_rate out."
         )
     return [{"name": name, **group} for name, group in groups.items() if group["params"]]
+
+
+def parse_optim_args(text: str | None) -> dict[str, Any]:
+    """'beta2_cap=0.95,momentum=none' as Trainer's other optimisers read `optim_args`."""
+    if not text:
+        return {}
+    words = {"true": True, "false": False, "none": None}
+    known = ("beta2_cap", "momentum", "clipping_threshold", "min_dim_size_to_factor", "reference_layout")
+    options = {}
+    for pair in text.replace(" ", "").split(","):
+        name, _, value = pair.partition("=")
+        if name not in known or not value:
+            raise ValueError(
+                f"optim_args has {pair!r}; {BIG_VISION_ADAFACTOR} takes {', '.join(known)}, as name=value."
+            )
+        options[name] = words[value.lower()] if value.lower() in words else float(value)
+    return options

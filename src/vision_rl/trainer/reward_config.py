@@ -62,9 +62,12 @@ class VisionRewardConfig(VisionConfig):
     )
 
     def __post_init__(self):
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model, self.greater_is_better = "reward", True  # there is no evaluation loss here
+        watches = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
+        if watches and self.metric_for_best_model is None:  # there is no evaluation loss here
+            self.metric_for_best_model, self.greater_is_better = "reward", True
         super().__post_init__()
+        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.greater_is_better:
+            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
         if self.num_generations < 1:
             raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.baseline not in (*SIBLING_BASELINES, "greedy", "none"):

@@ -87,6 +87,7 @@ class VisionRewardTrainer(VisionTrainer):
         self.temperature = args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
         self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._rewarded = False
         self._step_time = 0.0
         if args.disable_dropout:
             disable_dropout(self.model)
@@ -98,7 +99,8 @@ class VisionRewardTrainer(VisionTrainer):
         completions = self._sample(inputs)
         rewards, token_targets = self._score(completions, inputs)
         advantages = self._advantages(rewards, completions, inputs)
-        return self._learn(model, inputs, completions, advantages, token_targets, num_items_in_batch)
+        loss = self._learn(model, inputs, completions, advantages, token_targets, num_items_in_batch)
+        return (loss, completions) if return_outputs else loss
 
     def _sample(self, inputs) -> SampledCompletions:
         """G completions of each image, drawn from the model as it stands: `(B, G, T)`."""
@@ -114,12 +116,6 @@ class VisionRewardTrainer(VisionTrainer):
     def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
         """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply."""
         scores = self._rewards_of(completions, inputs)
-        if scores.rewards.isnan().all():
-            raise ValueError(
-                f"Every reward ({', '.join(self.reward.names)}) was None for all completions of the images in rows "
-                f"{inputs['row_index'].tolist()}: nothing can be learned from them. Give such rows a reward, or leave "
-                "them out."
-            )
         rewards = scores.rewards.view(completions.completion_ids.shape[:2])
         self._record(scores, rewards, completions)
         return rewards, scores.token_targets
@@ -142,7 +138,9 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _learn(self, model, inputs, completions, advantages, token_targets, num_images=None) -> torch.Tensor:
         """The loss: one teacher-forced pass over the samples, weighted by their advantages."""
-        logits, per_token_logps = self._teacher_forced(model, inputs, completions)  # (B*G, T, V), (B*G, T)
+        completions = SampledCompletions(*(x[:, : self.num_learning] for x in completions))  # (B, L, T), L = 1 or G
+        advantages = advantages[:, : self.num_learning]
+        logits, per_token_logps = self._teacher_forced(model, inputs, completions)  # (B*L, T, V), (B*L, T)
         mask = completions.completion_mask.flatten(0, 1)
         self._record_logp_difference(per_token_logps, completions)
         num_samples = (num_images or len(advantages)) * self.num_learning  # of the whole update step
@@ -159,21 +157,28 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _teacher_forced(self, model, inputs, completions) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits of the sampled distribution and the samples' log-probabilities; each image is encoded once."""
-        policy = self.accelerator.unwrap_model(model)
+        policy = self.bare(model)
         ids = special_ids(policy)
         completion_ids = completions.completion_ids.flatten(0, 1)  # (B*G, T)
         images = self.model_inputs(inputs)
         if not serves(policy):
-            images = {name: value.repeat_interleave(self.num_generations, dim=0) for name, value in images.items()}
+            times = completions.completion_ids.shape[1]
+            images = {name: value.repeat_interleave(times, dim=0) for name, value in images.items()}
         decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=ids.decoder_start)
         outputs = model(**images, decoder_input_ids=decoder_input_ids, use_cache=False)
         logits = policy_logits(outputs.logits, self.temperature, ids.suppressed)
         return logits, selective_log_softmax(logits, completion_ids)
 
     def _of_learners(self, targets: TokenTargets) -> TokenTargets:
-        """Without those of the samples that only serve as a baseline."""
-        learns = targets.positions[:, 0] % self.num_generations < self.num_learning
-        return TokenTargets(targets.positions[learns], targets.ids[learns], targets.probabilities[learns])
+        """For the `B*L` samples that learn: without those that only serve as a baseline."""
+        images, samples = (
+            targets.positions[:, 0] // self.num_generations,
+            targets.positions[:, 0] % self.num_generations,
+        )
+        learns = samples < self.num_learning
+        rows = images * self.num_learning + samples
+        positions = torch.stack([rows, targets.positions[:, 1]], dim=1)
+        return TokenTargets(positions[learns], targets.ids[learns], targets.probabilities[learns])
 
     def _rewards_of(self, completions: SampledCompletions, inputs) -> Scores:
         decoded, ids = self.decode(completions, inputs)
@@ -207,9 +212,17 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _check_data(self, args, datasets, collator, policy) -> None:
         super()._check_data(args, datasets, collator, policy)
-        has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
         for dataset in datasets.values():
-            self.reward.check(checks.column_names(dataset), has_references)
+            self._check_rewards(dataset)
+
+    def _check_evaluated(self, name, dataset, columns) -> None:
+        super()._check_evaluated(name, dataset, columns)
+        if set(self.target_columns.values()) <= set(checks.column_names(dataset)):
+            self._check_rewards(dataset)
+
+    def _check_rewards(self, dataset) -> None:
+        has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
+        self.reward.check(checks.column_names(dataset), has_references)
 
     # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
 
@@ -218,6 +231,8 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _evaluate_batch(self, model, batch) -> list[dict]:
         records = super()._evaluate_batch(model, batch)
+        if not self._has_targets(batch):
+            return records
         completions, ids = [r["completion"] for r in records], [r["completion_ids"] for r in records]
         scores = self.reward(completions, ids, batch["columns"], batch["row_index"].tolist(), self.state)
         for record, reward, parts in zip(records, scores.rewards, scores.per_function, strict=True):
@@ -226,11 +241,13 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _evaluation_metrics(self, records) -> dict[str, float]:
         metrics = super()._evaluation_metrics(records)
+        metrics["completions/mean_length"] = sum(len(record["completion_ids"]) for record in records) / len(records)
+        if "reward" not in records[0]:
+            return metrics
         metrics["reward"] = torch.tensor([record["reward"] for record in records]).nanmean().item()
         per_function = torch.tensor([record["rewards"] for record in records])  # (N, F)
         for name, mean in zip(self.reward.names, per_function.nanmean(0).tolist(), strict=True):
             metrics[f"rewards/{name}/mean"] = mean
-        metrics["completions/mean_length"] = sum(len(record["completion_ids"]) for record in records) / len(records)
         return metrics
 
     # --- logging: TRL's keys ----------------------------------------------------------------------------------------
@@ -246,7 +263,7 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _record(self, scores: Scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
         ids, mask, logps = (x.flatten(0, 1) for x in completions)  # (B*G, T)
-        ends = special_ids(self.accelerator.unwrap_model(self.model)).ends
+        ends = special_ids(self.bare(self.model)).ends
         lengths = mask.sum(-1)
         last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
         ended = torch.isin(last, last.new_tensor(ends)) if ends else torch.ones_like(last, dtype=torch.bool)
@@ -265,9 +282,19 @@ class VisionRewardTrainer(VisionTrainer):
         """How far the learned policy is from the sampled one: about 0 unless dropout or precision part them."""
         difference = (per_token_logps.detach() - completions.per_token_logps.flatten(0, 1)).abs()
         difference = difference.masked_fill(completions.completion_mask.flatten(0, 1) == 0, 0.0).max()
-        self._metrics["sampling/sampling_logp_difference/max"].append(difference.item())
+        self._metrics["sampling/sampling_logp_difference/max"].append(self.accelerator.gather(difference).max().item())
+
+    def _check_rewarded(self) -> None:
+        """Some completion of the run so far had a reward; rows that none applies to are no error by themselves."""
+        self._rewarded = self._rewarded or bool(self._metrics.get("reward"))
+        if self._metrics and not self._rewarded:
+            raise ValueError(
+                f"Every reward ({', '.join(self.reward.names)}) was None for all completions of the first "
+                f"{self.state.global_step} steps: nothing can be learned from them."
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._check_rewarded()
         if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
             for name, values in self._metrics.items():
                 logs[name] = sum(values) / len(values)

@@ -3,8 +3,10 @@
 import asyncio
 import functools
 import inspect
+import itertools
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -46,6 +48,8 @@ class RewardSum:
         self.weights = torch.tensor(weights if weights is not None else [1.0] * len(functions), dtype=torch.float32)
 
     def check(self, columns: list[str], has_references: bool) -> None:
+        """What the rewards ask for is there; `has_references` is whether the processor makes them."""
+        checks.check_reserved_columns(columns, has_references)
         for name, function in zip(self.names, self.functions, strict=True):
             checks.check_reward_signature(name, function, columns, has_references)
 
@@ -57,50 +61,105 @@ class RewardSum:
             raise ValueError(f"{len(completion_ids)} completions were decoded into {len(completions)} objects.")
         repeats = len(completions) // len(rows)
         logged: dict[str, float] = {}
+
+        def log_metric(key: str, value: float) -> None:
+            logged[key] = float(value)
+
         arguments = {name: _repeat(values, repeats) for name, values in columns.columns.items()}
         if columns.references is not None:
             arguments["references"] = _repeat(columns.references, repeats)
         arguments |= {"completions": completions, "completion_ids": completion_ids, "prompts": [""] * len(completions)}
-        constants = {"trainer_state": state, "log_metric": logged.__setitem__, "log_extra": _ignore}
+        constants = {"trainer_state": state, "log_metric": log_metric, "log_extra": _ignore}
 
+        rows = _repeat(rows, repeats)
+        calls = [
+            _Call(name, function, arguments, constants, rows)
+            for name, function in zip(self.names, self.functions, strict=True)
+        ]
         token_targets, values = [], []
-        for name, function in zip(self.names, self.functions, strict=True):
-            output = _call(name, function, arguments, constants, _repeat(rows, repeats))
+        for call in calls:  # all have started: those that are async run while the others compute
+            output = call.result()
             if isinstance(output, RewardOutput):
                 if output.token_targets is not None:
+                    _check_token_targets(call.name, output.token_targets, completion_ids)
                     token_targets.append(output.token_targets)
                 output = output.rewards
-            values.append(_as_tensor(name, output, completions, _repeat(rows, repeats)))
+            values.append(_as_tensor(call.name, output, completions, rows))
         per_function = torch.stack(values, dim=1)  # (N, F)
         rewards = (per_function * self.weights).nansum(1).masked_fill(per_function.isnan().all(1), float("nan"))
         return Scores(rewards, per_function, token_targets, logged)
 
 
-def _call(name: str, function: Callable, arguments: dict[str, list], constants: dict, rows: list[int]):
-    try:
-        return _run(function, {**arguments, **constants})
-    except Exception as error:
-        culprit = _first_failing(function, arguments, constants, len(rows))
-        where = "" if culprit is None else f" on row {rows[culprit]}, completion {arguments['completions'][culprit]!r}"
-        raise RuntimeError(f"The reward `{name}` raised {type(error).__name__}{where}: {error}") from error
+class _Call:
+    """One reward on one batch: an async one has been started, another has been computed."""
 
-
-def _first_failing(function: Callable, arguments: dict[str, list], constants: dict, count: int) -> int | None:
-    """The first completion that fails alone too, to name it; `None` where only the batch as a whole fails."""
-    for i in range(count):
+    def __init__(self, name: str, function: Callable, arguments: dict[str, list], constants: dict, rows: list[int]):
+        self.name, self.function, self.arguments, self.constants, self.rows = (
+            name,
+            function,
+            arguments,
+            constants,
+            rows,
+        )
         try:
-            _run(function, {**{name: values[i : i + 1] for name, values in arguments.items()}, **constants})
-        except Exception:
-            return i
-    return None
+            self.output = _start(function, {**arguments, **constants})
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def result(self):
+        try:
+            return self.output.result() if isinstance(self.output, Future) else self.output
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> RuntimeError:
+        culprit = None if isinstance(error, OSError) else self._first_failing(error, 0, len(self.rows))
+        where = ""
+        if culprit is not None:
+            where = f" on row {self.rows[culprit]}, completion {self.arguments['completions'][culprit]!r}"
+        return RuntimeError(f"The reward `{self.name}` raised {type(error).__name__}{where}: {error}")
+
+    def _first_failing(self, error: Exception, start: int, stop: int) -> int | None:
+        """The first completion that alone fails in the same way, by bisection; `None` where only the batch does."""
+        if stop - start == 1:
+            return start
+        middle = (start + stop) // 2
+        for part in (start, middle), (middle, stop):
+            arguments = {name: values[slice(*part)] for name, values in self.arguments.items()}
+            try:
+                output = _start(self.function, {**arguments, **self.constants})
+                if isinstance(output, Future):
+                    output.result()
+            except Exception as again:
+                if type(again) is type(error):
+                    return self._first_failing(error, *part)
+        return None
 
 
-def _run(function: Callable, arguments: dict):
+def _start(function: Callable, arguments: dict):
+    """The function's output, or the `Future` of it if the function is async."""
     output = function(**arguments)
-    if inspect.iscoroutine(output):
-        with ThreadPoolExecutor(1) as thread:  # a notebook's own thread already runs an event loop
-            return thread.submit(asyncio.run, output).result()
-    return output
+    return asyncio.run_coroutine_threadsafe(output, _event_loop()) if inspect.iscoroutine(output) else output
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """One loop for the life of the process, in a thread of its own: clients and semaphores belong to their loop."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="vision_rl async rewards", daemon=True).start()
+    return loop
+
+
+def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[list[int]]) -> None:
+    """Every position is a token of a completion, its end token included."""
+    lengths = torch.tensor([len(ids) for ids in completion_ids])
+    rows, tokens = targets.positions.cpu().unbind(1)
+    outside = (rows < 0) | (rows >= len(lengths)) | (tokens < 0)
+    outside |= tokens >= lengths[rows.clamp(0, len(lengths) - 1)]
+    if outside.any():
+        row, token = targets.positions[outside.nonzero()[0, 0]].tolist()
+        has = f"that completion has {lengths[row]} tokens" if 0 <= row < len(lengths) else f"there are {len(lengths)}"
+        raise ValueError(f"The reward `{name}` gave a token target for completion {row}, token {token}, but {has}.")
 
 
 def _as_tensor(name: str, rewards, completions: list, rows: list[int]) -> torch.Tensor:
@@ -159,6 +218,8 @@ def _name_of(reward) -> str:
 
 def _unique(names: list[str]) -> list[str]:
     """Two rewards of one name would share their log keys: the second becomes `name_2`."""
-    return [
-        name if names[:i].count(name) == 0 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)
-    ]
+    unique: list[str] = []
+    for name in names:
+        candidates = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+        unique.append(next(candidate for candidate in candidates if candidate not in unique))
+    return unique

@@ -28,7 +28,8 @@ class VisionConfig(TrainingArguments):
         default="adamw_torch_fused",
         metadata={
             "help": "Any of Trainer's optimisers, or 'big_vision_adafactor', the paper's (its options go into "
-            "`optim_args`, e.g. 'beta2_cap=0.95')."
+            "`optim_args`, e.g. 'beta2_cap=0.95'). Its weight_decay is the paper's too: not multiplied by "
+            "learning_rate, only by the schedule."
         },
     )
 
@@ -69,6 +70,10 @@ class VisionConfig(TrainingArguments):
             self.optim = BIG_VISION_ADAFACTOR
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: rewards and metrics read the data set's columns.")
+        if self.dataloader_drop_last:
+            raise ValueError(
+                "dataloader_drop_last must be False: training takes whole steps anyway, and an evaluation would lose rows."
+            )
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size changes the batch in the middle of training; set per_device_train_batch_size."

@@ -21,13 +21,19 @@ from transformers import (
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
 
-from vision_rl.models.preparation import freeze_unused_parameters
+from vision_rl.models.preparation import align_special_ids, freeze_unused_parameters
 from vision_rl.models.sampling import SampledCompletions, base_model, completion_length, sample, serves, share_images
 from vision_rl.processing import as_vision_processor
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import VisionCollator
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
-from vision_rl.trainer.optim import BigVisionAdafactor, attention_view_shapes, kernel_names, parameter_groups
+from vision_rl.trainer.optim import (
+    BigVisionAdafactor,
+    attention_view_shapes,
+    kernel_names,
+    parameter_groups,
+    parse_optim_args,
+)
 from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR, VisionConfig
 
 
@@ -80,8 +86,13 @@ class VisionTrainer(Trainer):
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
 
+        if peft_config is not None and isinstance(model, PeftModel):
+            raise ValueError(
+                "The model has adapters already: leave out peft_config to train them, or give "
+                "model.merge_and_unload() to put new ones on top."
+            )
         policy = base_model(model)
-        _mirror_special_ids(policy, processing_class)
+        align_special_ids(policy, processing_class)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         checks.check_model(policy, self.processor, args.max_completion_length)
         self.max_completion_length = completion_length(policy, args.max_completion_length)
@@ -96,12 +107,13 @@ class VisionTrainer(Trainer):
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
 
-        datasets = _named_datasets(train_dataset, eval_dataset)
+        datasets = checks.named_datasets(train_dataset, eval_dataset)
         for name, dataset in datasets.items():
             checks.check_dataset(name, dataset)
         self.target_columns = self._resolve_target_columns(args, datasets)
         collator = VisionCollator(self.processor, args.image_column, self.target_columns, self.learns_from_labels)
         self._check_data(args, datasets, collator, policy)
+        checks.check_best_metric(args, eval_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -113,13 +125,24 @@ class VisionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        base_model(self.accelerator.unwrap_model(self.model)).add_model_tags(self._tag_names)
+        self.bare(self.model).add_model_tags(self._tag_names)
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        self.num_images_in_step: int | None = None
+        self._predicting = False
         self.completion_decoder = completion_decoder
         if completion_decoder is not None:
+            if not isinstance(completion_decoder, nn.Module):
+                raise TypeError(
+                    f"completion_decoder is a {type(completion_decoder).__name__}; it must be an nn.Module, which is "
+                    "moved to the device and saved. A function belongs into the processor's batch_decode."
+                )
             completion_decoder.requires_grad_(False)
             self.completion_decoder = self.accelerator.prepare_model(completion_decoder, evaluation_mode=True).eval()
+
+    def bare(self, model: nn.Module) -> Any:
+        """The transformers model inside whatever DDP, DeepSpeed, `torch.compile` and PEFT have put around it."""
+        return base_model(self.accelerator.unwrap_model(model, keep_torch_compile=False))
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -157,6 +180,8 @@ class VisionTrainer(Trainer):
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None:
+            raise ValueError("Training needs a train_dataset.")
         rows = RowDataset(self.train_dataset, seed=self.data_seed)
         sampler = EpochSampler(rows, self.data_seed, self.args.shuffle_dataset, self._step_size(self.args))
         return self._get_dataloader(
@@ -164,18 +189,38 @@ class VisionTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        name = eval_dataset if isinstance(eval_dataset, str) else None  # None: the only one, or one not seen before
+        dataset = eval_dataset
         if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+            dataset = self.eval_dataset[eval_dataset]
+        elif eval_dataset is None:
+            dataset, name = self.eval_dataset, "eval"
+        else:
+            self._check_evaluated("eval_dataset", dataset, [self.args.image_column, *self.target_columns.values()])
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
-        rows = RowDataset(dataset)
-        return self._get_dataloader(
-            rows, "Evaluation", self.args.eval_batch_size, sampler_fn=lambda _: EpochSampler(rows, shuffle=False)
-        )
+        if name is not None and name in getattr(self, "_eval_dataloaders", {}):
+            return self._eval_dataloaders[name]  # with the workers that it keeps
+        return self._evaluation_dataloader(dataset, name)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
-        return self.get_eval_dataloader(test_dataset)
+        self._check_evaluated("test_dataset", test_dataset, [self.args.image_column])
+        return self._evaluation_dataloader(test_dataset, None)
+
+    def _check_evaluated(self, name: str, dataset, columns: list[str]) -> None:
+        """What the constructor checks of its own data sets, for one that evaluation or prediction brings."""
+        checks.check_dataset(name, dataset)
+        checks.check_columns(name, checks.column_names(dataset), columns)
+
+    def _evaluation_dataloader(self, dataset, key: str | None) -> DataLoader:
+        rows = RowDataset(dataset)
+        return self._get_dataloader(
+            rows,
+            "Evaluation",
+            self.args.eval_batch_size,
+            sampler_fn=lambda _: EpochSampler(rows, shuffle=False),
+            dataloader_key=key,
+        )
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one update step, and how many items the loss of the whole step is averaged over."""
@@ -196,9 +241,11 @@ class VisionTrainer(Trainer):
         """`values.sum()` as this micro-batch's share of the mean over the whole update step.
 
         Ranks are averaged by DDP and DeepSpeed, hence the factor. `num_items` defaults to the step's images: an
-        auxiliary loss with one value an image is added as `self.mean_over_step(values)`.
+        auxiliary loss with one value an image is added as `self.mean_over_step(values)`. Outside of training the step
+        is the batch.
         """
-        return values.sum() * self.accelerator.num_processes / (num_items or self.num_images_in_step)
+        num_items = num_items or self.num_images_in_step or len(values) * self.accelerator.num_processes
+        return values.sum() * self.accelerator.num_processes / num_items
 
     def model_inputs(self, batch: dict) -> dict[str, Any]:
         """The images of a batch as the model takes them; a batch may carry `encoder_outputs (B, N, d)` instead."""
@@ -212,7 +259,7 @@ class VisionTrainer(Trainer):
         """Completions of the batch from the model as it stands; `how` goes to `vision_rl.models.sampling.sample`."""
         with self.accelerator.autocast():
             return sample(
-                self.accelerator.unwrap_model(self.model_wrapped),
+                self.bare(self.model_wrapped),
                 batch.get("pixel_values"),
                 num_generations,
                 encoder_outputs=batch.get("encoder_outputs"),
@@ -241,6 +288,18 @@ class VisionTrainer(Trainer):
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
+        """The greedy completion of every row, in order; images without targets get no loss, reward or metric.
+
+        Returns:
+            `PredictionOutput` with `predictions` (decoded completions), `label_ids` (references) and `metrics`.
+        """
+        self._predicting = True
+        try:
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+        finally:
+            self._predicting = False
+
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
@@ -262,7 +321,10 @@ class VisionTrainer(Trainer):
         return EvalLoopOutput(
             predictions=[record.get("completion") for record in records],  # type: ignore[arg-type]
             label_ids=[record.get("reference") for record in records],  # type: ignore[arg-type]
-            metrics={f"{metric_key_prefix}_{key}": value for key, value in metrics.items()},
+            metrics={
+                key if key.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{key}": value
+                for key, value in metrics.items()
+            },
             num_samples=len(records),
         )
 
@@ -291,7 +353,8 @@ class VisionTrainer(Trainer):
 
     def _evaluate_batch(self, model: nn.Module, batch: dict) -> list[dict]:
         """One record a row, plain objects: `index`, and `completion` and `reference` where there are."""
-        records = [{"index": index} for index in batch["row_index"].tolist()]
+        has_targets = self._has_targets(batch)
+        records = [{"index": index, "has_targets": has_targets} for index in batch["row_index"].tolist()]
         if self._needs_completions():
             completions = self.complete(batch, do_sample=False)
             decoded, ids = self.decode(completions, batch)
@@ -301,11 +364,16 @@ class VisionTrainer(Trainer):
                 record["reference"] = None if references is None else references[row]
         return records
 
+    def _has_targets(self, batch: dict) -> bool:
+        """False for the unlabelled images of a `predict`."""
+        return set(self.target_columns.values()) <= set(batch["columns"].columns)
+
     def _needs_completions(self) -> bool:
-        return self.compute_metrics is not None
+        return self._predicting or self.compute_metrics is not None
 
     def _evaluation_metrics(self, records: list[dict]) -> dict[str, float]:
-        if self.compute_metrics is None:
+        """Over the whole set; `records` is not empty."""
+        if self.compute_metrics is None or not records[0]["has_targets"]:
             return {}
         metrics = self.compute_metrics(
             predictions=[record["completion"] for record in records],
@@ -334,7 +402,7 @@ class VisionTrainer(Trainer):
                     f"optim={BIG_VISION_ADAFACTOR!r} needs whole tensors to factor; DeepSpeed and FSDP hand out flat "
                     "pieces of them. Use optim='adamw_torch' there."
                 )
-            options = _parse_optim_args(self.args.optim_args)
+            options = parse_optim_args(self.args.optim_args)
             if options.pop("reference_layout", False):
                 options["view_shapes"] = attention_view_shapes(model)
             self.optimizer = BigVisionAdafactor(groups, lr=self.args.learning_rate, **options)
@@ -369,9 +437,10 @@ class VisionTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         """One folder with all that the tuned model needs: model, processor and, if there is one, `stage1/`."""
         super()._save(output_dir, state_dict)
-        if isinstance(self.completion_decoder, PreTrainedModel) and self.args.should_save:
+        stage1 = None if self.completion_decoder is None else self.bare(self.completion_decoder)
+        if isinstance(stage1, PreTrainedModel) and self.args.should_save:
             output_dir = output_dir if output_dir is not None else self.args.output_dir
-            self.completion_decoder.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
+            stage1.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # Trainer's estimate counts the tokens of a language model's input
@@ -383,43 +452,5 @@ def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
     return name.rstrip("/").split("/")[-1]
 
 
-def _mirror_special_ids(policy: PreTrainedModel, processing_class) -> None:
-    """The same special ids in every config of the model; a tokenizer fills in the pad and end that are missing."""
-    tokenizer = getattr(processing_class, "tokenizer", None)
-    for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"):
-        value = getattr(policy.generation_config, name)
-        if value is None:
-            value = getattr(policy.config, name, None)
-        if value is None and name != "decoder_start_token_id":
-            value = getattr(tokenizer, name, None)
-        if value is not None:
-            for config in (policy.generation_config, policy.config, policy.config.get_text_config(decoder=True)):
-                setattr(config, name, value)
-
-
-def _named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
-    """Every data set that was given, under the name that error messages use."""
-    evals = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
-    named = {"eval_dataset" if key is None else f"eval_dataset[{key!r}]": value for key, value in evals.items()}
-    return {name: value for name, value in {"train_dataset": train_dataset, **named}.items() if value is not None}
-
-
 def _is_scalar(value) -> bool:
     return isinstance(value, int | float) or (hasattr(value, "ndim") and value.ndim == 0)
-
-
-def _parse_optim_args(text: str | None) -> dict[str, Any]:
-    """'beta2_cap=0.95,momentum=none' as Trainer's other optimisers read `optim_args`."""
-    if not text:
-        return {}
-    words = {"true": True, "false": False, "none": None}
-    known = ("beta2_cap", "momentum", "clipping_threshold", "min_dim_size_to_factor", "reference_layout")
-    options = {}
-    for pair in text.replace(" ", "").split(","):
-        name, _, value = pair.partition("=")
-        if name not in known or not value:
-            raise ValueError(
-                f"optim_args has {pair!r}; {BIG_VISION_ADAFACTOR} takes {', '.join(known)}, as name=value."
-            )
-        options[name] = words[value.lower()] if value.lower() in words else float(value)
-    return options
