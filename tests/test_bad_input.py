@@ -116,6 +116,36 @@ class TestDataSets:
         ):
             mle_trainer(tmp_path, rows, shuffle_dataset=False).train()
 
+    def test_a_row_of_a_list_that_lacks_a_column_is_named(self, tmp_path):
+        rows = [{"image": image, "text": "ab"} for image in tiny_images(4)]
+        del rows[2]["text"]
+        with pytest.raises(ValueError, match="Row 2 has no column `text`; it has `image`"):
+            mle_trainer(tmp_path, rows).train()
+
+    def test_a_row_that_is_no_dict(self, tmp_path):
+        with pytest.raises(TypeError, match="Row 0 is a tuple; a row must be a dict"):
+            mle_trainer(tmp_path, [(image, "ab") for image in tiny_images(4)])
+
+    def test_a_transform_that_fails_is_told_with_its_row_and_its_own_words(self, tmp_path):
+        def transform(rows):
+            raise KeyError("scan")
+
+        dataset = Dataset.from_dict({"file": ["a.png"] * 4}).with_transform(transform)
+        with pytest.raises(ValueError, match="Row 0 cannot be read: 'scan'"):
+            mle_trainer(tmp_path, dataset)
+
+    def test_columns_that_a_transform_makes_are_columns(self, tmp_path):
+        images = tiny_images(4)
+        dataset = Dataset.from_dict({"index": range(4)}).with_transform(
+            lambda rows: {"image": [images[i] for i in rows["index"]], "text": ["ab"] * len(rows["index"])}
+        )
+        mle_trainer(tmp_path, dataset).train()
+
+    def test_a_column_with_the_name_of_a_reward_argument(self, tmp_path):
+        dataset = text_dataset(8).add_column("completions", ["x"] * 8)
+        with pytest.raises(ValueError, match=r"columns \['completions'\] have names that rewards are given"):
+            reward_trainer(tmp_path, dataset=dataset)
+
     def test_a_list_of_dicts_is_a_data_set(self, tmp_path):
         mle_trainer(tmp_path, [{"image": image, "text": "ab"} for image in tiny_images(4)]).train()
 
@@ -167,6 +197,10 @@ class TestImages:
         dataset = load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
         mle_trainer(tmp_path, dataset).train()
 
+    def test_an_array_of_unknown_range_is_refused(self):
+        with pytest.raises(ValueError, match="row 3 cannot be read: an array of float32 has no known range"):
+            rgb_image(np.zeros((4, 4, 3), np.float32), 3)
+
     def test_what_is_no_image_is_said_to_be_none(self):
         with pytest.raises(ValueError, match="image of row 3 cannot be read: a dict is no image"):
             rgb_image({}, 3)
@@ -205,6 +239,12 @@ class TestConfig:
     def test_a_misspelt_option_of_the_papers_optimiser_names_the_known_ones(self, tmp_path):
         with pytest.raises(ValueError, match="optim_args has 'beta2=0.95'; big_vision_adafactor takes beta2_cap"):
             reward_trainer(tmp_path, optim="big_vision_adafactor", optim_args="beta2=0.95").train()
+
+    def test_the_papers_optimiser_is_refused_where_tensors_are_flat_pieces(self, tmp_path):
+        trainer = reward_trainer(tmp_path, optim="big_vision_adafactor")
+        trainer.is_deepspeed_enabled = True
+        with pytest.raises(ValueError, match="needs whole tensors to factor"):
+            trainer.create_optimizer()
 
     def test_reward_weights_must_match_the_rewards(self, tmp_path):
         with pytest.raises(ValueError, match="reward_weights has 2 numbers for 1 reward functions"):
@@ -251,6 +291,27 @@ class TestRewards:
 
         with pytest.raises(RuntimeError, match=r"`fragile_reward` raised KeyError on row 2, completion"):
             reward_trainer(tmp_path, fragile_reward, dataset).train()
+
+    def test_a_failing_batch_is_searched_by_halves(self, tmp_path):
+        calls = []
+
+        def fragile_reward(completions, text, **kwargs):
+            calls.append(len(completions))
+            if "c" in text:
+                raise KeyError("no such word")
+            return [1.0] * len(completions)
+
+        rows = [{"image": image, "text": "c" if i == 5 else "a"} for i, image in enumerate(tiny_images(8))]
+        trainer = reward_trainer(tmp_path, fragile_reward, rows, per_device_train_batch_size=8, num_generations=4)
+        with pytest.raises(RuntimeError, match=r"`fragile_reward` raised KeyError on row 5, completion"):
+            trainer.train()
+        assert len(calls) < 12  # 32 completions
+
+    def test_a_reward_behind_a_decorator_is_a_reward(self, tmp_path):
+        def wrapper(*args, **kwargs):
+            return share_of_a(*args, **kwargs)
+
+        reward_trainer(tmp_path, wrapper).train()
 
     def test_rewards_that_are_all_none_teach_nothing(self, tmp_path):
         self.check(
@@ -324,3 +385,67 @@ class TestModels:
     def test_no_processor(self, tmp_path):
         with pytest.raises(ValueError, match="A processing_class is needed"):
             VisionMLETrainer(tiny_model(), VisionMLEConfig(str(tmp_path), report_to="none"))
+
+    def test_adapters_on_top_of_adapters(self, tmp_path):
+        from peft import LoraConfig, get_peft_model
+
+        adapters = LoraConfig(target_modules="all-linear")
+        with pytest.raises(ValueError, match="has adapters already: leave out peft_config"):
+            VisionRewardTrainer(
+                get_peft_model(tiny_model(), adapters),
+                share_of_a,
+                VisionRewardConfig(str(tmp_path), use_cpu=True),
+                train_dataset=text_dataset(8),
+                processing_class=text_processor(),
+                peft_config=adapters,
+            )
+
+    def test_a_completion_decoder_that_is_a_function(self, tmp_path):
+        with pytest.raises(TypeError, match="completion_decoder is a function; it must be an nn.Module"):
+            VisionRewardTrainer(
+                tiny_model(),
+                share_of_a,
+                VisionRewardConfig(str(tmp_path), use_cpu=True),
+                train_dataset=text_dataset(8),
+                processing_class=text_processor(),
+                completion_decoder=lambda ids, batch: [],
+            )
+
+
+class TestEvaluation:
+    def test_an_empty_set(self, tmp_path):
+        with pytest.raises(ValueError, match="eval_dataset is empty"):
+            reward_trainer(tmp_path).evaluate([])
+
+    def test_a_set_without_the_targets_cannot_be_evaluated_but_predicted(self, tmp_path):
+        dataset = text_dataset(8).remove_columns("text")
+        with pytest.raises(ValueError, match="eval_dataset has no column `text`"):
+            mle_trainer(tmp_path, text_dataset(8)).evaluate(dataset)
+
+    def test_a_misspelt_image_column_of_a_set_to_predict(self, tmp_path):
+        with pytest.raises(ValueError, match="test_dataset has no column `image`; .* Did you mean `imag`"):
+            reward_trainer(tmp_path).predict(text_dataset(8).rename_column("image", "imag"))
+
+    def test_dropping_the_last_rows(self):
+        with pytest.raises(ValueError, match="an evaluation would lose rows"):
+            VisionRewardConfig("out", dataloader_drop_last=True)
+
+    def test_the_best_of_several_sets_must_be_chosen(self, tmp_path):
+        sets = {"easy": text_dataset(4), "hard": text_dataset(4, seed=1)}
+        options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+        args = VisionRewardConfig(str(tmp_path), use_cpu=True, **options)
+        with pytest.raises(ValueError, match="write for example 'eval_easy_reward'"):
+            VisionRewardTrainer(
+                tiny_model(),
+                share_of_a,
+                args,
+                train_dataset=text_dataset(8),
+                eval_dataset=sets,
+                processing_class=text_processor(),
+            )
+
+    def test_training_without_a_training_set(self, tmp_path):
+        args = VisionRewardConfig(str(tmp_path), use_cpu=True)
+        trainer = VisionRewardTrainer(tiny_model(), share_of_a, args, processing_class=text_processor())
+        with pytest.raises(ValueError, match="Training needs a train_dataset"):
+            trainer.train()

@@ -1,5 +1,6 @@
 """Reward tuning: it learns, its parts do what they say, and TRL's habits hold."""
 
+import asyncio
 import math
 
 import pytest
@@ -176,6 +177,62 @@ def test_a_row_that_no_reward_applies_to_is_left_out_of_the_evaluation(tmp_path)
     assert tuned.evaluate()["eval_reward"] == 1.0
 
 
+def test_rewards_for_some_rows_only_tune_alike_in_every_split_into_micro_batches(tmp_path):
+    """At 1 x 8 a whole micro-batch may have no reward, which is no error and changes nothing."""
+
+    def only_short_texts(completions, references, **kwargs):
+        return [
+            share if len(text) < 3 else None for share, text in zip(share_of_a(completions), references, strict=True)
+        ]
+
+    logs = []
+    for batch, accumulated in ((8, 1), (1, 8)):
+        tuned = trainer(
+            tmp_path,
+            only_short_texts,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+        )
+        tuned.train()
+        logs.append(history(tuned))
+    for whole, split in zip(*logs, strict=True):
+        assert split["loss"] == pytest.approx(whole["loss"], abs=1e-5)
+        assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+
+
+def test_async_rewards_run_together_and_keep_their_loop(tmp_path):
+    """A semaphore belongs to the loop that used it first; the two would wait forever if one ran after the other."""
+    semaphore, arrived = asyncio.Semaphore(1), {name: asyncio.Event() for name in ("one", "other")}
+
+    async def one(completions, **kwargs):
+        async with semaphore:
+            await asyncio.sleep(0)
+        arrived["one"].set()
+        await asyncio.wait_for(arrived["other"].wait(), 20)
+        return [1.0] * len(completions)
+
+    async def other(completions, **kwargs):
+        async with semaphore:
+            await asyncio.sleep(0)
+        arrived["other"].set()
+        await asyncio.wait_for(arrived["one"].wait(), 20)
+        return [2.0] * len(completions)
+
+    tuned = trainer(tmp_path, [one, other], max_steps=3)
+    tuned.train()
+    assert [entry["reward"] for entry in history(tuned)] == [3.0] * 3
+
+
+def test_a_reward_may_log_tensors_and_they_are_saved(tmp_path):
+    def reward(completions, log_metric, **kwargs):
+        log_metric("mean_words", torch.tensor(1.5))
+        return [1.0] * len(completions)
+
+    tuned = trainer(tmp_path, reward, max_steps=1, save_strategy="steps", save_steps=1)
+    tuned.train()
+    assert history(tuned)[0]["mean_words"] == 1.5
+
+
 def test_gradients_are_not_clipped_unless_asked_for(tmp_path):
     assert VisionRewardConfig("out").max_grad_norm == 0
     tuned = trainer(tmp_path, max_steps=1)
@@ -215,7 +272,7 @@ def test_the_released_estimator_learns_from_sample_0_only(tmp_path):
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_token_targets_weigh_the_same_against_reinforce_in_both_reductions(tmp_path, reduction):
-    """FACTS of the released code: mean over batch and boxes of the cross-entropy, times 0.3, beside a mean over positions."""
+    """As in the released code: mean over batch and boxes of the cross-entropy, times 0.3, beside a mean over positions."""
     length = 6
     tuned = trainer(tmp_path, loss_reduction=reduction, max_completion_length=length, model=tiny_model(end=None))
     inputs = tuned._prepare_inputs(next(iter(tuned.get_train_dataloader())))
@@ -251,6 +308,16 @@ def test_a_reward_output_teaches_its_token_targets(tmp_path):
     tuned = trainer(tmp_path, says_b_first, max_steps=60, learning_rate=1e-2, eval_dataset=text_dataset(8))
     tuned.train()
     assert all(text.startswith("b") for text in tuned.predict(text_dataset(8)).predictions)
+
+
+@pytest.mark.parametrize(("row", "token"), [(0, 9), (99, 0), (-1, 0)])
+def test_a_token_target_behind_the_end_of_its_completion_names_the_reward(tmp_path, row, token):
+    def beyond(completions, **kwargs):
+        targets = TokenTargets(torch.tensor([[row, token]]), torch.ones(1, 1, dtype=torch.long), torch.ones(1, 1))
+        return RewardOutput([1.0] * len(completions), targets)
+
+    with pytest.raises(ValueError, match=f"`beyond` gave a token target for completion {row}, token {token}"):
+        trainer(tmp_path, beyond).train()
 
 
 def test_overriding_one_of_the_four_calls_changes_only_that_step(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from tiny import END, START, tiny_images, tiny_model
+from tiny import END, SIZE, START, tiny_images, tiny_model
 from transformers.modeling_outputs import BaseModelOutput
 
 from vision_rl.models import sampling
@@ -228,3 +228,20 @@ class TestGenerateFallback:
         assert not (ids == 3).any()
         after_end = ((ids == END).cumsum(-1) - (ids == END).long()) > 0
         assert torch.equal(mask == 0, after_end)
+
+
+def test_a_diverged_model_is_named_as_such():
+    model = tiny_model()
+    with torch.no_grad():
+        next(model.decoder.parameters()).fill_(float("nan"))
+    for do_sample in (True, False):
+        with pytest.raises(FloatingPointError, match="logits are NaN"):
+            sample(model, torch.zeros(2, 3, SIZE, SIZE), 2, do_sample=do_sample, max_completion_length=4)
+
+
+def test_a_compiled_model_is_sampled_by_the_same_exact_sampler():
+    model = tiny_model()
+    uniforms, images = torch.rand(2, 3, 4), torch.randn(2, 3, SIZE, SIZE)
+    plain = sample(model, images, 3, uniforms=uniforms, max_completion_length=4)
+    compiled = sample(torch.compile(model, backend="eager"), images, 3, uniforms=uniforms, max_completion_length=4)
+    assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))

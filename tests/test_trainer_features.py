@@ -1,5 +1,7 @@
 """What a user expects of a Trainer works with these: LoRA, bf16, TensorBoard, saving, predict, a completion decoder."""
 
+import multiprocessing
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
@@ -10,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, VisionEncoderDecoderModel
 
 from vision_rl import TextProcessor, VisionMLETrainer, VisionRewardTrainer
-from vision_rl.models.sampling import sample
+from vision_rl.models.sampling import sample, special_ids
 
 
 def greedy_texts(model, processor, length: int = 12) -> list[str]:
@@ -178,6 +180,65 @@ def test_predict_returns_completions_and_references_in_the_order_of_the_rows(tmp
     assert output.predictions == greedy_texts(trainer.model, text_processor())
     assert output.metrics["test_rows"] == EVAL_ROWS
     assert "test_reward" in output.metrics or "test_loss" in output.metrics
+
+
+@pytest.mark.parametrize("kind", ["mle", "reward"])
+def test_images_without_targets_are_predicted(tmp_path, kind):
+    trainer = make_trainer(kind, tmp_path)
+    rows = text_dataset(EVAL_ROWS, seed=1)
+    output = trainer.predict(rows.remove_columns("text"))
+    assert output.predictions == trainer.predict(rows).predictions
+    assert output.label_ids == [None] * EVAL_ROWS
+    assert not {"test_loss", "test_reward", "test_exact"} & set(output.metrics)
+
+
+def test_mle_predicts_without_metrics(tmp_path):
+    trainer = make_trainer("mle", tmp_path)
+    trainer.compute_metrics = None
+    assert trainer.predict(trainer.eval_dataset).predictions == greedy_texts(trainer.model, text_processor())
+
+
+def test_a_metric_that_is_named_with_its_prefix_keeps_its_name(tmp_path):
+    trainer = make_trainer("mle", tmp_path)
+    trainer.compute_metrics = lambda predictions, references: {"eval_exact": 1.0}
+    assert trainer.evaluate()["eval_exact"] == 1.0
+
+
+def test_evaluation_keeps_its_workers(tmp_path):
+    trainer = make_trainer("mle", tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    trainer.evaluate()
+    workers = {process.pid for process in multiprocessing.active_children()}
+    trainer.evaluate()
+    assert {process.pid for process in multiprocessing.active_children()} == workers
+    other = trainer.predict(text_dataset(3, seed=5))
+    assert len(other.predictions) == 3
+
+
+# --- torch.compile --------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_run_draws_the_same_samples_and_learns_the_same(tmp_path):
+    runs = []
+    for compiled in (False, True):
+        trainer = make_trainer("reward", tmp_path, torch_compile=compiled, torch_compile_backend="eager", max_steps=2)
+        trainer.train()
+        runs.append((logs(trainer), weights(trainer.model)))
+    for plain, compiled in zip(runs[0][0], runs[1][0], strict=True):
+        assert compiled["entropy"] == pytest.approx(plain["entropy"], rel=1e-5)
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-6)
+    assert all(torch.allclose(runs[0][1][name], value, atol=1e-6) for name, value in runs[1][1].items())
+
+
+# --- special ids ----------------------------------------------------------------------------------------------------
+
+
+def test_the_tokenizers_end_ends_a_completion_before_training_as_after_it(tmp_path):
+    model = tiny_model(end=5)
+    trainer = make_trainer("reward", tmp_path, model=model)
+    before = special_ids(model)
+    assert set(before.ends) == {text_processor().tokenizer.eos_token_id, 5}
+    trainer.train()
+    assert special_ids(model) == before
 
 
 # --- a completion decoder -------------------------------------------------------------------------------------------

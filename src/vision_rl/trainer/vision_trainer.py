@@ -189,19 +189,17 @@ class VisionTrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        name = eval_dataset if isinstance(eval_dataset, str) else None  # None: the only one, or one not seen before
-        dataset = eval_dataset
         if isinstance(eval_dataset, str):
-            dataset = self.eval_dataset[eval_dataset]
-        elif eval_dataset is None:
-            dataset, name = self.eval_dataset, "eval"
+            key, dataset = eval_dataset, self.eval_dataset[eval_dataset]
+        elif eval_dataset is None or eval_dataset is self.eval_dataset:
+            key, dataset = "eval", self.eval_dataset
         else:
+            key, dataset = None, eval_dataset  # one that the constructor has not seen
             self._check_evaluated("eval_dataset", dataset, [self.args.image_column, *self.target_columns.values()])
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
-        if name is not None and name in getattr(self, "_eval_dataloaders", {}):
-            return self._eval_dataloaders[name]  # with the workers that it keeps
-        return self._evaluation_dataloader(dataset, name)
+        kept = getattr(self, "_eval_dataloaders", {})  # with their workers, if those are persistent
+        return kept[key] if key in kept else self._evaluation_dataloader(dataset, key)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         self._check_evaluated("test_dataset", test_dataset, [self.args.image_column])
