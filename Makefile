@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(C
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo  ## train, tune and compare on real handwriting, about 5 minutes: runs/demo/
+demo: $(VENV)/.demo  ## train, tune and compare on real handwriting, about 4 minutes: runs/demo/
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test  ## the whole test suite

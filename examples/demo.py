@@ -90,7 +90,7 @@ def main(demo: DemoArguments) -> None:
     }
     (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": table}, indent=2) + "\n")
     show(table, demo)
-    picture(images, readings["mle"][0], readings["tuned"][0]).save(out / "readings.png")
+    picture(images, readings["mle"][1], readings["tuned"][1]).save(out / "readings.png")
     print(f"\nWritten: {out}/results.json, {out}/readings.png (what was read before and after) and the three models.")
 
 
@@ -144,13 +144,12 @@ def show(table: dict[str, dict], demo: DemoArguments) -> None:
         )
 
 
-def picture(images, before: list[str], after: list[str]):
-    """The first eight images that were read differently before and after, then the first four of all."""
-    changed = [i for i in range(len(images)) if before[i] != after[i]][:8]
+def picture(images, before: list[list[str]], after: list[list[str]]):
+    """The first twelve images, and three samples of each before and after tuning."""
     return draw_grid(
         [
-            draw(images[i]["image"], {"before": before[i], "after": after[i]}, images[i]["text"])
-            for i in [*changed, *range(4)]
+            draw(images[i]["image"], {"before": before[i][:3], "after": after[i][:3]}, images[i]["text"])
+            for i in range(12)
         ]
     )
 

@@ -298,6 +298,13 @@ def test_before_and_after_are_two_lines_each_in_its_own_colour(image):
     assert picture.height > draw(image, "407", "407").height
 
 
+def test_samples_stand_side_by_side_each_in_its_own_colour(image):
+    picture = draw(image, {"samples": ["409", "407", "407"]}, "407")
+    assert {drawing.RIGHT, drawing.WRONG} <= colours_below(picture, image)
+    assert picture.height == draw(image, {"samples": "407"}, "407").height
+    assert picture.width >= draw(image, {"samples": ["409", "407"]}, "407").width
+
+
 def test_a_text_wider_than_the_image_widens_the_picture(image):
     picture = draw(image, "1" * 60, "407")
     assert picture.width > 448

@@ -11,41 +11,51 @@ PAPER = (255, 255, 255)
 
 
 def draw(
-    image: Image.Image, completion: str | dict[str, str], reference: str | None = None, scale: int = 4
+    image: Image.Image,
+    completion: str | dict[str, str | list[str]],
+    reference: str | None = None,
+    scale: int = 4,
 ) -> Image.Image:
     """The image enlarged, with what was read below it: green with a tick when right, red with a cross when wrong.
 
     Args:
         image: what was read, of any mode.
         completion: the text; or several by name, each on a line of its own: `{"before": "46719", "after": "40719"}`.
+            A name may have a list of texts, such as the samples of an image.
         reference: the true text. Without one the completion is dark and has no mark.
         scale: how many pixels wide a pixel becomes.
 
     Returns:
-        An RGB picture, as wide as the enlarged image unless a text is wider.
+        An RGB picture, as wide as the enlarged image unless a line is wider.
     """
-    completions = completion if isinstance(completion, dict) else {"": completion}
+    named = completion if isinstance(completion, dict) else {"": completion}
+    lines = {label: [texts] if isinstance(texts, str) else texts for label, texts in named.items()}
     enlarged = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     size = 7 * scale
     font, label_font = ImageFont.load_default(size), ImageFont.load_default(0.65 * size)
     margin, line_height = size // 3, round(1.35 * size)
-    label_width = max(round(label_font.getlength(label)) for label in completions)
+    label_width = max(round(label_font.getlength(label)) for label in lines)
     text_left = margin + (label_width + margin if label_width else 0)
-    text_width = max(round(font.getlength(text or "(empty)")) for text in completions.values())
-    mark_width = 0 if reference is None else size + margin
+    mark_width = 0 if reference is None else round(0.9 * size)
 
-    width = max(enlarged.width, text_left + text_width + mark_width + margin)
-    picture = Image.new("RGB", (width, enlarged.height + line_height * len(completions) + margin), PAPER)
+    def width_of(text: str) -> int:
+        return round(font.getlength(text or "(empty)")) + mark_width + margin
+
+    width = max(enlarged.width, *(text_left + sum(map(width_of, texts)) for texts in lines.values()))
+    picture = Image.new("RGB", (width, enlarged.height + line_height * len(lines) + margin), PAPER)
     picture.paste(enlarged)
     canvas = ImageDraw.Draw(picture)
-    for line, (label, text) in enumerate(completions.items()):
+    for line, (label, texts) in enumerate(lines.items()):
         baseline = enlarged.height + line_height * line + round(1.1 * size)
-        colour = UNJUDGED if reference is None else RIGHT if text == reference else WRONG
         canvas.text((margin, baseline), label, LABEL, label_font, anchor="ls")
-        canvas.text((text_left, baseline), text or "(empty)", colour, font, anchor="ls")
-        if reference is not None:  # not by colour alone: one reader in twenty cannot tell this green from this red
-            corner = (text_left + font.getlength(text or "(empty)") + margin, baseline - 0.7 * size)
-            _draw_mark(canvas, corner, 0.65 * size, colour, right=text == reference)
+        left = text_left
+        for text in texts:
+            colour = UNJUDGED if reference is None else RIGHT if text == reference else WRONG
+            canvas.text((left, baseline), text or "(empty)", colour, font, anchor="ls")
+            if reference is not None:  # not by colour alone: one reader in twenty cannot tell this green from this red
+                corner = (left + font.getlength(text or "(empty)") + 0.2 * size, baseline - 0.7 * size)
+                _draw_mark(canvas, corner, 0.65 * size, colour, right=text == reference)
+            left += width_of(text)
     return picture
 
 
