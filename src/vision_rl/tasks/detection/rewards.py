@@ -1,0 +1,284 @@
+"""Rewards of detection: matches minus duplicates, on the tokens themselves (paper, section 4.2).
+
+The matching is that of the authors' `configs/proj/reward_tune/detection_reward.py` in big_vision, which is not COCO's:
+a prediction keeps the true box that it overlaps most, a true box keeps the prediction that overlaps it most, and every
+other prediction of it is a duplicate. Predictions that overlap nothing cost nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vision_rl.rewards import RewardOutput, TokenTargets
+
+
+TOKENS_PER_BOX = 6  # y0, x0, y1, x1, class, confidence
+ABSENT, LOW, HIGH = 0, 1, 2  # the ids of the confidence token; 0 is padding as well
+NUM_SPECIAL = 3  # ids before the first coordinate
+THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+# The released code keeps its results under keys of one decimal, where the later of two thresholds wins.
+RELEASED_SHARES = {0.5: 1, 0.6: 2, 0.7: 2, 0.85: 3, 0.95: 2}  # of ten
+
+
+@dataclass
+class BoxTokens:
+    """Boxes read off token ids; every id means something in every slot, as in the released code.
+
+    Args:
+        levels: `(..., N, 4)`, y0, x0, y1, x1 in 0..num_bins, as they were written.
+        labels: `(..., N)`, the class.
+        present: `(..., N)` bool, whether the confidence token says so.
+    """
+
+    levels: torch.Tensor
+    labels: torch.Tensor
+    present: torch.Tensor
+
+
+def read_tokens(ids: torch.Tensor, num_bins: int = 1000, num_labels: int = 80) -> BoxTokens:
+    """The boxes of `ids (..., T)`; an incomplete box at the end is left out, ids of another kind are clipped."""
+    num_boxes = ids.shape[-1] // TOKENS_PER_BOX
+    fields = ids[..., : num_boxes * TOKENS_PER_BOX].unflatten(-1, (num_boxes, TOKENS_PER_BOX))  # (..., N, 6)
+    levels = (fields[..., :4] - NUM_SPECIAL).clamp(0, num_bins)
+    labels = (fields[..., 4] - (NUM_SPECIAL + num_bins + 1)).clamp(0, num_labels - 1)
+    return BoxTokens(levels, labels, fields[..., 5] > ABSENT)
+
+
+@dataclass
+class DetectionRewards:
+    """What the predicted boxes are worth. B images, G completions, N boxes each, K thresholds.
+
+    Args:
+        rewards: `(B, G)`, the total over the thresholds.
+        rewards_per_threshold: `(B, G, K)`.
+        num_matches: `(B, G, K)`, true boxes that are found.
+        num_duplicates: `(B, G, K)`, predictions of a true box that another prediction fits better.
+        match_iou: `(B, G, N)`, IoU of a prediction with the true box that it keeps, 0 if that is not above 0.5. Duplicates
+            keep theirs too, as in the released code.
+        present: `(B, G, N)` bool.
+    """
+
+    rewards: torch.Tensor
+    rewards_per_threshold: torch.Tensor
+    num_matches: torch.Tensor
+    num_duplicates: torch.Tensor
+    match_iou: torch.Tensor
+    present: torch.Tensor
+
+
+def detection_reward(
+    completion_ids: torch.Tensor,
+    target_ids: torch.Tensor,
+    num_bins: int = 1000,
+    num_labels: int = 80,
+    class_weights: torch.Tensor | None = None,
+    thresholds: Sequence[float] = THRESHOLDS,
+    duplicate_weight: float = 0.3,
+    released_total: bool = False,
+) -> DetectionRewards:
+    """The sum of `w[class]` over the matched true boxes, minus `duplicate_weight` times that of the duplicates.
+
+    A match is of the same class with an IoU above the threshold (strictly). The total is the mean over the thresholds, not
+    divided by the number of boxes. Source: `reward_fn` of the authors' `detection_reward.py`.
+
+    Args:
+        completion_ids: `(B, G, T)`, tokens y0, x0, y1, x1, class, confidence of each box.
+        target_ids: `(B, T')`, the true boxes in the same form.
+        num_bins: 0..num_bins are the levels of a coordinate.
+        num_labels: number of classes.
+        class_weights: `(num_labels,)`; default all 1.
+        thresholds: K of the IoU.
+        duplicate_weight: 0.3 in the paper.
+        released_total: as released, where keys collide: (r.5 + 2 r.6 + 2 r.7 + 3 r.85 + 2 r.95) / 10 of the ten thresholds.
+
+    Raises:
+        ValueError: for shapes that do not fit, and for `released_total` with other thresholds.
+    """
+    if completion_ids.ndim != 3 or target_ids.ndim != 2 or len(completion_ids) != len(target_ids):
+        raise ValueError(
+            f"completion_ids must be (B, G, T) and target_ids (B, T'); they are {tuple(completion_ids.shape)} and "
+            f"{tuple(target_ids.shape)}."
+        )
+    if class_weights is not None and class_weights.shape != (num_labels,):
+        raise ValueError(f"class_weights must be ({num_labels},), one a class; it is {tuple(class_weights.shape)}.")
+    if released_total and tuple(thresholds) != THRESHOLDS:
+        raise ValueError(f"released_total is defined for the thresholds {THRESHOLDS} only; they are {thresholds}.")
+    found = read_tokens(completion_ids, num_bins, num_labels)
+    true = read_tokens(target_ids, num_bins, num_labels)
+    kept_iou, kept_truth = _kept_truth(found, true, num_bins)  # (B, G, N)
+    is_best = _is_best_of_its_truth(kept_iou, kept_truth, num_true=true.labels.shape[-1])
+
+    # One matching serves all thresholds: a prediction whose best IoU is above one keeps the same true box there.
+    above = kept_iou[..., None] > torch.tensor(thresholds, device=kept_iou.device)  # (B, G, N, K)
+    matched, duplicate = above & is_best[..., None], above & ~is_best[..., None]
+    weights = torch.ones(num_labels) if class_weights is None else class_weights.float()
+    weight = weights.to(kept_iou.device)[found.labels][..., None]  # (B, G, N, 1)
+    per_threshold = (weight * (matched.float() - duplicate_weight * duplicate.float())).sum(-2)  # (B, G, K)
+    if released_total:
+        shares = torch.tensor([RELEASED_SHARES.get(t, 0) / 10 for t in thresholds], device=kept_iou.device)
+        total = (per_threshold * shares).sum(-1)
+    else:
+        total = per_threshold.mean(-1)
+    return DetectionRewards(
+        rewards=total,
+        rewards_per_threshold=per_threshold,
+        num_matches=matched.sum(-2),
+        num_duplicates=duplicate.sum(-2),
+        match_iou=torch.where(kept_iou > 0.5, kept_iou, 0.0),
+        present=found.present,
+    )
+
+
+def _kept_truth(found: BoxTokens, true: BoxTokens, num_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each prediction the true box of its class that it overlaps most, the first of equals: IoU and index `(B, G, N)`."""
+    if true.labels.shape[-1] == 0:
+        return torch.zeros(found.labels.shape, device=found.labels.device), torch.zeros_like(found.labels)
+    labels, present = true.labels[:, None, None], true.present[:, None, None]  # (B, 1, 1, M)
+    # In levels, whose areas are exact: the IoU at a threshold is not above it. The constant is the released one.
+    iou = _box_iou(found.levels.float(), true.levels[:, None].float(), epsilon=1e-9 * num_bins**2)  # (B, G, N, M)
+    possible = (found.labels[..., None] == labels) & found.present[..., None] & present
+    return first_max(torch.where(possible, iou, 0.0))
+
+
+def _is_best_of_its_truth(kept_iou: torch.Tensor, kept_truth: torch.Tensor, num_true: int) -> torch.Tensor:
+    """Whether no other prediction of the same true box overlaps it more, or as much and comes first: `(B, G, N)` bool."""
+    if num_true == 0 or kept_iou.shape[-1] == 0:
+        return torch.zeros_like(kept_iou, dtype=torch.bool)
+    keeps = kept_truth[..., None] == torch.arange(num_true, device=kept_truth.device)  # (B, G, N, M)
+    _, best = first_max(torch.where(keeps, kept_iou[..., None], -1.0).transpose(-1, -2))  # (B, G, M)
+    index = torch.arange(kept_iou.shape[-1], device=kept_truth.device)
+    return best.gather(-1, kept_truth) == index
+
+
+def first_max(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest of the last dimension and its index, the first of equals, on every device."""
+    top = values.max(-1).values
+    return top, (values == top[..., None]).int().argmax(-1)
+
+
+def _box_iou(a: torch.Tensor, b: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """IoU `(..., N, M)` of `a (..., N, 4)` and `b (..., M, 4)`; a box written backwards has its absolute area."""
+    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    area_a, area_b = ((boxes[..., 2:] - boxes[..., :2]).prod(-1).abs() for boxes in (a, b))
+    return intersection / (area_a[..., :, None] + area_b[..., None, :] - intersection + epsilon)
+
+
+# --- as rewards of the trainer --------------------------------------------------------------------------------------
+
+
+class RecallReward:
+    """True boxes that are found, minus 0.3 for each duplicate; every box counts the same (paper, section 4.2).
+
+    The references are those of `DetectionProcessor`.
+
+    Args:
+        num_bins: of the processor.
+        num_labels: of the processor.
+        thresholds: of the IoU; the mean is taken over them. The paper does not say which it used.
+        duplicate_weight: 0.3 in the paper.
+    """
+
+    def __init__(
+        self, num_bins: int, num_labels: int, thresholds: Sequence[float] = (0.5,), duplicate_weight: float = 0.3
+    ):
+        self.num_bins, self.num_labels = num_bins, num_labels
+        self.thresholds, self.duplicate_weight = tuple(thresholds), duplicate_weight
+
+    def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> list[float]:
+        return self._score(completion_ids, references, log_metric).rewards[:, 0].tolist()
+
+    def _score(self, completion_ids, references, log_metric=None, class_weights=None, released_total=False):
+        """One completion and its own reference a row: B rows, G = 1."""
+        scored = detection_reward(
+            _stack(completion_ids)[:, None],
+            _stack([reference["target_ids"] for reference in references]),
+            self.num_bins,
+            self.num_labels,
+            class_weights,
+            self.thresholds,
+            self.duplicate_weight,
+            released_total,
+        )
+        if log_metric is not None:
+            log_metric("boxes/mean", scored.present.sum(-1).float().mean())
+            log_metric("matches/mean", scored.num_matches[..., 0].float().mean())
+            log_metric("duplicates/mean", scored.num_duplicates[..., 0].float().mean())
+        return scored
+
+
+class AveragePrecisionReward(RecallReward):
+    """The stand-in for mAP of one image: weighted matches over ten thresholds, and confidences that learn the IoU.
+
+    mAP is of a whole data set and needs confidences. So the reward is the mean over the thresholds of matches minus
+    duplicates, rare classes counting more, and the confidence token of each sampled box is taught the IoU that was just
+    measured: it is to be `HIGH` with that probability (paper, section 4.2; `detection_reward.py`).
+
+    Args:
+        num_bins: of the processor.
+        num_labels: of the processor.
+        class_counts: how often each class occurs in the training set, for the weights; `None`: all classes weigh 1.
+        thresholds: of the IoU.
+        duplicate_weight: 0.3 in the paper.
+        confidence_weight: of the confidence loss, 0.3 as released; 0 turns it off.
+        released_total: the total as released; see `detection_reward`.
+    """
+
+    def __init__(
+        self,
+        num_bins: int,
+        num_labels: int,
+        class_counts: Sequence[int] | None = None,
+        thresholds: Sequence[float] = THRESHOLDS,
+        duplicate_weight: float = 0.3,
+        confidence_weight: float = 0.3,
+        released_total: bool = False,
+    ):
+        super().__init__(num_bins, num_labels, thresholds, duplicate_weight)
+        if class_counts is not None and len(class_counts) != num_labels:
+            raise ValueError(f"class_counts has {len(class_counts)} numbers for {num_labels} classes.")
+        self.class_weights = None if class_counts is None else class_weights(class_counts)
+        self.confidence_weight = confidence_weight
+        self.released_total = released_total
+
+    def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
+        scored = self._score(completion_ids, references, log_metric, self.class_weights, self.released_total)
+        targets = None
+        if self.confidence_weight:
+            targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0], self.confidence_weight)
+        return RewardOutput(scored.rewards[:, 0].tolist(), targets)
+
+
+def class_weights(counts: Sequence[int]) -> torch.Tensor:
+    """Weights of mean 1, about inverse to the class's `counts`; none is more than 20 times as rare as all together."""
+    numbers = torch.as_tensor(counts, dtype=torch.float64)
+    inverse = 1 / (numbers + 0.05 * numbers.sum())
+    return (len(numbers) * inverse / inverse.sum()).float()
+
+
+def confidence_targets(match_iou: torch.Tensor, present: torch.Tensor, weight: float = 0.3) -> TokenTargets:
+    """What the confidence tokens of `R` completions learn from `match_iou (R, N)` and `present (R, N)`.
+
+    A box that is absent: to be absent. One that is present: `HIGH` with the probability of its IoU, else `LOW`.
+    """
+    num_rows, num_boxes = match_iou.shape
+    rows, boxes = torch.meshgrid(torch.arange(num_rows), torch.arange(num_boxes), indexing="ij")
+    iou = match_iou.cpu().flatten()
+    present = present.cpu().flatten().float()
+    return TokenTargets(
+        positions=torch.stack([rows.flatten(), boxes.flatten() * TOKENS_PER_BOX + 5], dim=1),
+        ids=torch.tensor([ABSENT, LOW, HIGH]).expand(len(iou), -1),
+        probabilities=torch.stack([1 - present, present * (1 - iou), present * iou], dim=1),
+        weight=weight,
+    )
+
+
+def _stack(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """`(R, T)`, the shorter ones filled with `ABSENT`."""
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences],
+        batch_first=True,
+        padding_value=ABSENT,
+    )
