@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign_model import ForeignEncoderDecoder
 from scipy import stats
 from tiny import END, SIZE, START, tiny_images, tiny_model
 from transformers.modeling_outputs import BaseModelOutput
@@ -130,7 +131,7 @@ def test_the_table_of_uniforms_depends_on_seed_step_row_and_generation_only():
 
 def test_nothing_follows_the_end_token():
     model = tiny_model(sharp=1.0)
-    ids, mask, logps = sample(model, pixels(4), 16, max_completion_length=12)
+    ids, mask, logps, _ = sample(model, pixels(4), 16, max_completion_length=12)
     for row, row_mask, row_logps in zip(ids.flatten(0, 1), mask.flatten(0, 1), logps.flatten(0, 1), strict=True):
         ends = (row == END).nonzero()
         length = int(ends[0]) + 1 if len(ends) else len(row)
@@ -206,7 +207,7 @@ class TestGenerateFallback:
     """For encoder-decoders that are no VisionEncoderDecoderModel."""
 
     def draw(self, model, count, **how):
-        arguments = {"length": 2, "do_sample": True, "temperature": 1.0, **how}
+        arguments = {"length": 2, "do_sample": True, "temperature": 1.0, "watched": [], **how}
         return sampling._sample_with_generate(model, pixels(1), count, **arguments)
 
     def test_it_samples_the_whole_policy(self):
@@ -224,7 +225,7 @@ class TestGenerateFallback:
     def test_it_masks_behind_the_end_and_honours_forbidden_tokens(self):
         model = tiny_model(sharp=1.0)
         model.generation_config.suppress_tokens = [3]
-        ids, mask, _ = self.draw(model, 64, length=8)
+        ids, mask = self.draw(model, 64, length=8)[:2]
         assert not (ids == 3).any()
         after_end = ((ids == END).cumsum(-1) - (ids == END).long()) > 0
         assert torch.equal(mask == 0, after_end)
@@ -244,4 +245,19 @@ def test_a_compiled_model_is_sampled_by_the_same_exact_sampler():
     uniforms, images = torch.rand(2, 3, 4), torch.randn(2, 3, SIZE, SIZE)
     plain = sample(model, images, 3, uniforms=uniforms, max_completion_length=4)
     compiled = sample(torch.compile(model, backend="eager"), images, 3, uniforms=uniforms, max_completion_length=4)
-    assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain[:3], compiled[:3], strict=True))
+
+
+@pytest.mark.parametrize("decoder", [*DECODERS, "generate"])
+def test_watched_ids_have_their_log_probability_at_every_position(decoder):
+    model = tiny_model("ours" if decoder == "generate" else decoder)
+    if decoder == "generate":
+        model = ForeignEncoderDecoder.wrapping(model)
+    completions = sample(model, pixels(), 16, max_completion_length=4, watched_ids=(2, 3))
+    ids, logps, watched = completions.completion_ids, completions.per_token_logps, completions.watched_logps
+    assert watched.shape == (*ids.shape, 2)
+    assert ((ids == 2) | (ids == 3)).any()
+    for column, token in enumerate((2, 3)):
+        drawn = (ids == token) & (completions.completion_mask == 1)
+        assert torch.allclose(watched[..., column][drawn], logps[drawn], atol=1e-6)
+    assert completions.first(1).watched_logps.shape == (2, 1, ids.shape[2], 2)

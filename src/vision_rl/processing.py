@@ -27,6 +27,8 @@ class VisionProcessor(ProcessorMixin):
     """
 
     target_columns: tuple[str, ...] = ()
+    completion_length: int | None = None  # tokens of every completion, where all have the same number
+    watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position
     tokenizer: Any = _NoSpecialTokens
 
     def __init_subclass__(cls, **kwargs):
@@ -56,6 +58,30 @@ class VisionProcessor(ProcessorMixin):
     def batch_decode(self, sequences: Sequence[Sequence[int]], **kwargs) -> list:
         """Ids, one list a completion (after its end token is cut or not), to decoded objects: text, boxes, maps."""
         raise NotImplementedError(f"{type(self).__name__} must define batch_decode(sequences).")
+
+    def decode_completions(
+        self,
+        sequences: list[list[int]],
+        *,
+        per_token_logps: torch.Tensor,
+        watched_logps: torch.Tensor | None,
+        columns: dict[str, list],
+    ) -> list:
+        """What the trainers call to decode; override it where ids alone do not tell. Default: `batch_decode`.
+
+        Args:
+            sequences: N lists of ids, up to and including the end token.
+            per_token_logps: `(N, T)`, the log-probabilities of these ids.
+            watched_logps: `(N, T, C)`, those of the C `watched_ids`; `None` without any.
+            columns: N values of every column of the data set: the rows that were completed.
+        """
+        return self.batch_decode(sequences)
+
+    def check_dataset(self, dataset, columns: dict[str, str]) -> None:
+        """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.
+
+        `columns` maps the target keywords to the data set's columns. Default: nothing is checked.
+        """
 
     def get_references(self, rows: list[dict]) -> list:
         """What each row's completion is compared with, by rewards and metrics alike. Default: the target column."""

@@ -5,7 +5,7 @@ uniforms. transformers' `generate(do_sample=True)` would draw from the 50 most l
 and keeps no log-probabilities; it is the fallback for models that are no `VisionEncoderDecoderModel`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -33,6 +33,12 @@ class SampledCompletions(NamedTuple):
     completion_ids: torch.Tensor  # (B, G, T) int64
     completion_mask: torch.Tensor  # (B, G, T) int64
     per_token_logps: torch.Tensor  # (B, G, T) float32, 0 behind the end
+    watched_logps: torch.Tensor | None = None  # (B, G, T, C) float32, of the `watched_ids`
+
+    def first(self, count: int) -> "SampledCompletions":
+        """The first `count` completions of each image."""
+        watched = None if self.watched_logps is None else self.watched_logps[:, :count]
+        return SampledCompletions(*(field[:, :count] for field in self[:3]), watched)
 
 
 def sample(
@@ -45,6 +51,7 @@ def sample(
     do_sample: bool = True,
     temperature: float = 1.0,
     uniforms: torch.Tensor | None = None,
+    watched_ids: Sequence[int] = (),
     synced: bool = False,
 ) -> SampledCompletions:
     """Draw `num_generations` completions for each image from the model's own distribution, without gradient.
@@ -62,17 +69,21 @@ def sample(
         do_sample: `False` takes the most likely token each time.
         temperature: divides the logits; `per_token_logps` are those of the tempered distribution.
         uniforms: `(B, G, >= max_completion_length)` in [0, 1): the randomness; default: torch's global generator.
+        watched_ids: C ids whose log-probabilities are kept at every position, drawn or not (a score may need them).
         synced: go on until every rank is done, as ZeRO-3 and FSDP need, which gather weights at each forward.
 
     Returns:
-        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, T the longest completion.
+        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, T the longest completion; with
+        `watched_ids` also `watched_logps (B, G, T, C)`.
     """
     length = completion_length(model, max_completion_length)
     policy: Any = base_model(model)
     if not serves(model):
         if pixel_values is None:
             raise ValueError(f"{type(policy).__name__} is sampled through generate, which takes pixel_values only.")
-        return _sample_with_generate(policy, pixel_values, num_generations, length, do_sample, temperature)
+        return _sample_with_generate(
+            policy, pixel_values, num_generations, length, do_sample, temperature, list(watched_ids)
+        )
     ids = special_ids(model)
     with evaluation_mode(policy), torch.no_grad():
         images = encode(policy, pixel_values, encoder_outputs)  # (B, N, d)
@@ -86,6 +97,7 @@ def sample(
         done = torch.zeros(num_rows, dtype=torch.bool, device=images.device)
         ends = torch.tensor(ids.ends, device=images.device)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        watched = list(watched_ids)
         columns = []
         for t in range(length):
             outputs = policy.decoder(
@@ -96,7 +108,7 @@ def sample(
             drawn = logps.argmax(-1) if uniforms is None else inverse_cdf(logps.exp(), uniforms.flatten(0, 1)[:, t])
             logp = logps.gather(-1, drawn[:, None]).squeeze(-1).masked_fill(done, 0.0)
             drawn = drawn.masked_fill(done, ids.pad)
-            columns.append((drawn, (~done).long(), logp))
+            columns.append((drawn, (~done).long(), logp, *([logps[:, watched]] if watched else [])))
             done = done | torch.isin(drawn, ends)
             if ids.ends and _all_done(done, synced):
                 break
@@ -256,7 +268,9 @@ def _all_done(done: torch.Tensor, synced: bool) -> bool:
 # --- the fallback ---------------------------------------------------------------------------------------------------
 
 
-def _sample_with_generate(policy, pixel_values, num_generations, length, do_sample, temperature) -> SampledCompletions:
+def _sample_with_generate(
+    policy, pixel_values, num_generations, length, do_sample, temperature, watched
+) -> SampledCompletions:
     """The same distribution through `generate`, whose randomness is torch's: not the table's, so not batch-invariant.
 
     A fresh GenerationConfig, because a model's own may hold top_k=50 or forced tokens, which sampling would follow
@@ -283,5 +297,7 @@ def _sample_with_generate(policy, pixel_values, num_generations, length, do_samp
             decoder_input_ids=torch.cat([starts, completion_ids[:, :-1]], dim=1),
         ).logits
         logps = policy_logits(logits, temperature, ids.suppressed).log_softmax(-1)
+        kept = [logps[..., watched]] if watched else []
         logps = logps.gather(-1, completion_ids[..., None]).squeeze(-1).masked_fill(mask == 0, 0.0)
-    return SampledCompletions(*(x.unflatten(0, (-1, num_generations)) for x in (completion_ids, mask, logps)))
+    fields = (completion_ids, mask, logps, *kept)
+    return SampledCompletions(*(field.unflatten(0, (-1, num_generations)) for field in fields))

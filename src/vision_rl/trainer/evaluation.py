@@ -49,6 +49,7 @@ class CompletingTrainer(Trainer):
                 num_generations,
                 encoder_outputs=batch.get("encoder_outputs"),
                 max_completion_length=self.max_completion_length,
+                watched_ids=self.processor.watched_ids,
                 synced=self._gathers_weights(),
                 **how,
             )
@@ -65,7 +66,19 @@ class CompletingTrainer(Trainer):
             with torch.no_grad():
                 batch = {**batch, "completion_mask": completions.completion_mask}
                 return list(self.completion_decoder(completions.completion_ids, batch)), ids
-        return list(self.processor.batch_decode(ids)), ids
+        times = completions.completion_ids.shape[1]
+        columns = {
+            name: [value for value in values for _ in range(times)]
+            for name, values in batch["columns"].columns.items()
+        }
+        watched = completions.watched_logps
+        decoded = self.processor.decode_completions(
+            ids,
+            per_token_logps=completions.per_token_logps.flatten(0, 1).cpu(),
+            watched_logps=None if watched is None else watched.flatten(0, 1).cpu(),
+            columns=columns,
+        )
+        return list(decoded), ids
 
     def _gathers_weights(self) -> bool:
         zero = getattr(self.accelerator.state, "deepspeed_plugin", None)

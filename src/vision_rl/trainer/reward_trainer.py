@@ -138,7 +138,7 @@ class VisionRewardTrainer(VisionTrainer):
 
     def _learn(self, model, inputs, completions, advantages, token_targets, num_images=None) -> torch.Tensor:
         """The loss: one teacher-forced pass over the samples, weighted by their advantages."""
-        completions = SampledCompletions(*(x[:, : self.num_learning] for x in completions))  # (B, L, T), L = 1 or G
+        completions = completions.first(self.num_learning)  # (B, L, T), L = 1 or G
         advantages = advantages[:, : self.num_learning]
         logits, per_token_logps = self._teacher_forced(model, inputs, completions)  # (B*L, T, V), (B*L, T)
         mask = completions.completion_mask.flatten(0, 1)
@@ -262,7 +262,7 @@ class VisionRewardTrainer(VisionTrainer):
         return loss
 
     def _record(self, scores: Scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
-        ids, mask, logps = (x.flatten(0, 1) for x in completions)  # (B*G, T)
+        ids, mask, logps = (x.flatten(0, 1) for x in completions[:3])  # (B*G, T)
         ends = special_ids(self.bare(self.model)).ends
         lengths = mask.sum(-1)
         last = ids.gather(1, lengths[:, None] - 1).squeeze(1)

@@ -86,8 +86,9 @@ class VisionTrainer(CompletingTrainer):
         policy = base_model(model)
         align_special_ids(policy, processing_class)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
-        checks.check_model(policy, self.processor, args.max_completion_length)
-        self.max_completion_length = completion_length(policy, args.max_completion_length)
+        length = args.max_completion_length or self.processor.completion_length
+        checks.check_model(policy, self.processor, length)
+        self.max_completion_length = completion_length(policy, length)
         freeze_unused_parameters(policy)
         if serves(policy):
             share_images(policy)
@@ -154,6 +155,7 @@ class VisionTrainer(CompletingTrainer):
             checks.check_columns(
                 name, checks.column_names(dataset), [args.image_column, *self.target_columns.values()]
             )
+            self.processor.check_dataset(dataset, self.target_columns)
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
         train_dataset, step = datasets.get("train_dataset"), self._step_size(args)
         if train_dataset is not None and len(train_dataset) < step:
