@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.processing import rgb_image
 from vision_rl.tasks.ocr import character_accuracy_reward, character_tokenizer
-from vision_rl.trainer.collator import rgb_image
 
 
 def reward_trainer(tmp_path, reward=share_of_a, dataset=None, model=None, processor=None, **kwargs):

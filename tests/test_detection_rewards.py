@@ -246,3 +246,18 @@ def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="class_counts has 2 numbers for 3 classes"):
         AveragePrecisionReward(64, 3, class_counts=[1, 2])
     assert len(THRESHOLDS) == 10
+
+
+def test_the_evaluate_module_gives_the_same_numbers():
+    import evaluate
+
+    import vision_rl
+
+    module = evaluate.load(vision_rl.metric_path("detection_reward"))
+    found = [tokens(TRUE, TRUE).tolist(), tokens(TRUE).tolist(), []]
+    true = [tokens(TRUE).tolist(), [], tokens(TRUE).tolist()]
+    result = module.compute(predictions=found, references=true, thresholds=[0.5])
+    assert result["rewards"] == pytest.approx([0.7, 0, 0])
+    weighted = module.compute(predictions=found, references=true, num_labels=80, class_counts=[1] * 80)
+    assert weighted["rewards"] == pytest.approx([0.7, 0, 0])
+    assert result["reward"] == pytest.approx(0.7 / 3)

@@ -6,10 +6,13 @@ rewards and metrics compare them with. Only the collator calls it.
 """
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 
@@ -51,7 +54,8 @@ class VisionProcessor(ProcessorMixin):
             targets: the columns of `target_columns`, a list of `B` values each; without them no `labels` are made.
 
         Returns:
-            `pixel_values (B, C, H, W)` and, with targets, `labels (B, T)` where -100 is not learned.
+            `pixel_values (B, C, H, W)` and, with targets, `labels (B, T)` where -100 is not learned; also, if tokens are
+            not to count alike in the MLE loss, `label_weights (B, T)`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(images, seeds=None, **targets).")
 
@@ -65,7 +69,7 @@ class VisionProcessor(ProcessorMixin):
         *,
         per_token_logps: torch.Tensor,
         watched_logps: torch.Tensor | None,
-        columns: dict[str, list],
+        image_sizes: list[tuple[int, int]],
     ) -> list:
         """What the trainers call to decode; override it where ids alone do not tell. Default: `batch_decode`.
 
@@ -73,18 +77,21 @@ class VisionProcessor(ProcessorMixin):
             sequences: N lists of ids, up to and including the end token.
             per_token_logps: `(N, T)`, the log-probabilities of these ids.
             watched_logps: `(N, T, C)`, those of the C `watched_ids`; `None` without any.
-            columns: N values of every column of the data set: the rows that were completed.
+            image_sizes: N pairs (width, height), of the images as they are in the data set.
         """
         return self.batch_decode(sequences)
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.
 
-        `columns` maps the target keywords to the data set's columns. Default: nothing is checked.
+        `columns` maps `image` and the target keywords to the data set's columns. Default: nothing is checked.
         """
 
     def get_references(self, rows: list[dict]) -> list:
-        """What each row's completion is compared with, by rewards and metrics alike. Default: the target column."""
+        """What each row's completion is compared with, by rewards and metrics alike. Default: the target column.
+
+        A row has the data set's columns, its targets under the names of `target_columns`, and the RGB image as `image`.
+        """
         if len(self.target_columns) != 1:
             raise NotImplementedError(
                 f"{type(self).__name__} has targets {self.target_columns}: define get_references(rows) for them."
@@ -163,3 +170,30 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
         "processor with image_processor and tokenizer (TrOCRProcessor, DonutProcessor, ...), or "
         "TextProcessor(image_processor, tokenizer)."
     )
+
+
+def rgb_image(image, row: int) -> Image.Image:
+    """Any picture as 8-bit RGB: grey, 16-bit, CMYK, alpha (over white) and palette ones are converted.
+
+    Takes a PIL image, a path, or a uint8 array `(H, W)` or `(H, W, C)`. Raises `ValueError` with the row, and the file
+    where there is one, when it cannot be decoded.
+    """
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
+    try:
+        if isinstance(image, str | os.PathLike):
+            image = Image.open(image)
+        elif isinstance(image, np.ndarray):
+            if image.dtype != np.uint8:
+                raise TypeError(f"an array of {image.dtype} has no known range (expected uint8, 0 to 255)")
+            image = Image.fromarray(image)
+        elif not isinstance(image, Image.Image):
+            raise TypeError(f"a {type(image).__name__} is no image (expected a PIL image, a path or an array)")
+        image.load()
+        if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip at 255
+            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except (OSError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error

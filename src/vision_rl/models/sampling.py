@@ -38,7 +38,8 @@ class SampledCompletions(NamedTuple):
     def first(self, count: int) -> "SampledCompletions":
         """The first `count` completions of each image."""
         watched = None if self.watched_logps is None else self.watched_logps[:, :count]
-        return SampledCompletions(*(field[:, :count] for field in self[:3]), watched)
+        ids, mask, logps = (field[:, :count] for field in self[:3])
+        return SampledCompletions(ids, mask, logps, watched)
 
 
 def sample(

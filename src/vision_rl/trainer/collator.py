@@ -1,14 +1,11 @@
 """Rows to a batch: the only place that calls the processor."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
 
-from vision_rl.processing import VisionProcessor
+from vision_rl.processing import VisionProcessor, rgb_image
 from vision_rl.trainer.data_order import Row
 
 
@@ -19,10 +16,12 @@ class BatchColumns:
     Args:
         columns: every column of the data set, a list of `B` values each.
         references: `B` of them, or `None` where the data set lacks the processor's target columns.
+        image_sizes: `B` pairs (width, height), before the processor.
     """
 
     columns: dict[str, list]
     references: list | None
+    image_sizes: list[tuple[int, int]]
 
 
 class VisionCollator:
@@ -58,12 +57,15 @@ class VisionCollator:
         return {
             **inputs,
             "row_index": torch.tensor([row.row_index for row in rows]),
-            "columns": BatchColumns(columns, references),
+            "columns": BatchColumns(columns, references, [image.size for image in images]),
         }
 
     def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:
         """What the processor makes of the rows: model inputs and references."""
-        named = [{**row.columns, **{key: row.columns[name] for key, name in targets.items()}} for row in rows]
+        named = [
+            {**row.columns, **{key: row.columns[name] for key, name in targets.items()}, "image": image}
+            for row, image in zip(rows, images, strict=True)
+        ]
         learned = {key: [row[key] for row in named] for key in targets} if self.with_labels else {}
         seeds = [row.seed for row in rows if row.seed is not None] or None
         inputs = self.processor(images=images, seeds=seeds, **learned)
@@ -88,30 +90,3 @@ def _value(row: Row, column: str):
             f"Row {row.row_index} has no column `{column}`; it has {', '.join(f'`{c}`' for c in row.columns)}."
         )
     return row.columns[column]
-
-
-def rgb_image(image, row: int) -> Image.Image:
-    """Any picture as 8-bit RGB: grey, 16-bit, CMYK, alpha (over white) and palette ones are converted.
-
-    Takes a PIL image, a path, or a uint8 array `(H, W)` or `(H, W, C)`. Raises `ValueError` with the row, and the file
-    where there is one, when it cannot be decoded.
-    """
-    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
-    try:
-        if isinstance(image, str | os.PathLike):
-            image = Image.open(image)
-        elif isinstance(image, np.ndarray):
-            if image.dtype != np.uint8:
-                raise TypeError(f"an array of {image.dtype} has no known range (expected uint8, 0 to 255)")
-            image = Image.fromarray(image)
-        elif not isinstance(image, Image.Image):
-            raise TypeError(f"a {type(image).__name__} is no image (expected a PIL image, a path or an array)")
-        image.load()
-        if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error

@@ -67,16 +67,12 @@ class CompletingTrainer(Trainer):
                 batch = {**batch, "completion_mask": completions.completion_mask}
                 return list(self.completion_decoder(completions.completion_ids, batch)), ids
         times = completions.completion_ids.shape[1]
-        columns = {
-            name: [value for value in values for _ in range(times)]
-            for name, values in batch["columns"].columns.items()
-        }
         watched = completions.watched_logps
         decoded = self.processor.decode_completions(
             ids,
             per_token_logps=completions.per_token_logps.flatten(0, 1).cpu(),
             watched_logps=None if watched is None else watched.flatten(0, 1).cpu(),
-            columns=columns,
+            image_sizes=[size for size in batch["columns"].image_sizes for _ in range(times)],
         )
         return list(decoded), ids
 

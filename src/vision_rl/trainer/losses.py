@@ -38,8 +38,14 @@ def token_target_loss(logits: torch.Tensor, targets: TokenTargets) -> torch.Tens
     return (cross_entropy / positions_of_row[rows]).sum()
 
 
-def mle_loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Cross-entropy of `logits (B, T, V)` with `labels (B, T)`, summed over the tokens that are not -100."""
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=label_smoothing
-    )
+def mle_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    label_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of `logits (B, T, V)` with `labels (B, T)`, 0 at -100, times `label_weights (B, T)`: `(B, T)`."""
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), labels.flatten(), reduction="none", label_smoothing=label_smoothing
+    ).view_as(labels)
+    return losses if label_weights is None else losses * label_weights

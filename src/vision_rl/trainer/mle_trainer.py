@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -16,7 +17,8 @@ from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
 class VisionMLETrainer(VisionTrainer):
     """Maximum-likelihood pretraining of a model that writes its answer as tokens (paper, section 3, Algorithm 1).
 
-    The loss is the mean over all label tokens of the update step, whatever its split into micro-batches and ranks.
+    The loss is the mean over all label tokens of the update step, whatever its split into micro-batches and ranks; a
+    processor may weigh them (`label_weights`).
     Add an auxiliary loss in a subclass:
 
     ```python
@@ -73,7 +75,7 @@ class VisionMLETrainer(VisionTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs, labels = self._teacher_forced(model, inputs)
         smoothing = self.args.label_smoothing_factor
-        loss = mle_loss(outputs.logits, labels, smoothing)
+        loss = mle_loss(outputs.logits, labels, smoothing, inputs.get("label_weights"))
         loss = self.mean_over_step(loss, num_items_in_batch or self._count_items(inputs))
         return (loss, outputs) if return_outputs else loss
 
@@ -93,16 +95,16 @@ class VisionMLETrainer(VisionTrainer):
         )
         return model(**self.model_inputs(inputs), decoder_input_ids=decoder_input_ids, use_cache=False), labels
 
-    def _count_items(self, batch) -> int:
-        return int((batch["labels"] != -100).sum())
+    def _count_items(self, batch) -> float:
+        return float(_token_weights(batch).sum())
 
     def _evaluate_batch(self, model, batch) -> list[dict]:
         records = super()._evaluate_batch(model, batch)
         if "labels" not in batch:
             return records
         outputs, labels = self._teacher_forced(model, batch)
-        losses = F.cross_entropy(outputs.logits.float().transpose(1, 2), labels, reduction="none")  # (B, T)
-        for record, loss, tokens in zip(records, losses.sum(1), (labels != -100).sum(1), strict=True):
+        losses = mle_loss(outputs.logits, labels, label_weights=batch.get("label_weights"))  # (B, T)
+        for record, loss, tokens in zip(records, losses.sum(1), _token_weights(batch).sum(1), strict=True):
             record["loss"], record["tokens"] = loss.item(), tokens.item()
         return records
 
@@ -112,3 +114,9 @@ class VisionMLETrainer(VisionTrainer):
             return metrics
         loss = sum(record["loss"] for record in records) / sum(record["tokens"] for record in records)
         return {"loss": loss, **metrics}
+
+
+def _token_weights(batch: dict) -> torch.Tensor:
+    """`(B, T)`: what each label counts in the mean, 0 for -100."""
+    learned = (batch["labels"] != -100).float()
+    return learned * batch["label_weights"] if "label_weights" in batch else learned

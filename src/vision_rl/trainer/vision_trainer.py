@@ -155,7 +155,7 @@ class VisionTrainer(CompletingTrainer):
             checks.check_columns(
                 name, checks.column_names(dataset), [args.image_column, *self.target_columns.values()]
             )
-            self.processor.check_dataset(dataset, self.target_columns)
+            self.processor.check_dataset(dataset, {"image": args.image_column, **self.target_columns})
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
         train_dataset, step = datasets.get("train_dataset"), self._step_size(args)
         if train_dataset is not None and len(train_dataset) < step:
@@ -185,14 +185,15 @@ class VisionTrainer(CompletingTrainer):
             .reshape(-1, 2)
             .sum(0)
         )
-        items, self.num_images_in_step = self.accelerator.gather(counts[None]).sum(0).tolist()
+        items, num_images = self.accelerator.gather(counts[None]).sum(0).tolist()
+        self.num_images_in_step = int(num_images)
         return batches, items
 
-    def _count_items(self, batch: dict) -> int:
+    def _count_items(self, batch: dict) -> float:
         """What the loss is a mean of: tokens in MLE, images in tuning."""
         raise NotImplementedError
 
-    def mean_over_step(self, values: torch.Tensor, num_items: int | None = None) -> torch.Tensor:
+    def mean_over_step(self, values: torch.Tensor, num_items: float | None = None) -> torch.Tensor:
         """`values.sum()` as this micro-batch's share of the mean over the whole update step.
 
         Ranks are averaged by DDP and DeepSpeed, hence the factor. `num_items` defaults to the step's images: an

@@ -169,7 +169,36 @@ def _box_iou(a: torch.Tensor, b: torch.Tensor, epsilon: float) -> torch.Tensor:
 # --- as rewards of the trainer --------------------------------------------------------------------------------------
 
 
-class RecallReward:
+class _DetectionReward:
+    """What both rewards share: each completion is scored against its own reference."""
+
+    thresholds: tuple[float, ...]
+
+    def __init__(self, num_bins: int, num_labels: int, duplicate_weight: float):
+        self.num_bins, self.num_labels, self.duplicate_weight = num_bins, num_labels, duplicate_weight
+        self.class_weights: torch.Tensor | None = None
+        self.released_total = False
+
+    def score(self, completion_ids, references, log_metric=None) -> DetectionRewards:
+        """As B images with one completion each; the counts at the first threshold are logged."""
+        scored = detection_reward(
+            _stack(completion_ids)[:, None],
+            _stack([reference["target_ids"] for reference in references]),
+            self.num_bins,
+            self.num_labels,
+            self.class_weights,
+            self.thresholds,
+            self.duplicate_weight,
+            self.released_total,
+        )
+        if log_metric is not None:
+            log_metric("boxes/mean", scored.present.sum(-1).float().mean())
+            log_metric("matches/mean", scored.num_matches[..., 0].float().mean())
+            log_metric("duplicates/mean", scored.num_duplicates[..., 0].float().mean())
+        return scored
+
+
+class RecallReward(_DetectionReward):
     """True boxes that are found, minus 0.3 for each duplicate; every box counts the same (paper, section 4.2).
 
     The references are those of `DetectionProcessor`.
@@ -184,32 +213,14 @@ class RecallReward:
     def __init__(
         self, num_bins: int, num_labels: int, thresholds: Sequence[float] = (0.5,), duplicate_weight: float = 0.3
     ):
-        self.num_bins, self.num_labels = num_bins, num_labels
-        self.thresholds, self.duplicate_weight = tuple(thresholds), duplicate_weight
+        super().__init__(num_bins, num_labels, duplicate_weight)
+        self.thresholds = tuple(thresholds)
 
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> list[float]:
-        return self._score(completion_ids, references, log_metric).rewards[:, 0].tolist()
-
-    def _score(self, completion_ids, references, log_metric=None, class_weights=None, released_total=False):
-        """One completion and its own reference a row: B rows, G = 1."""
-        scored = detection_reward(
-            _stack(completion_ids)[:, None],
-            _stack([reference["target_ids"] for reference in references]),
-            self.num_bins,
-            self.num_labels,
-            class_weights,
-            self.thresholds,
-            self.duplicate_weight,
-            released_total,
-        )
-        if log_metric is not None:
-            log_metric("boxes/mean", scored.present.sum(-1).float().mean())
-            log_metric("matches/mean", scored.num_matches[..., 0].float().mean())
-            log_metric("duplicates/mean", scored.num_duplicates[..., 0].float().mean())
-        return scored
+        return self.score(completion_ids, references, log_metric).rewards[:, 0].tolist()
 
 
-class AveragePrecisionReward(RecallReward):
+class AveragePrecisionReward(_DetectionReward):
     """The stand-in for mAP of one image: weighted matches over ten thresholds, and confidences that learn the IoU.
 
     mAP is of a whole data set and needs confidences. So the reward is the mean over the thresholds of matches minus
@@ -236,7 +247,8 @@ class AveragePrecisionReward(RecallReward):
         confidence_weight: float = 0.3,
         released_total: bool = False,
     ):
-        super().__init__(num_bins, num_labels, thresholds, duplicate_weight)
+        super().__init__(num_bins, num_labels, duplicate_weight)
+        self.thresholds = tuple(thresholds)
         if class_counts is not None and len(class_counts) != num_labels:
             raise ValueError(f"class_counts has {len(class_counts)} numbers for {num_labels} classes.")
         self.class_weights = None if class_counts is None else class_weights(class_counts)
@@ -244,7 +256,7 @@ class AveragePrecisionReward(RecallReward):
         self.released_total = released_total
 
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
-        scored = self._score(completion_ids, references, log_metric, self.class_weights, self.released_total)
+        scored = self.score(completion_ids, references, log_metric)
         targets = None
         if self.confidence_weight:
             targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0], self.confidence_weight)

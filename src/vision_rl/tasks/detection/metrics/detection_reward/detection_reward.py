@@ -1,0 +1,79 @@
+"""The detection reward as an evaluate module: `evaluate.load(vision_rl.metric_path("detection_reward"))`."""
+
+import datasets
+import evaluate
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, class_weights, detection_reward
+
+
+_DESCRIPTION = """
+What reward tuning pays for the tokens of a set of boxes: matched true boxes minus 0.3 for each duplicate, weighted by
+class, the mean over thresholds of the IoU. Not divided by the number of boxes.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of list of int): the token ids of each answer: y0, x0, y1, x1, class, confidence of each box.
+    references (list of list of int): the true boxes in the same form, one list an answer.
+    num_bins (int): of the processor; a coordinate has num_bins + 1 levels. Default 1000.
+    num_labels (int): number of classes. Default 80.
+    class_counts (list of int): how often each class occurs in the training set, for the weights. Default: all weigh 1.
+    thresholds (list of float): of the IoU. Default 0.5, 0.55, ..., 0.95.
+    duplicate_weight (float): default 0.3.
+    released_total (bool): the total of the authors' code, whose keys collide. Default False.
+Returns:
+    reward (float): the mean reward.
+    rewards (list of float): the reward of each answer.
+Examples:
+    >>> reward = evaluate.load(vision_rl.metric_path("detection_reward"))
+    >>> box = [3, 3, 503, 503, 1004, 2]
+    >>> reward.compute(predictions=[box, box + box], references=[box, box], thresholds=[0.5])
+    {'reward': 0.85, 'rewards': [1.0, 0.7]}
+"""
+
+_CITATION = """
+@inproceedings{pinto2023tuning,
+    title = {Tuning computer vision models with task rewards},
+    author = {Pinto, Andr{\\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
+    booktitle = {International Conference on Machine Learning},
+    year = {2023},
+    url = {https://arxiv.org/abs/2302.08242}
+}
+"""
+
+
+class DetectionReward(evaluate.Metric):
+    def _info(self):
+        ids = datasets.List(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": ids, "references": ids}),
+        )
+
+    def _compute(
+        self,
+        predictions,
+        references,
+        num_bins=1000,
+        num_labels=80,
+        class_counts=None,
+        thresholds=THRESHOLDS,
+        duplicate_weight=0.3,
+        released_total=False,
+    ):
+        found, true = (
+            pad_sequence(
+                [torch.as_tensor(ids, dtype=torch.long) for ids in rows], batch_first=True, padding_value=ABSENT
+            )
+            for rows in (predictions, references)
+        )
+        weights = None if class_counts is None else class_weights(class_counts)
+        scored = detection_reward(
+            found[:, None], true, num_bins, num_labels, weights, tuple(thresholds), duplicate_weight, released_total
+        )
+        rewards = scored.rewards[:, 0].tolist()
+        return {"reward": sum(rewards) / len(rewards), "rewards": rewards}

@@ -1,0 +1,313 @@
+"""Boxes as tokens: the processor of detection (paper, section 4.2; tokens of the authors' `detection_reward.py`)."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
+
+
+logger = logging.getLogger(__name__)
+
+PADDING = (128, 128, 128)  # of a letterboxed image
+NUM_SIZED_ROWS = 200  # whose images `check_dataset` opens to see how large they are
+
+
+class DetectionProcessor(VisionProcessor):
+    """Rows with `image` and `objects: {"bbox": [[x, y, w, h], ...], "category": [...]}` to tokens, and tokens to boxes.
+
+    Each box is six tokens, y0, x0, y1, x1, class, confidence; a sequence has `max_boxes` of them and no end token. Ids:
+
+    | ids | meaning |
+    |---|---|
+    | 0 | confidence: absent; also fills the other five tokens of an absent box |
+    | 1, 2 | confidence: present, low and high |
+    | 3 ... num_bins + 3 | coordinate level 0 ... num_bins |
+    | num_bins + 4 ... | class 0, 1, ... |
+
+    MLE learns absent boxes as well: 0 is a target, weighted by `absent_weight`. The confidence of a true box is drawn from
+    the two ids, so that tuning finds both in use. Crowd regions (`objects["iscrowd"]`) are not learned, but kept in the
+    references. Boxes are clipped to the image, and those without area left out.
+
+    Args:
+        image_processor: a transformers image processor; its `size` is the model's frame.
+        categories: the names of the classes; `objects["category"]` has names of these, or their places.
+        num_bins: of a coordinate, which then has num_bins + 1 levels. Paper: 1000.
+        max_boxes: an image; of more, the largest are learned. Paper: 100.
+        box_order: "random", anew each epoch, or "sorted" by y0 and then x0.
+        resize: "stretch" the image to the frame, or "letterbox" it: keep its shape and fill up on the right or below.
+        score: of a decoded box. "confidence": p(high) / (p(low) + p(high)). "likelihood": the geometric mean of the
+            probabilities of its six tokens, for models that have not learned confidences.
+        absent_weight: of the tokens of absent boxes in the MLE loss, where others weigh 1.
+
+    Raises:
+        ValueError: for options out of range; in use, for rows that cannot be learned from.
+    """
+
+    target_columns = ("objects",)
+    watched_ids = (LOW, HIGH)
+
+    def __init__(
+        self,
+        image_processor,
+        categories: Sequence[str],
+        num_bins: int = 1000,
+        max_boxes: int = 100,
+        box_order: Literal["random", "sorted"] = "random",
+        resize: Literal["stretch", "letterbox"] = "stretch",
+        score: Literal["confidence", "likelihood"] = "confidence",
+        absent_weight: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(image_processor, **kwargs)
+        self.categories = list(categories)
+        self.num_bins, self.max_boxes, self.absent_weight = num_bins, max_boxes, absent_weight
+        self.box_order, self.resize, self.score = box_order, resize, score
+        if not self.categories or len(set(self.categories)) != len(self.categories):
+            raise ValueError(f"categories must be names that differ, at least one; they are {self.categories}.")
+        if num_bins < 1 or max_boxes < 1 or absent_weight < 0:
+            raise ValueError(
+                f"num_bins and max_boxes must be positive and absent_weight not negative; they are {num_bins}, "
+                f"{max_boxes} and {absent_weight}."
+            )
+        for name, choices in (
+            ("box_order", ("random", "sorted")),
+            ("resize", ("stretch", "letterbox")),
+            ("score", ("confidence", "likelihood")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, it is {getattr(self, name)!r}.")
+        size = image_processor.size
+        self.frame = (size["width"], size["height"])  # pixels of the model's input
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.categories)
+
+    @property
+    def vocab_size(self) -> int:
+        return NUM_SPECIAL + self.num_bins + 1 + self.num_labels
+
+    @property
+    def completion_length(self) -> int:  # type: ignore[override]
+        return TOKENS_PER_BOX * self.max_boxes
+
+    # --- rows to tokens ---------------------------------------------------------------------------------------------
+
+    def __call__(self, images, seeds=None, objects: Sequence[dict] | None = None, **kwargs) -> BatchFeature:
+        framed = [self._framed(image) for image in images]
+        batch = {"pixel_values": self.image_processor(framed, return_tensors="pt")["pixel_values"]}
+        if objects is not None:
+            rows = zip(images, objects, seeds or [None] * len(objects), strict=True)
+            labels = [self._labels(image.size, row, seed) for image, row, seed in rows]
+            batch["labels"] = torch.tensor(np.stack(labels))  # (B, 6 * max_boxes)
+            if self.absent_weight != 1:
+                present = read_tokens(batch["labels"], self.num_bins, self.num_labels).present
+                weights = torch.where(present, 1.0, self.absent_weight)
+                batch["label_weights"] = weights.repeat_interleave(TOKENS_PER_BOX, dim=1)
+        return BatchFeature(batch)
+
+    def _framed(self, image: Image.Image) -> Image.Image:
+        """What the image processor is given: the image itself to be stretched, or on a canvas of the frame's shape."""
+        if self.resize == "stretch":
+            return image
+        scale = self.frame[0] / self._extent(image.size)[0]
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        canvas = Image.new("RGB", self.frame, PADDING)
+        canvas.paste(image.resize(size, Image.Resampling.BICUBIC))
+        return canvas
+
+    def _extent(self, size: tuple[int, int]) -> tuple[float, float]:
+        """Width and height of the frame in pixels of the image: larger than the image where it is letterboxed."""
+        if self.resize == "stretch":
+            return size
+        scale = max(size[0] / self.frame[0], size[1] / self.frame[1])
+        return self.frame[0] * scale, self.frame[1] * scale
+
+    def _labels(self, size: tuple[int, int], objects: dict, seed: int | None) -> np.ndarray:
+        """The ids `(6 * max_boxes,)` that are learned, absent boxes last."""
+        boxes, labels, _, iscrowd = self._read(size, objects)
+        boxes, labels = boxes[~iscrowd], labels[~iscrowd]
+        if len(boxes) > self.max_boxes:
+            areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+            largest = np.sort(np.argsort(-areas, kind="stable")[: self.max_boxes])
+            boxes, labels = boxes[largest], labels[largest]
+        confidence = np.full(len(boxes), HIGH)
+        if self.box_order == "sorted":
+            order = np.lexsort((boxes[:, 0], boxes[:, 1]))
+            boxes, labels = boxes[order], labels[order]
+        if seed is not None:
+            rng = np.random.default_rng(seed)
+            confidence = rng.integers(LOW, HIGH + 1, len(boxes))
+            if self.box_order == "random":
+                order = rng.permutation(len(boxes))
+                boxes, labels = boxes[order], labels[order]
+        ids = np.full(self.completion_length, ABSENT)
+        ids[: TOKENS_PER_BOX * len(boxes)] = self._write(size, boxes, labels, confidence).reshape(-1)
+        return ids
+
+    def _write(self, size, boxes: np.ndarray, labels: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+        """Ids `(n, 6)` of `boxes (n, 4)` in pixels."""
+        extent = np.tile(self._extent(size), 2)
+        levels = np.rint(boxes / extent * self.num_bins).astype(np.int64).clip(0, self.num_bins) + NUM_SPECIAL
+        classes = labels + NUM_SPECIAL + self.num_bins + 1
+        return np.column_stack([levels[:, [1, 0, 3, 2]], classes, confidence])
+
+    def _read(self, size, objects: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The row's boxes `(n, 4)` xyxy clipped to the image, their labels, areas and crowd flags; none without area."""
+        boxes, labels, iscrowd = self._parse(objects)
+        area = np.asarray(objects.get("area") or boxes[:, 2] * boxes[:, 3], np.float64)
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).clip(0, np.tile(size, 2))
+        solid = ((corners[:, 2:] > corners[:, :2]) & (boxes[:, 2:] > 0)).all(1)
+        return corners[solid], labels[solid], area[solid], iscrowd[solid]
+
+    def _parse(self, objects: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`bbox` as `(n, 4)`, the places of the categories, the crowd flags."""
+        boxes = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
+        labels = np.array([self._label(category) for category in objects["category"]], np.int64)
+        if len(labels) != len(boxes):
+            raise ValueError(f"{len(boxes)} boxes in `bbox`, {len(labels)} categories in `category`.")
+        if not np.isfinite(boxes).all():
+            bad = int((~np.isfinite(boxes)).any(1).sum())
+            raise ValueError(f"{bad} of {len(boxes)} boxes in `bbox` are NaN or infinite.")
+        return boxes, labels, np.asarray(objects.get("iscrowd") or np.zeros(len(boxes)), bool)
+
+    def _label(self, category: int | str) -> int:
+        """The place of a category in `categories`."""
+        if isinstance(category, str):
+            if category not in self.categories:
+                raise ValueError(f"The category {category!r} is none of {self.categories}.")
+            return self.categories.index(category)
+        if not 0 <= category < self.num_labels:
+            raise ValueError(
+                f"The category {category} is out of range: there are {self.num_labels}, 0 is {self.categories[0]!r}. "
+                "COCO's own ids have gaps and start at 1: map them to 0, 1, 2, ..."
+            )
+        return int(category)
+
+    def get_references(self, rows: list[dict]) -> list[dict[str, Any]]:
+        """The true boxes in pixels, crowds included, as COCO has them; and as `target_ids`, which rewards read."""
+        references = []
+        for row in rows:
+            size = row["image"].size
+            boxes, labels, area, iscrowd = self._read(size, row["objects"])
+            solid = ~iscrowd
+            target_ids = self._write(size, boxes[solid], labels[solid], np.full(int(solid.sum()), HIGH))
+            references.append(
+                {
+                    "boxes": boxes,
+                    "labels": labels,
+                    "area": area,
+                    "iscrowd": iscrowd,
+                    "target_ids": target_ids.reshape(-1).tolist(),
+                }
+            )
+        return references
+
+    def check_dataset(self, dataset, columns: dict[str, str]) -> None:
+        """What a look at the boxes tells before training: categories, values, too many boxes, xyxy given for xywh."""
+        if "objects" not in columns:
+            return
+        column = columns["objects"]
+        names = _category_names(dataset, column)
+        if names is not None and names != self.categories:
+            raise ValueError(f"The data set's categories are {names}, the processor's are {self.categories}.")
+        rows_over = boxes_over = num_flat = 0
+        for index, objects in enumerate(_values(dataset, column)):
+            try:
+                boxes, _, crowd = self._parse(objects)
+            except ValueError as error:
+                raise ValueError(f"Row {index}, column `{column}`: {error}") from error
+            surplus = int((~crowd).sum()) - self.max_boxes
+            rows_over, boxes_over = rows_over + (surplus > 0), boxes_over + max(surplus, 0)
+            num_flat += int((boxes[:, 2:] <= 0).any(1).sum())
+        if rows_over:
+            logger.warning(
+                "%d rows have more than max_boxes=%d boxes: the smallest %d boxes of them are not learned.",
+                rows_over,
+                self.max_boxes,
+                boxes_over,
+            )
+        if num_flat:
+            logger.warning("%d boxes have no area and are left out.", num_flat)
+        self._check_inside(dataset, columns)
+
+    def _check_inside(self, dataset, columns: dict[str, str]) -> None:
+        """Opens some images: boxes that leave theirs are clipped, most of them leaving it are xyxy."""
+        num_boxes = num_leaving = 0
+        step = -(-len(dataset) // NUM_SIZED_ROWS)
+        for index in range(0, len(dataset), step):
+            row = dataset[index]
+            boxes, _, _ = self._parse(row[columns["objects"]])
+            ends = boxes[:, :2] + boxes[:, 2:]
+            size = rgb_image(row[columns["image"]], index).size
+            leaving = (boxes[:, :2] < -1).any(1) | (ends > np.array(size) + 1).any(1)
+            num_boxes, num_leaving = num_boxes + len(boxes), num_leaving + int(leaving.sum())
+        if num_leaving > num_boxes / 2:
+            raise ValueError(
+                f"{num_leaving} of {num_boxes} boxes in column `{columns['objects']}` leave their image. `bbox` is to be "
+                "x, y, width, height in pixels: are these x0, y0, x1, y1?"
+            )
+        if num_leaving:
+            logger.warning("%d of %d boxes leave their image and are clipped.", num_leaving, num_boxes)
+
+    # --- tokens to boxes --------------------------------------------------------------------------------------------
+
+    def batch_decode(self, sequences, **kwargs) -> list[dict[str, np.ndarray]]:
+        """Boxes in 0..1 of the model's frame, all with score 1: ids alone know neither the image nor the confidences."""
+        return [self._decode(np.asarray(ids, np.int64), extent=(1.0, 1.0)) for ids in sequences]
+
+    def decode_completions(
+        self, sequences, *, per_token_logps, watched_logps, image_sizes
+    ) -> list[dict[str, np.ndarray]]:
+        """Boxes in the image's pixels: `boxes (n, 4)` x0, y0, x1, y1, `labels (n,)`, `scores (n,)`.
+
+        Corners are put in order and clipped to the image. With a watched confidence the score is
+        p(high) / (p(low) + p(high)).
+        """
+        decoded = []
+        for i, (ids, size) in enumerate(zip(sequences, image_sizes, strict=True)):
+            num_tokens = len(ids) // TOKENS_PER_BOX * TOKENS_PER_BOX
+            if self.score == "confidence":
+                low, high = watched_logps[i, :num_tokens].double()[5::TOKENS_PER_BOX].unbind(-1)
+                scores = torch.sigmoid(high - low)
+            else:
+                scores = per_token_logps[i, :num_tokens].double().unflatten(0, (-1, TOKENS_PER_BOX)).mean(1).exp()
+            decoded.append(self._decode(np.asarray(ids, np.int64), self._extent(size), size, scores.numpy()))
+        return decoded
+
+    def _decode(self, ids, extent, size=(1.0, 1.0), scores: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        tokens = read_tokens(torch.from_numpy(ids), self.num_bins, self.num_labels)
+        present = tokens.present.numpy()
+        corners = tokens.levels.numpy()[present][:, [1, 0, 3, 2]] / self.num_bins * np.tile(extent, 2)
+        low, high = np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])
+        boxes = np.concatenate([low, high], axis=1).clip(0, np.tile(size, 2))
+        return {
+            "boxes": boxes,
+            "labels": tokens.labels.numpy()[present],
+            "scores": np.ones(len(boxes)) if scores is None else scores[present],
+        }
+
+
+def _category_names(dataset, column: str) -> list[str] | None:
+    """The names that a `datasets.Dataset` has for the categories, if it has them."""
+    if not isinstance(dataset, datasets.Dataset) or column not in dataset.features:
+        return None
+    objects = dataset.features[column]
+    objects = getattr(objects, "feature", objects)  # a list of objects, or an object of lists
+    category = objects["category"]
+    return getattr(getattr(category, "feature", category), "names", None)
+
+
+def _values(dataset, column: str) -> Iterable[dict]:
+    """One column row by row, without decoding the images."""
+    if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
+        dataset = dataset.select_columns(column)
+    return (dataset[index][column] for index in range(len(dataset)))

@@ -1,0 +1,323 @@
+"""Boxes to tokens and back, and what a look at the data set tells before training."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import SIZE, image_processor, tiny_images
+from transformers import AutoProcessor
+
+from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
+from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
+
+
+def processor(**options) -> DetectionProcessor:
+    return DetectionProcessor(image_processor(), **{"categories": ["cat", "dog", "cow"], "max_boxes": 4, **options})
+
+
+def row(*boxes, size=(SIZE, SIZE), **extra) -> dict:
+    """A row of boxes (x, y, w, h, category)."""
+    objects = {"bbox": [list(box[:4]) for box in boxes], "category": [box[4] for box in boxes], **extra}
+    return {"image": Image.new("RGB", size), "objects": objects}
+
+
+def labels_of(p, *rows, seeds=None) -> list[list[int]]:
+    batch = p(images=[r["image"] for r in rows], objects=[r["objects"] for r in rows], seeds=seeds)
+    return batch["labels"].tolist()
+
+
+def decoded(p, ids, size, **scores):
+    length = len(ids)
+    return p.decode_completions(
+        [ids],
+        per_token_logps=scores.get("per_token_logps", torch.zeros(1, length)),
+        watched_logps=scores.get("watched_logps", torch.zeros(1, length, 2)),
+        image_sizes=[size],
+    )[0]
+
+
+# --- boxes to tokens ------------------------------------------------------------------------------------------------
+
+
+def test_a_box_is_y0_x0_y1_x1_class_confidence_with_1001_levels():
+    p = processor(num_bins=1000, max_boxes=2)
+    (ids,) = labels_of(p, row((10, 20, 30, 40, 1), size=(100, 200)))
+    assert ids == [100 + 3, 100 + 3, 300 + 3, 400 + 3, 1004 + 1, 2] + [0] * 6
+    assert p.vocab_size == 1004 + 3
+    assert p.completion_length == 12
+
+
+def test_categories_are_names_or_places():
+    p = processor()
+    assert labels_of(p, row((1, 2, 3, 4, "dog"))) == labels_of(p, row((1, 2, 3, 4, 1)))
+
+
+def test_the_order_is_random_by_the_seed_and_the_data_sets_own_without_one():
+    p = processor()
+    boxes = [(0, 0, 8, 8, 0), (8, 8, 8, 8, 1), (16, 16, 8, 8, 2)]
+    classes = {tuple(np.array(labels_of(p, row(*boxes), seeds=[seed])[0])[4::6]) for seed in range(30)}
+    assert len(classes) == 6  # all orders of three
+    assert labels_of(p, row(*boxes), seeds=[5]) == labels_of(p, row(*boxes), seeds=[5])
+    assert np.array(labels_of(p, row(*boxes))[0])[4::6].tolist() == [1004, 1005, 1006, 0]
+
+
+def test_sorted_boxes_go_from_top_to_bottom_then_left_to_right():
+    p = processor(box_order="sorted")
+    (ids,) = labels_of(p, row((8, 8, 4, 4, 0), (16, 0, 4, 4, 1), (0, 0, 4, 4, 2)), seeds=[1])
+    assert np.array(ids)[4::6].tolist() == [1006, 1005, 1004, 0]
+
+
+def test_true_boxes_have_both_confidences_in_mle():
+    p = processor()
+    seen = [labels_of(p, row((0, 0, 8, 8, 0)), seeds=[seed])[0][5] for seed in range(200)]
+    assert set(seen) == {1, 2} and 70 < sum(c == 1 for c in seen) < 130
+
+
+def test_of_too_many_boxes_the_largest_are_learned():
+    p = processor(max_boxes=2)
+    (ids,) = labels_of(p, row((0, 0, 4, 4, 0), (0, 0, 20, 20, 1), (0, 0, 10, 10, 2)))
+    assert np.array(ids)[4::6].tolist() == [1005, 1006]
+
+
+def test_boxes_are_clipped_and_those_without_area_left_out():
+    p = processor()
+    ids = np.array(labels_of(p, row((-8, 0, 16, 40, 0), (5, 5, 0, 9, 1)))[0]).reshape(-1, 6)
+    assert ids[0].tolist() == [3, 3, 1003, 253, 1004, 2]
+    assert (ids[1:] == 0).all()
+
+
+def test_crowds_are_not_learned_but_kept_for_the_metric():
+    p = processor()
+    r = row((0, 0, 8, 8, 0), (8, 8, 16, 16, 1), iscrowd=[0, 1], area=[50, 200])
+    assert np.array(labels_of(p, r)[0])[4::6].tolist() == [1004, 0, 0, 0]
+    (reference,) = p.get_references([r])
+    assert reference["iscrowd"].tolist() == [False, True]
+    assert reference["area"].tolist() == [50, 200]
+    assert reference["boxes"].tolist() == [[0, 0, 8, 8], [8, 8, 24, 24]]
+    assert len(reference["target_ids"]) == 6
+
+
+def test_references_have_all_boxes_also_those_beyond_max_boxes():
+    (reference,) = processor(max_boxes=1).get_references([row((0, 0, 8, 8, 0), (8, 8, 8, 8, 1))])
+    assert len(reference["boxes"]) == 2 and len(reference["target_ids"]) == 12
+
+
+def test_absent_boxes_weigh_what_the_option_says():
+    p = processor(absent_weight=0.25)
+    r = row((0, 0, 8, 8, 0))
+    batch = p(images=[r["image"]], objects=[r["objects"]])
+    assert batch["label_weights"].tolist() == [[1.0] * 6 + [0.25] * 18]
+    assert "label_weights" not in processor()(images=[r["image"]], objects=[r["objects"]])
+
+
+def test_a_letterboxed_image_keeps_its_shape():
+    p = processor(resize="letterbox")
+    wide = row((0, 0, 64, 32, 0), size=(64, 32))
+    (ids,) = labels_of(p, wide)
+    assert ids[:4] == [3, 3, 503, 1003]  # the frame is 64 x 64 of the image's pixels
+    white = Image.new("RGB", (64, 32), "white")
+    pixels = p(images=[white])["pixel_values"][0]
+    assert (pixels[:, :16] > 0.9).all() and (pixels[:, 17:].abs() < 0.05).all()
+
+
+# --- tokens to boxes ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_encode_then_decode_returns_the_boxes_within_half_a_bin(data):
+    resize = data.draw(st.sampled_from(["stretch", "letterbox"]))
+    p = processor(num_bins=data.draw(st.sampled_from([64, 1000])), resize=resize)
+    size = (data.draw(st.integers(20, 300)), data.draw(st.integers(20, 300)))
+    boxes = []
+    for _ in range(data.draw(st.integers(0, 4))):
+        x, y = (data.draw(st.floats(0, side - 2)) for side in size)
+        boxes.append((x, y, data.draw(st.floats(1, size[0] - x)), data.draw(st.floats(1, size[1] - y)), 2))
+    (ids,) = labels_of(p, row(*boxes, size=size))
+    found = decoded(p, ids, size)
+    true = np.array([[x, y, x + w, y + h] for x, y, w, h, _ in boxes]).reshape(-1, 4)
+    half_bin = np.tile(p._extent(size), 2) / p.num_bins / 2
+    assert found["boxes"].shape == true.shape
+    assert (np.abs(found["boxes"] - true) <= half_bin + 1e-9).all()
+    assert found["labels"].tolist() == [2] * len(boxes)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 2000), max_size=40))
+def test_any_ids_decode_to_valid_boxes(ids):
+    found = decoded(processor(), ids, (90, 50))
+    boxes = found["boxes"]
+    assert len(boxes) == len(found["labels"]) == len(found["scores"]) <= len(ids) // 6
+    assert (boxes[:, :2] <= boxes[:, 2:]).all() and (boxes >= 0).all() and (boxes <= [90, 50, 90, 50]).all()
+    assert ((found["labels"] >= 0) & (found["labels"] < 3)).all()
+
+
+def test_the_confidence_of_a_box_is_high_against_low():
+    p = processor()
+    ids = [3, 3, 1003, 1003, 1004, 1, 3, 3, 503, 503, 1005, 2]
+    watched = torch.zeros(1, 12, 2)
+    watched[0, 5] = torch.tensor([0.2, 0.6]).log()
+    watched[0, 11] = torch.tensor([0.3, 0.1]).log()
+    assert decoded(p, ids, (32, 32), watched_logps=watched)["scores"].tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_the_likelihood_of_a_box_is_the_geometric_mean_of_its_tokens():
+    p = processor(score="likelihood")
+    logps = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0.5, 1.0]]).log()
+    found = decoded(p, [3, 3, 1003, 1003, 1004, 2], (32, 32), per_token_logps=logps, watched_logps=None)
+    assert found["scores"].tolist() == pytest.approx([0.5 ** (5 / 6)])
+
+
+def test_batch_decode_gives_boxes_in_shares_of_the_frame():
+    (found,) = processor().batch_decode([[3, 253, 1003, 503, 1005, 1]])
+    assert found["boxes"].tolist() == [[0.25, 0, 0.5, 1]]
+    assert found["labels"].tolist() == [1]
+
+
+# --- saved, trained -------------------------------------------------------------------------------------------------
+
+
+def test_it_is_saved_and_found_again(tmp_path):
+    p = processor(num_bins=50, resize="letterbox", score="likelihood", absent_weight=0.5, box_order="sorted")
+    p.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(again, DetectionProcessor)
+    for name in ("categories", "num_bins", "max_boxes", "resize", "score", "absent_weight", "box_order"):
+        assert getattr(again, name) == getattr(p, name), name
+    r = row((3, 4, 8, 8, 1), size=(40, 30))
+    assert labels_of(again, r) == labels_of(p, r)
+
+
+def tiny_detector(p: DetectionProcessor):
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    decoder = VisionDecoderForCausalLM(
+        VisionDecoderConfig(vocab_size=p.vocab_size, max_position_embeddings=p.completion_length, **size)
+    )
+    return vision_encoder_decoder(
+        vit_encoder(SIZE, patch_size=16, **size), decoder, decoder_start_token_id=0, pad_token_id=0
+    )
+
+
+def box_dataset(count: int = 16) -> list[dict]:
+    rng = np.random.default_rng(0)
+    rows = []
+    for image in tiny_images(count):
+        boxes = [(*rng.integers(0, 16, 2).tolist(), 8, 8, int(rng.integers(3))) for _ in range(rng.integers(0, 4))]
+        rows.append({**row(*boxes), "image": image})
+    return rows
+
+
+def options(tmp_path, **more) -> dict:
+    return {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 8,
+        "max_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        **more,
+    }
+
+
+@pytest.mark.parametrize("kind", ["recall", "map"])
+def test_a_detector_is_trained_tuned_and_predicts_boxes_in_pixels(tmp_path, kind):
+    p, dataset = processor(num_bins=32, absent_weight=0.1), box_dataset()
+    model = tiny_detector(p)
+    mle = VisionMLETrainer(model, VisionMLEConfig(**options(tmp_path)), train_dataset=dataset, processing_class=p)
+    mle.train()
+    reward = RecallReward(32, 3) if kind == "recall" else AveragePrecisionReward(32, 3, class_counts=[5, 2, 1])
+    tuned = VisionRewardTrainer(
+        model,
+        reward,
+        VisionRewardConfig(**options(tmp_path)),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        processing_class=p,
+    )
+    tuned.train()
+    log = next(entry for entry in tuned.state.log_history if "loss" in entry)
+    assert log["completions/mean_length"] == p.completion_length == 24
+    assert {"boxes/mean", "matches/mean", "duplicates/mean"} <= set(log)
+    output = tuned.predict(dataset)
+    assert all(
+        found["scores"].min() >= 0 and found["boxes"].max() <= SIZE
+        for found in output.predictions
+        if len(found["boxes"])
+    )
+    assert output.label_ids[3]["boxes"].tolist() == [
+        [x, y, x + w, y + h] for x, y, w, h in dataset[3]["objects"]["bbox"]
+    ]
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def check(rows, p=None):
+    (p or processor()).check_dataset(rows, {"image": "image", "objects": "objects"})
+
+
+def test_an_unknown_category_names_its_row():
+    with pytest.raises(ValueError, match="Row 1, column `objects`: The category 'horse' is none of"):
+        check([row((0, 0, 8, 8, "cat")), row((0, 0, 8, 8, "horse"))])
+    with pytest.raises(ValueError, match="Row 0, .* category 3 is out of range: there are 3"):
+        check([row((0, 0, 8, 8, 3))])
+
+
+def test_missing_values_are_counted():
+    with pytest.raises(ValueError, match="Row 0, column `objects`: 1 of 2 boxes in `bbox` are NaN"):
+        check([row((0, 0, 8, 8, 0), (0, float("nan"), 8, 8, 0))])
+
+
+def test_lengths_that_differ():
+    with pytest.raises(ValueError, match="1 boxes in `bbox`, 2 categories"):
+        check([{"image": Image.new("RGB", (8, 8)), "objects": {"bbox": [[0, 0, 4, 4]], "category": [0, 1]}}])
+
+
+def test_corners_in_place_of_width_and_height_are_suspected():
+    with pytest.raises(
+        ValueError, match="2 of 2 boxes in column `objects` leave their image.*are these x0, y0, x1, y1"
+    ):
+        check([row((16, 16, 30, 30, 0), (10, 12, 30, 31, 1))])
+
+
+def test_too_many_boxes_flat_ones_and_those_that_leave_are_counted(caplog):
+    with caplog.at_level(logging.WARNING):
+        check([row(*[(0, 0, 8, 8, 0)] * 6), row((0, 0, 8, 8, 0), (0, 0, 0, 8, 0), (30, 0, 8, 8, 0))])
+    assert "1 rows have more than max_boxes=4 boxes: the smallest 2 boxes" in caplog.text
+    assert "1 boxes have no area" in caplog.text
+    assert "1 of 9 boxes leave their image and are clipped" in caplog.text
+
+
+def test_a_category_list_that_differs_from_the_data_sets():
+    features = Features(
+        {
+            "image": ImageFeature(),
+            "objects": {
+                "bbox": List(List(Value("float32"))),
+                "category": List(ClassLabel(names=["cat", "cow", "dog"])),
+            },
+        }
+    )
+    dataset = Dataset.from_list([row((0, 0, 8, 8, 0))], features=features)
+    with pytest.raises(ValueError, match=r"The data set's categories are \['cat', 'cow', 'dog'\], the processor's"):
+        check(dataset)
+    check(dataset, processor(categories=["cat", "cow", "dog"]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"categories": []}, {"categories": ["a", "a"]}, {"num_bins": 0}, {"resize": "crop"}, {"absent_weight": -1}],
+)
+def test_options_out_of_range(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        processor(**wrong)
