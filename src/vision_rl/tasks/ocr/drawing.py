@@ -2,12 +2,12 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, draw_grid, draw_mark
 
-RIGHT = (21, 128, 61)
-WRONG = (200, 30, 30)
-UNJUDGED = (40, 40, 40)
+
+__all__ = ["draw", "draw_grid"]
+
 LABEL = (120, 120, 120)
-PAPER = (255, 255, 255)
 
 
 def draw(
@@ -52,34 +52,8 @@ def draw(
         for text in texts:
             colour = UNJUDGED if reference is None else RIGHT if text == reference else WRONG
             canvas.text((left, baseline), text or "(empty)", colour, font, anchor="ls")
-            if reference is not None:  # not by colour alone: one reader in twenty cannot tell this green from this red
+            if reference is not None:
                 corner = (left + font.getlength(text or "(empty)") + 0.2 * size, baseline - 0.7 * size)
-                _draw_mark(canvas, corner, 0.65 * size, colour, right=text == reference)
+                draw_mark(canvas, corner, 0.65 * size, colour, right=text == reference)
             left += width_of(text)
     return picture
-
-
-def draw_grid(pictures: list[Image.Image], columns: int = 4, gap: int = 16) -> Image.Image:
-    """Pictures side by side, row after row, each in a cell as large as the largest of them."""
-    if not pictures:
-        raise ValueError("There are no pictures to lay out: pass at least one.")
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    width, height = max(p.width for p in pictures) + gap, max(p.height for p in pictures) + gap
-    grid = Image.new("RGB", (columns * width + gap, rows * height + gap), PAPER)
-    for index, picture in enumerate(pictures):
-        grid.paste(picture, (gap + index % columns * width, gap + index // columns * height))
-    return grid
-
-
-def _draw_mark(
-    canvas: ImageDraw.ImageDraw, corner: tuple[float, float], size: float, colour: tuple[int, int, int], right: bool
-) -> None:
-    """A tick or a cross in the square of side `size` at its upper left `corner`."""
-    if right:
-        strokes = [[(0.05, 0.55), (0.35, 0.9), (0.95, 0.15)]]
-    else:
-        strokes = [[(0.15, 0.15), (0.85, 0.85)], [(0.85, 0.15), (0.15, 0.85)]]
-    for stroke in strokes:
-        points = [(corner[0] + x * size, corner[1] + y * size) for x, y in stroke]
-        canvas.line(points, fill=colour, width=max(2, round(size / 6)), joint="curve")
