@@ -49,7 +49,7 @@ def pycocotools_says(predictions, references, num_labels):
         for image, row in enumerate(rows, start=1):
             for index, (box, label) in enumerate(zip(row["boxes"], row["labels"], strict=True)):
                 x0, y0, x1, y1 = map(float, box)
-                bbox = [x0, y0, x1 - x0, y1 - y0]
+                bbox = [x0, y0, round(x1 - x0, 9), round(y1 - y0, 9)]  # 32, not 31.999999999999996
                 optional = {key: float(row[key][index]) for key in ("area", "scores") if key in row}
                 made.append(
                     {

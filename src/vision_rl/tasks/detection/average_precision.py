@@ -22,7 +22,7 @@ def coco_map(
     Boxes match as in COCOeval: a prediction takes, in order of score, the best box of its class that is still free, at
     each of the IoUs 0.5, 0.55, ... 0.95 (exactly the threshold is a match). Of an image and class, the 100
     highest scores count; of equal scores, the one that comes first. Crowd boxes cost nothing when missed, and nothing
-    is wrong that lies on one. 1000 images take about a second on one core.
+    is wrong that lies on one. 1000 images take a second or less on one core.
 
     Args:
         predictions: one dict an image: `boxes (n, 4)` xyxy in pixels, `labels (n,)` from 0, `scores (n,)` on any scale.
