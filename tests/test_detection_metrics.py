@@ -377,9 +377,10 @@ def test_rows_with_and_without_optional_keys_mix_and_may_be_added_one_by_one(mod
         {"boxes": [SQUARE], "labels": [0]},
         {"boxes": [SQUARE], "labels": [0], "area": [5e4], "iscrowd": [0]},
     ]
+    references.append({**GOOD, "iscrowd": np.array([True]), "target_ids": [1, 2]})  # as a processor has them
     for reference in references:
         module.add(prediction=GOOD, reference=reference)
-    assert module.compute() == coco_map([GOOD, GOOD], references)
+    assert module.compute() == coco_map([GOOD] * 3, references)
 
 
 def test_the_module_names_the_image_too(module):
