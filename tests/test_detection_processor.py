@@ -181,6 +181,11 @@ def test_batch_decode_gives_boxes_in_shares_of_the_frame():
     assert found["labels"].tolist() == [1]
 
 
+def test_classes_are_counted_without_crowds():
+    rows = [row((0, 0, 8, 8, 2), (0, 0, 8, 8, "dog"), iscrowd=[0, 1]), row((0, 0, 8, 8, 2))]
+    assert processor().count_classes(rows) == [0, 0, 2]
+
+
 # --- saved, trained -------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,8 @@
 """Object detection: boxes as tokens, recall and mAP as rewards, learned confidences (paper, section 4.2)."""
 
+from vision_rl.tasks.detection.average_precision import coco_map
+from vision_rl.tasks.detection.coco_results import coco_results, save_coco_results
+from vision_rl.tasks.detection.drawing import draw
 from vision_rl.tasks.detection.processing import DetectionProcessor
 from vision_rl.tasks.detection.rewards import (
     AveragePrecisionReward,
@@ -14,5 +17,9 @@ __all__ = [
     "DetectionProcessor",
     "RecallReward",
     "class_weights",
+    "coco_map",
+    "coco_results",
     "detection_reward",
+    "draw",
+    "save_coco_results",
 ]

@@ -30,7 +30,7 @@ Examples:
     >>> reward = evaluate.load(vision_rl.metric_path("detection_reward"))
     >>> box = [3, 3, 503, 503, 1004, 2]
     >>> reward.compute(predictions=[box, box + box], references=[box, box], thresholds=[0.5])
-    {'reward': 0.85, 'rewards': [1.0, 0.7]}
+    {'reward': 0.8499999940395355, 'rewards': [1.0, 0.699999988079071]}
 """
 
 _CITATION = """

@@ -1,0 +1,111 @@
+"""Step 1: train a ViT and the paper's decoder from scratch to write boxes as tokens (MLE).
+
+    python examples/pretrain_detection.py --output_dir runs/detection-mle
+    accelerate launch --multi_gpu --num_processes 2 examples/pretrain_detection.py --output_dir runs/detection-mle
+
+On scenes of handwritten digits, unless told otherwise. Your own images: --annotation_file and --images_dir (and
+--eval_annotation_file, --eval_images_dir) for files in COCO's form, or --dataset_name for rows with `image` and
+`objects: {bbox, category}`. Every option of VisionMLEConfig can be given, or a YAML file: --config FILE.
+"""
+
+from dataclasses import dataclass
+
+from datasets import load_dataset
+from transformers import VisionEncoderDecoderModel, ViTImageProcessorPil, set_seed
+from trl import TrlParser
+
+from vision_rl import VisionMLEConfig, VisionMLETrainer
+from vision_rl.data.coco import category_names, load_coco_detection
+from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
+from vision_rl.models import (
+    VisionDecoderConfig,
+    VisionDecoderForCausalLM,
+    init_sincos_positions,
+    vision_encoder_decoder,
+    vit_encoder,
+)
+from vision_rl.tasks.detection import DetectionProcessor, coco_map
+
+
+DEFAULTS = {
+    "output_dir": "runs/detection-mle",
+    "max_steps": 20_000,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 100,
+    "optim": "big_vision_adafactor",  # the paper's optimiser
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 500,
+    "logging_steps": 100,
+    "eval_strategy": "steps",
+    "eval_steps": 2000,
+    "save_strategy": "steps",
+    "save_steps": 2000,
+    "save_total_limit": 1,
+}
+
+
+@dataclass
+class ScriptArguments:
+    annotation_file: str | None = None
+    images_dir: str | None = None
+    eval_annotation_file: str | None = None
+    eval_images_dir: str | None = None
+    dataset_name: str | None = None
+    num_train_images: int = 30_000  # of the digit scenes
+    num_eval_images: int = 500
+    image_size: int = 48
+    patch_size: int = 8
+    num_bins: int = 64
+    max_boxes: int = 6
+
+
+def detection_data(args: ScriptArguments):
+    """Training rows, evaluation rows, the names of the categories."""
+    if args.annotation_file is not None:
+        train = load_coco_detection(args.images_dir, args.annotation_file)
+        return train, load_coco_detection(args.eval_images_dir, args.eval_annotation_file), category_names(train)
+    if args.dataset_name is not None:
+        splits = load_dataset(args.dataset_name)
+        evaluated = splits["validation" if "validation" in splits else "test"]
+        return splits["train"], evaluated, category_names(splits["train"])
+    scenes = {"size": args.image_size, "max_digits": min(4, args.max_boxes), "min_height": 14, "max_height": 26}
+    train = digit_scenes("train", args.num_train_images, **scenes)
+    return train, digit_scenes("validation", args.num_eval_images, **scenes), list(CATEGORIES)
+
+
+def small_detector(processor: DetectionProcessor, patch_size: int) -> VisionEncoderDecoderModel:
+    """The paper's ViT and decoder, made small."""
+    size = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256}
+    encoder = vit_encoder(processor.frame[0], patch_size=patch_size, num_hidden_layers=3, **size)
+    tokens = {"vocab_size": processor.vocab_size, "max_position_embeddings": processor.completion_length}
+    decoder = VisionDecoderForCausalLM(VisionDecoderConfig(**tokens, **size, num_hidden_layers=2))
+    model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0)
+    init_sincos_positions(model)
+    return model
+
+
+def main(script_args: ScriptArguments, training_args: VisionMLEConfig) -> VisionMLETrainer:
+    set_seed(training_args.seed)
+    train_dataset, eval_dataset, categories = detection_data(script_args)
+    image_processor = ViTImageProcessorPil(size={"height": script_args.image_size, "width": script_args.image_size})
+    processor = DetectionProcessor(
+        image_processor, categories, script_args.num_bins, script_args.max_boxes, score="likelihood"
+    )
+    trainer = VisionMLETrainer(
+        model=small_detector(processor, script_args.patch_size),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        compute_metrics=coco_map,
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+if __name__ == "__main__":
+    parser = TrlParser((ScriptArguments, VisionMLEConfig))
+    parser.set_defaults(**DEFAULTS)
+    main(*parser.parse_args_and_config())
