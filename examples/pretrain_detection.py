@@ -4,8 +4,7 @@
     accelerate launch --multi_gpu --num_processes 2 examples/pretrain_detection.py --output_dir runs/detection-mle
 
 On scenes of handwritten digits, unless told otherwise: --images_dir, --annotation_file and the same with eval_ for
-files in COCO's form, or --dataset_name for rows with `image` and `objects: {bbox, category}`. Every option of
-VisionMLEConfig can be given, or a YAML file: --config FILE.
+files in COCO's form, or --dataset_name for rows with `image` and `objects: {bbox, category}`; --config FILE is YAML.
 """
 
 from dataclasses import dataclass
