@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import SIZE, image_processor, tiny_images
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ViTImageProcessorPil
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
@@ -326,3 +326,8 @@ def test_a_category_list_that_differs_from_the_data_sets():
 def test_options_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         processor(**wrong)
+
+
+def test_an_image_processor_without_a_fixed_frame():
+    with pytest.raises(ValueError, match="boxes need a fixed frame"):
+        DetectionProcessor(ViTImageProcessorPil(size={"shortest_edge": 32}), ["cat"])

@@ -1,7 +1,7 @@
 """Boxes as tokens: the processor of detection (paper, section 4.2; tokens of the authors' `detection_reward.py`)."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import datasets
@@ -17,7 +17,7 @@ from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TO
 logger = logging.getLogger(__name__)
 
 PADDING = (128, 128, 128)  # of a letterboxed image
-NUM_SIZED_ROWS = 200  # whose images `check_dataset` opens to see how large they are
+NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images
 
 
 class DetectionProcessor(VisionProcessor):
@@ -84,7 +84,11 @@ class DetectionProcessor(VisionProcessor):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, it is {getattr(self, name)!r}.")
-        size = image_processor.size
+        size = dict(image_processor.size)
+        if not {"width", "height"} <= set(size):
+            raise ValueError(
+                f"The image processor's size is {size}: boxes need a fixed frame, size={{'height': ..., 'width': ...}}."
+            )
         self.frame = (size["width"], size["height"])  # pixels of the model's input
 
     @property
@@ -220,7 +224,7 @@ class DetectionProcessor(VisionProcessor):
         if names is not None and names != self.categories:
             raise ValueError(f"The data set's categories are {names}, the processor's are {self.categories}.")
         rows_over = boxes_over = num_flat = 0
-        for index, objects in enumerate(_values(dataset, column)):
+        for index, objects in _rows_of(dataset, column):
             try:
                 boxes, _, crowd = self._parse(objects)
             except ValueError as error:
@@ -242,7 +246,7 @@ class DetectionProcessor(VisionProcessor):
     def count_classes(self, dataset, column: str = "objects") -> list[int]:
         """How often each category occurs in a training set, crowds apart: for `AveragePrecisionReward`."""
         counts = np.zeros(self.num_labels, np.int64)
-        for objects in _values(dataset, column):
+        for _, objects in _rows_of(dataset, column, sample=False):
             _, labels, iscrowd = self._parse(objects)
             counts += np.bincount(labels[~iscrowd], minlength=self.num_labels)
         return counts.tolist()
@@ -250,8 +254,7 @@ class DetectionProcessor(VisionProcessor):
     def _check_inside(self, dataset, columns: dict[str, str]) -> None:
         """Opens some images: boxes that leave theirs are clipped, most of them leaving it are xyxy."""
         num_boxes = num_leaving = 0
-        step = -(-len(dataset) // NUM_SIZED_ROWS)
-        for index in range(0, len(dataset), step):
+        for index in _sampled(len(dataset)):
             row = dataset[index]
             boxes, _, _ = self._parse(row[columns["objects"]])
             ends = boxes[:, :2] + boxes[:, 2:]
@@ -314,8 +317,16 @@ def _category_names(dataset, column: str) -> list[str] | None:
     return getattr(getattr(category, "feature", category), "names", None)
 
 
-def _values(dataset, column: str) -> Iterable[dict]:
-    """One column row by row, without decoding the images."""
+def _rows_of(dataset, column: str, sample: bool = True) -> Iterator[tuple[int, dict]]:
+    """Row numbers and values of one column, all of them where that decodes no images; else of sampled rows."""
     if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
         dataset = dataset.select_columns(column)
-    return (dataset[index][column] for index in range(len(dataset)))
+    elif sample and not isinstance(dataset, list | tuple):
+        yield from ((index, dataset[index][column]) for index in _sampled(len(dataset)))
+        return
+    yield from ((index, dataset[index][column]) for index in range(len(dataset)))
+
+
+def _sampled(count: int) -> range:
+    """Some of `count` rows, evenly spread."""
+    return range(0, count, -(-count // NUM_SAMPLED_ROWS))
