@@ -117,7 +117,7 @@ def _write(digits: list[np.ndarray], rng: np.random.Generator, height: int, crow
     right_edge = np.full(height, -np.inf)  # of the ink so far, row by row
     left = end = 0
     for digit in digits:
-        glyph = _scale(_crop(digit), rng.uniform(0.8, 1.25) * pixel)  # (h, w)
+        glyph = scale_ink(crop_to_ink(digit), rng.uniform(0.8, 1.25) * pixel)  # (h, w)
         h, w = glyph.shape
         top = int(np.clip((height - h) / 2 + rng.uniform(-4, 4) * pixel, 0, height - h))
         gap = -rng.uniform(0, 2) if rng.random() < crowding else rng.uniform(1, 4)
@@ -139,7 +139,7 @@ def _place(strip: np.ndarray, rng: np.random.Generator, height: int, width: int)
     """The strip somewhere in an empty image `(height, width)`, shrunk if it is wider than that."""
     room = width - 4
     if strip.shape[1] > room:
-        strip = _scale(strip, room / strip.shape[1])
+        strip = scale_ink(strip, room / strip.shape[1])
     page = np.zeros((height, width), np.float32)
     h, w = strip.shape
     top, left = (height - h) // 2, rng.integers(2, width - 2 - w, endpoint=True)
@@ -151,18 +151,25 @@ def _photograph(page: np.ndarray, rng: np.random.Generator, noise: float) -> byt
     """Ink in 0..1 to the PNG of dark strokes on light, unevenly bright paper."""
     paper, ink = rng.uniform(0.8, 0.95), rng.uniform(0.05, 0.3)
     grey = paper + (ink - paper) * page + noise * rng.standard_normal(page.shape, dtype=np.float32)
-    buffer = io.BytesIO()
-    Image.fromarray((255 * grey.clip(0, 1)).astype(np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode_png((255 * grey.clip(0, 1)).astype(np.uint8))
 
 
-def _crop(digit: np.ndarray) -> np.ndarray:
+def crop_to_ink(digit: np.ndarray) -> np.ndarray:
+    """A digit of `digit_images` as ink in 0..1, without its empty rows and columns."""
     ink = digit > 32
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
     return digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32) / 255
 
 
-def _scale(ink: np.ndarray, factor: float) -> np.ndarray:
+def scale_ink(ink: np.ndarray, factor: float) -> np.ndarray:
+    """Ink `(h, w)` at another size, smoothly."""
     size = [max(1, round(side * factor)) for side in ink.shape]
     scaled = Image.fromarray(ink).resize(size[::-1], Image.Resampling.BILINEAR)  # PIL antialiases when it shrinks
     return np.asarray(scaled)
+
+
+def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
+    """Pixels `(H, W)` or `(H, W, 3)` uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=compress_level)
+    return buffer.getvalue()
