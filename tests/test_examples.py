@@ -1,0 +1,50 @@
+"""The example scripts run, from their command lines, on digits and on a folder in COCO's form."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FEW = "--max_steps 2 --per_device_train_batch_size 4 --num_train_images 16 --eval_strategy no --report_to none --use_cpu true"
+
+
+def run(script: str, *options: str) -> None:
+    if not EXAMPLES.is_dir():
+        pytest.skip("the examples are not part of the installed package")
+    subprocess.run([sys.executable, EXAMPLES / script, *FEW.split(), *options], check=True)
+
+
+def test_ocr_is_pretrained_and_tuned(tmp_path):
+    run("pretrain_ocr.py", "--output_dir", f"{tmp_path}/mle")
+    run("tune_ocr.py", "--model", f"{tmp_path}/mle", "--output_dir", f"{tmp_path}/tuned")
+    assert (tmp_path / "tuned" / "model.safetensors").exists()
+
+
+def test_detection_is_pretrained_and_tuned_for_both_rewards(tmp_path):
+    run("pretrain_detection.py", "--output_dir", f"{tmp_path}/mle")
+    for reward in ("recall", "map"):
+        options = ("--model", f"{tmp_path}/mle", "--reward", reward, "--output_dir", f"{tmp_path}/{reward}")
+        run("tune_detection.py", *options)
+        assert (tmp_path / reward / "model.safetensors").exists()
+
+
+def test_detection_is_pretrained_on_a_folder_in_cocos_form(tmp_path):
+    from vision_rl.data.digit_scenes import digit_scenes
+
+    content = {"images": [], "annotations": [], "categories": [{"id": 10 + c, "name": str(c)} for c in range(10)]}
+    for index, row in enumerate(digit_scenes("train", 8, size=48)):
+        row["image"].save(tmp_path / f"{index}.png")
+        content["images"].append({"id": index, "file_name": f"{index}.png", "width": 48, "height": 48})
+        for bbox, category in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True):
+            annotation = {"image_id": index, "bbox": bbox, "category_id": 10 + category, "area": bbox[2] * bbox[3]}
+            content["annotations"].append({"id": len(content["annotations"]) + 1, "iscrowd": 0, **annotation})
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    images, boxes = ("--images_dir", str(tmp_path)), str(tmp_path / "boxes.json")
+    evaluated = ("--eval_images_dir", str(tmp_path), "--eval_annotation_file", boxes)
+    run("pretrain_detection.py", *images, "--annotation_file", boxes, *evaluated, "--output_dir", f"{tmp_path}/mle")
+    processor = json.loads((tmp_path / "mle" / "processor_config.json").read_text())
+    assert processor["categories"] == list("0123456789")
