@@ -1,5 +1,6 @@
 """What writes the tokens. Importing it lets transformers' Auto classes load `vision_decoder` checkpoints."""
 
+from vision_rl.models.conv_stem import ConvStemVisionConfig, ConvStemVisionModel
 from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM
 from vision_rl.models.encoder import (
     load_encoder,
@@ -11,6 +12,8 @@ from vision_rl.models.positions import init_sincos_positions, sincos2d
 
 
 __all__ = [
+    "ConvStemVisionConfig",
+    "ConvStemVisionModel",
     "VisionDecoderConfig",
     "VisionDecoderForCausalLM",
     "init_sincos_positions",

@@ -26,6 +26,8 @@ from transformers import (
     ViTModel,
 )
 
+from vision_rl.models.conv_stem import ConvStemVisionConfig, ConvStemVisionModel
+
 
 def vit_encoder(
     image_size: int,
@@ -34,13 +36,15 @@ def vit_encoder(
     num_hidden_layers: int = 12,
     num_attention_heads: int = 12,
     intermediate_size: int = 3072,
+    conv_stem: bool = False,
 ) -> SiglipVisionModel:
     """The paper's ViT with new weights; the defaults are B/16, and L/16 is 1024 wide, 24 layers, 16 heads, MLP 4096.
 
     It reads `pixel_values` (B, 3, image_size, image_size), in [-1, 1] in the paper, and gives `last_hidden_state`
-    (B, N, hidden_size), one row of patches after the other.
+    (B, N, hidden_size), one row of patches after the other. `conv_stem` makes the patches by small convolutions
+    (`vision_rl.models.conv_stem`), which is not in the paper: a small model trained from scratch needs it.
     """
-    config = SiglipVisionConfig(
+    config = (ConvStemVisionConfig if conv_stem else SiglipVisionConfig)(
         image_size=image_size,
         patch_size=patch_size,
         hidden_size=hidden_size,
@@ -51,7 +55,7 @@ def vit_encoder(
         layer_norm_eps=1e-6,
         vision_use_head=False,
     )
-    return SiglipVisionModel(config)
+    return ConvStemVisionModel(config) if isinstance(config, ConvStemVisionConfig) else SiglipVisionModel(config)
 
 
 def load_encoder(
