@@ -3,10 +3,12 @@
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import (
@@ -250,9 +252,11 @@ class VisionTrainer(CompletingTrainer):
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
-            model.load_state_dict(
-                {name: restored[name] for name in model.state_dict()}
-            )  # not a pooler added on loading
+            names = set(model.state_dict())
+            restored |= _saved_tensors(
+                resume_from_checkpoint, names - set(restored)
+            )  # parts that a subclass has added
+            model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -278,3 +282,12 @@ def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
     """The last part of the model's name or path, from which the default output folder is named."""
     name = model if isinstance(model, str) else base_model(model).config._name_or_path or type(model).__name__
     return name.rstrip("/").split("/")[-1]
+
+
+def _saved_tensors(folder: str, names: set[str]) -> dict[str, torch.Tensor]:
+    """Those of the tensors `names` that the checkpoint in `folder` holds under these names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(Path(folder).glob("model*.safetensors")) if names else []:
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in names & set(file.keys())}
+    return tensors

@@ -1,0 +1,70 @@
+"""The auxiliary dense loss of the detection example: its targets, its scale, its head in checkpoints."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_detection_processor import box_dataset, options, processor, tiny_detector
+from transformers import VisionEncoderDecoderModel
+
+from vision_rl import VisionMLEConfig
+from vision_rl.trainer.collator import BatchColumns
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def dense_trainer(monkeypatch):
+    if not EXAMPLES.is_dir():
+        pytest.skip("the examples are not part of the installed package")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from dense_boxes import DenseBoxesMLETrainer
+
+    def make(folder, **more):
+        torch.manual_seed(0)
+        p = processor(num_bins=32)
+        args = VisionMLEConfig(**options(folder, **more))
+        return DenseBoxesMLETrainer(tiny_detector(p), args, train_dataset=box_dataset(), processing_class=p)
+
+    yield make
+    sys.modules.pop("dense_boxes", None)
+
+
+def test_a_patch_learns_the_smallest_box_that_its_centre_lies_in(dense_trainer, tmp_path):
+    reference = {"boxes": np.array([[0, 0, 32, 16], [0, 0, 16, 16]]), "labels": np.array([0, 2])}
+    empty = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int)}
+    columns = BatchColumns({}, [reference, empty], [(32, 32), (32, 32)])
+    labels, boxes = dense_trainer(tmp_path).dense_targets(columns, num_patches=4)
+    assert labels.tolist() == [[2, 0, 3, 3], [3, 3, 3, 3]]
+    assert boxes[0].tolist() == [[0, 0, 0.5, 0.5], [0, 0, 1, 0.5], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_dense_loss_is_the_same_for_every_split_into_micro_batches(dense_trainer, tmp_path):
+    weights = []
+    for batch, accumulated in ((8, 1), (2, 4)):
+        trainer = dense_trainer(
+            tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulated, learning_rate=1e-3
+        )
+        trainer.train()
+        weights.append(trainer.model.dense_head.weight.detach().clone())
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_head_is_resumed_with_the_model_and_dropped_at_the_end(dense_trainer, tmp_path):
+    whole = dense_trainer(tmp_path / "whole", max_steps=4)
+    whole.train()
+    first = dense_trainer(tmp_path / "parts", max_steps=4, save_strategy="steps", save_steps=2)
+    first.train()
+    resumed = dense_trainer(tmp_path / "parts", max_steps=4)
+    with torch.no_grad():
+        resumed.model.dense_head.weight.zero_()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-2"))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    resumed.drop_head()
+    resumed.save_model(str(tmp_path / "final"))
+    saved = VisionEncoderDecoderModel.from_pretrained(tmp_path / "final", output_loading_info=True)[1]
+    assert not saved["unexpected_keys"]
