@@ -7,6 +7,7 @@ and keeps no log-probabilities; it is the fallback for models that are no `Visio
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -27,18 +28,25 @@ from vision_rl.models.decoder import VisionDecoderForCausalLM
 DEFAULT_LENGTH = 128
 
 
-class SampledCompletions(NamedTuple):
-    """G completions of each image; the mask is 1 up to and including the end token, behind it ids are the pad."""
+@dataclass(frozen=True)
+class SampledCompletions:
+    """G completions of each image; the mask is 1 up to and including the end token, behind it ids are the pad.
+
+    Unpacks into its first three: `completion_ids, completion_mask, per_token_logps = sample(...)`.
+    """
 
     completion_ids: torch.Tensor  # (B, G, T) int64
     completion_mask: torch.Tensor  # (B, G, T) int64
     per_token_logps: torch.Tensor  # (B, G, T) float32, 0 behind the end
     watched_logps: torch.Tensor | None = None  # (B, G, T, C) float32, of the `watched_ids`
 
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter((self.completion_ids, self.completion_mask, self.per_token_logps))
+
     def first(self, count: int) -> "SampledCompletions":
         """The first `count` completions of each image."""
         watched = None if self.watched_logps is None else self.watched_logps[:, :count]
-        ids, mask, logps = (field[:, :count] for field in self[:3])
+        ids, mask, logps = (field[:, :count] for field in self)
         return SampledCompletions(ids, mask, logps, watched)
 
 

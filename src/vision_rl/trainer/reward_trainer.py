@@ -262,7 +262,7 @@ class VisionRewardTrainer(VisionTrainer):
         return loss
 
     def _record(self, scores: Scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
-        ids, mask, logps = (x.flatten(0, 1) for x in completions[:3])  # (B*G, T)
+        ids, mask, logps = (x.flatten(0, 1) for x in completions)  # (B*G, T)
         ends = special_ids(self.bare(self.model)).ends
         lengths = mask.sum(-1)
         last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
