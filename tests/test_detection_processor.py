@@ -59,6 +59,17 @@ def test_categories_are_names_or_places():
     assert labels_of(p, row((1, 2, 3, 4, "dog"))) == labels_of(p, row((1, 2, 3, 4, 1)))
 
 
+def test_objects_may_be_a_list_or_say_label_for_category():
+    p, usual = processor(), row((1, 2, 3, 4, 1), (5, 6, 7, 8, 2))
+    listed = [{"bbox": [1, 2, 3, 4], "category": 1}, {"bbox": [5, 6, 7, 8], "category": 2}]
+    labelled = {"bbox": usual["objects"]["bbox"], "label": [1, 2]}
+    for objects in (listed, labelled):
+        assert labels_of(p, {**usual, "objects": objects}) == labels_of(p, usual)
+    assert labels_of(p, {**usual, "objects": []}) == [[0] * 24]
+    with pytest.raises(ValueError, match=r"The objects have \['bbox', 'id'\], they need"):
+        labels_of(p, {**usual, "objects": {"bbox": [], "id": []}})
+
+
 def test_the_order_is_random_by_the_seed_and_the_data_sets_own_without_one():
     p = processor()
     boxes = [(0, 0, 8, 8, 0), (8, 8, 8, 8, 1), (16, 16, 8, 8, 2)]

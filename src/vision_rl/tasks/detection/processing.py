@@ -1,7 +1,7 @@
 """Boxes as tokens: the processor of detection (paper, section 4.2; tokens of the authors' `detection_reward.py`)."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import datasets
@@ -166,6 +166,7 @@ class DetectionProcessor(VisionProcessor):
 
     def _read(self, size, objects: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The row's boxes `(n, 4)` xyxy clipped to the image, their labels, areas and crowd flags; none without area."""
+        objects = _as_lists(objects)
         boxes, labels, iscrowd = self._parse(objects)
         area = np.asarray(objects.get("area") or boxes[:, 2] * boxes[:, 3], np.float64)
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).clip(0, np.tile(size, 2))
@@ -174,6 +175,7 @@ class DetectionProcessor(VisionProcessor):
 
     def _parse(self, objects: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`bbox` as `(n, 4)`, the places of the categories, the crowd flags."""
+        objects = _as_lists(objects)
         boxes = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
         labels = np.array([self._label(category) for category in objects["category"]], np.int64)
         if len(labels) != len(boxes):
@@ -307,13 +309,25 @@ class DetectionProcessor(VisionProcessor):
         }
 
 
+def _as_lists(objects: dict | list[dict]) -> dict:
+    """A row's objects as lists of `bbox` and `category`: also from a list of objects, or with `label` for `category`."""
+    if not isinstance(objects, Mapping):
+        names = objects[0] if objects else ("bbox", "category")
+        objects = {name: [one[name] for one in objects] for name in names}
+    if "category" not in objects and "label" in objects:
+        objects = {**objects, "category": objects["label"]}
+    if not {"bbox", "category"} <= set(objects):
+        raise ValueError(f"The objects have {sorted(objects)}, they need `bbox` and `category`.")
+    return dict(objects)
+
+
 def _category_names(dataset, column: str) -> list[str] | None:
     """The names that a `datasets.Dataset` has for the categories, if it has them."""
     if not isinstance(dataset, datasets.Dataset) or column not in dataset.features:
         return None
     objects = dataset.features[column]
     objects = getattr(objects, "feature", objects)  # a list of objects, or an object of lists
-    category = objects["category"]
+    category = objects["category"] if "category" in objects else objects.get("label")
     return getattr(getattr(category, "feature", category), "names", None)
 
 
