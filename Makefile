@@ -7,13 +7,20 @@ CONSTRAINTS ?= constraints/cpu.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quality format docs clean
+.PHONY: help demo demo-full results test quality format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo  ## train, tune and compare on real handwriting, about 4 minutes: runs/demo/
+demo: $(VENV)/.demo  ## tune a detector for mAP in two situations, against more MLE, about 8 minutes: runs/demo/
 	$(BIN)/python examples/demo.py
+
+demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts from, which take an hour and a half
+	$(BIN)/python examples/demo.py --full true
+
+results: $(VENV)/.demo  ## the whole detection experiment, some hours: results/; an interrupted one goes on
+	$(BIN)/python examples/detection_study.py --situation crowded
+	$(BIN)/python examples/detection_study.py --situation incomplete
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -1,157 +1,102 @@
-"""The whole story in a few minutes on two CPU cores: imitate, then tune for the reward, and compare with more imitation.
+"""MLE, more MLE, and reward tuning: a detector before and after, in two situations, from MLE models that come along.
 
-    make demo            (or: python examples/demo.py)
+    python examples/demo.py                 # or: make demo
+    python examples/demo.py --full true     # or: make demo-full; makes the MLE models anew first, which takes an hour
 
-Strings of real handwritten digits are read by a small vision transformer. It is trained by maximum likelihood (MLE),
-then tuned for "the whole string is right" and "most characters are right". The control continues MLE instead, for as
-many steps at least and about as long. No digit of the test images was ever seen in training. Writes runs/demo/.
+Scenes of handwritten digits, none of which is in both training and test. In one situation they are small, many and
+noisy, in the other half of the training boxes are missing; see digit_situations.py. In each, the MLE model is tuned for
+mAP, and, as a control, MLE goes on for longer than that takes, with the learning rate that suited it best on validation.
+Writes runs/demo/: the table, one picture, the models. docs/results.md has the whole experiment.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import pretrain_ocr
 import torch
-import tune_ocr
-from transformers import Trainer, VisionEncoderDecoderModel
+from detection_measures import Measured
+from detection_study import SHOWN, Study, StudyArguments, cost, pretrain
+from digit_situations import Situation
+from PIL import Image
 from trl import TrlParser
 
-from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig
-from vision_rl.models.sampling import sample
-from vision_rl.tasks.ocr import (
-    TextProcessor,
-    character_accuracy_reward,
-    character_error_rate,
-    draw,
-    draw_grid,
-    exact_match_reward,
-)
+from vision_rl.drawing import draw_grid
+from vision_rl.tasks.detection import draw
+
+
+RESULTS = Path(__file__).parents[1] / "results"
+SITUATIONS: tuple[Situation, ...] = ("crowded", "incomplete")
+ROWS = {"mle": "MLE", "mle_continued": "MLE continued", "tuned_map": "tuned for mAP"}
+COLUMNS = ("map_confidence", "map_likelihood", "ar_100", "greedy_map_reward", "sampled_map_reward", "boxes_per_image")
 
 
 @dataclass
 class DemoArguments:
     output_dir: str = "runs/demo"
     seed: int = 0
-    mle_steps: int = 4000
-    tune_steps: int = 600
-    tune_learning_rate: float = 1e-4  # of 3e-5, 1e-4 and 3e-4 the best on validation, read greedily
-    control_learning_rate: float = 4e-3  # of 1e-3, 2e-3 and 4e-3 likewise
-    num_train_images: int = 24_000
-    eval_split: str = "test"
-    num_eval_images: int = 1000
+    steps: int = 150  # of tuning; the control makes three times as many
+    num_train_images: int = 15_000
+    num_eval_images: int = 500
+    threads: int = 2
+    full: bool = False
 
 
 def main(demo: DemoArguments) -> None:
     out = Path(demo.output_dir)
-    quiet = {"seed": demo.seed, "use_cpu": True, "report_to": "none", "eval_strategy": "no"}
-    data = {"num_train_images": demo.num_train_images}
-
-    print(f"\n1/3  MLE: {demo.mle_steps} steps on strings of real handwritten digits", flush=True)
-    settings = {**pretrain_ocr.DEFAULTS, **quiet}
-    mle = pretrain_ocr.main(
-        pretrain_ocr.ScriptArguments(**data),
-        VisionMLEConfig(**settings | {"output_dir": str(out / "mle"), "max_steps": demo.mle_steps}),
-    )
-
-    tune_settings = {**tune_ocr.DEFAULTS, **quiet, "learning_rate": demo.tune_learning_rate}
-    samples = tune_settings["num_generations"]
-    print(f"\n2/3  Reward tuning: {demo.tune_steps} steps, {samples} samples an image", flush=True)
-    tuned = tune_ocr.main(
-        tune_ocr.ScriptArguments(model=str(out / "mle"), **data),
-        VisionRewardConfig(**tune_settings | {"output_dir": str(out / "tuned"), "max_steps": demo.tune_steps}),
-    )
-
-    # A step of tuning takes longer than one of MLE: the control takes as many of the latter as fit into the same time.
-    fitting = demo.mle_steps * seconds(tuned) / seconds(mle)
-    control_steps = max(demo.tune_steps, math.ceil(fitting))
-    print(f"\n3/3  Control: MLE continued for as long, {control_steps} steps", flush=True)
-    settings |= {"learning_rate": demo.control_learning_rate, "max_steps": control_steps}
-    control = VisionMLETrainer(
-        model=VisionEncoderDecoderModel.from_pretrained(out / "mle"),
-        args=VisionMLEConfig(**settings | {"output_dir": str(out / "control")}),
-        train_dataset=mle.train_dataset,
-        processing_class=mle.processing_class,
-    )
-    control.train()
-    control.save_model()
-
-    trainers = {"mle": mle, "control": control, "tuned": tuned}
-    images = pretrain_ocr.digits(demo.eval_split, demo.num_eval_images)
-    readings = {name: read(out / name, images) for name in trainers}
-    table = {
-        name: {
-            **score(*readings[name], images["text"]),
-            "steps": trainer.state.global_step,
-            "seconds": round(seconds(trainer)),
-        }
-        for name, trainer in trainers.items()
-    }
-    (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": table}, indent=2) + "\n")
-    show(table, demo)
-    picture(images, readings["mle"][1], readings["tuned"][1]).save(out / "readings.png")
-    print(f"\nWritten: {out}/results.json, {out}/readings.png (what was read before and after) and the three models.")
-
-
-def seconds(trainer: Trainer) -> float:
-    """How long it trained, without making the data and saving the model."""
-    return next(log["train_runtime"] for log in reversed(trainer.state.log_history) if "train_runtime" in log)
-
-
-@torch.no_grad()
-def read(folder: Path, images, num_generations: int = 4) -> tuple[list[str], list[list[str]]]:
-    """What a saved model reads: greedily, and in some samples of each image."""
-    model = VisionEncoderDecoderModel.from_pretrained(folder)
-    processor = TextProcessor.from_pretrained(folder)
-    torch.manual_seed(0)
-    greedy, sampled = [], []
-    for start in range(0, len(images), 250):
-        pixel_values = processor(images=images[start : start + 250]["image"])["pixel_values"]
-        greedy += processor.batch_decode(sample(model, pixel_values, do_sample=False).completion_ids[:, 0])
-        drawn = sample(model, pixel_values, num_generations).completion_ids
-        sampled += [processor.batch_decode(ids) for ids in drawn]
-    return greedy, sampled
-
-
-def score(greedy: list[str], sampled: list[list[str]], references: list[str]) -> dict[str, float]:
-    """Metric and mean reward (exact match + character accuracy, at most 2), of the greedy and of the sampled readings."""
-
-    def mean_reward(readings, references):
-        rewards = zip(
-            exact_match_reward(readings, references), character_accuracy_reward(readings, references), strict=True
+    torch.set_num_threads(demo.threads)
+    tables: dict[str, dict] = {}
+    pictures: list[Image.Image] = []
+    for situation in SITUATIONS:
+        mle = out / situation / "mle" if demo.full else None
+        if mle is not None and not (mle / "model.safetensors").exists():
+            pretrain(situation, mle)
+        study = Study(
+            StudyArguments(
+                situation=situation,
+                steps=demo.steps,
+                num_train_images=demo.num_train_images,
+                num_eval_images=demo.num_eval_images,
+                checkpoint=None if mle is None else str(mle),
+            )
         )
-        return sum(map(sum, rewards)) / len(readings)
-
-    flat = [reading for readings in sampled for reading in readings]
-    repeated = [text for text, readings in zip(references, sampled, strict=True) for _ in readings]
-    return {
-        **character_error_rate(greedy, references),
-        "greedy_reward": mean_reward(greedy, references),
-        "sampled_reward": mean_reward(flat, repeated),
-    }
-
-
-def show(table: dict[str, dict], demo: DemoArguments) -> None:
-    print(f"\n{demo.num_eval_images} {demo.eval_split} images with digits never seen in training, seed {demo.seed}\n")
-    print(
-        f"{'':10}{'exact match':>13}{'char. errors':>14}{'reward, greedy':>16}{'sampled':>9}{'steps':>7}{'seconds':>9}"
-    )
-    for name, row in table.items():
-        print(
-            f"{name:10}{row['exact_match']:13.1%}{row['cer']:14.1%}{row['greedy_reward']:16.3f}"
-            f"{row['sampled_reward']:9.3f}{row['steps']:7}{row['seconds']:9}"
-        )
+        rates = json.loads((RESULTS / f"detection-{situation}.json").read_text())["learning_rates"]
+        measured: dict[str, Measured] = {}
+        tables[situation] = {}
+        for row, name in ROWS.items():
+            folder = study.checkpoint if row == "mle" else out / situation / row
+            if row != "mle":
+                print(f"\n{situation}: {name}", flush=True)
+                study.train(row, rates[row]["chosen"], demo.seed, folder)
+            measured[row] = study.measure(folder, "test")
+            columns = study.columns(measured[row])
+            tables[situation][row] = {**cost(folder), **{name: round(float(columns[name][0]), 4) for name in COLUMNS}}
+        pictures += before_and_after(study, measured, situation)
+    (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": tables}, indent=1) + "\n")
+    draw_grid(pictures, columns=6).save(out / "before_after.png")
+    show(tables, demo)
+    print(f"\nWritten: {out}/results.json, {out}/before_after.png and the models.")
 
 
-def picture(images, before: list[list[str]], after: list[list[str]]):
-    """The first twelve images, and three samples of each before and after tuning."""
-    return draw_grid(
-        [
-            draw(images[i]["image"], {"before": before[i][:3], "after": after[i][:3]}, images[i]["text"])
-            for i in range(12)
+def show(tables: dict[str, dict], demo: DemoArguments) -> None:
+    for situation, rows in tables.items():
+        print(f"\n{situation}: {demo.num_eval_images} test images, seed {demo.seed}\n")
+        print(" " * 16 + "".join(f"{SHOWN[name].split(', ')[-1]:>20}" for name in COLUMNS) + f"{'seconds':>9}")
+        for row, values in rows.items():
+            numbers = "".join(f"{values[name]:20.3f}" for name in COLUMNS)
+            print(f"{ROWS[row]:16}{numbers}{values['seconds']:9}")
+
+
+def before_and_after(study: Study, measured: dict[str, Measured], situation: Situation) -> list[Image.Image]:
+    """The first six test images, with what MLE and what the tuned model found."""
+    scenes = study.scenes("test").select(range(6))
+    pictures = []
+    for row in ("mle", "tuned_map"):
+        answers, truth = measured[row].boxes["likelihood"], measured[row].references
+        pictures += [
+            draw(scene["image"], answers[i], truth[i], scale=6, title=f"{situation}, {ROWS[row]}")
+            for i, scene in enumerate(scenes)
         ]
-    )
+    return pictures
 
 
 if __name__ == "__main__":

@@ -3,26 +3,28 @@
     python examples/pretrain_detection.py --output_dir runs/detection-mle
     accelerate launch --multi_gpu --num_processes 2 examples/pretrain_detection.py --output_dir runs/detection-mle
 
-On scenes of handwritten digits, unless told otherwise: --images_dir, --annotation_file and the same with eval_ for
-files in COCO's form, or --dataset_name for rows with `image` and `objects: {bbox, category}`; --config FILE is YAML.
+On scenes of handwritten digits (--situation, see digit_situations.py), unless told otherwise: --images_dir,
+--annotation_file and the same with eval_ for files in COCO's form, or --dataset_name for rows with `image` and
+`objects: {bbox, category}`. --config FILE is YAML; --resume_from_checkpoint true goes on where a run was interrupted.
 """
 
 from dataclasses import dataclass
 
 from datasets import load_dataset
 from dense_boxes import DenseBoxesMLETrainer
+from digit_situations import MAX_BOXES, SIZE, Situation, situation_scenes
 from transformers import VisionEncoderDecoderModel, ViTImageProcessorPil, set_seed
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, models
 from vision_rl.data.coco import category_names, load_coco_detection
-from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
+from vision_rl.data.digit_scenes import CATEGORIES
 from vision_rl.tasks.detection import DetectionProcessor, coco_map
 
 
 DEFAULTS = {
     "output_dir": "runs/detection-mle",
-    "max_steps": 5000,
+    "max_steps": 12_000,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 100,
     "learning_rate": 3e-3,
@@ -32,6 +34,10 @@ DEFAULTS = {
     "warmup_steps": 150,
     "eval_strategy": "steps",
     "eval_steps": 1000,
+    "save_steps": 1000,
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "map",
 }
 
 
@@ -42,10 +48,10 @@ class ScriptArguments:
     eval_images_dir: str | None = None
     eval_annotation_file: str | None = None
     dataset_name: str | None = None
-    num_train_images: int = 30_000  # of the digit scenes
-    image_size: int = 48
-    max_boxes: int = 6
-    box_order: str = "sorted"  # sooner learned than "random"
+    situation: Situation = "complete"
+    num_train_images: int = 40_000  # of the digit scenes
+    image_size: int = SIZE
+    max_boxes: int = MAX_BOXES
 
 
 def detection_data(args: ScriptArguments):
@@ -57,9 +63,8 @@ def detection_data(args: ScriptArguments):
         splits = load_dataset(args.dataset_name)
         evaluated = splits["validation" if "validation" in splits else "test"]
         return splits["train"], evaluated, category_names(splits["train"])
-    scenes = {"size": args.image_size, "max_digits": min(4, args.max_boxes), "min_height": 14, "max_height": 26}
-    train = digit_scenes("train", args.num_train_images, **scenes)
-    return train, digit_scenes("validation", 500, **scenes), list(CATEGORIES)
+    train = situation_scenes(args.situation, "train", args.num_train_images)
+    return train, situation_scenes(args.situation, "validation", 500), list(CATEGORIES)
 
 
 def small_detector(processor: DetectionProcessor) -> VisionEncoderDecoderModel:
@@ -77,7 +82,7 @@ def main(script_args: ScriptArguments, training_args: VisionMLEConfig) -> DenseB
     set_seed(training_args.seed)
     train_dataset, eval_dataset, categories = detection_data(script_args)
     image_processor = ViTImageProcessorPil(size={"height": script_args.image_size, "width": script_args.image_size})
-    boxes = {"num_bins": 64, "max_boxes": script_args.max_boxes, "box_order": script_args.box_order}
+    boxes = {"num_bins": 64, "max_boxes": script_args.max_boxes}
     processor = DetectionProcessor(image_processor, categories, **boxes, score="likelihood")
     trainer = DenseBoxesMLETrainer(
         model=small_detector(processor),
@@ -87,7 +92,8 @@ def main(script_args: ScriptArguments, training_args: VisionMLEConfig) -> DenseB
         processing_class=processor,
         compute_metrics=coco_map,
     )
-    trainer.train()
+    last = training_args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if last == "true" else last)
     trainer.drop_head()
     trainer.save_model()
     return trainer

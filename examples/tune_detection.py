@@ -41,18 +41,21 @@ class ScriptArguments(DataArguments):
     reward: Literal["recall", "map"] = "map"
 
 
+def detection_reward(name: str, processor: DetectionProcessor, train_dataset) -> RecallReward | AveragePrecisionReward:
+    sizes = (processor.num_bins, processor.num_labels)
+    if name == "recall":
+        return RecallReward(*sizes)
+    return AveragePrecisionReward(*sizes, class_counts=processor.count_classes(train_dataset))
+
+
 def main(script_args: ScriptArguments, training_args: VisionRewardConfig) -> VisionRewardTrainer:
     train_dataset, eval_dataset, _ = detection_data(script_args)
     processor = DetectionProcessor.from_pretrained(script_args.model)
-    size = (processor.num_bins, processor.num_labels)
-    if script_args.reward == "recall":
-        reward = RecallReward(*size)
-    else:
-        reward = AveragePrecisionReward(*size, class_counts=processor.count_classes(train_dataset))
+    if script_args.reward == "map":
         processor.score = "confidence"  # now learned
     trainer = VisionRewardTrainer(
         model=VisionEncoderDecoderModel.from_pretrained(script_args.model),
-        reward_funcs=reward,
+        reward_funcs=detection_reward(script_args.reward, processor, train_dataset),
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.data.coco import category_names
 from vision_rl.processing import VisionProcessor, rgb_image
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
 
@@ -222,7 +223,8 @@ class DetectionProcessor(VisionProcessor):
         if "objects" not in columns:
             return
         column = columns["objects"]
-        names = _category_names(dataset, column)
+        named = isinstance(dataset, datasets.Dataset) and column in dataset.features
+        names = category_names(dataset, column) if named else None
         if names is not None and names != self.categories:
             raise ValueError(f"The data set's categories are {names}, the processor's are {self.categories}.")
         rows_over = boxes_over = num_flat = 0
@@ -319,16 +321,6 @@ def _as_lists(objects: dict | list[dict]) -> dict:
     if not {"bbox", "category"} <= set(objects):
         raise ValueError(f"The objects have {sorted(objects)}, they need `bbox` and `category`.")
     return dict(objects)
-
-
-def _category_names(dataset, column: str) -> list[str] | None:
-    """The names that a `datasets.Dataset` has for the categories, if it has them."""
-    if not isinstance(dataset, datasets.Dataset) or column not in dataset.features:
-        return None
-    objects = dataset.features[column]
-    objects = getattr(objects, "feature", objects)  # a list of objects, or an object of lists
-    category = objects["category"] if "category" in objects else objects.get("label")
-    return getattr(getattr(category, "feature", category), "names", None)
 
 
 def _rows_of(dataset, column: str, sample: bool = True) -> Iterator[tuple[int, dict]]:

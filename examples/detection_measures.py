@@ -1,0 +1,144 @@
+"""What the detection experiment measures: answers image by image, and intervals by resampling the images."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from transformers import VisionEncoderDecoderModel
+
+from vision_rl.models.sampling import SampledCompletions, sample
+from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
+from vision_rl.tasks.detection.drawing import match_boxes
+from vision_rl.tasks.detection.rewards import ABSENT
+
+
+SCORES = ("confidence", "likelihood")
+IOUS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0, 1, 101)
+
+
+@dataclass
+class Measured:
+    """The greedy boxes of N images under both scores, and numbers of each image."""
+
+    boxes: dict[str, list[dict]]  # "confidence" and "likelihood": N predictions, as `coco_map` takes them
+    per_image: dict[str, np.ndarray]  # (N,) each: boxes, and the rewards of the greedy answer and of samples
+    references: list[dict]
+
+
+@torch.no_grad()
+def measure(
+    model: VisionEncoderDecoderModel,
+    processor: DetectionProcessor,
+    scenes: Dataset,
+    rewards: Mapping[str, RecallReward | AveragePrecisionReward],
+    forbid_absent: bool = False,
+    num_generations: int = 4,
+    batch_size: int = 200,
+) -> Measured:
+    """Decode greedily, score the boxes both ways, and reward greedy answers and samples.
+
+    With `forbid_absent` every answer has `max_boxes` boxes; their likelihood remains that of the model as it is, which
+    ranks them better than what is left when absence is ruled out.
+    """
+    config = model.generation_config
+    suppressed, config.suppress_tokens = config.suppress_tokens, [ABSENT] if forbid_absent else None
+    torch.manual_seed(0)
+    references, per_image, boxes = [], defaultdict(list), {score: [] for score in SCORES}
+    for start in range(0, len(scenes), batch_size):
+        rows = scenes.select(range(start, min(start + batch_size, len(scenes)))).to_list()
+        images = scenes[start : start + batch_size]["image"]
+        truth = processor.get_references([{**row, "image": image} for row, image in zip(rows, images, strict=True)])
+        pixel_values = processor(images=images)["pixel_values"]
+        options = {"max_completion_length": processor.completion_length, "watched_ids": processor.watched_ids}
+        greedy = sample(model, pixel_values, do_sample=False, **options)
+        sampled = sample(model, pixel_values, num_generations, **options)
+        logps = model_logps(model, pixel_values, greedy)
+        for score in SCORES:
+            processor.score = score
+            boxes[score] += processor.decode_completions(
+                greedy.completion_ids[:, 0].tolist(),
+                per_token_logps=logps,
+                watched_logps=greedy.watched_logps[:, 0],
+                image_sizes=[image.size for image in images],
+            )
+        for name, reward in rewards.items():
+            for how, completions in (("greedy", greedy), ("sampled", sampled)):
+                times = completions.completion_ids.shape[1]
+                repeated = [reference for reference in truth for _ in range(times)]
+                scored = reward.score(completions.completion_ids.flatten(0, 1), repeated).rewards
+                per_image[f"{how}_{name}_reward"] += scored.view(-1, times).mean(1).tolist()
+        references += truth
+    per_image["boxes_per_image"] = [len(found["labels"]) for found in boxes["likelihood"]]
+    config.suppress_tokens = suppressed
+    return Measured(boxes, {name: np.array(values) for name, values in per_image.items()}, references)
+
+
+def model_logps(model, pixel_values: torch.Tensor, completions: SampledCompletions) -> torch.Tensor:
+    """Log-probabilities `(B, T)` of one completion an image under the model with nothing forbidden."""
+    ids = completions.completion_ids[:, 0]
+    start = model.generation_config.decoder_start_token_id
+    logits = model(pixel_values=pixel_values, decoder_input_ids=F.pad(ids[:, :-1], (1, 0), value=start)).logits
+    return logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+
+
+class Resampled:
+    """mAP and AR@100 of a data set whose images count as often as `weights (R, N)` says, R times over.
+
+    Boxes match within their image, so they are matched once; only the sums over images are done again. Equals `coco_map`
+    where all weights are 1 (no crowds, at most 100 boxes).
+    """
+
+    def __init__(self, predictions: Sequence[Mapping], references: Sequence[Mapping], num_labels: int):
+        self.num_labels = num_labels
+        self.num_true = np.stack(
+            [np.bincount(truth["labels"], minlength=num_labels) for truth in references]
+        )  # (N, C)
+        hits = [found_at_ious(found, truth) for found, truth in zip(predictions, references, strict=True)]
+        scores = np.concatenate([found["scores"] for found in predictions])
+        order = np.argsort(-scores, kind="stable")
+        self.hits = np.concatenate(hits)[order]  # (D, 10)
+        self.labels = np.concatenate([found["labels"] for found in predictions])[order]
+        self.images = np.repeat(np.arange(len(hits)), [len(hit) for hit in hits])[order]
+
+    def scores(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """`map` and `ar_100`, each `(R,)`."""
+        precisions, recalls = [], []
+        for label in range(self.num_labels):
+            of_label = self.labels == label
+            weight = weights[:, self.images[of_label]].astype(np.float64)  # (R, d)
+            num_true = (weights @ self.num_true[:, label]).astype(np.float64)  # (R,)
+            found = np.cumsum(weight[:, None] * self.hits[of_label].T, axis=-1)  # (R, 10, d)
+            precision = found / np.maximum(np.cumsum(weight, axis=-1), 1)[:, None]
+            precision = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+            precision = np.pad(precision, ((0, 0), (0, 0), (0, 1)))  # 0 beyond the last recall
+            with np.errstate(invalid="ignore", divide="ignore"):
+                recall = found / num_true[:, None, None]  # NaN where a resample has none of the class
+            at = np.array([[np.searchsorted(curve, RECALLS) for curve in curves] for curves in recall])  # (R, 10, 101)
+            average = np.take_along_axis(precision, at, axis=-1).mean((1, 2))
+            last = recall[..., -1].mean(-1) if recall.shape[-1] else np.zeros(len(weights))
+            precisions.append(np.where(num_true > 0, average, np.nan))
+            recalls.append(np.where(num_true > 0, last, np.nan))
+        return {"map": np.nanmean(precisions, axis=0), "ar_100": np.nanmean(recalls, axis=0)}
+
+
+def found_at_ious(prediction: Mapping, reference: Mapping) -> np.ndarray:
+    """Whether each box finds a true one, at each of COCO's ten IoUs: `(n, 10)` bool, in the order of the boxes."""
+    # at least the threshold, as in COCO
+    return np.stack([match_boxes(prediction, reference, iou - 1e-10)[0] >= 0 for iou in IOUS], axis=1)
+
+
+def bootstrap(measured: Measured, num_labels: int, num_resamples: int = 400) -> dict[str, np.ndarray]:
+    """All columns of the table, `(1 + R,)` each: of the images themselves, then of R resamples, the same for every model."""
+    count = len(measured.references)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), num_resamples)
+    weights = np.concatenate([np.ones((1, count), int), drawn])
+    columns = {name: weights @ values / count for name, values in measured.per_image.items()}
+    for score in SCORES:
+        resampled = Resampled(measured.boxes[score], measured.references, num_labels).scores(weights)
+        columns |= {f"map_{score}": resampled["map"], "ar_100": resampled["ar_100"]}
+    return columns

@@ -1,0 +1,269 @@
+"""The detection experiment: what more MLE and what reward tuning make of one MLE model (docs/results.md has the tables).
+
+    python examples/detection_study.py --situation crowded         # or incomplete; `make results` runs both
+
+Every row starts from the same checkpoint. Learning rates are chosen on validation scenes with the first seed, the table
+is of test scenes and all seeds. Rows:
+
+* mle: the checkpoint; mle_forbidden: the same, but it must fill all its boxes (absence is forbidden while decoding);
+* mle_continued: the control, for at least as many steps and at least as long as tuning takes;
+* mle_confidence: the same, and the confidences learn the IoU of sampled boxes, as they do when mAP is tuned for;
+* tuned_recall, tuned_map: tuned for either reward;
+* mle_complete_labels, where labels are incomplete: MLE as long as the checkpoint's, had all labels been there.
+
+What is finished is kept in `work_dir`: an interrupted study goes on from there.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pretrain_detection
+import torch
+import tune_detection
+from datasets import Dataset
+from detection_measures import Measured, bootstrap, measure
+from digit_situations import Situation, Split, situation_scenes
+from transformers import VisionEncoderDecoderModel
+from transformers.trainer_utils import get_last_checkpoint
+from trl import TrlParser
+
+from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
+from vision_rl.tasks.detection.rewards import ABSENT, TOKENS_PER_BOX, confidence_targets
+from vision_rl.trainer.losses import token_target_loss
+
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+MLE_STEPS: dict[Situation, int] = {"crowded": 20_000, "incomplete": 12_000, "complete": 12_000}
+LEARNING_RATES = {
+    "mle_continued": (3e-5, 1e-4, 3e-4, 1e-3),
+    "mle_confidence": (3e-5, 1e-4, 3e-4),
+    "tuned_recall": (3e-5, 1e-4, 3e-4),
+    "tuned_map": (3e-5, 1e-4, 3e-4),
+}
+NUM_RESAMPLES = 400  # of the test images, for the intervals
+# A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
+STEPS_PER_TUNING_STEP = {"mle_continued": 3, "mle_confidence": 2}
+SHOWN = {  # columns of the table
+    "map_confidence": "mAP, learned confidence",
+    "map_likelihood": "mAP, likelihood",
+    "ar_100": "AR@100",
+    "greedy_map_reward": "mAP reward, greedy",
+    "sampled_map_reward": "sampled",
+    "greedy_recall_reward": "recall reward, greedy",
+    "sampled_recall_reward": "sampled",
+    "boxes_per_image": "boxes an image",
+}
+
+
+@dataclass
+class StudyArguments:
+    situation: Situation = "crowded"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    steps: int = 400  # of tuning, 16 images with 4 samples each
+    num_train_images: int = 40_000
+    num_eval_images: int = 2000
+    checkpoint: str | None = None  # examples/checkpoints/detection-{situation}
+    work_dir: str = "runs/results"
+    output: str | None = None  # results/detection-{situation}.json
+    threads: int = 1
+
+
+class ConfidenceMLETrainer(VisionMLETrainer):
+    """MLE whose confidences are not drawn but learned: of one sampled answer an image, as when mAP is tuned for."""
+
+    def __init__(self, *args, reward: AveragePrecisionReward, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.reward = reward
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]  # (B, T)
+        drawn = torch.zeros_like(labels, dtype=torch.bool)
+        drawn[:, TOKENS_PER_BOX - 1 :: TOKENS_PER_BOX] = labels[:, TOKENS_PER_BOX - 1 :: TOKENS_PER_BOX] > ABSENT
+        loss = super().compute_loss(model, {**inputs, "label_weights": (~drawn).float()}, num_items_in_batch=None)
+        completions = self.complete(inputs)
+        ids = completions.completion_ids[:, 0]
+        scored = self.reward.score(ids, inputs["columns"].references)
+        targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0])
+        _, outputs = super().compute_loss(model, {**inputs, "labels": ids}, return_outputs=True)
+        confidence_loss = token_target_loss(outputs.logits, targets) / len(ids)
+        return loss + self.reward.confidence_weight * confidence_loss
+
+
+class Study:
+    """The models of one situation, trained where they are missing, and what they reach."""
+
+    def __init__(self, args: StudyArguments):
+        self.args = args
+        self.folder = Path(args.work_dir) / args.situation
+        self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
+        self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
+        self.train_dataset = situation_scenes(args.situation, "train", args.num_train_images)
+        self.rewards = {
+            name: tune_detection.detection_reward(name, self.processor, self.train_dataset)
+            for name in ("recall", "map")
+        }
+
+    def trained(self, row: str, learning_rate: float, seed: int) -> Path:
+        """The folder of a model that this row has already, or is now trained to; see `train`."""
+        folder = self.folder / f"{row}-lr{learning_rate:g}-seed{seed}"
+        if not (folder / "run.json").exists():
+            self.train(row, learning_rate, seed, folder)
+        return folder
+
+    def train(self, row: str, learning_rate: float, seed: int, folder: Path) -> None:
+        """Train and save; `run.json` in the folder then says in how many steps and seconds."""
+        steps = self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1)
+        settings = {
+            "output_dir": str(folder),
+            "learning_rate": learning_rate,
+            "lr_scheduler_type": "linear",  # a constant rate would leave every row with the noise of its last steps
+            "optim": "adamw_torch",
+            "adam_beta2": 0.95,
+            "warmup_steps": 20,
+            "max_grad_norm": 1.0,
+            "max_steps": steps,
+            "seed": seed,
+            "logging_steps": 50,
+            "use_cpu": True,
+            "report_to": "none",
+            "eval_strategy": "no",
+            "save_strategy": "no",
+        }
+        data = {"train_dataset": self.train_dataset, "processing_class": self.processor}
+        model = VisionEncoderDecoderModel.from_pretrained(self.checkpoint)
+        if row in ("tuned_recall", "tuned_map"):
+            args = VisionRewardConfig(**tune_detection.DEFAULTS | settings)
+            trainer = VisionRewardTrainer(model, self.rewards[row.removeprefix("tuned_")], args, **data)
+        else:
+            args = VisionMLEConfig(**pretrain_detection.DEFAULTS | settings)
+            if row == "mle_confidence":
+                trainer = ConfidenceMLETrainer(model, args, reward=self.rewards["map"], **data)
+            else:
+                trainer = VisionMLETrainer(model, args, **data)
+        seconds = trainer.train().metrics["train_runtime"]
+        trainer.save_model()
+        (folder / "run.json").write_text(json.dumps({"steps": steps, "seconds": round(seconds)}))
+
+    def scenes(self, split: Split) -> Dataset:
+        return situation_scenes(self.args.situation, split, self.args.num_eval_images)
+
+    def measure(self, folder: Path, split: Split, forbid_absent: bool = False) -> Measured:
+        model = VisionEncoderDecoderModel.from_pretrained(folder)
+        return measure(model, self.processor, self.scenes(split), self.rewards, forbid_absent)
+
+    def columns(self, measured: Measured, num_resamples: int = 0) -> dict[str, np.ndarray]:
+        """Every column, `(1 + R,)` each: of the images, and of their resamples."""
+        return bootstrap(measured, self.processor.num_labels, num_resamples)
+
+    def test(self, folder: Path, forbid_absent: bool = False) -> dict:
+        """Steps, seconds and columns of a model."""
+        return {**cost(folder), "columns": self.columns(self.measure(folder, "test", forbid_absent), NUM_RESAMPLES)}
+
+    def choose(self, row: str) -> tuple[float, dict[str, dict[str, float]]]:
+        """The learning rate that does best on validation with the first seed, and what each did there.
+
+        Best: in mAP, under the score that suits the model better; in AR when tuned for recall.
+        """
+        reached = {}
+        for rate in LEARNING_RATES[row]:
+            columns = self.columns(self.measure(self.trained(row, rate, self.args.seeds[0]), "validation"))
+            reached[rate] = {name: round(float(columns[name][0]), 4) for name in SHOWN}
+
+        def quality(rate: float) -> float:
+            of = reached[rate]
+            return of["ar_100"] if row == "tuned_recall" else max(of["map_confidence"], of["map_likelihood"])
+
+        return max(reached, key=quality), {f"{rate:g}": values for rate, values in reached.items()}
+
+    def rows(self) -> tuple[dict[str, list[dict]], dict[str, dict]]:
+        """Columns and cost of each row, one of each seed; and what was tried and chosen for the learning rates."""
+        rows = {
+            "mle": [self.test(self.checkpoint)],
+            "mle_forbidden": [self.test(self.checkpoint, forbid_absent=True)],
+        }
+        rates = {}
+        for row in LEARNING_RATES:
+            chosen, tried = self.choose(row)
+            rates[row] = {"chosen": chosen, "validation": tried}
+            rows[row] = [self.test(self.trained(row, chosen, seed)) for seed in self.args.seeds]
+        if self.args.situation == "incomplete":
+            complete = Path(self.args.work_dir) / "complete"
+            if not (complete / "model.safetensors").exists():
+                pretrain("complete", complete)
+            rows["mle_complete_labels"] = [self.test(complete)]
+        return rows, rates
+
+
+def cost(folder: Path) -> dict[str, int]:
+    """Steps and seconds of the training that made a model; of a checkpoint 0."""
+    run = folder / "run.json"
+    return json.loads(run.read_text()) if run.exists() else {"steps": 0, "seconds": 0}
+
+
+def pretrain(situation: Situation, folder: Path) -> None:
+    """MLE from scratch, as the checkpoints were made; goes on where it was interrupted."""
+    interrupted = get_last_checkpoint(folder) if folder.is_dir() else None
+    settings = {"output_dir": str(folder), "max_steps": MLE_STEPS[situation], "resume_from_checkpoint": interrupted}
+    common = {"use_cpu": True, "report_to": "none"}
+    pretrain_detection.main(
+        pretrain_detection.ScriptArguments(situation=situation),
+        VisionMLEConfig(**pretrain_detection.DEFAULTS | settings | common),
+    )
+
+
+def summary(values: list[np.ndarray]) -> dict:
+    """The mean over seeds of `(1 + R,)` columns, its interval of 95 % over resampled images, and each seed."""
+    mean = np.mean(values, axis=0)
+    low, high = np.percentile(mean[1:], [2.5, 97.5])
+    rounded = [round(float(value[0]), 4) for value in values]
+    return {"mean": round(float(mean[0]), 4), "interval": [round(low, 4), round(high, 4)], "seeds": rounded}
+
+
+def main(args: StudyArguments) -> dict:
+    torch.set_num_threads(args.threads)
+    study = Study(args)
+    rows, rates = study.rows()
+    columns = {row: {name: [run["columns"][name] for run in runs] for name in SHOWN} for row, runs in rows.items()}
+    results = {
+        "settings": {
+            key: value for key, value in asdict(args).items() if key not in ("checkpoint", "work_dir", "output")
+        },
+        "learning_rates": rates,
+        "rows": {
+            row: {
+                **{name: summary(values) for name, values in of_row.items()},
+                "steps": rows[row][0]["steps"],
+                "seconds": [run["seconds"] for run in rows[row]],
+            }
+            for row, of_row in columns.items()
+        },
+        "differences": {  # of the same resamples, so that their images cancel out
+            f"{tuned} - {other}": {
+                name: summary([np.mean(columns[tuned][name], axis=0) - np.mean(columns[other][name], axis=0)])
+                for name in SHOWN
+            }
+            for tuned in ("tuned_recall", "tuned_map")
+            for other in ("mle", "mle_forbidden", "mle_continued", "mle_confidence")
+        },
+    }
+    output = Path(args.output or f"results/detection-{args.situation}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    return results
+
+
+def table(results: dict) -> str:
+    """The rows as Markdown: means over the seeds."""
+    lines = ["| | " + " | ".join(SHOWN.values()) + " | steps | seconds |", "|---" * (len(SHOWN) + 3) + "|"]
+    for row, values in results["rows"].items():
+        numbers = [f"{values[name]['mean']:.3f}" for name in SHOWN]
+        lines.append(f"| {row} | " + " | ".join(numbers) + f" | {values['steps']} | {max(values['seconds'])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((StudyArguments,)).parse_args_and_config())
