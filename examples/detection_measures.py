@@ -50,9 +50,8 @@ def measure(
     torch.manual_seed(0)
     references, per_image, boxes = [], defaultdict(list), {score: [] for score in SCORES}
     for start in range(0, len(scenes), batch_size):
-        rows = scenes.select(range(start, min(start + batch_size, len(scenes)))).to_list()
-        images = scenes[start : start + batch_size]["image"]
-        truth = processor.get_references([{**row, "image": image} for row, image in zip(rows, images, strict=True)])
+        rows = [scenes[i] for i in range(start, min(start + batch_size, len(scenes)))]
+        images, truth = [row["image"] for row in rows], processor.get_references(rows)
         pixel_values = processor(images=images)["pixel_values"]
         options = {"max_completion_length": processor.completion_length, "watched_ids": processor.watched_ids}
         greedy = sample(model, pixel_values, do_sample=False, **options)

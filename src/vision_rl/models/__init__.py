@@ -2,6 +2,7 @@
 
 from vision_rl.models.conv_stem import ConvStemVisionConfig, ConvStemVisionModel
 from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM
+from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.encoder import (
     load_encoder,
     resize_position_embeddings,
@@ -14,6 +15,7 @@ from vision_rl.models.positions import init_sincos_positions, sincos2d
 __all__ = [
     "ConvStemVisionConfig",
     "ConvStemVisionModel",
+    "EncodedDataset",
     "VisionDecoderConfig",
     "VisionDecoderForCausalLM",
     "init_sincos_positions",

@@ -9,6 +9,9 @@ from vision_rl.processing import VisionProcessor, rgb_image
 from vision_rl.trainer.data_order import Row
 
 
+ENCODER_OUTPUTS = "encoder_outputs"  # a column with this name takes the place of the pixels
+
+
 @dataclass
 class BatchColumns:
     """What rewards and metrics read of a batch: plain Python objects that no device transfer walks through.
@@ -26,6 +29,8 @@ class BatchColumns:
 
 class VisionCollator:
     """Makes `pixel_values (B, C, H, W)`, `labels (B, T)` if asked for, `row_index (B,)` and `columns`.
+
+    Rows that have `encoder_outputs (N, d)` give `encoder_outputs (B, N, d)` in place of `pixel_values`.
 
     Args:
         processor: the processor of the data protocol.
@@ -49,11 +54,15 @@ class VisionCollator:
             targets = {}  # images without targets, which `predict` takes
         names = dict.fromkeys([self.image_column, *targets.values(), *rows[0].columns])
         columns = {name: [_value(row, name) for row in rows] for name in names}
+        encoder_outputs = columns.pop(ENCODER_OUTPUTS, None)
         images = [rgb_image(image, row.row_index) for image, row in zip(columns[self.image_column], rows, strict=True)]
         try:
             inputs, references = self._process(rows, images, targets)
         except Exception as error:
             raise self._explained(error, rows, images, targets) from error
+        if encoder_outputs is not None:
+            inputs = {key: value for key, value in inputs.items() if key != "pixel_values"}
+            inputs[ENCODER_OUTPUTS] = torch.stack([torch.as_tensor(value) for value in encoder_outputs])
         return {
             **inputs,
             "row_index": torch.tensor([row.row_index for row in rows]),

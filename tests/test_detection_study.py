@@ -1,0 +1,110 @@
+"""The detection experiment: its intervals resample what `coco_map` measures, its control learns confidences."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_detection_processor import box_dataset, options, processor, tiny_detector
+
+from vision_rl import VisionMLEConfig
+from vision_rl.tasks.detection import AveragePrecisionReward, RecallReward, coco_map
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a module of examples/."""
+    if not EXAMPLES.is_dir():
+        pytest.skip("the examples are not part of the installed package")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield importlib.import_module
+    for name in [
+        name for name, module in sys.modules.items() if str(EXAMPLES) in str(getattr(module, "__file__", ""))
+    ]:
+        del sys.modules[name]
+
+
+def random_answers(rng, num_images: int, num_labels: int = 4):
+    """True boxes, some of them found a little shifted, some with the wrong label, and boxes of nothing."""
+    predictions, references = [], []
+    for _ in range(num_images):
+        corners = rng.uniform(0, 40, (rng.integers(0, 6), 2))
+        boxes = np.concatenate([corners, corners + rng.uniform(5, 20, corners.shape)], axis=1)
+        labels = rng.integers(0, num_labels, len(boxes))
+        references.append({"boxes": boxes, "labels": labels})
+        nowhere = rng.uniform(0, 30, (1, 4)) + np.array([0, 0, 30, 30])
+        found = np.concatenate([boxes, boxes[:1], nowhere])
+        found = found + rng.normal(0, 1.5, found.shape)
+        guessed = np.concatenate([labels, labels[:1], [0]])
+        guessed[rng.random(len(guessed)) < 0.2] = 1
+        scores = rng.permutation(1000)[: len(found)] / 1000 + rng.random()
+        predictions.append({"boxes": found, "labels": guessed, "scores": scores})
+    return predictions, references
+
+
+def test_resampled_scores_equal_coco_map_of_the_images_drawn(example):
+    measures = example("detection_measures")
+    rng = np.random.default_rng(0)
+    predictions, references = random_answers(rng, num_images=40)
+    weights = np.stack([np.ones(40, int), *rng.multinomial(40, np.full(40, 1 / 40), size=3)])
+    scores = measures.Resampled(predictions, references, num_labels=4).scores(weights)
+    for row, counts in enumerate(weights):
+        drawn = np.repeat(np.arange(40), counts)
+        expected = coco_map([predictions[i] for i in drawn], [references[i] for i in drawn], num_labels=4)
+        assert scores["map"][row] == pytest.approx(expected["map"], abs=1e-9)
+        assert scores["ar_100"][row] == pytest.approx(expected["ar_100"], abs=1e-9)
+
+
+def test_a_class_that_no_resampled_image_has_does_not_count(example):
+    measures = example("detection_measures")
+    box, nothing = np.array([[0.0, 0, 10, 10]]), np.zeros((0, 4))
+    predictions = [
+        {"boxes": box, "labels": np.array([0]), "scores": np.array([0.5])},
+        {"boxes": nothing, "labels": np.zeros(0, int), "scores": np.zeros(0)},
+    ]
+    references = [{"boxes": box, "labels": np.array([0])}, {"boxes": box, "labels": np.array([1])}]
+    scores = measures.Resampled(predictions, references, num_labels=2).scores(np.array([[1, 1], [2, 0]]))
+    assert scores["map"].tolist() == pytest.approx([0.5, 1.0]) and scores["ar_100"].tolist() == [0.5, 1.0]
+
+
+def test_forbidding_absence_fills_every_box_and_leaves_the_model_as_it_was(example):
+    measures = example("detection_measures")
+    p = processor(num_bins=32)
+    torch.manual_seed(0)
+    model = tiny_detector(p).eval()
+    rewards = {"recall": RecallReward(p.num_bins, p.num_labels)}
+    free, forced = (measures.measure(model, p, box_dataset(), rewards, forbid) for forbid in (False, True))
+    assert (forced.per_image["boxes_per_image"] == p.max_boxes).all()
+    assert (free.per_image["boxes_per_image"] < p.max_boxes).any()
+    assert model.generation_config.suppress_tokens is None
+    assert {score: len(found) for score, found in forced.boxes.items()} == dict.fromkeys(
+        measures.SCORES, len(box_dataset())
+    )
+
+
+def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(example, tmp_path):
+    study = example("detection_study")
+    p = processor(num_bins=32)
+    torch.manual_seed(0)
+    trainer = study.ConfidenceMLETrainer(
+        tiny_detector(p),
+        VisionMLEConfig(**options(tmp_path)),
+        train_dataset=box_dataset(),
+        processing_class=p,
+        reward=AveragePrecisionReward(p.num_bins, p.num_labels),
+    )
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    torch.manual_seed(1)
+    loss = trainer.compute_loss(trainer.model, batch)
+    trainer.reward.confidence_weight = 0.0
+    torch.manual_seed(1)
+    without = trainer.compute_loss(trainer.model, batch)
+    assert loss > without > 0
+    before = [weight.detach().clone() for weight in trainer.model.parameters()]
+    trainer.train()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))

@@ -1,0 +1,69 @@
+"""A frozen encoder's output, computed once, trains the decoder as the images themselves do."""
+
+import pytest
+import torch
+from tiny import share_of_a, text_dataset, text_processor, tiny_model
+
+from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.models import EncodedDataset
+from vision_rl.tasks.ocr import character_error_rate
+
+
+COMMON = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "report_to": "none",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+}
+
+
+def frozen_model(decoder: str = "ours"):
+    model = tiny_model(decoder, sharp=1.0)
+    model.encoder.requires_grad_(False)
+    return model
+
+
+def trained(trainer) -> dict[str, torch.Tensor]:
+    trainer.train()
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2"])
+@pytest.mark.parametrize("step", ["mle", "reward"])
+def test_training_on_encoded_images_equals_training_on_the_images(tmp_path, decoder, step):
+    def run(encoded: bool):
+        model = frozen_model(decoder)
+        data = text_dataset(8)
+        if encoded:
+            data = EncodedDataset(data, model, text_processor(), batch_size=3, dtype=torch.float32)
+        if step == "mle":
+            args = VisionMLEConfig(str(tmp_path), **COMMON)
+            return trained(VisionMLETrainer(model, args, train_dataset=data, processing_class=text_processor()))
+        args = VisionRewardConfig(str(tmp_path), learning_rate=1e-3, max_completion_length=5, **COMMON)
+        return trained(VisionRewardTrainer(model, share_of_a, args, data, processing_class=text_processor()))
+
+    with_images, encoded = run(False), run(True)
+    for name, weight in with_images.items():
+        torch.testing.assert_close(encoded[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_on_encoded_images_equals_evaluation_on_the_images(tmp_path):
+    model, data = frozen_model(), text_dataset(8)
+    trainer = VisionMLETrainer(
+        model,
+        VisionMLEConfig(str(tmp_path), **COMMON),
+        train_dataset=data,
+        eval_dataset={"images": data, "encoded": EncodedDataset(data, model, text_processor())},
+        processing_class=text_processor(),
+        compute_metrics=character_error_rate,
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_encoded_cer"] == metrics["eval_images_cer"]
+    assert metrics["eval_encoded_loss"] == pytest.approx(metrics["eval_images_loss"], rel=1e-2)  # float16
+
+
+def test_an_encoder_that_still_learns_is_refused():
+    with pytest.raises(ValueError, match=r"requires_grad_\(False\)"):
+        EncodedDataset(text_dataset(2), tiny_model(), text_processor())
