@@ -4,7 +4,7 @@
     python examples/demo.py --full true     # or: make demo-full; makes the MLE models anew first, which takes an hour
 
 Scenes of handwritten digits, none of which is in both training and test. In one situation they are small, many and
-noisy, in the other half of the training boxes are missing; see digit_situations.py. In each, the MLE model is tuned for
+noisy, in the other half of the training boxes are missing; see detection_data.py. In each, the MLE model is tuned for
 mAP, and, as a control, MLE goes on for longer than that takes, with the learning rate that suited it best on validation.
 Writes runs/demo/: the table, one picture, the models. docs/results.md has the whole experiment.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from detection_data import Situation
 from detection_measures import Measured
-from detection_study import SHOWN, Study, StudyArguments, cost, pretrain
-from digit_situations import Situation
+from detection_study import ROWS, Study, StudyArguments, cost, pretrain
 from PIL import Image
 from trl import TrlParser
 
@@ -26,8 +26,15 @@ from vision_rl.tasks.detection import draw
 
 RESULTS = Path(__file__).parents[1] / "results"
 SITUATIONS: tuple[Situation, ...] = ("crowded", "incomplete")
-ROWS = {"mle": "MLE", "mle_continued": "MLE continued", "tuned_map": "tuned for mAP"}
-COLUMNS = ("map_confidence", "map_likelihood", "ar_100", "greedy_map_reward", "sampled_map_reward", "boxes_per_image")
+COMPARED = ("mle", "mle_continued", "tuned_map")
+SHORT = {  # of the study's columns
+    "map_confidence": "mAP",
+    "map_likelihood": "mAP, likelihood",
+    "ar_100": "AR@100",
+    "greedy_map_reward": "reward, greedy",
+    "sampled_map_reward": "sampled",
+    "boxes_per_image": "boxes",
+}
 
 
 @dataclass
@@ -62,14 +69,14 @@ def main(demo: DemoArguments) -> None:
         rates = json.loads((RESULTS / f"detection-{situation}.json").read_text())["learning_rates"]
         measured: dict[str, Measured] = {}
         tables[situation] = {}
-        for row, name in ROWS.items():
+        for row in COMPARED:
             folder = study.checkpoint if row == "mle" else out / situation / row
             if row != "mle":
-                print(f"\n{situation}: {name}", flush=True)
+                print(f"\n{situation}: {ROWS[row]}", flush=True)
                 study.train(row, rates[row]["chosen"], demo.seed, folder)
             measured[row] = study.measure(folder, "test")
             columns = study.columns(measured[row])
-            tables[situation][row] = {**cost(folder), **{name: round(float(columns[name][0]), 4) for name in COLUMNS}}
+            tables[situation][row] = {**cost(folder), **{name: round(float(columns[name][0]), 4) for name in SHORT}}
         pictures += before_and_after(study, measured, situation)
     (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": tables}, indent=1) + "\n")
     draw_grid(pictures, columns=6).save(out / "before_after.png")
@@ -80,10 +87,10 @@ def main(demo: DemoArguments) -> None:
 def show(tables: dict[str, dict], demo: DemoArguments) -> None:
     for situation, rows in tables.items():
         print(f"\n{situation}: {demo.num_eval_images} test images, seed {demo.seed}\n")
-        print(" " * 16 + "".join(f"{SHOWN[name].split(', ')[-1]:>20}" for name in COLUMNS) + f"{'seconds':>9}")
+        print(" " * 14 + "".join(f"{name:>17}" for name in SHORT.values()) + f"{'seconds':>9}")
         for row, values in rows.items():
-            numbers = "".join(f"{values[name]:20.3f}" for name in COLUMNS)
-            print(f"{ROWS[row]:16}{numbers}{values['seconds']:9}")
+            numbers = "".join(f"{values[name]:17.3f}" for name in SHORT)
+            print(f"{ROWS[row]:14}{numbers}{values['seconds']:9}")
 
 
 def before_and_after(study: Study, measured: dict[str, Measured], situation: Situation) -> list[Image.Image]:

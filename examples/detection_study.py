@@ -3,13 +3,9 @@
     python examples/detection_study.py --situation crowded         # or incomplete; `make results` runs both
 
 Every row starts from the same checkpoint. Learning rates are chosen on validation scenes with the first seed, the table
-is of test scenes and all seeds. Rows:
-
-* mle: the checkpoint; mle_forbidden: the same, but it must fill all its boxes (absence is forbidden while decoding);
-* mle_continued: the control, for at least as many steps and at least as long as tuning takes;
-* mle_confidence: the same, and the confidences learn the IoU of sampled boxes, as they do when mAP is tuned for;
-* tuned_recall, tuned_map: tuned for either reward;
-* mle_complete_labels, where labels are incomplete: MLE as long as the checkpoint's, had all labels been there.
+is of test scenes and all seeds. "Absence forbidden" has to fill all its boxes, so that decoding cannot stop early; "MLE
+continued" takes more steps than tuning and more time; "with confidence loss" learns the IoU of sampled boxes on top, as
+tuning for mAP does. "MLE on complete labels" tells, where labels are incomplete, what MLE reaches with all of them.
 
 What is finished is kept in `work_dir`: an interrupted study goes on from there.
 """
@@ -23,8 +19,8 @@ import pretrain_detection
 import torch
 import tune_detection
 from datasets import Dataset
+from detection_data import DataArguments, Situation, Split, situation_scenes
 from detection_measures import Measured, bootstrap, measure
-from digit_situations import Situation, Split, situation_scenes
 from transformers import VisionEncoderDecoderModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
@@ -46,14 +42,23 @@ LEARNING_RATES = {
 NUM_RESAMPLES = 400  # of the test images, for the intervals
 # A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
 STEPS_PER_TUNING_STEP = {"mle_continued": 3, "mle_confidence": 2}
-SHOWN = {  # columns of the table
-    "map_confidence": "mAP, learned confidence",
-    "map_likelihood": "mAP, likelihood",
+ROWS = {
+    "mle": "MLE",
+    "mle_forbidden": "MLE, absence forbidden",
+    "mle_continued": "MLE continued",
+    "mle_confidence": "MLE continued, with confidence loss",
+    "tuned_recall": "tuned for recall",
+    "tuned_map": "tuned for mAP",
+    "mle_complete_labels": "MLE on complete labels",
+}
+COLUMNS = {
+    "map_confidence": "mAP, by confidence",
+    "map_likelihood": "mAP, by likelihood",
     "ar_100": "AR@100",
     "greedy_map_reward": "mAP reward, greedy",
-    "sampled_map_reward": "sampled",
+    "sampled_map_reward": "mAP reward, sampled",
     "greedy_recall_reward": "recall reward, greedy",
-    "sampled_recall_reward": "sampled",
+    "sampled_recall_reward": "recall reward, sampled",
     "boxes_per_image": "boxes an image",
 }
 
@@ -170,7 +175,7 @@ class Study:
         reached = {}
         for rate in LEARNING_RATES[row]:
             columns = self.columns(self.measure(self.trained(row, rate, self.args.seeds[0]), "validation"))
-            reached[rate] = {name: round(float(columns[name][0]), 4) for name in SHOWN}
+            reached[rate] = {name: round(float(columns[name][0]), 4) for name in COLUMNS}
 
         def quality(rate: float) -> float:
             of = reached[rate]
@@ -209,7 +214,7 @@ def pretrain(situation: Situation, folder: Path) -> None:
     settings = {"output_dir": str(folder), "max_steps": MLE_STEPS[situation], "resume_from_checkpoint": interrupted}
     common = {"use_cpu": True, "report_to": "none"}
     pretrain_detection.main(
-        pretrain_detection.ScriptArguments(situation=situation),
+        DataArguments(situation=situation),
         VisionMLEConfig(**pretrain_detection.DEFAULTS | settings | common),
     )
 
@@ -226,7 +231,7 @@ def main(args: StudyArguments) -> dict:
     torch.set_num_threads(args.threads)
     study = Study(args)
     rows, rates = study.rows()
-    columns = {row: {name: [run["columns"][name] for run in runs] for name in SHOWN} for row, runs in rows.items()}
+    columns = {row: {name: [run["columns"][name] for run in runs] for name in COLUMNS} for row, runs in rows.items()}
     results = {
         "settings": {
             key: value for key, value in asdict(args).items() if key not in ("checkpoint", "work_dir", "output")
@@ -243,7 +248,7 @@ def main(args: StudyArguments) -> dict:
         "differences": {  # of the same resamples, so that their images cancel out
             f"{tuned} - {other}": {
                 name: summary([np.mean(columns[tuned][name], axis=0) - np.mean(columns[other][name], axis=0)])
-                for name in SHOWN
+                for name in COLUMNS
             }
             for tuned in ("tuned_recall", "tuned_map")
             for other in ("mle", "mle_forbidden", "mle_continued", "mle_confidence")
@@ -252,16 +257,28 @@ def main(args: StudyArguments) -> dict:
     output = Path(args.output or f"results/detection-{args.situation}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    print(table(results), difference_table(results), sep="\n\n")
     return results
 
 
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
-    lines = ["| | " + " | ".join(SHOWN.values()) + " | steps | seconds |", "|---" * (len(SHOWN) + 3) + "|"]
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " | steps | seconds |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row, values in results["rows"].items():
-        numbers = [f"{values[name]['mean']:.3f}" for name in SHOWN]
-        lines.append(f"| {row} | " + " | ".join(numbers) + f" | {values['steps']} | {max(values['seconds'])} |")
+        numbers = [f"{values[name]['mean']:.3f}" for name in COLUMNS]
+        cells = [ROWS[row], *numbers, str(values["steps"]), str(max(values["seconds"]))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def difference_table(results: dict, columns: tuple[str, ...] = ("map_confidence", "map_likelihood", "ar_100")) -> str:
+    """What tuning gains over each control, with intervals of 95 %, as Markdown."""
+    lines = ["| | " + " | ".join(COLUMNS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for pair, values in results["differences"].items():
+        tuned, other = pair.split(" - ")
+        shown = [values[name] for name in columns]
+        cells = [f"{value['mean']:+.3f} [{value['interval'][0]:+.3f}, {value['interval'][1]:+.3f}]" for value in shown]
+        lines.append(f"| {ROWS[tuned]}, over {ROWS[other]} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -3,22 +3,16 @@
     python examples/pretrain_detection.py --output_dir runs/detection-mle
     accelerate launch --multi_gpu --num_processes 2 examples/pretrain_detection.py --output_dir runs/detection-mle
 
-On scenes of handwritten digits (--situation, see digit_situations.py), unless told otherwise: --images_dir,
---annotation_file and the same with eval_ for files in COCO's form, or --dataset_name for rows with `image` and
-`objects: {bbox, category}`. --config FILE is YAML; --resume_from_checkpoint true goes on where a run was interrupted.
+On scenes of handwritten digits, on a folder in COCO's form, or on a data set by name: detection_data.py has the options.
+--config FILE is YAML; --resume_from_checkpoint true goes on where a run was interrupted.
 """
 
-from dataclasses import dataclass
-
-from datasets import load_dataset
 from dense_boxes import DenseBoxesMLETrainer
-from digit_situations import MAX_BOXES, SIZE, Situation, situation_scenes
+from detection_data import DataArguments, detection_data
 from transformers import VisionEncoderDecoderModel, ViTImageProcessorPil, set_seed
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, models
-from vision_rl.data.coco import category_names, load_coco_detection
-from vision_rl.data.digit_scenes import CATEGORIES
 from vision_rl.tasks.detection import DetectionProcessor, coco_map
 
 
@@ -41,32 +35,6 @@ DEFAULTS = {
 }
 
 
-@dataclass
-class ScriptArguments:
-    images_dir: str | None = None
-    annotation_file: str | None = None
-    eval_images_dir: str | None = None
-    eval_annotation_file: str | None = None
-    dataset_name: str | None = None
-    situation: Situation = "complete"
-    num_train_images: int = 40_000  # of the digit scenes
-    image_size: int = SIZE
-    max_boxes: int = MAX_BOXES
-
-
-def detection_data(args: ScriptArguments):
-    """Training rows, evaluation rows, the names of the categories."""
-    if args.annotation_file is not None:
-        train = load_coco_detection(args.images_dir, args.annotation_file)
-        return train, load_coco_detection(args.eval_images_dir, args.eval_annotation_file), category_names(train)
-    if args.dataset_name is not None:
-        splits = load_dataset(args.dataset_name)
-        evaluated = splits["validation" if "validation" in splits else "test"]
-        return splits["train"], evaluated, category_names(splits["train"])
-    train = situation_scenes(args.situation, "train", args.num_train_images)
-    return train, situation_scenes(args.situation, "validation", 500), list(CATEGORIES)
-
-
 def small_detector(processor: DetectionProcessor) -> VisionEncoderDecoderModel:
     """The paper's ViT and decoder, made small, with a convolutional stem: 0.9 M parameters."""
     size = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256}
@@ -78,11 +46,11 @@ def small_detector(processor: DetectionProcessor) -> VisionEncoderDecoderModel:
     return model
 
 
-def main(script_args: ScriptArguments, training_args: VisionMLEConfig) -> DenseBoxesMLETrainer:
+def main(data_args: DataArguments, training_args: VisionMLEConfig) -> DenseBoxesMLETrainer:
     set_seed(training_args.seed)
-    train_dataset, eval_dataset, categories = detection_data(script_args)
-    image_processor = ViTImageProcessorPil(size={"height": script_args.image_size, "width": script_args.image_size})
-    boxes = {"num_bins": 64, "max_boxes": script_args.max_boxes}
+    train_dataset, eval_dataset, categories = detection_data(data_args)
+    image_processor = ViTImageProcessorPil(size={"height": data_args.image_size, "width": data_args.image_size})
+    boxes = {"num_bins": 64, "max_boxes": data_args.max_boxes}
     processor = DetectionProcessor(image_processor, categories, **boxes, score="likelihood")
     trainer = DenseBoxesMLETrainer(
         model=small_detector(processor),
@@ -100,6 +68,6 @@ def main(script_args: ScriptArguments, training_args: VisionMLEConfig) -> DenseB
 
 
 if __name__ == "__main__":
-    parser = TrlParser((ScriptArguments, VisionMLEConfig))
+    parser = TrlParser((DataArguments, VisionMLEConfig))
     parser.set_defaults(**DEFAULTS)
     main(*parser.parse_args_and_config())

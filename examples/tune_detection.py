@@ -4,14 +4,13 @@
     python examples/tune_detection.py --model runs/detection-mle --reward map --output_dir runs/detection-map
     accelerate launch --multi_gpu --num_processes 2 examples/tune_detection.py --model runs/detection-mle
 
-The data are chosen as in pretrain_detection.py, with the same options.
+The options for the data are those of pretrain_detection.py.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from pretrain_detection import ScriptArguments as DataArguments
-from pretrain_detection import detection_data
+from detection_data import DataArguments, detection_data
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
