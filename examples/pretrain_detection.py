@@ -32,6 +32,7 @@ DEFAULTS = {
     "save_total_limit": 1,
     "load_best_model_at_end": True,
     "metric_for_best_model": "map",
+    "ddp_find_unused_parameters": False,  # DistributedDataParallel does not see the dense head's use, so it must not look
 }
 
 

@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts.launch import ACCELERATE
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+LAUNCH = (*ACCELERATE[1:], "--multi_gpu", "--num_processes", "2")  # without a GPU too: --cpu would start one process
 FEW = "--max_steps 2 --per_device_train_batch_size 4 --num_train_images 16 --eval_strategy no --report_to none --use_cpu true"
+FEW += " --load_best_model_at_end false"
 
 
-def run(script: str, *options: str) -> None:
+def run(script: str, *options: str, launcher: tuple[str, ...] = ()) -> None:
     if not EXAMPLES.is_dir():
         pytest.skip("the examples are not part of the installed package")
-    subprocess.run([sys.executable, EXAMPLES / script, *FEW.split(), *options], check=True)
+    subprocess.run([sys.executable, *launcher, EXAMPLES / script, *FEW.split(), *options], check=True)
 
 
 def test_ocr_is_pretrained_and_tuned(tmp_path):
@@ -30,6 +33,13 @@ def test_detection_is_pretrained_and_tuned_for_both_rewards(tmp_path):
         options = ("--model", f"{tmp_path}/mle", "--reward", reward, "--output_dir", f"{tmp_path}/{reward}")
         run("tune_detection.py", *options)
         assert (tmp_path / reward / "model.safetensors").exists()
+
+
+def test_detection_runs_under_accelerate_launch_with_two_processes(tmp_path):
+    run("pretrain_detection.py", "--output_dir", f"{tmp_path}/mle", launcher=LAUNCH)
+    options = ("--model", f"{tmp_path}/mle", "--output_dir", f"{tmp_path}/tuned")
+    run("tune_detection.py", *options, launcher=LAUNCH)
+    assert (tmp_path / "tuned" / "model.safetensors").exists()
 
 
 def test_detection_is_pretrained_on_a_folder_in_cocos_form(tmp_path):
