@@ -33,13 +33,15 @@ from vision_rl.trainer.losses import token_target_loss
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MLE_STEPS: dict[Situation, int] = {"crowded": 20_000, "incomplete": 12_000, "complete": 12_000}
+STEPS: dict[Situation, int] = {"crowded": 300, "incomplete": 200}  # of tuning, 16 images with 4 samples each
 LEARNING_RATES = {
     "mle_continued": (3e-5, 1e-4, 3e-4, 1e-3),
     "mle_confidence": (3e-5, 1e-4, 3e-4),
-    "tuned_recall": (3e-5, 1e-4, 3e-4),
-    "tuned_map": (3e-5, 1e-4, 3e-4),
+    "tuned_recall": (1e-4, 3e-4),
+    "tuned_map": (1e-4, 3e-4),
 }
 NUM_RESAMPLES = 400  # of the test images, for the intervals
+REPORTED = ("situation", "seeds", "num_train_images", "num_eval_images", "threads")  # settings that numbers depend on
 # A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
 STEPS_PER_TUNING_STEP = {"mle_continued": 3, "mle_confidence": 2}
 ROWS = {
@@ -67,9 +69,9 @@ COLUMNS = {
 class StudyArguments:
     situation: Situation = "crowded"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    steps: int = 400  # of tuning, 16 images with 4 samples each
+    steps: int | None = None  # of tuning; see STEPS
     num_train_images: int = 40_000
-    num_eval_images: int = 2000
+    num_eval_images: int = 1000
     checkpoint: str | None = None  # examples/checkpoints/detection-{situation}
     work_dir: str = "runs/results"
     output: str | None = None  # results/detection-{situation}.json
@@ -102,6 +104,7 @@ class Study:
 
     def __init__(self, args: StudyArguments):
         self.args = args
+        self.steps = args.steps or STEPS[args.situation]
         self.folder = Path(args.work_dir) / args.situation
         self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
         self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
@@ -120,7 +123,7 @@ class Study:
 
     def train(self, row: str, learning_rate: float, seed: int, folder: Path) -> None:
         """Train and save; `run.json` in the folder then says in how many steps and seconds."""
-        steps = self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1)
+        steps = self.steps * STEPS_PER_TUNING_STEP.get(row, 1)
         settings = {
             "output_dir": str(folder),
             "learning_rate": learning_rate,
