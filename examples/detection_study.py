@@ -34,7 +34,6 @@ from vision_rl.trainer.losses import token_target_loss
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MLE_STEPS: dict[Situation, int] = {"crowded": 20_000, "incomplete": 12_000, "complete": 12_000}
 STEPS: dict[Situation, int] = {"crowded": 300, "incomplete": 200}  # of tuning, 16 images with 4 samples each
-LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 TRAINED = ("mle_continued", "mle_confidence", "tuned_recall", "tuned_map")  # the rows with a training of their own
 NUM_RESAMPLES = 400  # of the test images, for the intervals
 REPORTED = ("situation", "seeds", "num_train_images", "num_eval_images", "threads")  # settings that numbers depend on
@@ -65,6 +64,7 @@ COLUMNS = {
 class StudyArguments:
     situation: Situation = "crowded"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4, 3e-4, 1e-3])
     steps: int | None = None  # of tuning; see STEPS
     num_train_images: int = 40_000
     num_eval_images: int = 1000
@@ -172,7 +172,7 @@ class Study:
         Best: in mAP, under the score that suits the model better; in AR when tuned for recall.
         """
         reached = {}
-        for rate in LEARNING_RATES:
+        for rate in self.args.learning_rates:
             columns = self.columns(self.measure(self.trained(row, rate, self.args.seeds[0]), "validation"))
             reached[rate] = {name: round(float(columns[name][0]), 4) for name in COLUMNS}
 

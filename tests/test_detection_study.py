@@ -1,6 +1,7 @@
 """The detection experiment: its intervals resample what `coco_map` measures, its control learns confidences."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from vision_rl import VisionMLEConfig
 from vision_rl.tasks.detection import AveragePrecisionReward, RecallReward, coco_map
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture
@@ -108,3 +110,25 @@ def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(exa
     before = [weight.detach().clone() for weight in trainer.model.parameters()]
     trainer.train()
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("situation", ["crowded", "incomplete"])
+def test_the_tables_in_the_docs_are_those_of_the_recorded_results(example, situation):
+    study = example("detection_study")
+    results = json.loads((ROOT / "results" / f"detection-{situation}.json").read_text())
+    docs = (ROOT / "docs" / "results.md").read_text()
+    assert study.table(results) in docs
+    assert study.difference_table(results) in docs
+
+
+def test_the_demos_checkpoints_are_small_and_hold_nothing_but_the_model():
+    folders = sorted((EXAMPLES / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["detection-crowded", "detection-incomplete"]
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 10e6
+    for folder in folders:
+        assert {file.name for file in folder.iterdir()} == {
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "processor_config.json",
+        }

@@ -58,3 +58,27 @@ def test_detection_is_pretrained_on_a_folder_in_cocos_form(tmp_path):
     run("pretrain_detection.py", *images, "--annotation_file", boxes, *evaluated, "--output_dir", f"{tmp_path}/mle")
     processor = json.loads((tmp_path / "mle" / "processor_config.json").read_text())
     assert processor["categories"] == list("0123456789")
+
+
+SMALL = ["--steps", "1", "--num_train_images", "32", "--num_eval_images", "4"]
+
+
+def test_the_demo_compares_three_models_in_two_situations_and_draws_them(tmp_path):
+    subprocess.run([sys.executable, EXAMPLES / "demo.py", *SMALL, "--output_dir", tmp_path], check=True)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert list(results) == ["crowded", "incomplete"]
+    assert all(list(rows) == ["mle", "mle_continued", "tuned_map"] for rows in results.values())
+    assert (tmp_path / "before_after.png").stat().st_size > 50_000
+
+
+def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
+    out = ["--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/results.json"]
+    command = [EXAMPLES / "detection_study.py", *SMALL, *out, "--seeds", "0", "1", "--learning_rates", "1e-4"]
+    subprocess.run([sys.executable, *command], check=True)
+    first = json.loads((tmp_path / "results.json").read_text())
+    assert len(first["rows"]) == 6 and len(first["rows"]["tuned_map"]["map_confidence"]["seeds"]) == 2
+    trained = {path: path.stat().st_mtime for path in (tmp_path / "work").rglob("model.safetensors")}
+    assert len(trained) == 8
+    subprocess.run([sys.executable, *command], check=True)
+    assert {path: path.stat().st_mtime for path in trained} == trained
+    assert json.loads((tmp_path / "results.json").read_text()) == first
