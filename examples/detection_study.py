@@ -11,6 +11,7 @@ What is finished is kept in `work_dir`: an interrupted study goes on from there.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -58,6 +59,7 @@ COLUMNS = {
     "sampled_recall_reward": "recall reward, sampled",
     "boxes_per_image": "boxes an image",
 }
+IN_SHORT = ("map_confidence", "map_likelihood", "ar_100", "boxes_per_image")
 
 
 @dataclass
@@ -260,17 +262,18 @@ def main(args: StudyArguments) -> dict:
     return results
 
 
-def table(results: dict) -> str:
+def table(results: dict, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """The rows as Markdown: means over the seeds."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " | steps | seconds |", "|---" * (len(COLUMNS) + 3) + "|"]
+    lines = ["| | " + " | ".join(COLUMNS[name] for name in columns) + " | steps | seconds |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
     for row, values in results["rows"].items():
-        numbers = [f"{values[name]['mean']:.3f}" for name in COLUMNS]
+        numbers = [f"{values[name]['mean']:.3f}" for name in columns]
         cells = [ROWS[row], *numbers, str(values["steps"]), str(max(values["seconds"]))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def difference_table(results: dict, columns: tuple[str, ...] = ("map_confidence", "map_likelihood", "ar_100")) -> str:
+def difference_table(results: dict, columns: Sequence[str] = IN_SHORT[:3]) -> str:
     """What tuning gains over each control, with intervals of 95 %, as Markdown."""
     lines = ["| | " + " | ".join(COLUMNS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for pair, values in results["differences"].items():

@@ -113,12 +113,13 @@ def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(exa
 
 
 @pytest.mark.parametrize("situation", ["crowded", "incomplete"])
-def test_the_tables_in_the_docs_are_those_of_the_recorded_results(example, situation):
+def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(example, situation):
     study = example("detection_study")
     results = json.loads((ROOT / "results" / f"detection-{situation}.json").read_text())
-    docs = (ROOT / "docs" / "results.md").read_text()
+    docs, readme = (ROOT / "docs" / "results.md").read_text(), (ROOT / "README.md").read_text()
     assert study.table(results) in docs
     assert study.difference_table(results) in docs
+    assert study.table(results, study.IN_SHORT) in readme
 
 
 def test_the_demos_checkpoints_are_small_and_hold_nothing_but_the_model():
