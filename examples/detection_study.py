@@ -34,10 +34,17 @@ from vision_rl.trainer.losses import token_target_loss
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MLE_STEPS: dict[Situation, int] = {"crowded": 20_000, "incomplete": 12_000, "complete": 12_000}
-STEPS: dict[Situation, int] = {"crowded": 300, "incomplete": 200}  # of tuning, 16 images with 4 samples each
 TRAINED = ("mle_continued", "mle_confidence", "tuned_recall", "tuned_map")  # the rows with a training of their own
 NUM_RESAMPLES = 400  # of the test images, for the intervals
-REPORTED = ("situation", "seeds", "num_train_images", "num_eval_images", "threads")  # settings that numbers depend on
+REPORTED = (
+    "situation",
+    "seeds",
+    "steps",
+    "learning_rates",
+    "num_train_images",
+    "num_eval_images",
+    "threads",
+)  # settings that numbers depend on
 # A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
 STEPS_PER_TUNING_STEP = {"mle_continued": 3, "mle_confidence": 2}
 ROWS = {
@@ -67,7 +74,7 @@ class StudyArguments:
     situation: Situation = "crowded"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4, 3e-4, 1e-3])
-    steps: int | None = None  # of tuning; see STEPS
+    steps: int = 200  # of tuning, 16 images with 4 samples each
     num_train_images: int = 40_000
     num_eval_images: int = 1000
     checkpoint: str | None = None  # examples/checkpoints/detection-{situation}
@@ -102,7 +109,6 @@ class Study:
 
     def __init__(self, args: StudyArguments):
         self.args = args
-        self.steps = args.steps or STEPS[args.situation]
         self.folder = Path(args.work_dir) / args.situation
         self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
         self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
@@ -121,7 +127,7 @@ class Study:
 
     def train(self, row: str, learning_rate: float, seed: int, folder: Path) -> None:
         """Train and save; `run.json` in the folder then says in how many steps and seconds."""
-        steps = self.steps * STEPS_PER_TUNING_STEP.get(row, 1)
+        steps = self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1)
         settings = {
             "output_dir": str(folder),
             "learning_rate": learning_rate,
