@@ -36,15 +36,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MLE_STEPS: dict[Situation, int] = {"crowded": 20_000, "incomplete": 12_000, "complete": 12_000}
 TRAINED = ("mle_continued", "mle_confidence", "tuned_recall", "tuned_map")  # the rows with a training of their own
 NUM_RESAMPLES = 400  # of the test images, for the intervals
-REPORTED = (
-    "situation",
-    "seeds",
-    "steps",
-    "learning_rates",
-    "num_train_images",
-    "num_eval_images",
-    "threads",
-)  # settings that numbers depend on
+PATHS = ("checkpoint", "work_dir", "output")
 # A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
 STEPS_PER_TUNING_STEP = {"mle_continued": 3, "mle_confidence": 2}
 ROWS = {
@@ -240,9 +232,7 @@ def main(args: StudyArguments) -> dict:
     rows, rates = study.rows()
     columns = {row: {name: [run["columns"][name] for run in runs] for name in COLUMNS} for row, runs in rows.items()}
     results = {
-        "settings": {
-            key: value for key, value in asdict(args).items() if key not in ("checkpoint", "work_dir", "output")
-        },
+        "settings": {key: value for key, value in asdict(args).items() if key not in PATHS},
         "learning_rates": rates,
         "rows": {
             row: {
