@@ -19,7 +19,7 @@ demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts
 	$(BIN)/python examples/demo.py --full true
 
 results: $(VENV)/.demo  ## the whole detection experiment, some hours: results/; an interrupted one goes on
-	$(BIN)/python examples/detection_study.py --situation crowded --learning_rates 3e-5 1e-4 3e-4
+	$(BIN)/python examples/detection_study.py --situation crowded
 	$(BIN)/python examples/detection_study.py --situation incomplete
 
 test: $(VENV)/.test  ## the whole test suite

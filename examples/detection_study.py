@@ -264,7 +264,7 @@ def table(results: dict, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     lines.append("|---" * (len(columns) + 3) + "|")
     for row, values in results["rows"].items():
         numbers = [f"{values[name]['mean']:.3f}" for name in columns]
-        cells = [ROWS[row], *numbers, str(values["steps"]), str(max(values["seconds"]))]
+        cells = [ROWS[row], *numbers, str(values["steps"]), str(min(values["seconds"]))]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
