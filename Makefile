@@ -18,7 +18,7 @@ demo: $(VENV)/.demo  ## tune a detector for mAP in two situations, against more 
 demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts from, which take an hour and a half
 	$(BIN)/python examples/demo.py --full true
 
-results: $(VENV)/.demo  ## the whole detection experiment, some hours: results/; an interrupted one goes on
+results: $(VENV)/.demo  ## the whole detection experiment, about two hours: results/; an interrupted one goes on
 	$(BIN)/python examples/detection_study.py --situation crowded
 	$(BIN)/python examples/detection_study.py --situation incomplete
 
