@@ -133,7 +133,9 @@ def score(greedy: list[str], sampled: list[list[str]], references: list[str]) ->
 
 
 def show(table: dict[str, dict], options: CompareArguments) -> None:
-    print(f"\n{options.num_eval_images} {options.eval_split} images with digits never seen in training, seed {options.seed}\n")
+    print(
+        f"\n{options.num_eval_images} {options.eval_split} images with digits never seen in training, seed {options.seed}\n"
+    )
     print(
         f"{'':10}{'exact match':>13}{'char. errors':>14}{'reward, greedy':>16}{'sampled':>9}{'steps':>7}{'seconds':>9}"
     )
