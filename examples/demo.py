@@ -44,7 +44,7 @@ class DemoArguments:
     steps: int = 150  # of tuning; the control makes three times as many
     num_train_images: int = 15_000
     num_eval_images: int = 500
-    threads: int = 2
+    threads: int = 1  # two hardly help models this small, and hinder where the cores are shared
     full: bool = False
 
 
