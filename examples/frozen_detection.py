@@ -42,7 +42,7 @@ class FrozenArguments:
     learning_rate: float = 1e-4
     seed: int = 0
     output_dir: str = "runs/frozen-detection"
-    threads: int = 2
+    threads: int = 1
 
 
 class Mirrored(Dataset):
