@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(C
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo  ## tune a detector for mAP in two situations, against more MLE, about 8 minutes: runs/demo/
+demo: $(VENV)/.demo  ## tune a detector for mAP in two situations, against more MLE, about 6 minutes: runs/demo/
 	$(BIN)/python examples/demo.py
 
 demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts from, which take an hour and a half

@@ -95,7 +95,8 @@ def show(tables: dict[str, dict], demo: DemoArguments) -> None:
 
 def before_and_after(study: Study, measured: dict[str, Measured], situation: Situation) -> list[Image.Image]:
     """The first six test images, with what MLE and what the tuned model found."""
-    scenes = study.scenes("test").select(range(6))
+    scenes = study.scenes("test")
+    scenes = scenes.select(range(min(6, len(scenes))))
     pictures = []
     for row in ("mle", "tuned_map"):
         answers, truth = measured[row].boxes["likelihood"], measured[row].references
