@@ -1,7 +1,7 @@
 """MLE, more MLE, and reward tuning: a detector before and after, in two situations, from MLE models that come along.
 
     python examples/demo.py                 # or: make demo
-    python examples/demo.py --full true     # or: make demo-full; makes the MLE models anew first, which takes an hour
+    python examples/demo.py --full true     # or: make demo-full; makes the MLE models anew first, an hour and a half
 
 Scenes of handwritten digits, none of which is in both training and test. In one situation they are small, many and
 noisy, in the other half of the training boxes are missing; see detection_data.py. In each, the MLE model is tuned for

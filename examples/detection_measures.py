@@ -13,11 +13,11 @@ from transformers import VisionEncoderDecoderModel
 from vision_rl.models.sampling import SampledCompletions, sample
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
 from vision_rl.tasks.detection.drawing import match_boxes
-from vision_rl.tasks.detection.rewards import ABSENT
+from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS
+from vision_rl.trainer.losses import selective_log_softmax
 
 
 SCORES = ("confidence", "likelihood")
-IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -45,7 +45,7 @@ def measure(
     With `forbid_absent` every answer has `max_boxes` boxes; their likelihood remains that of the model as it is, which
     ranks them better than what is left when absence is ruled out.
     """
-    config = model.generation_config
+    config, score_before = model.generation_config, processor.score
     suppressed, config.suppress_tokens = config.suppress_tokens, [ABSENT] if forbid_absent else None
     torch.manual_seed(0)
     references, per_image, boxes = [], defaultdict(list), {score: [] for score in SCORES}
@@ -65,15 +65,15 @@ def measure(
                 watched_logps=greedy.watched_logps[:, 0],
                 image_sizes=[image.size for image in images],
             )
-        for name, reward in rewards.items():
-            for how, completions in (("greedy", greedy), ("sampled", sampled)):
-                times = completions.completion_ids.shape[1]
-                repeated = [reference for reference in truth for _ in range(times)]
+        for how, completions in (("greedy", greedy), ("sampled", sampled)):
+            times = completions.completion_ids.shape[1]
+            repeated = [reference for reference in truth for _ in range(times)]
+            for name, reward in rewards.items():
                 scored = reward.score(completions.completion_ids.flatten(0, 1), repeated).rewards
                 per_image[f"{how}_{name}_reward"] += scored.view(-1, times).mean(1).tolist()
         references += truth
     per_image["boxes_per_image"] = [len(found["labels"]) for found in boxes["likelihood"]]
-    config.suppress_tokens = suppressed
+    config.suppress_tokens, processor.score = suppressed, score_before
     return Measured(boxes, {name: np.array(values) for name, values in per_image.items()}, references)
 
 
@@ -82,7 +82,7 @@ def model_logps(model, pixel_values: torch.Tensor, completions: SampledCompletio
     ids = completions.completion_ids[:, 0]
     start = model.generation_config.decoder_start_token_id
     logits = model(pixel_values=pixel_values, decoder_input_ids=F.pad(ids[:, :-1], (1, 0), value=start)).logits
-    return logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    return selective_log_softmax(logits.float(), ids)
 
 
 class Resampled:
@@ -128,7 +128,7 @@ class Resampled:
 def found_at_ious(prediction: Mapping, reference: Mapping) -> np.ndarray:
     """Whether each box finds a true one, at each of COCO's ten IoUs: `(n, 10)` bool, in the order of the boxes."""
     # at least the threshold, as in COCO
-    return np.stack([match_boxes(prediction, reference, iou - 1e-10)[0] >= 0 for iou in IOUS], axis=1)
+    return np.stack([match_boxes(prediction, reference, iou - 1e-10)[0] >= 0 for iou in THRESHOLDS], axis=1)
 
 
 def bootstrap(measured: Measured, num_labels: int, num_resamples: int = 400) -> dict[str, np.ndarray]:

@@ -101,6 +101,7 @@ class Study:
 
     def __init__(self, args: StudyArguments):
         self.args = args
+        self._scenes: dict[Split, Dataset] = {}
         self.folder = Path(args.work_dir) / args.situation
         self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
         self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
@@ -152,7 +153,10 @@ class Study:
         (folder / "run.json").write_text(json.dumps({"steps": steps, "seconds": round(seconds)}))
 
     def scenes(self, split: Split) -> Dataset:
-        return situation_scenes(self.args.situation, split, self.args.num_eval_images)
+        """The images that are measured, made once."""
+        if split not in self._scenes:
+            self._scenes[split] = situation_scenes(self.args.situation, split, self.args.num_eval_images)
+        return self._scenes[split]
 
     def measure(self, folder: Path, split: Split, forbid_absent: bool = False) -> Measured:
         model = VisionEncoderDecoderModel.from_pretrained(folder)

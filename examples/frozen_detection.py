@@ -121,7 +121,6 @@ def main(args: FrozenArguments) -> None:
         columns = {
             key: round(float(value[0]), 4) for key, value in bootstrap(measured, processor.num_labels, 0).items()
         }
-        processor.score = "likelihood"
         table[name] = {**columns, "steps": trainer.state.global_step, "seconds": round(seconds)}
         print(name, table[name], flush=True)
         (out / "results.json").write_text(json.dumps({"settings": vars(args), "results": table}, indent=1) + "\n")
@@ -131,17 +130,19 @@ def main(args: FrozenArguments) -> None:
         settings |= {"per_device_train_batch_size": 16, "output_dir": str(out / name)}
         return VisionMLETrainer(model, VisionMLEConfig(**common | settings), **data)
 
+    def trained_by_mle() -> VisionEncoderDecoderModel:
+        start = VisionEncoderDecoderModel.from_pretrained(out / "mle")
+        start.encoder.requires_grad_(False)
+        return start
+
     train_and_test("mle", mle(model, "mle", args.mle_learning_rate, args.mle_steps))
     settings = {"learning_rate": args.learning_rate, "max_steps": args.steps, "eval_steps": 50, "max_grad_norm": 1.0}
     settings |= {"per_device_train_batch_size": 8, "num_generations": 4, "output_dir": str(out / "tuned_map")}
-    start = VisionEncoderDecoderModel.from_pretrained(out / "mle")
-    start.encoder.requires_grad_(False)
+    args_map = VisionRewardConfig(**common | settings)
+    train_and_test("tuned_map", VisionRewardTrainer(trained_by_mle(), rewards["map"], args_map, **data))
     train_and_test(
-        "tuned_map", VisionRewardTrainer(start, rewards["map"], VisionRewardConfig(**common | settings), **data)
+        "mle_continued", mle(trained_by_mle(), "mle_continued", args.control_learning_rate, args.control_steps)
     )
-    start = VisionEncoderDecoderModel.from_pretrained(out / "mle")
-    start.encoder.requires_grad_(False)
-    train_and_test("mle_continued", mle(start, "mle_continued", args.control_learning_rate, args.control_steps))
 
 
 if __name__ == "__main__":
