@@ -68,11 +68,7 @@ class Mirrored(Dataset):
 
 
 def frozen_detector(args: FrozenArguments, processor: DetectionProcessor) -> VisionEncoderDecoderModel:
-    whole = models.load_encoder(args.encoder, image_size=args.image_size)
-    outputs = ("out_features", "out_indices", "stage_names")  # of a backbone; they name layers that are cut off
-    config = {name: value for name, value in whole.config.to_dict().items() if name not in outputs}
-    encoder = type(whole)(type(whole.config)(**config | {"num_hidden_layers": args.num_encoder_layers}))
-    encoder.load_state_dict({name: whole.state_dict()[name] for name in encoder.state_dict()})
+    encoder = models.load_encoder(args.encoder, args.image_size, num_hidden_layers=args.num_encoder_layers)
     encoder.requires_grad_(False)
     size = {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 512, "num_hidden_layers": 3}
     tokens = {"vocab_size": processor.vocab_size, "max_position_embeddings": processor.completion_length}

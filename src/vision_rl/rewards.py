@@ -1,7 +1,9 @@
 """What a reward may return. Neutral ground: tasks make these objects, the trainer reads them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -58,3 +60,29 @@ class RewardOutput:
 
 # TRL's contract: reward(completions=, completion_ids=, **columns) -> one float (or None) a completion.
 RewardFunc = Callable[..., list[float | None] | RewardOutput]
+
+
+class SavedReward(ABC):
+    """A reward with data of its own, such as document frequencies, which is saved in the model's folder.
+
+    `VisionRewardTrainer` calls `save_pretrained` whenever it saves the model.
+    """
+
+    @abstractmethod
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes what the reward needs into a folder of its own below `reward/`."""
+
+
+def as_conversations(texts: list, role: str) -> list[list[dict[str, str]]]:
+    """Each text as a list of one message, which many of TRL's rewards read: `completion[0]["content"]`."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(
+                f"completions_format='conversational' is for text; a completion is a {type(text).__name__}."
+            )
+    return [[{"role": role, "content": text}] for text in texts]
+
+
+def completion_texts(completions: list) -> list[str]:
+    """Texts, from completions of either format: plain, or a list of messages each."""
+    return [text[0]["content"] if isinstance(text, list) else text for text in completions]

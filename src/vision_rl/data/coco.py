@@ -15,6 +15,7 @@ from PIL import Image
 logger = logging.getLogger(__name__)
 
 _ROUNDING = 0.1  # pixels: COCO's own boxes end up to a hundredth outside their image, which is no news
+_BOXES = ("images", "annotations", "categories")
 _CLASS_FIELDS = ("category", "categories", "label", "labels", "category_id")  # what Hub data sets call it
 
 
@@ -40,26 +41,21 @@ def load_coco_detection(images_dir: str | Path, annotation_file: str | Path) -> 
             like x0, y0, x1, y1. What is wrong is counted, and the first is named.
         FileNotFoundError: with the number of images that are not there, and the first.
     """
-    content = _read(annotation_file)
+    content = read_json(annotation_file, _BOXES, "boxes")
     ids = [category["id"] for category in _sorted_categories(content, annotation_file)]
     names = [category["name"] for category in _sorted_categories(content, annotation_file)]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{annotation_file} has two categories called {', '.join(map(repr, twice))}: rename one.")
     images = content["images"]
-    paths = [Path(images_dir) / image["file_name"] for image in images]
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(paths)} images of {annotation_file} are not there; the first: {missing[0]}."
-        )
+    paths = existing_paths(images_dir, [image["file_name"] for image in images], annotation_file)
     image_ids = [image["id"] for image in images]
     if len(set(image_ids)) < len(image_ids):
         raise ValueError(f"{annotation_file} has {len(image_ids) - len(set(image_ids))} images whose id is taken.")
     index_of = {category_id: index for index, category_id in enumerate(ids)}
     annotations = content["annotations"]
-    _refuse_unknown("image", "image_id", annotations, set(image_ids), annotation_file)
-    _refuse_unknown("category", "category_id", annotations, set(index_of), annotation_file)
+    refuse_unknown_ids("image", "image_id", annotations, set(image_ids), annotation_file)
+    refuse_unknown_ids("category", "category_id", annotations, set(index_of), annotation_file)
 
     sizes = {image["id"]: _size(image, path) for image, path in zip(images, paths, strict=True)}
     objects = defaultdict(list)
@@ -91,7 +87,7 @@ def load_coco_detection(images_dir: str | Path, annotation_file: str | Path) -> 
         }
     )
     columns = {
-        "image": [str(path) for path in paths],
+        "image": paths,
         "image_id": image_ids,
         "objects": [{name: [entry[name] for entry in objects[i]] for name in fields} for i in image_ids],
     }
@@ -100,7 +96,9 @@ def load_coco_detection(images_dir: str | Path, annotation_file: str | Path) -> 
 
 def category_ids(annotation_file: str | Path) -> list[int]:
     """COCO's id of each category index that `load_coco_detection` gives, as results for COCO's server need them."""
-    return [category["id"] for category in _sorted_categories(_read(annotation_file), annotation_file)]
+    return [
+        category["id"] for category in _sorted_categories(read_json(annotation_file, _BOXES, "boxes"), annotation_file)
+    ]
 
 
 def category_names(dataset: datasets.Dataset | datasets.IterableDataset, column: str = "objects") -> list[str] | None:
@@ -130,19 +128,29 @@ def _without_lists(feature: Any) -> Any:
     return feature
 
 
-def _read(annotation_file: str | Path) -> dict[str, Any]:
+def read_json(annotation_file: str | Path, keys: tuple[str, ...], what: str) -> dict[str, Any]:
+    """The content of a file that has these keys at its top level; `what` it is of, for the error."""
     if not Path(annotation_file).is_file():
         raise FileNotFoundError(f"There is no annotation file {annotation_file}.")
     with open(annotation_file, encoding="utf-8") as file:
         content = json.load(file)
-    absent = [
-        key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or key not in content
-    ]
+    absent = [key for key in keys if not isinstance(content, dict) or key not in content]
     if absent:
         raise ValueError(
-            f"{annotation_file} is no COCO file of boxes: it has no {', '.join(map(repr, absent))} at its top level."
+            f"{annotation_file} is no COCO file of {what}: it has no {', '.join(map(repr, absent))} at its top level."
         )
     return content
+
+
+def existing_paths(images_dir: str | Path, names: list[str], annotation_file: str | Path) -> list[str]:
+    """The paths of the images, or an error that counts those that are not there."""
+    paths = [Path(images_dir) / name for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} images of {annotation_file} are not there; the first: {missing[0]}."
+        )
+    return [str(path) for path in paths]
 
 
 def _sorted_categories(content: dict[str, Any], annotation_file: str | Path) -> list[dict[str, Any]]:
@@ -153,7 +161,7 @@ def _sorted_categories(content: dict[str, Any], annotation_file: str | Path) -> 
     return categories
 
 
-def _refuse_unknown(kind: str, key: str, annotations: list[dict], known: set, annotation_file: str | Path) -> None:
+def refuse_unknown_ids(kind: str, key: str, annotations: list[dict], known: set, annotation_file: str | Path) -> None:
     unknown = [annotation for annotation in annotations if annotation[key] not in known]
     if unknown:
         raise ValueError(
@@ -162,7 +170,7 @@ def _refuse_unknown(kind: str, key: str, annotations: list[dict], known: set, an
         )
 
 
-def _size(image: dict[str, Any], path: Path) -> tuple[int, int]:
+def _size(image: dict[str, Any], path: str) -> tuple[int, int]:
     """Width and height, from the JSON if it has them, else from the image's header."""
     if "width" in image and "height" in image:
         return image["width"], image["height"]

@@ -59,12 +59,16 @@ def vit_encoder(
 
 
 def load_encoder(
-    name_or_path: str | PathLike, image_size: int | tuple[int, int] | None = None, **from_pretrained_kwargs: Any
+    name_or_path: str | PathLike,
+    image_size: int | tuple[int, int] | None = None,
+    num_hidden_layers: int | None = None,
+    **from_pretrained_kwargs: Any,
 ) -> PreTrainedModel:
     """The ViT of a SigLIP, ViT or DINOv2 checkpoint, with any head or text model left behind.
 
-    `image_size` resizes the position embeddings (see `resize_position_embeddings`); the other arguments are those of
-    `from_pretrained`. Raises `ValueError` for any other kind of model.
+    `image_size` resizes the position embeddings (see `resize_position_embeddings`). `num_hidden_layers` keeps the first
+    so many layers: the last ones of some encoders know of little but what these were trained for. The other arguments
+    are those of `from_pretrained`. Raises `ValueError` for any other kind of model, or more layers than there are.
     """
     download = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
     config = AutoConfig.from_pretrained(
@@ -72,6 +76,11 @@ def load_encoder(
     )
     if isinstance(config, SiglipConfig):
         config = config.vision_config
+    if num_hidden_layers is not None and not 1 <= num_hidden_layers <= getattr(config, "num_hidden_layers", 0):
+        raise ValueError(
+            f"`{name_or_path}` has {getattr(config, 'num_hidden_layers', 'no')} layers: num_hidden_layers cannot be "
+            f"{num_hidden_layers}."
+        )
     encoder: PreTrainedModel
     if isinstance(config, SiglipVisionConfig):
         config.vision_use_head = False
@@ -87,9 +96,20 @@ def load_encoder(
         raise ValueError(
             f"`{name_or_path}` holds a {config.model_type} model; the encoder has to be a SigLIP, ViT or DINOv2."
         )
+    if num_hidden_layers is not None:
+        _keep_first_layers(encoder, num_hidden_layers)
     if image_size is not None:
         resize_position_embeddings(encoder, image_size)
     return encoder
+
+
+def _keep_first_layers(encoder: PreTrainedModel, count: int) -> None:
+    """Drop the later layers, in place, from the config too; the last norm stays and follows the last that is left."""
+    name, layers = next((name, part) for name, part in encoder.named_modules() if isinstance(part, nn.ModuleList))
+    encoder.set_submodule(name, layers[:count])
+    backbone = ("out_features", "out_indices", "stage_names")  # they name layers that are gone
+    kept = {key: value for key, value in encoder.config.to_dict().items() if key not in backbone}
+    encoder.config = type(encoder.config)(**kept | {"num_hidden_layers": count})
 
 
 @torch.no_grad()

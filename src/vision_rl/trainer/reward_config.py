@@ -40,6 +40,13 @@ class VisionRewardConfig(VisionConfig):
     reward_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each reward function; None: all 1."}
     )
+    completions_format: Literal["standard", "conversational"] = field(
+        default="standard",
+        metadata={
+            "help": "What rewards are given. standard: what the processor decodes. conversational: text as a list of one "
+            "message, [{'role': 'assistant', 'content': text}], for TRL's rewards that read completion[0]['content']."
+        },
+    )
     beta: float = field(
         default=0.0, metadata={"help": "Weight of the KL divergence to the model before tuning. Paper: none."}
     )
@@ -76,6 +83,10 @@ class VisionRewardConfig(VisionConfig):
             raise ValueError(
                 f"num_generations must be at least 2 with baseline={self.baseline!r}: the baseline is the mean of the "
                 "other samples. Raise it, or choose baseline='greedy' or 'none'."
+            )
+        if self.completions_format not in ("standard", "conversational"):
+            raise ValueError(
+                f"completions_format must be 'standard' or 'conversational', got {self.completions_format!r}."
             )
         if self.loss_reduction not in ("sum", "mean"):
             raise ValueError(f"loss_reduction must be 'sum' or 'mean', got {self.loss_reduction!r}.")

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from vision_rl.models.preparation import disable_dropout
 from vision_rl.models.sampling import SampledCompletions, evaluation_mode, policy_logits, serves, special_ids
 from vision_rl.randomness import uniform_table
-from vision_rl.rewards import RewardFunc, TokenTargets
+from vision_rl.rewards import RewardFunc, SavedReward, TokenTargets
 from vision_rl.trainer import checks
 from vision_rl.trainer.advantages import (
     first_advantages,
@@ -70,7 +70,7 @@ class VisionRewardTrainer(VisionTrainer):
         completion_decoder: nn.Module | None = None,
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
-        self.reward = RewardSum(reward_funcs, args.reward_weights)
+        self.reward = RewardSum(reward_funcs, args.reward_weights, args.completions_format == "conversational")
         super().__init__(
             model=model,
             args=args,
@@ -223,6 +223,14 @@ class VisionRewardTrainer(VisionTrainer):
     def _check_rewards(self, dataset) -> None:
         has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
         self.reward.check(checks.column_names(dataset), has_references)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """As both steps do, and what the rewards need to be made again."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            for function in self.reward.functions:
+                if isinstance(function, SavedReward):
+                    function.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
 
     # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vision_rl.rewards import RewardFunc, RewardOutput, TokenTargets
+from vision_rl.rewards import RewardFunc, RewardOutput, TokenTargets, as_conversations
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import BatchColumns
 
@@ -35,9 +35,16 @@ class RewardSum:
     Args:
         reward_funcs: callables in TRL's form, or evaluate modules whose result has a list `rewards`.
         weights: one a reward; default all 1.
+        conversational: give them completions and prompts as lists of one message.
     """
 
-    def __init__(self, reward_funcs: RewardFunc | list[RewardFunc], weights: list[float] | None = None):
+    def __init__(
+        self,
+        reward_funcs: RewardFunc | list[RewardFunc],
+        weights: list[float] | None = None,
+        conversational: bool = False,
+    ):
+        self.conversational = conversational
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         if not functions:
             raise ValueError("reward_funcs is empty: give at least one reward.")
@@ -68,7 +75,10 @@ class RewardSum:
         arguments = {name: _repeat(values, repeats) for name, values in columns.columns.items()}
         if columns.references is not None:
             arguments["references"] = _repeat(columns.references, repeats)
-        arguments |= {"completions": completions, "completion_ids": completion_ids, "prompts": [""] * len(completions)}
+        prompts: list = [""] * len(completions)
+        if self.conversational:
+            completions, prompts = as_conversations(completions, "assistant"), as_conversations(prompts, "user")
+        arguments |= {"completions": completions, "completion_ids": completion_ids, "prompts": prompts}
         constants = {"trainer_state": state, "log_metric": log_metric, "log_extra": _ignore}
 
         rows = _repeat(rows, repeats)

@@ -1,0 +1,23 @@
+"""Captioning: CIDEr-D as coco-caption computes it, as metric and as reward (paper, section 4.4)."""
+
+from vision_rl.tasks.captioning.cider import cider_d, plain_cider
+from vision_rl.tasks.captioning.coco_captions import bleu, coco_captions, rouge_l
+from vision_rl.tasks.captioning.drawing import draw
+from vision_rl.tasks.captioning.ngrams import DocumentFrequency
+from vision_rl.tasks.captioning.processing import CaptioningProcessor
+from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
+from vision_rl.tasks.captioning.rewards import CiderReward
+
+
+__all__ = [
+    "CaptioningProcessor",
+    "CiderReward",
+    "DocumentFrequency",
+    "bleu",
+    "cider_d",
+    "coco_captions",
+    "draw",
+    "plain_cider",
+    "ptb_tokenize",
+    "rouge_l",
+]

@@ -1,0 +1,220 @@
+"""The n-grams of captions as arrays, and in how many images' captions each of them occurs."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
+
+
+MAX_ORDER = 4  # CIDEr counts n-grams of one to four words
+END = "<eos>"  # the word that stands for the end of a caption; the tokenizer never makes it
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no information of the earlier words is lost
+_FILE_VERSION = 1
+
+Tokenize = Callable[[list[str]], list[str]]  # captions to their tokens, joined by spaces
+
+
+@dataclass
+class NgramCounts:
+    """How often each n-gram occurs in each of `C` captions; a row for each pair of the two that occurs.
+
+    An n-gram is known by a 64-bit hash of its words. Ten million different ones share a hash by chance with a
+    probability of 3e-6, and no vocabulary has to be kept.
+    """
+
+    caption: np.ndarray  # (P,) index of the caption, in ascending order
+    ngram: np.ndarray  # (P,) index into `hashes`, ascending within a caption
+    count: np.ndarray  # (P,)
+    hashes: np.ndarray  # (K,) uint64, ascending
+    order: np.ndarray  # (K,) number of words - 1
+    num_words: np.ndarray  # (C,)
+
+    def from_caption(self, first: int) -> "NgramCounts":
+        """The captions from this one on."""
+        rows = slice(np.searchsorted(self.caption, first), None)
+        return NgramCounts(
+            caption=self.caption[rows] - first,
+            ngram=self.ngram[rows],
+            count=self.count[rows],
+            hashes=self.hashes,
+            order=self.order,
+            num_words=self.num_words[first:],
+        )
+
+
+def count_ngrams(captions: Sequence[str]) -> NgramCounts:
+    """Counts the n-grams of tokenised captions, one to four words long."""
+    split = [caption.split() for caption in captions]
+    num_words = np.fromiter(map(len, split), np.int64, len(split))
+    words = np.fromiter((_word_hash(word) for caption in split for word in caption), np.uint64, num_words.sum())
+    caption_of_word = np.repeat(np.arange(len(split)), num_words)
+    words_left = np.cumsum(num_words)[caption_of_word] - np.arange(len(words))  # to the caption's end, this included
+    hashes, captions_of, orders = [], [], []
+    ngram = np.zeros_like(words)
+    for order in range(MAX_ORDER):
+        ngram = ngram[: len(words) - order] * _MULTIPLIER + words[order:] if order < len(words) else ngram[:0]
+        inside = words_left[: len(ngram)] > order
+        hashes.append(ngram[inside])
+        captions_of.append(caption_of_word[: len(ngram)][inside])
+        orders.append(np.full(inside.sum(), order, np.int8))
+    unique, first, index = np.unique(np.concatenate(hashes), return_index=True, return_inverse=True)
+    pairs, count = np.unique(np.concatenate(captions_of) * len(unique) + index, return_counts=True)
+    caption, which = np.divmod(pairs, max(len(unique), 1))
+    return NgramCounts(caption, which, count, unique, np.concatenate(orders)[first], num_words)
+
+
+class DocumentFrequency:
+    """In how many images' references each n-gram occurs: what CIDEr takes for common, and so for worth little.
+
+    Args:
+        hashes: `(K,)` uint64, of the n-grams, ascending.
+        counts: `(K,)`, how many images have each.
+        num_images: how many images there are.
+        append_eos: whether each reference ended with the word `<eos>`.
+    """
+
+    def __init__(self, hashes: np.ndarray, counts: np.ndarray, num_images: int, append_eos: bool = False):
+        self.hashes, self.counts, self.num_images, self.append_eos = hashes, counts, num_images, append_eos
+
+    @classmethod
+    def from_references(
+        cls, references: list[list[str]], append_eos: bool = False, tokenize: Tokenize | None = ptb_tokenize
+    ) -> "DocumentFrequency":
+        """Counted over all references of a training set.
+
+        Args:
+            references: the captions of each image, raw text.
+            append_eos: count the end of a caption as a word, for rewards that do.
+            tokenize: captions to tokens joined by spaces; `None` where they are that already.
+
+        Raises:
+            ValueError: for a flat list of strings, an image without a caption or a caption that is no string.
+        """
+        check_references(references)
+        hashes, counts = [], []
+        for start in range(0, len(references), 4096):  # bounds the memory
+            part = references[start : start + 4096]
+            texts = with_end(tokenized([text for image in part for text in image], tokenize), append_eos)
+            ngrams = count_ngrams(texts)
+            image_of_caption = np.repeat(np.arange(len(part)), [len(image) for image in part])
+            hashes.append(ngrams.hashes)
+            counts.append(images_with(ngrams, image_of_caption, np.ones(len(part))))
+        unique, index = np.unique(np.concatenate(hashes), return_inverse=True)
+        total = np.bincount(index, np.concatenate(counts), len(unique)).astype(np.int64)
+        return cls(unique, total, len(references), append_eos)
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def of_hashes(self, hashes: np.ndarray) -> np.ndarray:
+        """`(K,)`: the number of images of each hash, 0 where it is unknown."""
+        if len(self) == 0:
+            return np.zeros(len(hashes), np.int64)
+        place = np.searchsorted(self.hashes, hashes).clip(max=len(self) - 1)
+        return np.where(self.hashes[place] == hashes, self.counts[place], 0)
+
+    def of_ngrams(self, ngrams: list[str]) -> np.ndarray:
+        """The number of images of each n-gram, its words joined by spaces: `df.of_ngrams(["a dog", "dog"])`."""
+        hashes = np.zeros(len(ngrams), np.uint64)
+        for index, ngram in enumerate(ngrams):
+            value = np.zeros(1, np.uint64)  # an array: its overflow is meant
+            for word in ngram.split():
+                value = value * _MULTIPLIER + np.uint64(_word_hash(word))
+            hashes[index] = value[0]
+        return self.of_hashes(hashes)
+
+    def save(self, path: str | Path) -> None:
+        """Writes an `.npz` file."""
+        with open(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                version=_FILE_VERSION,
+                hashes=self.hashes,
+                counts=self.counts.astype(np.uint32),
+                num_images=self.num_images,
+                append_eos=self.append_eos,
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DocumentFrequency":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: for a file of another version, or of another kind.
+        """
+        again = "make it anew with DocumentFrequency.from_references(...).save(path)"
+        try:
+            with np.load(path) as file:
+                content = {name: file[name] for name in file.files}
+        except (ValueError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{path} holds no document frequencies: {again}.") from error
+        if "version" not in content:
+            raise ValueError(f"{path} holds no document frequencies; it holds {sorted(content)}: {again}.")
+        if int(content["version"]) != _FILE_VERSION:
+            raise ValueError(
+                f"{path} is of version {content['version']}, this vision_rl reads {_FILE_VERSION}: {again}."
+            )
+        counts, num_images = content["counts"].astype(np.int64), int(content["num_images"])
+        return cls(content["hashes"], counts, num_images, bool(content["append_eos"]))
+
+
+def images_with(ngrams: NgramCounts, image_of_caption: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`(K,)`: the summed `weights (I,)` of the images that have each n-gram in one of their captions or more."""
+    num_ngrams = max(len(ngrams.hashes), 1)
+    images, ngram = np.divmod(np.unique(image_of_caption[ngrams.caption] * num_ngrams + ngrams.ngram), num_ngrams)
+    return np.bincount(ngram, weights[images], len(ngrams.hashes))
+
+
+def tokenized(captions: list[str], tokenize: Tokenize | None) -> list[str]:
+    return captions if tokenize is None else tokenize(captions)
+
+
+def with_end(captions: list[str], append_eos: bool | Sequence[bool]) -> list[str]:
+    """Tokenised captions with the word `<eos>` behind all, none, or those that are marked."""
+    marks = [append_eos] * len(captions) if isinstance(append_eos, bool) else append_eos
+    return [f"{text} {END}" if mark else text for text, mark in zip(captions, marks, strict=True)]
+
+
+def check_candidates(candidates: list[str], references: list[list[str]]) -> None:
+    """Strings, as many as there are images."""
+    if isinstance(candidates, str):
+        raise ValueError(f"The captions must be a list of strings, one an image; they are the string {candidates!r}.")
+    for row, caption in enumerate(candidates):
+        if not isinstance(caption, str):
+            raise ValueError(f"Captions must be strings; caption {row} is a {type(caption).__name__}: {caption!r}.")
+    if len(candidates) != len(references):
+        raise ValueError(
+            f"There are {len(candidates)} captions but the references of {len(references)} images: give one caption "
+            "an image."
+        )
+
+
+def check_references(references: list[list[str]]) -> None:
+    """One list an image, of one string or more."""
+    expected = "references must be a list of captions an image: [['a dog', 'a black dog runs'], ['two cats']]"
+    if isinstance(references, str) or len(references) == 0:
+        raise ValueError(f"{expected}; got {references!r}.")
+    for row, captions in enumerate(references):
+        if isinstance(captions, str) or not isinstance(captions, Sequence):
+            shown = cast(object, captions)
+            raise ValueError(f"{expected}; entry {row} is the {type(shown).__name__} {shown!r}.")
+        if len(captions) == 0:
+            raise ValueError(f"Image {row} has no reference: leave it out, or give it a caption to compare with.")
+        for caption in captions:
+            if not isinstance(caption, str):
+                raise ValueError(
+                    f"References must be strings; image {row} has a {type(caption).__name__}: {caption!r}."
+                )
+
+
+@lru_cache(maxsize=2**18)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -1,0 +1,118 @@
+"""Captions as tokens: the processor of captioning (paper, section 4.4)."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers.decoders import WordPiece
+from transformers import BatchFeature
+
+from vision_rl.processing import TextProcessor
+
+
+class CaptioningProcessor(TextProcessor):
+    """Rows with `image` and `captions: list[str]` to tokens, and tokens to a caption.
+
+    MLE learns one of an image's captions, another one each epoch, and the first in evaluation; rewards and metrics compare
+    with all of them. `labels` are the tokenizer's ids, then the end token, then -100, which is not learned. The decoder
+    starts with the model's `decoder_start_token_id`. What the paper does there is not published; BERT's tokenizers have
+    neither start nor end token of that name, so say which they are:
+
+    ```python
+    tokenizer = AutoTokenizer.from_pretrained("bert-base-uncased")  # the paper's vocabulary
+    tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
+    ```
+
+    WordPiece tells neither "t-shirt" from "t - shirt" nor "man's" from "man ' s". A completion is decoded to the former of
+    both, which is what captions mean nearly always, and what CIDEr's tokenizer makes one word, or 's, of.
+
+    Args:
+        image_processor: a transformers image processor.
+        tokenizer: a transformers tokenizer with a pad and an end token.
+        decoder_start_token_id: the model's; the trainers fill it in.
+        max_caption_length: of the labels in tokens, the end token included; longer captions are cut, and then have no end
+            token, for they do not end there. Paper: 128.
+
+    Raises:
+        ValueError: for a tokenizer without pad or end token; in use, for rows whose captions are no list of strings.
+    """
+
+    target_columns = ("captions",)
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        decoder_start_token_id: int | None = None,
+        max_caption_length: int = 128,
+        **kwargs,
+    ):
+        super().__init__(image_processor, tokenizer, decoder_start_token_id, **kwargs)
+        if max_caption_length < 2:
+            raise ValueError(f"max_caption_length must be at least 2, a word and the end; it is {max_caption_length}.")
+        self.max_caption_length = max_caption_length
+
+    def __call__(self, images, seeds=None, captions: Sequence[list[str]] | None = None, **kwargs) -> BatchFeature:
+        if captions is None:
+            return super().__call__(images)
+        for texts in captions:
+            _check_captions(texts)
+        seeds = seeds or [None] * len(captions)
+        chosen = [
+            texts[0 if seed is None else np.random.default_rng(seed).integers(len(texts))]
+            for texts, seed in zip(captions, seeds, strict=True)
+        ]
+        return super().__call__(images, text=chosen)
+
+    def _labels(self, text: list[str]) -> torch.Tensor:
+        return super()._labels(text)[:, : self.max_caption_length]
+
+    def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
+        texts = super().batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and isinstance(backend.decoder, WordPiece):
+            texts = [rejoined(text) for text in texts]
+        return texts
+
+    def check_dataset(self, dataset, columns: dict[str, str]) -> None:
+        """Every row has a caption, and captions are strings."""
+        if "captions" not in columns or not isinstance(dataset, Dataset):
+            return
+        for row, captions in enumerate(dataset.with_format(None).select_columns([columns["captions"]])):
+            try:
+                _check_captions(captions[columns["captions"]])
+            except ValueError as error:
+                raise ValueError(f"Row {row}, column `{columns['captions']}`: {error}") from error
+
+
+_JOINTS = [
+    (re.compile(r"(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)"), "'"),  # man ' s, isn ' t
+    (re.compile(r"(?<=\bo) ' (?=clock\b)"), "'"),
+    (re.compile(r"(?<=\w) - (?=\w)"), "-"),
+    (re.compile(r"(?<=\d)(\.|,) (?=\d{3}\b)"), r"\1"),  # 1, 000: the decoder has joined the sign to the left
+    (re.compile(r"(?<=\d)\. (?=\d)"), "."),
+    (re.compile(r"(?<=\d) ([/:]) (?=\d)"), r"\1"),
+    (re.compile(r"# (?=\d)"), "#"),
+]
+
+
+def rejoined(text: str) -> str:
+    """Text that WordPiece has decoded, with the spaces taken out that it put into words: "a man ' s t - shirt"."""
+    for joint, sign in _JOINTS:
+        text = joint.sub(sign, text)
+    return text
+
+
+def _check_captions(captions) -> None:
+    if isinstance(captions, str) or not isinstance(captions, Sequence):
+        raise ValueError(
+            f"captions must be a list of strings, all captions of the image; it is the {type(captions).__name__} "
+            f"{captions!r}. Wrap a single caption: [caption]."
+        )
+    if len(captions) == 0:
+        raise ValueError("There is no caption: leave the image out.")
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise ValueError(f"A caption must be a string; there is a {type(caption).__name__}: {caption!r}.")

@@ -1,0 +1,88 @@
+"""CIDEr as the reward of captioning (paper, section 4.4)."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from vision_rl.rewards import SavedReward, completion_texts
+from vision_rl.tasks.captioning.cider import cider_d, plain_cider
+from vision_rl.tasks.captioning.ngrams import DocumentFrequency
+
+
+_SCORES: dict[str, Callable[..., np.ndarray]] = {"cider_d": cider_d, "plain_cider": plain_cider}
+_FOLDER = Path("reward", "cider")
+
+
+class CiderReward(SavedReward):
+    """CIDEr-D of each caption, with the training set's document frequencies.
+
+    The end of a caption counts as a word: without that, tuned models learn to break off, "a man with a", since the
+    words that they leave out cost more than they bring.
+
+    Args:
+        document_frequency: `DocumentFrequency.from_references(train_captions, append_eos=True)`.
+        append_eos: as the frequencies were counted.
+        eos_token_id: the tokenizer's. With it a caption that was cut off at `max_completion_length` has no end.
+        score: `cider_d` or `plain_cider`.
+
+    Raises:
+        ValueError: for frequencies that were counted with another `append_eos`.
+    """
+
+    def __init__(
+        self,
+        document_frequency: DocumentFrequency,
+        append_eos: bool = True,
+        eos_token_id: int | None = None,
+        score: Callable[..., np.ndarray] = cider_d,
+    ):
+        if document_frequency.append_eos != append_eos:
+            raise ValueError(
+                f"The document frequencies were counted with append_eos={document_frequency.append_eos}: make them with "
+                f"DocumentFrequency.from_references(references, append_eos={append_eos})."
+            )
+        if score not in _SCORES.values():
+            raise ValueError(f"score must be vision_rl.tasks.captioning.cider_d or plain_cider, it is {score!r}.")
+        self.document_frequency, self.append_eos = document_frequency, append_eos
+        self.eos_token_id, self.score = eos_token_id, score
+
+    def __call__(
+        self,
+        completions: list[str] | list[list[dict]],
+        references: list[list[str]],
+        completion_ids: list[list[int]] | None = None,
+        **kwargs,
+    ) -> list[float]:
+        """One score a completion.
+
+        Args:
+            completions: captions, plain or as a list of one message each.
+            references: the true captions of each completion's image.
+            completion_ids: the tokens of each, which tell whether it ended (`eos_token_id`).
+            kwargs: the other columns that a trainer passes; not used.
+        """
+        append_eos: bool | list[bool] = self.append_eos
+        if self.append_eos and self.eos_token_id is not None and completion_ids is not None:
+            append_eos = [self.eos_token_id in ids for ids in completion_ids]
+        return self.score(completion_texts(completions), references, self.document_frequency, append_eos).tolist()
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes `reward/cider/` into the folder: the options and the document frequencies."""
+        folder = Path(save_directory) / _FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        name = next(name for name, score in _SCORES.items() if score is self.score)
+        options = {"append_eos": self.append_eos, "eos_token_id": self.eos_token_id, "score": name}
+        (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
+        self.document_frequency.save(folder / "document_frequency.npz")
+
+    @classmethod
+    def from_pretrained(cls, save_directory: str | Path) -> "CiderReward":
+        """The reward that was saved in a model's folder."""
+        folder = Path(save_directory) / _FOLDER
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{save_directory} has no {_FOLDER}: no CiderReward was saved there.")
+        options = json.loads((folder / "config.json").read_text())
+        frequency = DocumentFrequency.load(folder / "document_frequency.npz")
+        return cls(frequency, options["append_eos"], options["eos_token_id"], _SCORES[options["score"]])
