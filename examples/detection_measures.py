@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from intervals import resampled_weights
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl.models.sampling import SampledCompletions, sample
@@ -134,8 +135,7 @@ def found_at_ious(prediction: Mapping, reference: Mapping) -> np.ndarray:
 def bootstrap(measured: Measured, num_labels: int, num_resamples: int = 400) -> dict[str, np.ndarray]:
     """All columns of the table, `(1 + R,)` each: of the images themselves, then of R resamples, the same for every model."""
     count = len(measured.references)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), num_resamples)
-    weights = np.concatenate([np.ones((1, count), int), drawn])
+    weights = resampled_weights(count, num_resamples)
     columns = {name: weights @ values / count for name, values in measured.per_image.items()}
     for score in SCORES:
         resampled = Resampled(measured.boxes[score], measured.references, num_labels).scores(weights)

@@ -22,6 +22,7 @@ import tune_detection
 from datasets import Dataset
 from detection_data import DataArguments, Situation, Split, situation_scenes
 from detection_measures import Measured, bootstrap, measure
+from intervals import cost, summary
 from transformers import VisionEncoderDecoderModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
@@ -205,12 +206,6 @@ class Study:
         return rows, rates
 
 
-def cost(folder: Path) -> dict[str, int]:
-    """Steps and seconds of the training that made a model; of a checkpoint 0."""
-    run = folder / "run.json"
-    return json.loads(run.read_text()) if run.exists() else {"steps": 0, "seconds": 0}
-
-
 def pretrain(situation: Situation, folder: Path) -> None:
     """MLE from scratch, as the checkpoints were made; goes on where it was interrupted."""
     interrupted = get_last_checkpoint(folder) if folder.is_dir() else None
@@ -220,14 +215,6 @@ def pretrain(situation: Situation, folder: Path) -> None:
         DataArguments(situation=situation),
         VisionMLEConfig(**pretrain_detection.DEFAULTS | settings | common),
     )
-
-
-def summary(values: list[np.ndarray]) -> dict:
-    """The mean over seeds of `(1 + R,)` columns, its interval of 95 % over resampled images, and each seed."""
-    mean = np.mean(values, axis=0)
-    low, high = np.percentile(mean[1:], [2.5, 97.5])
-    rounded = [round(float(value[0]), 4) for value in values]
-    return {"mean": round(float(mean[0]), 4), "interval": [round(low, 4), round(high, 4)], "seeds": rounded}
 
 
 def main(args: StudyArguments) -> dict:

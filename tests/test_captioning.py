@@ -26,7 +26,24 @@ from vision_rl.tasks.captioning.processing import rejoined
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "dog", "cat", "runs", "on", "grass", "the", "t", "shirt", "-", "'", "s"]
+WORDS = [
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    "[UNK]",
+    "a",
+    "dog",
+    "cat",
+    "runs",
+    "on",
+    "grass",
+    "the",
+    "t",
+    "shirt",
+    "-",
+    "'",
+    "s",
+]
 PAD, START, END = 0, 1, 2
 CAPTIONS = [
     ["a dog runs on grass", "the dog runs", "a dog on the grass"],
@@ -42,7 +59,9 @@ def bert_like_tokenizer(named: bool = True) -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
     names = {"bos_token": "[CLS]", "eos_token": "[SEP]"} if named else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]", **names

@@ -46,9 +46,7 @@ def corpus():
 
 def test_every_captions_score_equals_coco_captions_with_the_frequencies_of_the_references(corpus):
     cases = corpus["cases"]
-    candidates, references = (
-        [case[key] for case in cases] for key in ("candidate_tokens", "references_tokens")
-    )
+    candidates, references = ([case[key] for case in cases] for key in ("candidate_tokens", "references_tokens"))
     scores = cider_d(candidates, references, tokenize=None)
     assert np.abs(scores - [case["ciderD"] for case in cases]).max() < EXACT
     assert scores.mean() == pytest.approx(corpus["corpus"]["ciderD"], abs=EXACT)
@@ -58,9 +56,7 @@ def test_every_captions_score_equals_coco_captions_with_the_frequencies_of_the_r
 
 def test_bleu_and_rouge_equal_coco_captions(corpus):
     cases = corpus["cases"]
-    candidates, references = (
-        [case[key] for case in cases] for key in ("candidate_tokens", "references_tokens")
-    )
+    candidates, references = ([case[key] for case in cases] for key in ("candidate_tokens", "references_tokens"))
     assert bleu(candidates, references) == pytest.approx(corpus["corpus"]["bleu"], abs=EXACT)
     assert np.abs(rouge_l(candidates, references) - [case["rouge_l"] for case in cases]).max() < EXACT
     assert [bleu([c], [r])[3] for c, r in zip(candidates, references, strict=True)] == pytest.approx(
@@ -93,7 +89,9 @@ def test_scores_with_fixed_frequencies_equal_the_reference_with_and_without_an_e
         reward = CiderReward(frequency)(
             [candidate["raw"] for _, candidate in pairs], references=[case["references_raw"] for case, _ in pairs]
         )
-        advantages = leave_one_out_advantages(torch.tensor(reward, dtype=torch.float64).view(len(content["cases"]), -1))
+        advantages = leave_one_out_advantages(
+            torch.tensor(reward, dtype=torch.float64).view(len(content["cases"]), -1)
+        )
         expected = torch.tensor(
             [case["leave_one_out_advantage_of_ciderD_eos"] for case in content["cases"]], dtype=torch.float64
         )
@@ -334,7 +332,11 @@ def test_a_reward_is_saved_and_loaded_with_its_frequencies(tmp_path, score):
 @pytest.mark.parametrize(
     ("candidates", "references", "message"),
     [
-        (["a dog", "a cat"], ["a dog", "a cat"], r"references must be a list of captions an image.*entry 0 is the str"),
+        (
+            ["a dog", "a cat"],
+            ["a dog", "a cat"],
+            r"references must be a list of captions an image.*entry 0 is the str",
+        ),
         (["a dog"], "a dog", "references must be a list of captions an image"),
         ([], [], "references must be a list of captions an image"),
         (["a dog"], [[]], "Image 0 has no reference"),

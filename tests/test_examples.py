@@ -11,14 +11,15 @@ from scripts.launch import ACCELERATE
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LAUNCH = (*ACCELERATE[1:], "--multi_gpu", "--num_processes", "2")  # without a GPU too: --cpu would start one process
-FEW = "--max_steps 2 --per_device_train_batch_size 4 --num_train_images 16 --eval_strategy no --report_to none --use_cpu true"
+FEW = "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy no --report_to none --use_cpu true"
 FEW += " --load_best_model_at_end false"
+FEW_SCENES = (*FEW.split(), "--num_train_images", "16")
 
 
-def run(script: str, *options: str, launcher: tuple[str, ...] = ()) -> None:
+def run(script: str, *options: str, launcher: tuple[str, ...] = (), common: tuple[str, ...] = FEW_SCENES) -> None:
     if not EXAMPLES.is_dir():
         pytest.skip("the examples are not part of the installed package")
-    subprocess.run([sys.executable, *launcher, EXAMPLES / script, *FEW.split(), *options], check=True)
+    subprocess.run([sys.executable, *launcher, EXAMPLES / script, *common, *options], check=True)
 
 
 def test_ocr_is_pretrained_and_tuned(tmp_path):
@@ -82,3 +83,53 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     subprocess.run([sys.executable, *command], check=True)
     assert {path: path.stat().st_mtime for path in trained} == trained
     assert json.loads((tmp_path / "results.json").read_text()) == first
+
+
+@pytest.fixture
+def captions_folder(tmp_path):
+    """Scenes with captions in COCO's form, a tiny ViT and a tiny BERT with a WordPiece vocabulary; the options for them."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
+
+    from vision_rl.data.digit_scenes import digit_scenes
+
+    content: dict[str, list] = {"images": [], "annotations": []}
+    for index, row in enumerate(digit_scenes("train", 56, size=48, annotations=["captions"])):
+        row["image"].save(tmp_path / f"{index}.png")
+        content["images"].append({"id": index, "file_name": f"{index}.png"})
+        content["annotations"] += [{"image_id": index, "caption": caption} for caption in row["captions"]]
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    words = sorted({word for annotation in content["annotations"] for word in annotation["caption"].split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *{word.rstrip(",") for word in words}, ","]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path / "bert")
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(vocabulary), intermediate_size=64, **size)).save_pretrained(tmp_path / "bert")
+    Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **size)).save_pretrained(tmp_path / "vit")
+    model = f"--encoder {tmp_path}/vit --decoder {tmp_path}/bert --image_size 28 --num_encoder_layers 1"
+    data = f"--images_dir {tmp_path} --annotation_file {tmp_path}/captions.json"
+    return [*model.split(), "--num_decoder_layers", "1"], data.split()
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_a_captioner_is_pretrained_and_tuned_for_cider(captions_folder, tmp_path, frozen):
+    model, data = captions_folder
+    common = (*FEW.split(), "--max_completion_length", "12", "--freeze_encoder", frozen, *data)
+    run("pretrain_captioning.py", *model, "--output_dir", f"{tmp_path}/mle", common=common)
+    run("tune_captioning.py", "--model", f"{tmp_path}/mle", "--output_dir", f"{tmp_path}/tuned", common=common)
+    assert (tmp_path / "tuned" / "reward" / "cider" / "document_frequency.npz").exists()
+
+
+def test_the_captioning_study_compares_tuning_with_its_control(captions_folder, tmp_path):
+    model, data = captions_folder
+    steps = "--mle_steps 4 --steps 2 --control_steps 2 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
+    paths = ("--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/captioning.json")
+    run("captioning_study.py", *model, "--freeze_encoder", "true", *data, *steps.split(), *paths, common=())
+    results = json.loads((tmp_path / "captioning.json").read_text())
+    assert set(results["rows"]) == {"mle", "mle_continued", "tuned"} and len(results["captions"]) == 8
+    assert len(results["rows"]["tuned"]["cider"]["seeds"]) == 2

@@ -28,8 +28,8 @@ ABBREVIATIONS = (
     "mr mrs ms messrs mme mlle dr drs prof profs rev msgr hon pres gov govs sen sens rep reps atty insp supt det gen col "
     "lt lieut maj capt cmdr comdr cpl sgt pvt pfc spc adm brig ens treas jr sr esq alex jos wm "
     # places
-    "st ste ave blvd rd sq ct rt bldg mt ft ariz ala calif colo conn dak fla ga ind kan kans ky md mich minn mo mont neb "
-    "nev okla penn tenn va vt wis wisc wyo "
+    "st ste ave blvd rd sq ct rt bldg mt ft az ariz ala calif colo conn dak fla ga ind kan kans ky md mich minn mo mont "
+    "neb nev okla penn tenn va vt wis wisc wyo "
     # time
     "jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri "
     # trade, learning and the rest
@@ -37,7 +37,7 @@ ABBREVIATIONS = (
     "etc vs cf al ph\\.d ph ed\\.d"
 )
 # Lower-case, these are English words that end a sentence.
-CAPITALISED_ABBREVIATIONS = "Ark Del Ill La Mass Miss Ore Pa Tex Wash"
+CAPITALISED_ABBREVIATIONS = "Ark Del Ill La Mass Miss Ore Pa Tex Wash ARK DEL ILL LA MASS MISS ORE PA TEX WASH"
 # Abbreviations only before a number: "no. 5", but "oh no .".
 NUMBERED_ABBREVIATIONS = "art ca fig figs no nos op pp prop"
 # "Plan A. The dog" ends a sentence after A; "J. Smith" and "A. clear vase" do not.
@@ -46,8 +46,8 @@ SENTENCE_OPENERS = (
     "Some Such That The Their Then There These They This We What When While Yet You"
 )
 COMPOUNDS = {
-    **{"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"},
-    **{"gimme": "gim me", "lemme": "lem me"},
+    **{"cannot": "can not", "gonna": "gon na", "gotta": "got ta"},
+    **{"wanna": "wan na", "gimme": "gim me", "lemme": "lem me"},
 }
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&mdash;": "--", "&ndash;": "--"}
 # How the treebank spells a mark. \x80-\x97 are the Windows code page read as Latin-1, which the program mends too.
@@ -78,21 +78,25 @@ NO_LETTER = (
 LETTER = rf"[^\W\d_{NO_LETTER}]"
 ALNUM = rf"[^\W_{NO_LETTER}]"
 APOSTROPHE = "(?:['\u2019\x92]|&apos;)"
+STOP = "(?:['`\u2018\u2019\x91\x92]|&apos;)"  # any mark that is typed for an apostrophe within a word
 BLANK = "[ \u00a0]"
 SYMBOL = (
     r"[!-/:-@\[-`{-~\x80\x91-\x94\x96\x97\u00a1-\u00a9\u00ab\u00ac\u00ae-\u00b4\u00b6-\u00b9\u00bb-\u00bf\u00d7\u00f7"
     r"\u2013-\u2023\u2026\u2030-\u2042\u2044\u2070-\u208e\u20a0\u20a4\u20ac\u2100-\u214f\u2153-\u215e\u2190-\u2bff"
     r"\u3001\u3002\u3012\u30fb\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0-\uffe6]"
 )
+CLITIC = f"{APOSTROPHE}(?i:s|m|d|ll|re|ve)"
 # Words and their parts. Possessive quantifiers (++) wherever a long caption could make the matcher go back.
 WORD = rf"{LETTER}{ALNUM}*+"
+DOTTED = rf"{WORD}(?:[.!?]{WORD})++"
+LIST = rf"{ALNUM}(?:{ALNUM}|[.,]){{,99}}+(?:-{ALNUM}++)++"  # "1,000-foot", "red,blue-green"
 THING = rf"{ALNUM}++(?:[-_\u2010\u2011]{ALNUM}++)*+"
 SLASHABLE = "[A-Za-z0-9]++(?:-[A-Za-z]++)*+"
 DOMAIN = r"(?:com|edu|gov|mil|net|org)(?![A-Za-z])"
-ADDRESS = r"[^\s<>\"()]*[^\s<>\"().,;:!?]"
+ADDRESS = r"[^\s<>\"()]*[^\s<>\"().,!?]"
 # Contexts.
 APART = f"(?!{ALNUM})"
-SENTENCE_END = rf"\.(?:\s*+\Z|\s++(?:{either(SENTENCE_OPENERS)}|{either(SENTENCE_OPENERS.upper())}){APART})"
+SENTENCE_END = rf"\.(?:\s*+\Z|\s++(?:{either(SENTENCE_OPENERS)}|{either(SENTENCE_OPENERS.upper())})(?:\s|\Z))"
 
 
 def unbroken(token: str) -> str:
@@ -102,7 +106,7 @@ def unbroken(token: str) -> str:
 
 def straight(token: str) -> str:
     """A clitic with a straight apostrophe."""
-    return re.sub(APOSTROPHE, "'", token)
+    return re.sub(APOSTROPHE, "'", token).replace("\u2018", "`")
 
 
 class Rule(NamedTuple):
@@ -115,25 +119,33 @@ class Rule(NamedTuple):
 
 
 RULES = (
+    # Contractions. With its context, the "do" of "don't" reaches further than the word "don".
+    Rule("compound", f"(?i:{either(' '.join(COMPOUNDS))})", APART, lambda token: COMPOUNDS.get(token, token)),
+    Rule("word before a clitic", f"{LETTER}{ALNUM}*", f"{CLITIC}(?![A-Za-z])"),
     Rule("word", rf"{LETTER}(?:{ALNUM}|[\u0300-\u036f])*+"),
     Rule("thing", THING),
-    Rule("dotted word", rf"{WORD}(?:[.!?]{WORD})++"),
+    Rule("hyphenated list", LIST),
+    Rule("dotted word", DOTTED),
     Rule("slashed words", rf"{SLASHABLE}(?:/{SLASHABLE}){{1,2}}+"),
     Rule("joined capitals", "[A-Z]++(?:(?:[&+]|&amp;)[A-Z]++)++", spell=lambda token: token.replace("&amp;", "&")),
-    # Contractions. With its context, the "do" of "don't" reaches further than the word "don".
-    Rule("negated verb", f"{LETTER}+?", f"[nN](?:{APOSTROPHE}|[`\u2018])[tT]"),
-    Rule("negation", f"[nN](?:{APOSTROPHE}|[`\u2018])[tT]", APART, straight),
-    Rule("clitic", f"{APOSTROPHE}(?i:s|m|d|ll|re|ve)", APART, straight),
+    Rule("negated verb", f"{LETTER}*?(?![nN]){LETTER}", f"[nN]{STOP}[tT]"),
+    Rule("negation", f"[nN]{STOP}[tT]", APART, straight),
+    Rule("clitic", CLITIC, "(?![A-Za-z])", straight),
     Rule("clipped it", "'[tT]", "(?i:is|was)"),
-    Rule("clipped word", f"{APOSTROPHE}(?i:em|till?|cause|n{APOSTROPHE}|n{APART})"),
-    Rule("clipped you", f"[dDjJyY]{APOSTROPHE}", LETTER),
-    Rule("prefixed name", f"(?:{ALNUM}++-)*+(?:[A-HJ-XZ]|[dlno]){APOSTROPHE}[A-Za-z]{{2,}}+(?:-{ALNUM}++)*+"),
-    Rule("name with a stop", f"[A-Za-z]+[aeiouAEIOU]{APOSTROPHE}[aeiouAEIOU][A-Za-z]*+"),
-    Rule("elided word", f"(?i:[eo]'er|ne{APOSTROPHE}er|ma{APOSTROPHE}ams?|cap'n|c'mon|ev'ry|li'l|nat'l|s'mores|ol')"),
-    Rule("decade", rf"{APOSTROPHE}\d\d[sS]?+", r"(?=\s|\Z)"),
+    Rule("clipped word", rf"{APOSTROPHE}(?i:em|till?|cause|n{APOSTROPHE}|n(?=\s|\Z))"),
+    Rule("clipped you", f"[jJyY]{APOSTROPHE}", f"(?![dmsDMS]){LETTER}"),
+    Rule("clipped article", f"[dDlL]{APOSTROPHE}"),
+    Rule("prefixed name", f"(?:{ALNUM}++-)*+(?:[A-HJ-XZ]|[dlno]){STOP}[A-Za-z]{{2,}}+(?:-{ALNUM}++)*+"),
+    Rule("name with a stop", f"[A-Za-z]+[aeiouyAEIOUY]{STOP}[aeiouA-Z][A-Za-z]*+"),
+    Rule(
+        "elided word",
+        f"(?i:n?e{APOSTROPHE}er|o{APOSTROPHE}er|ma{APOSTROPHE}ams?|c{APOSTROPHE}mon|cap{APOSTROPHE}n|ol{APOSTROPHE})",
+    ),
+    Rule("elided word", "(?i:c'est|ev'ry|li'l|nat'l|s'mores)"),
+    Rule("decade", rf"{APOSTROPHE}(?:[1-9]0[sS]|\d\d(?=\s|\Z))"),
     # Numbers.
     Rule("number", r"[-+]?+(?:\d*+(?:[.,:]\d++)++|\d++)"),
-    Rule("date", r"\d{1,2}/\d{1,2}/\d{2,4}|\d{1,2}-\d{1,2}-\d{2,4}"),
+    Rule("date", r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}"),
     Rule("fraction", rf"(?:\d{{1,4}}(?:-|{BLANK}))?+\d{{1,4}}[/\u2044]\d{{1,4}}"),
     Rule(
         "telephone number",
@@ -143,85 +155,95 @@ RULES = (
     Rule("currency", r"[A-Z]{1,3}\$"),
     # Words with a period.
     Rule("abbreviation", rf"(?:(?i:{either(ABBREVIATIONS)})|{either(CAPITALISED_ABBREVIATIONS)})\."),
-    Rule("numbered abbreviation", rf"(?i:{either(NUMBERED_ABBREVIATIONS)})\.", rf"[\s]?\d"),
+    Rule("numbered abbreviation", rf"(?i:{either(NUMBERED_ABBREVIATIONS)})\.", r"\s?\d"),
     Rule("last letter", "[A-Za-z]", SENTENCE_END),
     Rule("initial", r"[A-Za-z]\."),
-    Rule("acronym", r"[A-Za-z](?:\.[A-Za-z])++\."),
-    Rule("period before a comma", rf"{THING}\.", "[,;:]"),
+    Rule("acronym", rf"(?:{ALNUM}++-)*+[A-Za-z](?:\.[A-Za-z])++\."),
+    Rule("period before a comma", rf"(?:{DOTTED}|{LIST}|{THING})\.", "[,;:]"),
     # What people type.
-    Rule("web address", rf"https?://{ADDRESS}|(?:[A-Za-z0-9]++[.-])+?{DOMAIN}(?:/{ADDRESS})?"),
-    Rule("mail address", r"[A-Za-z0-9][\w.-]{0,63}@[\w.-]{0,63}\w"),
+    Rule("web address", rf"https?://{ADDRESS}|(?:[A-Za-z][A-Za-z0-9]*+\.)+?{DOMAIN}/{ADDRESS}"),
+    Rule("mail address", r"[A-Za-z0-9][\w.-]{0,63}@[^\s\"<>()|.]{1,64}+(?:\.[^\s\"<>()|.]{1,64}+){0,9}+"),
     Rule("mention", r"@[A-Za-z_]\w*+"),
     Rule("hashtag", rf"\#{LETTER}++"),
-    Rule("tag", "<(?:[/?!]?[A-Za-z]|!--)[^<>\t]*+>"),
-    Rule("entity", either(" ".join(ENTITIES)), spell=lambda token: ENTITIES[token]),
-    Rule("smiley", f"[:;=][-']?[()DPp]{APART}", spell=lambda token: token.translate(MARKS)),
-    Rule("language", rf"[A-Za-z](?:\#|\+\+){APART}"),
+    Rule("tag", r"<(?:[/?!]?[A-Za-z]|!--)(?:[^\s<>]| )*+>"),
+    Rule("entity", f"(?i:{either(' '.join(ENTITIES))})", spell=lambda token: ENTITIES.get(token, token)),
+    Rule("character reference", r"&(?:\#\d++|[A-Za-z](?:acute|grave|uml|circ|tilde|cedil));"),
+    Rule("smiley", rf"[:;=][-']?[()DPp@|]{APART}|\^_\^|-_-", spell=lambda token: token.translate(MARKS)),
+    Rule("language", rf"(?i:[cf]\#|c\+\+){APART}"),
     # Marks.
     Rule("ellipsis", rf"\.{{3,5}}|\.(?:{BLANK}\.){{2,4}}", spell=lambda token: "..."),
     Rule("exclamation", "[!?]++"),
     Rule("dash", "-{2,}+", spell=lambda token: "--" if len(token) < 5 else token),
     Rule("run of marks", r"\*++|_++|\#++|@++|<<|>>|''|``"),
-    Rule("quotation marks", "[\u2018-\u201e\u2039\u203a\u00ab\u00bb\x91-\x94]{1,2}", spell=lambda token: token.translate(MARKS)),
+    Rule(
+        "quotation marks",
+        "[`\u2018-\u201e\u2039\u203a\u00ab\u00bb\x91-\x94]{1,2}",
+        spell=lambda token: token.translate(MARKS),
+    ),
     Rule("symbol", SYMBOL, spell=lambda token: token.translate(MARKS)),
 )
-GAP = re.compile(r"\s*+")
+GAP = re.compile(r"(?:\s|&nbsp;)*+")
 LINE_BREAK = re.compile("[\n\v\f\r\x85\u2028\u2029]")
-COMPILED = [(re.compile(f"({rule.token}){rule.context}"), rule.spell) for rule in RULES]
+LEXER = [(re.compile(f"({rule.token}){rule.context}"), rule.spell) for rule in RULES]
 
 
-# No rule looks across a blank at these characters, so such a caption is its blank-separated words one by one.
-PLAIN = re.compile(r"\s*+(?:[A-Za-z,\"'-]{1,40}+(?:\s++|(?=[.!?])|\Z))*+[.!?]?+[\"']?+\s*+")
+# A word of these characters is read alike wherever it stands, since no rule that begins with one looks past a blank; so
+# its tokens can be remembered. A caption of such words, with at most an end mark behind, needs no scanner at all.
+EASY = "[A-Za-z,\"'-]{1,40}+"
+EASY_WORD = re.compile(rf"{EASY}(?=\s|\Z)")
+EASY_CAPTION = re.compile(rf"\s*+(?:{EASY}(?:\s++|(?=[.!?])|\Z))*+[.!?]?+[\"']?+\s*+")
 
 
 def ptb_tokenize(captions: list[str]) -> list[str]:
-    """Each caption's tokens, lower-cased and without punctuation, joined by single blanks.
+    """The tokens of each caption, lower-cased and without punctuation, joined by single blanks.
 
-    The same strings as coco-caption's `PTBTokenizer`, with two differences on purpose: a line break inside a caption is
-    a blank (there it shifts every later caption), and no caption looks into the next.
+    They are those of coco-caption's `PTBTokenizer` with two differences on purpose: a line break within a caption is a
+    blank (there it shifts every later caption), and a caption's tokens depend on that caption alone (there the program
+    looks into the next). As there, "1 1/2" is one token with U+00A0 in it.
     """
     if isinstance(captions, str):
-        raise TypeError("captions is one string; pass a list of captions, [caption] for a single one")
+        raise TypeError("captions is a single string; pass a list of captions, [caption] for one")
     rows = []
     for row, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise TypeError(f"caption {row} is {caption!r}; every caption must be a string, an empty one if there is none")
-        rows.append(_plain(caption) if PLAIN.fullmatch(caption) else _scanned(caption))
+            raise TypeError(
+                f"captions[{row}] is {caption!r}, of type {type(caption).__name__}; pass a string for every caption, "
+                'the empty "" where there is none'
+            )
+        if EASY_CAPTION.fullmatch(caption):
+            rows.append("".join(map(_remembered, caption.split()))[1:])
+        else:
+            rows.append(_scan(caption)[1:])
     return rows
 
 
-def _plain(caption: str) -> str:
-    """The tokens of a caption that `PLAIN` matches, from the memory of its words."""
-    return "".join(map(_word, caption.split()))[1:]
-
-
 @lru_cache(maxsize=1 << 16)
-def _word(word: str) -> str:
-    """The tokens of one word, each with a blank before it; nothing for a punctuation mark."""
-    tokens = _scanned(word)
-    return tokens and " " + tokens
+def _remembered(word: str) -> str:
+    """The tokens of a word, each with a blank before it."""
+    return _scan(word, from_memory=False)
 
 
-def _scanned(caption: str) -> str:
-    """The tokens of any caption."""
-    return " ".join(token for token in treebank_tokens(caption) if token not in PUNCTUATION)
-
-
-def treebank_tokens(caption: str) -> list[str]:
-    """Every token of a caption, punctuation kept."""
-    text = LINE_BREAK.sub(" ", caption).replace("\u00ad", "")
+def _scan(caption: str, from_memory: bool = True) -> str:
+    """The tokens of a caption, each with a blank before it; words out of memory where they are easy and may be."""
+    text = LINE_BREAK.sub(" ", caption).replace("\u00ad", "")  # a soft hyphen is no character of its word
     tokens = []
-    place = 0
-    while gap := GAP.match(text, place):
-        place = gap.end()
-        if place == len(text):
-            break
-        reach, end, spell = place, place + 1, None
-        for pattern, spelling in COMPILED:
-            if (match := pattern.match(text, place)) and match.end() > reach:
-                reach, end, spell = match.end(), match.end(1), spelling
-        if spell is not None:
-            token = spell(text[place:end].lower())
-            tokens.append(COMPOUNDS.get(token, token))
-        place = end
-    return tokens
+    place = _after_gap(text, 0)
+    while place < len(text):
+        if from_memory and (word := EASY_WORD.match(text, place)):
+            tokens.append(_remembered(word[0]))
+            end = word.end()
+        else:
+            reach, end, spell = place, place + 1, None
+            for pattern, spelling in LEXER:
+                if (match := pattern.match(text, place)) and match.end() > reach:
+                    reach, end, spell = match.end(), match.end(1), spelling
+            if spell is not None and (token := spell(text[place:end].lower())) not in PUNCTUATION:
+                tokens.append(" " + token)
+        place = _after_gap(text, end)
+    return "".join(tokens)
+
+
+def _after_gap(text: str, place: int) -> int:
+    """Where the blanks that begin at a place end."""
+    match = GAP.match(text, place)
+    return match.end() if match else place

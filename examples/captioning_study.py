@@ -1,0 +1,249 @@
+"""The captioning experiment: what more MLE and what tuning for CIDEr make of a captioner on photos (docs/captioning.md).
+
+    python examples/captioning_study.py --images_dir flickr8k/images --annotation_file flickr8k/captions.json \\
+        --encoder facebook/dinov2-small --decoder google-bert/bert-base-uncased
+
+Made for two CPU cores and few photos: the encoder is frozen, and its output computed once. Each seed has an MLE model of
+its own, stopped early by CIDEr on validation; the others start from it. "MLE continued" takes longer than tuning does.
+Learning rates are chosen on validation with the first seed. What is finished is kept in `work_dir`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pretrain_captioning
+import torch
+import tune_captioning
+from captioning_data import DataArguments, captioning_data
+from intervals import cost, resampled_weights, summary
+from transformers import EarlyStoppingCallback, VisionEncoderDecoderModel
+from trl import TrlParser
+
+from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer, models
+from vision_rl.models.sampling import sample
+from vision_rl.tasks.captioning import coco_captions
+
+
+NUM_RESAMPLES = 1000  # of the test images, for the intervals
+MAX_TOKENS = 24
+NUM_SAMPLES = 8
+ROWS = {"mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
+COLUMNS = {
+    "cider": "CIDEr",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "greedy_reward": "reward, greedy",
+    "sampled_reward": "reward, sampled",
+    "unfinished": "unfinished",
+    "num_words": "words",
+}
+PATHS = ("images_dir", "annotation_file", "karpathy_file", "dataset_name", "encoder", "decoder", "work_dir", "output")
+
+
+@dataclass
+class StudyArguments:
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    mle_steps: int = 800  # at most: 32 images each
+    mle_learning_rate: float = 3e-4
+    steps: int = 120  # of tuning, 16 images with 8 samples each
+    learning_rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4])
+    control_steps: int = 500
+    control_learning_rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4])
+    work_dir: str = "runs/captioning-study"
+    output: str = "results/captioning.json"
+    threads: int = 1
+
+
+class Study:
+    """The models of the experiment, trained where they are missing, and what they reach."""
+
+    def __init__(self, args: StudyArguments, model_args: pretrain_captioning.ModelArguments, data_args: DataArguments):
+        self.args, self.model_args = args, model_args
+        model, self.processor = pretrain_captioning.captioner(model_args)
+        rows = dict(zip(("train", "validation", "test"), captioning_data(data_args), strict=True))
+        self.reward = tune_captioning.cider_reward(self.processor, rows["train"])
+        self.encoded = {
+            split: models.EncodedDataset(of_split, model, self.processor) for split, of_split in rows.items()
+        }
+
+    def trained(self, row: str, learning_rate: float, seed: int) -> Path:
+        """The folder of a model that is there already, or is now trained; `run.json` in it has steps and seconds."""
+        folder = Path(self.args.work_dir) / f"{row}-lr{learning_rate:g}-seed{seed}"
+        if (folder / "run.json").exists():
+            return folder
+        settings = {
+            "output_dir": str(folder),
+            "learning_rate": learning_rate,
+            "encoder_learning_rate": None,  # frozen
+            "optim": "adamw_torch",
+            "weight_decay": 0.05 if row == "mle" else 0.0,
+            "max_grad_norm": 1.0,
+            "max_completion_length": MAX_TOKENS,
+            "per_device_eval_batch_size": 64,
+            "save_only_model": True,
+            "seed": seed,
+            "logging_steps": 20,
+            "use_cpu": True,
+            "report_to": "none",
+        }
+        data = {
+            "train_dataset": self.encoded["train"],
+            "eval_dataset": self.encoded["validation"],
+            "processing_class": self.processor,
+            "compute_metrics": coco_captions,
+        }
+        trainer: VisionMLETrainer | VisionRewardTrainer
+        if row == "mle":
+            torch.manual_seed(seed)
+            model, _ = pretrain_captioning.captioner(self.model_args)
+            settings |= {"max_steps": self.args.mle_steps, "warmup_steps": 100, "eval_steps": 50, "save_steps": 50}
+            args = VisionMLEConfig(**pretrain_captioning.DEFAULTS | settings)
+            trainer = VisionMLETrainer(model, args, callbacks=[EarlyStoppingCallback(4)], **data)
+        else:
+            model = self.frozen(self.trained("mle", self.args.mle_learning_rate, seed))
+            # A constant rate after the warm-up, as in the paper, would leave every row with the noise of its last steps.
+            settings |= {
+                "warmup_steps": 20,
+                "lr_scheduler_type": "linear",
+                "eval_strategy": "no",
+                "save_strategy": "no",
+            }
+            settings |= {"load_best_model_at_end": False}
+            if row == "tuned":
+                settings |= {"max_steps": self.args.steps, "per_device_train_batch_size": 16}
+                args = VisionRewardConfig(**tune_captioning.DEFAULTS | settings)
+                trainer = VisionRewardTrainer(model, self.reward, args, **data)
+            else:
+                settings["max_steps"] = self.args.control_steps
+                args = VisionMLEConfig(**pretrain_captioning.DEFAULTS | settings)
+                trainer = VisionMLETrainer(model, args, **data)
+        seconds = trainer.train().metrics["train_runtime"]
+        trainer.save_model()
+        best = trainer.state.best_global_step if row == "mle" else trainer.state.global_step
+        (folder / "run.json").write_text(json.dumps({"steps": best, "seconds": round(seconds)}))
+        return folder
+
+    def frozen(self, folder: Path) -> VisionEncoderDecoderModel:
+        model = VisionEncoderDecoderModel.from_pretrained(folder)
+        model.encoder.requires_grad_(False)
+        return model
+
+    @torch.no_grad()
+    def measure(self, folder: Path, split: str) -> tuple[dict[str, np.ndarray], list[str]]:
+        """The columns, `(1 + R,)` each: of the images and of their resamples; and the greedy captions."""
+        model, encoded = self.frozen(folder), self.encoded[split]
+        torch.manual_seed(0)
+        captions, references, rewards = [], [], {"greedy_reward": [], "sampled_reward": []}
+        for start in range(0, len(encoded), 64):
+            rows = [encoded[row] for row in range(start, min(start + 64, len(encoded)))]
+            encoder_outputs = torch.stack([row["encoder_outputs"] for row in rows])
+            truth = self.processor.get_references(rows)
+            for name, count in (("greedy_reward", 1), ("sampled_reward", NUM_SAMPLES)):
+                completions = sample(
+                    model,
+                    num_generations=count,
+                    encoder_outputs=encoder_outputs,
+                    max_completion_length=MAX_TOKENS,
+                    do_sample=count > 1,
+                )
+                texts = self.processor.batch_decode(completions.completion_ids.flatten(0, 1).tolist())
+                ids = completions.completion_ids.flatten(0, 1).tolist()
+                repeated = [image for image in truth for _ in range(count)]
+                paid = np.reshape(self.reward(texts, repeated, ids), (-1, count)).mean(1)
+                rewards[name] += paid.tolist()
+                if name == "greedy_reward":
+                    captions += texts
+            references += truth
+        alone = [coco_captions([text], [image]) for text, image in zip(captions, references, strict=True)]
+        together = coco_captions(captions, references)
+        per_image = {
+            "cider": together["per_caption_cider"],
+            "rouge_l": together["per_caption_rouge_l"],
+            "unfinished": [one["unfinished"] for one in alone],
+            "num_words": [one["mean_length"] for one in alone],
+            **rewards,
+        }
+        weights = resampled_weights(len(captions), NUM_RESAMPLES)
+        columns = {name: weights @ np.array(values) / len(captions) for name, values in per_image.items()}
+        columns["bleu_4"] = np.full(len(weights), together["bleu_4"])  # of the whole set: no interval
+        return columns, captions
+
+    def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict[str, float]]:
+        """The rate that has the best CIDEr on validation with the first seed, and what each has."""
+        reached = {}
+        for rate in learning_rates:
+            columns, _ = self.measure(self.trained(row, rate, self.args.seeds[0]), "validation")
+            reached[rate] = round(float(columns["cider"][0]), 4)
+        return max(reached, key=lambda rate: reached[rate]), {f"{rate:g}": value for rate, value in reached.items()}
+
+
+def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, data_args: DataArguments) -> dict:
+    torch.set_num_threads(args.threads)
+    study = Study(args, model_args, data_args)
+    rates = {"mle": (args.mle_learning_rate, {})}
+    rates["mle_continued"] = study.choose("mle_continued", args.control_learning_rates)
+    rates["tuned"] = study.choose("tuned", args.learning_rates)
+    columns, costs, captions = {}, {}, {}
+    for row, (rate, _) in rates.items():
+        folders = [study.trained(row, rate, seed) for seed in args.seeds]
+        measured = [study.measure(folder, "test") for folder in folders]
+        columns[row] = {name: [run[name] for run, _ in measured] for name in COLUMNS}
+        costs[row] = [cost(folder) for folder in folders]
+        captions[row] = measured[0][1]
+    paths = {**asdict(args), **asdict(model_args), **asdict(data_args)}
+    results = {
+        "settings": {name: value for name, value in paths.items() if name not in PATHS},
+        "num_images": {split: len(rows) for split, rows in study.encoded.items()},
+        "learning_rates": {row: {"chosen": rate, "validation": tried} for row, (rate, tried) in rates.items()},
+        "rows": {
+            row: {
+                **{name: summary(values) for name, values in of_row.items()},
+                "steps": [run["steps"] for run in costs[row]],
+                "seconds": [run["seconds"] for run in costs[row]],
+            }
+            for row, of_row in columns.items()
+        },
+        "differences": {  # of the same resamples, so that their images cancel out
+            f"tuned - {other}": {
+                name: summary(
+                    [one - two for one, two in zip(columns["tuned"][name], columns[other][name], strict=True)]
+                )
+                for name in COLUMNS
+            }
+            for other in ("mle", "mle_continued")
+        },
+        "captions": [
+            dict(zip(captions, texts, strict=True)) for texts in list(zip(*captions.values(), strict=True))[:10]
+        ],
+    }
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results), difference_table(results), sep="\n\n")
+    return results
+
+
+def table(results: dict) -> str:
+    """The rows as Markdown: means over the seeds."""
+    lines = ["| | " + " | ".join(COLUMNS.values()) + " | steps | seconds |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for row, values in results["rows"].items():
+        numbers = [f"{values[name]['mean']:.3f}" for name in COLUMNS]
+        steps, seconds = (f"{np.mean(values[name]):.0f}" for name in ("steps", "seconds"))
+        lines.append("| " + " | ".join([ROWS[row], *numbers, steps, seconds]) + " |")
+    return "\n".join(lines)
+
+
+def difference_table(results: dict, columns: Sequence[str] = ("cider", "rouge_l", "sampled_reward")) -> str:
+    """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
+    lines = ["| | " + " | ".join(COLUMNS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for pair, values in results["differences"].items():
+        shown = [values[name] for name in columns]
+        cells = [f"{value['mean']:+.3f} [{value['interval'][0]:+.3f}, {value['interval'][1]:+.3f}]" for value in shown]
+        lines.append(f"| tuned, over {ROWS[pair.split(' - ')[1]]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((StudyArguments, pretrain_captioning.ModelArguments, DataArguments)).parse_args_and_config())
