@@ -228,6 +228,24 @@ def test_a_checkpoint_is_loaded_at_another_size_and_precision(tmp_path):
     torch.testing.assert_close(positions(encoder).float(), positions(model), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_the_first_layers_of_a_checkpoint_are_kept_and_saved_as_such(kind, tmp_path):
+    make, part = CHECKPOINTS[kind]
+    model = make().eval()
+    model.save_pretrained(tmp_path / "whole")
+    encoder = load_encoder(tmp_path / "whole", num_hidden_layers=1)
+    states, expected = (
+        module(image(64), output_hidden_states=True).hidden_states[:2] for module in (encoder, part(model))
+    )
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-6)
+    encoder.save_pretrained(tmp_path / "part")
+    again = load_encoder(tmp_path / "part")
+    assert again.config.num_hidden_layers == 1
+    torch.testing.assert_close(encode(again, 64), encode(encoder, 64), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="has 2 layers: num_hidden_layers cannot be 3"):
+        load_encoder(tmp_path / "whole", num_hidden_layers=3)
+
+
 @pytest.mark.parametrize("config", [ResNetConfig(), BertConfig()], ids=["resnet", "bert"])
 def test_a_checkpoint_that_is_no_vit_is_refused(config, tmp_path):
     config.save_pretrained(tmp_path)

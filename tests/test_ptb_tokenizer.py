@@ -1,5 +1,7 @@
 """Caption tokens against coco-caption's own: stored answers, a table by hand, and the Java program where it is here."""
 
+# ruff: noqa: RUF001 - the curly quotation marks and dashes are what is tested
+
 import importlib.util
 import json
 import os
@@ -81,6 +83,7 @@ TABLE = {
     "www.google.com http://x.com/a?b=c a@b.com": "www.google.com http://x.com/a?b=c a@b.com",
     "smile :) or <3": "smile :-rrb- or < 3",
     "café ÑANDÚ Ελλάδα 日本語": "café ñandú ελλάδα 日本語",
+    "हिन्दी עִברִית ไทยกิน e\u0301t": "हिन्दी עִברִית ไทยกิน e\u0301t",
     "a\u00a0b\u200bc\ufeffd": "a b c d",
     "soft\u00adhyphen and 😀 emoji": "softhyphen and emoji",
     "10°C ©2014 can´t": "10 ° c © 2014 can ´ t",
@@ -236,7 +239,7 @@ def test_a_caption_of_ten_thousand_words_is_quick():
     ],
 )
 def test_a_long_caption_takes_time_in_proportion(unit):
-    """Twice the caption in little more than twice the time: no rule goes back over what it has read."""
+    """Four times the caption in some four times the time: no rule goes back over what it has read."""
 
     def seconds(length):
         caption = unit * (length // len(unit)) + "!"
@@ -244,4 +247,4 @@ def test_a_long_caption_takes_time_in_proportion(unit):
         ptb_tokenize([caption])
         return time.process_time() - began
 
-    assert min(seconds(40_000) for _ in range(2)) < 6 * min(seconds(20_000) for _ in range(2)) + 0.1
+    assert seconds(20_000) < 8 * seconds(5_000) + 0.1

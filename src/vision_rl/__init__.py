@@ -14,6 +14,7 @@ _HOME_OF = {
     "VisionRewardConfig": "vision_rl.trainer.reward_config",
     "VisionRewardTrainer": "vision_rl.trainer.reward_trainer",
     "RewardOutput": "vision_rl.rewards",
+    "SavedReward": "vision_rl.rewards",
     "TokenTargets": "vision_rl.rewards",
     "TextProcessor": "vision_rl.processing",
     "VisionProcessor": "vision_rl.processing",
@@ -21,6 +22,7 @@ _HOME_OF = {
 
 __all__ = [
     "RewardOutput",
+    "SavedReward",
     "TextProcessor",
     "TokenTargets",
     "VisionMLEConfig",
@@ -33,7 +35,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vision_rl.processing import TextProcessor, VisionProcessor
-    from vision_rl.rewards import RewardOutput, TokenTargets
+    from vision_rl.rewards import RewardOutput, SavedReward, TokenTargets
     from vision_rl.trainer.mle_config import VisionMLEConfig
     from vision_rl.trainer.mle_trainer import VisionMLETrainer
     from vision_rl.trainer.reward_config import VisionRewardConfig

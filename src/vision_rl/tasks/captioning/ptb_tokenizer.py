@@ -14,6 +14,7 @@ quotation mark faces, since both ways are dropped.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -77,6 +78,8 @@ NO_LETTER = (
 )
 LETTER = rf"[^\W\d_{NO_LETTER}]"
 ALNUM = rf"[^\W_{NO_LETTER}]"
+# The signs that Hebrew, Arabic, Hindi, Thai and decomposed Latin letters carry.
+ACCENT = f"[{''.join(chr(c) for c in range(0x2C2, 0xF00) if unicodedata.category(chr(c)) in ('Mn', 'Mc', 'Sk'))}]"
 APOSTROPHE = "(?:['\u2019\x92]|&apos;)"
 STOP = "(?:['`\u2018\u2019\x91\x92]|&apos;)"  # any mark that is typed for an apostrophe within a word
 BLANK = "[ \u00a0]"
@@ -122,7 +125,7 @@ RULES = (
     # Contractions. With its context, the "do" of "don't" reaches further than the word "don".
     Rule("compound", f"(?i:{either(' '.join(COMPOUNDS))})", APART, lambda token: COMPOUNDS.get(token, token)),
     Rule("word before a clitic", f"{LETTER}{ALNUM}*", f"{CLITIC}(?![A-Za-z])"),
-    Rule("word", rf"{LETTER}(?:{ALNUM}|[\u0300-\u036f])*+"),
+    Rule("word", rf"(?:{LETTER}|{ACCENT})(?:{ALNUM}|{ACCENT})*+"),
     Rule("thing", THING),
     Rule("hyphenated list", LIST),
     Rule("dotted word", DOTTED),
