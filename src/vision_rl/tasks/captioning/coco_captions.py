@@ -19,9 +19,26 @@ from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 ROUGE_BETA = 1.2  # recall counts for more than precision
 # Words that no caption ends with; models tuned for CIDEr without an end token learn to break off at them.
-UNFINISHED = frozenset(
-    "a an the and or of in on at to for from with by near into onto upon is are his her its".split()
-)
+UNFINISHED = {
+    "a",
+    "an",
+    "the",
+    "his",
+    "her",
+    "its",
+    "and",
+    "or",
+    "is",
+    "are",
+    "of",
+    "in",
+    "on",
+    "at",
+    "to",
+    "for",
+    "from",
+}
+UNFINISHED |= {"with", "by", "near", "into", "onto", "upon"}
 
 
 def coco_captions(

@@ -54,7 +54,9 @@ class CaptioningProcessor(TextProcessor):
             raise ValueError(f"max_caption_length must be at least 2, a word and the end; it is {max_caption_length}.")
         self.max_caption_length = max_caption_length
 
-    def __call__(self, images, seeds=None, captions: Sequence[list[str]] | None = None, **kwargs) -> BatchFeature:
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, captions: Sequence[list[str]] | None = None, **kwargs
+    ) -> BatchFeature:
         if captions is None:
             return super().__call__(images)
         for texts in captions:
