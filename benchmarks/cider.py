@@ -8,6 +8,7 @@ candidates that are references with words changed. Each figure is the best of fi
 """
 
 import argparse
+import itertools
 import time
 
 import numpy as np
@@ -16,16 +17,16 @@ from pycocoevalcap.cider.cider import Cider
 from vision_rl.tasks.captioning import DocumentFrequency, cider_d, ptb_tokenize
 
 
-VOCABULARY = 5000
+VOCABULARY = ["".join(letters) for letters in itertools.product("bcdfglmnprst", "aeiou", "bcdfglmnprst", "aeo")]
 
 
 def made_up(rng: np.random.Generator, num_images: int, num_candidates: int) -> tuple[list[str], list[list[str]]]:
     """Candidates, and the references of each."""
-    chance = 1 / np.arange(1, VOCABULARY + 1)
+    chance = 1 / np.arange(1, len(VOCABULARY) + 1)
     chance /= chance.sum()
 
     def caption(like: list[str] | None = None) -> str:
-        words = [f"word{index}" for index in rng.choice(VOCABULARY, rng.integers(8, 14), p=chance)]
+        words = [VOCABULARY[index] for index in rng.choice(len(VOCABULARY), rng.integers(8, 14), p=chance)]
         if like is not None:  # half of the words are those of a reference
             kept = like[rng.integers(len(like))].split()
             words = [kept[i] if i < len(kept) and rng.random() < 0.5 else word for i, word in enumerate(words)]
