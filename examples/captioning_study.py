@@ -245,5 +245,11 @@ def difference_table(results: dict, columns: Sequence[str] = ("cider", "rouge_l"
     return "\n".join(lines)
 
 
+def caption_table(results: dict) -> str:
+    """What the first seed's models say of ten test images, as Markdown."""
+    lines = ["| " + " | ".join(ROWS.values()) + " |", "|---" * len(ROWS) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(texts[row] for row in ROWS) + " |" for texts in results["captions"]])
+
+
 if __name__ == "__main__":
     main(*TrlParser((StudyArguments, pretrain_captioning.ModelArguments, DataArguments)).parse_args_and_config())

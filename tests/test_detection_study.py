@@ -1,8 +1,6 @@
 """The detection experiment: its intervals resample what `coco_map` measures, its control learns confidences."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +13,6 @@ from vision_rl.tasks.detection import AveragePrecisionReward, RecallReward, coco
 
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture
-def example(monkeypatch):
-    """Imports a module of examples/."""
-    if not EXAMPLES.is_dir():
-        pytest.skip("the examples are not part of the installed package")
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    yield importlib.import_module
-    for name in [
-        name for name, module in sys.modules.items() if str(EXAMPLES) in str(getattr(module, "__file__", ""))
-    ]:
-        del sys.modules[name]
 
 
 def random_answers(rng, num_images: int, num_labels: int = 4):
@@ -123,7 +107,7 @@ def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(example
 
 
 def test_the_demos_checkpoints_are_small_and_hold_nothing_but_the_model():
-    folders = sorted((EXAMPLES / "checkpoints").iterdir())
+    folders = sorted((ROOT / "examples" / "checkpoints").iterdir())
     assert [folder.name for folder in folders] == ["detection-crowded", "detection-incomplete"]
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 10e6
     for folder in folders:

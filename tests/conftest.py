@@ -1,0 +1,23 @@
+"""What several test files use."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports a module of examples/."""
+    if not EXAMPLES.is_dir():
+        pytest.skip("the examples are not part of the installed package")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield importlib.import_module
+    for name in [
+        name for name, module in sys.modules.items() if str(EXAMPLES) in str(getattr(module, "__file__", ""))
+    ]:
+        del sys.modules[name]
