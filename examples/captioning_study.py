@@ -48,9 +48,9 @@ class StudyArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     mle_steps: int = 800  # at most: 32 images each
     mle_learning_rate: float = 3e-4
-    steps: int = 120  # of tuning, 16 images with 8 samples each
+    steps: int = 80  # of tuning, 8 images with 8 samples each
     learning_rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4])
-    control_steps: int = 500
+    control_steps: int = 280
     control_learning_rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4])
     work_dir: str = "runs/captioning-study"
     output: str = "results/captioning.json"
@@ -113,7 +113,7 @@ class Study:
             }
             settings |= {"load_best_model_at_end": False}
             if row == "tuned":
-                settings |= {"max_steps": self.args.steps, "per_device_train_batch_size": 16}
+                settings |= {"max_steps": self.args.steps, "per_device_train_batch_size": 8}
                 args = VisionRewardConfig(**tune_captioning.DEFAULTS | settings)
                 trainer = VisionRewardTrainer(model, self.reward, args, **data)
             else:

@@ -85,20 +85,7 @@ class VisionTrainer(CompletingTrainer):
                 "The model has adapters already: leave out peft_config to train them, or give "
                 "model.merge_and_unload() to put new ones on top."
             )
-        policy = base_model(model)
-        align_special_ids(policy, processing_class)
-        self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
-        length = args.max_completion_length or self.processor.completion_length
-        checks.check_model(policy, self.processor, length)
-        self.max_completion_length = completion_length(policy, length)
-        freeze_unused_parameters(policy)
-        if serves(policy):
-            share_images(policy)
-        else:
-            logger.warning(
-                "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
-                type(policy).__name__,
-            )
+        self._prepare_model(base_model(model), args, processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
 
@@ -106,8 +93,8 @@ class VisionTrainer(CompletingTrainer):
         for name, dataset in datasets.items():
             checks.check_dataset(name, dataset)
         self.target_columns = self._resolve_target_columns(args, datasets)
-        collator = VisionCollator(self.processor, args.image_column, self.target_columns, self.learns_from_labels)
-        self._check_data(args, datasets, collator, policy)
+        collator = self._make_collator(args)
+        self._check_data(args, datasets, collator, base_model(model))
         checks.check_best_metric(args, eval_dataset)
         super().__init__(
             model=model,
@@ -134,7 +121,26 @@ class VisionTrainer(CompletingTrainer):
             completion_decoder.requires_grad_(False)
             self.completion_decoder = self.accelerator.prepare_model(completion_decoder, evaluation_mode=True).eval()
 
+    def _prepare_model(self, policy: Any, args: VisionConfig, processing_class) -> None:
+        """Check the model against its processor, and free it of what hinders training."""
+        align_special_ids(policy, processing_class)
+        self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+        length = args.max_completion_length or self.processor.completion_length
+        checks.check_model(policy, self.processor, length)
+        self.max_completion_length = completion_length(policy, length)
+        freeze_unused_parameters(policy)
+        if serves(policy):
+            share_images(policy)
+        else:
+            logger.warning(
+                "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
+                type(policy).__name__,
+            )
+
     # --- data -------------------------------------------------------------------------------------------------------
+
+    def _make_collator(self, args: VisionConfig) -> VisionCollator:
+        return VisionCollator(self.processor, args.image_column, self.target_columns, self.learns_from_labels)
 
     def _resolve_target_columns(self, args: VisionConfig, datasets: dict) -> dict[str, str]:
         """The column for each target keyword; tuning leaves out those that no data set has."""

@@ -1,0 +1,21 @@
+"""UViM's stage I, dense maps as codes, and the published checkpoints. Importing it lets AutoModel load `uvim` models."""
+
+from vision_rl.models.uvim.configuration import UViMConfig
+from vision_rl.models.uvim.conversion import (
+    convert_uvim,
+    load_big_vision_stage1,
+    load_big_vision_stage2,
+    load_big_vision_vit,
+)
+from vision_rl.models.uvim.modeling import UViMModel, UViMOutput
+
+
+__all__ = [
+    "UViMConfig",
+    "UViMModel",
+    "UViMOutput",
+    "convert_uvim",
+    "load_big_vision_stage1",
+    "load_big_vision_stage2",
+    "load_big_vision_vit",
+]

@@ -1,0 +1,326 @@
+"""The published UViM and ViT checkpoints of big_vision (npz files of JAX arrays) as transformers models.
+
+UViM's files are `gs://big_vision/uvim/{panoptic,color,depth}_stage{I,II}_params.npz`; the ViTs that stage II starts from
+are in `gs://vit_models/augreg/`. The names of their arrays changed over the years: all that big_vision's own loaders
+understand are understood here. Sizes are read off the arrays.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import SiglipVisionModel, VisionEncoderDecoderModel
+
+from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM
+from vision_rl.models.encoder import resize_position_embeddings, vision_encoder_decoder, vit_encoder
+from vision_rl.models.uvim.configuration import UViMConfig
+from vision_rl.models.uvim.modeling import UViMModel
+
+
+Checkpoint = str | PathLike | Mapping[str, np.ndarray]
+
+
+def load_big_vision_stage1(checkpoint: Checkpoint, config: UViMConfig | None = None) -> UViMModel:
+    """A `UViMModel` with the weights and the codebook of a checkpoint of stage I, in evaluation mode.
+
+    Args:
+        checkpoint: path of an npz file, or its arrays by their names.
+        config: sizes and settings. By default sizes are those of the arrays, and what no array tells is as in the
+            published models: one code for four patches; the output "color" is of numbers, others are of classes.
+
+    Raises:
+        ValueError: for missing or unexpected arrays, and for arrays of another shape than the model's.
+    """
+    arrays = BigVisionArrays(checkpoint)
+    model = UViMModel(config or _stage1_config(arrays))
+    _load(stage1_entries(model), arrays)
+    return model.eval()
+
+
+def load_big_vision_stage2(checkpoint: Checkpoint) -> VisionEncoderDecoderModel:
+    """The model that writes codes about an image, from a checkpoint of stage II; see `load_big_vision_stage1`.
+
+    Token 0 starts a sequence and pads, token `c + 1` is code `c`, and nothing ends a sequence: all have the length of
+    `model.config.decoder.max_position_embeddings`, 256 in the published models.
+    """
+    arrays = BigVisionArrays(checkpoint)
+    vocab_size, width = arrays["decoder/EmbedTargets/embedding"].shape
+    config = VisionDecoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=arrays.num_blocks("decoder/EncDecBlock"),
+        num_attention_heads=arrays["decoder/EncDecBlock0/SelfAttn/query/kernel"].shape[1],
+        intermediate_size=arrays["decoder/EncDecBlock0/MLP/Dense_0/kernel"].shape[1],
+        max_position_embeddings=arrays["pos_embedding_decoder"].shape[1],
+    )
+    encoder = vit_encoder(**_vit_sizes(arrays, "encoder", "EmbedPatches", "pos_embedding_encoder"))
+    decoder = VisionDecoderForCausalLM(config)
+    model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0)
+    _load(stage2_entries(model), arrays)
+    return model.eval()
+
+
+def load_big_vision_vit(checkpoint: Checkpoint, image_size: int | None = None) -> SiglipVisionModel:
+    """The paper's ViT encoder from a checkpoint of a classifier, whose head and class token are left behind.
+
+    `image_size` resizes the positions, see `resize_position_embeddings`; the rest is as in `load_big_vision_stage1`.
+    """
+    arrays = BigVisionArrays(checkpoint)
+    positions = arrays["pos_embedding"]
+    num_patches = math.isqrt(positions.shape[1]) ** 2  # (1, 1 + N, width) with a class token, which comes first
+    of_encoder = {name: array for name, array in arrays.items() if not re.match("cls$|head/|pre_logits/", name)}
+    of_encoder["pos_embedding"] = positions[:, -num_patches:]  # (1, N, width)
+
+    encoder = vit_encoder(**_vit_sizes(arrays, "Transformer", "embedding", "pos_embedding"))
+    _load(vit_entries(encoder, "Transformer", "embedding", "pos_embedding"), of_encoder)
+    if image_size is not None:
+        resize_position_embeddings(encoder, image_size)
+    return encoder.eval()
+
+
+def convert_uvim(checkpoint: Checkpoint, output_dir: str | PathLike) -> UViMModel | VisionEncoderDecoderModel:
+    """Save a checkpoint of stage I or stage II, whichever it is, so that `from_pretrained(output_dir)` loads it."""
+    arrays = BigVisionArrays(checkpoint)
+    model: UViMModel | VisionEncoderDecoderModel
+    if "state/dictionary" in arrays:
+        model = load_big_vision_stage1(arrays)
+    elif "decoder/EmbedTargets/embedding" in arrays:
+        model = load_big_vision_stage2(arrays)
+    else:
+        raise ValueError(
+            "This is no checkpoint of UViM: it has neither the codebook of stage I (state/dictionary) nor the decoder "
+            f"of stage II (decoder/EmbedTargets/embedding). It has: {_listed(arrays)}."
+        )
+    model.save_pretrained(output_dir)
+    return model
+
+
+# --- the names of the arrays ----------------------------------------------------------------------------------------
+
+
+class BigVisionArrays(Mapping[str, np.ndarray]):
+    """The arrays of a checkpoint in float32, by the names that big_vision's present code gives them.
+
+    The parameters have no prefix; the codebook is `state/dictionary` and `state/counts`. An array of an npz file is read
+    when it is asked for: the largest file has 2.9 GB.
+    """
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._arrays = checkpoint if isinstance(checkpoint, Mapping) else np.load(checkpoint)
+        self._stored_names = present_names(self._arrays)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._stored_names:
+            raise ValueError(f"The checkpoint has no `{name}`. It has: {_listed(self)}.")
+        array = np.asarray(self._arrays[self._stored_names[name]])
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy does not know
+            array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float32, copy=False)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored_names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored_names)
+
+    def __len__(self) -> int:
+        return len(self._stored_names)
+
+    def num_blocks(self, prefix: str) -> int:
+        """How many transformer blocks there are whose names are `prefix` and a number."""
+        return len({match[0] for name in self if (match := re.match(rf"{prefix}\d+/", name))})
+
+
+def present_names(stored_names: Iterable[str]) -> dict[str, str]:
+    """Names of present code -> names in a checkpoint, without what belongs to the optimiser.
+
+    Old checkpoints differ in the prefix of the parameters, in the capitals of `Encoder` and `Decoder`, in where the ViT's
+    positions are, and in the numbers of a block's parts, which were counted across classes (LayerNorm_0,
+    MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3).
+    """
+    stored = list(stored_names)
+    prefix = next((p for p in ("params/", "opt/target/") if any(name.startswith(p) for name in stored)), "")
+    names = {name.removeprefix(prefix): name for name in stored if name.startswith((prefix, "state/"))}
+
+    numbers = defaultdict(set)  # of the parts of each class, in each block
+    numbered = re.compile(r"(.*(?:LayerNorm|MultiHeadDotProductAttention|MlpBlock)_)(\d+)(/.*)")
+    for name in names:
+        if match := numbered.fullmatch(name):
+            numbers[match[1]].add(int(match[2]))
+
+    def present(name: str) -> str:
+        if match := numbered.fullmatch(name):
+            name = f"{match[1]}{sorted(numbers[match[1]]).index(int(match[2]))}{match[3]}"
+        name = re.sub("^(Encoder|Decoder)/", lambda match: match[0].lower(), name)
+        return re.sub("^Transformer/(posembed_input/)?pos_embedding$", "pos_embedding", name)
+
+    return {present(name): stored_name for name, stored_name in names.items()}
+
+
+class Entry(NamedTuple):
+    """An array of a checkpoint, the tensor that it becomes, the array's shape, and the tensor's order of its axes.
+
+    `axes` counts the array's axes after those of the heads are merged with their neighbours, as torch has them.
+    """
+
+    name: str
+    tensor: Tensor
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def to_torch(self, array: np.ndarray) -> Tensor:
+        merged = [self.tensor.shape[self.axes.index(axis)] for axis in range(len(self.axes))]
+        return torch.tensor(array.reshape(merged).transpose(self.axes))
+
+
+def stage1_entries(model: UViMModel) -> Iterator[Entry]:
+    """All of a checkpoint of stage I."""
+    for name in model.config.outputs:
+        stem: Any = model.stems[name]
+        head: Any = model.heads[name]
+        yield from _as_it_is(f"embedding_{name}", kernel=stem.weight, bias=stem.bias)
+        num_channels, num_pixels, width = head.weight.shape
+        yield Entry(f"head_{name}/kernel", head.weight, (width, num_channels, num_pixels), (1, 2, 0))
+        yield from _as_it_is(f"head_{name}", bias=head.bias)
+    yield from vit_entries(model.encoder, "encoder", "ctx_enc_embedding", "pos_embedding_encoder")
+    yield from _dense("encoder_head", model.encoder_head)
+    yield from _as_it_is("state", dictionary=model.codebook.dictionary, counts=model.codebook.counts)
+    yield from _dense("decoder_stem", model.decoder_stem)
+    yield from vit_entries(model.decoder, "decoder", "ctx_dec_embedding", "pos_embedding_decoder")
+
+
+def stage2_entries(model: VisionEncoderDecoderModel) -> Iterator[Entry]:
+    """All of a checkpoint of stage II, for a `vit_encoder` and a `VisionDecoderForCausalLM`."""
+    decoder: Any = model.decoder
+    num_heads = decoder.config.num_attention_heads
+    yield from vit_entries(model.encoder, "encoder", "EmbedPatches", "pos_embedding_encoder")
+    yield from _as_it_is("decoder/EmbedTargets", embedding=decoder.embed_tokens.weight)
+    yield _positions("pos_embedding_decoder", decoder.embed_positions)
+    for i, layer in enumerate(decoder.layers):
+        block = f"decoder/EncDecBlock{i}"
+        yield from _layer_norm(f"{block}/LayerNorm1", layer.layer_norm1)
+        yield from _attention(f"{block}/SelfAttn", layer.self_attn, num_heads)
+        yield from _layer_norm(f"{block}/LayerNorm2", layer.layer_norm2)
+        yield from _attention(f"{block}/CrossAttn", layer.cross_attn, num_heads)
+        yield from _layer_norm(f"{block}/LayerNorm3", layer.layer_norm3)
+        yield from _mlp(f"{block}/MLP", layer.mlp)
+    yield from _layer_norm("decoder/LayerNorm", decoder.layer_norm)
+    yield from _dense("decoder/LogitsDense", decoder.lm_head)
+
+
+def vit_entries(encoder: Any, transformer: str, patches: str, positions: str) -> Iterator[Entry]:
+    """Of a `vit_encoder`, whose three parts have these names in the checkpoint."""
+    conv = encoder.embeddings.patch_embedding
+    width, channels, height, columns = conv.weight.shape
+    yield Entry(f"{patches}/kernel", conv.weight, (height, columns, channels, width), (3, 2, 0, 1))
+    yield from _as_it_is(patches, bias=conv.bias)
+    yield _positions(positions, encoder.embeddings.position_embedding)
+    for i, layer in enumerate(encoder.encoder.layers):
+        block = f"{transformer}/encoderblock_{i}"
+        yield from _layer_norm(f"{block}/LayerNorm_0", layer.layer_norm1)
+        yield from _attention(
+            f"{block}/MultiHeadDotProductAttention_0", layer.self_attn, encoder.config.num_attention_heads
+        )
+        yield from _layer_norm(f"{block}/LayerNorm_1", layer.layer_norm2)
+        yield from _mlp(f"{block}/MlpBlock_0", layer.mlp)
+    yield from _layer_norm(f"{transformer}/encoder_norm", encoder.post_layernorm)
+
+
+def _as_it_is(prefix: str, **tensors: Tensor) -> Iterator[Entry]:
+    for name, tensor in tensors.items():
+        yield Entry(f"{prefix}/{name}", tensor, tuple(tensor.shape), tuple(range(tensor.ndim)))
+
+
+def _layer_norm(name: str, layer_norm: nn.LayerNorm) -> Iterator[Entry]:
+    return _as_it_is(name, scale=layer_norm.weight, bias=layer_norm.bias)
+
+
+def _positions(name: str, embedding: nn.Embedding) -> Entry:
+    return Entry(name, embedding.weight, (1, *embedding.weight.shape), (0, 1))
+
+
+def _dense(name: str, linear: nn.Linear) -> Iterator[Entry]:
+    yield Entry(f"{name}/kernel", linear.weight, (linear.in_features, linear.out_features), (1, 0))
+    yield from _as_it_is(name, bias=linear.bias)
+
+
+def _mlp(name: str, mlp: Any) -> Iterator[Entry]:
+    yield from _dense(f"{name}/Dense_0", mlp.fc1)
+    yield from _dense(f"{name}/Dense_1", mlp.fc2)
+
+
+def _attention(name: str, attention: Any, num_heads: int) -> Iterator[Entry]:
+    """Flax has an axis for the heads: kernels of queries, keys and values (width, H, D), of the output (H, D, width)."""
+    width = attention.q_proj.out_features
+    heads = (num_heads, width // num_heads)
+    for part, linear in {"query": attention.q_proj, "key": attention.k_proj, "value": attention.v_proj}.items():
+        yield Entry(f"{name}/{part}/kernel", linear.weight, (linear.in_features, *heads), (1, 0))
+        if linear.bias is not None:
+            yield Entry(f"{name}/{part}/bias", linear.bias, heads, (0,))
+    out = attention.out_proj
+    yield Entry(f"{name}/out/kernel", out.weight, (*heads, out.out_features), (1, 0))
+    if out.bias is not None:
+        yield from _as_it_is(f"{name}/out", bias=out.bias)
+
+
+# --- sizes and loading ----------------------------------------------------------------------------------------------
+
+
+def _vit_sizes(arrays: BigVisionArrays, transformer: str, patches: str, positions: str) -> dict[str, Any]:
+    """The arguments of `vit_encoder`."""
+    patch_size, _, _, width = arrays[f"{patches}/kernel"].shape
+    block = f"{transformer}/encoderblock_0"
+    return {
+        "image_size": math.isqrt(arrays[positions].shape[1]) * patch_size,
+        "patch_size": patch_size,
+        "hidden_size": width,
+        "num_hidden_layers": arrays.num_blocks(f"{transformer}/encoderblock_"),
+        "num_attention_heads": arrays[f"{block}/MultiHeadDotProductAttention_0/query/kernel"].shape[1],
+        "intermediate_size": arrays[f"{block}/MlpBlock_0/Dense_0/kernel"].shape[1],
+    }
+
+
+def _stage1_config(arrays: BigVisionArrays) -> UViMConfig:
+    sizes = _vit_sizes(arrays, "encoder", "ctx_enc_embedding", "pos_embedding_encoder")
+    num_encoder_layers = sizes.pop("num_hidden_layers")
+    codebook_size, code_dim = arrays["state/dictionary"].shape
+    outputs = [match[1] for name in arrays if (match := re.fullmatch("head_(.*)/bias", name))]
+    return UViMConfig(
+        **sizes,
+        num_encoder_layers=num_encoder_layers,
+        num_decoder_layers=arrays.num_blocks("decoder/encoderblock_"),
+        codebook_size=codebook_size,
+        code_dim=code_dim,
+        code_length=(sizes["image_size"] // sizes["patch_size"] // 2) ** 2,
+        outputs={name: arrays[f"head_{name}/bias"].shape[0] for name in outputs},
+        regression="color" in outputs,
+    )
+
+
+@torch.no_grad()
+def _load(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]) -> None:
+    """Fill the tensors of `entries`; nothing is changed if a name does not fit."""
+    wanted = {entry.name: entry for entry in entries}
+    missing, unexpected = wanted.keys() - arrays.keys(), arrays.keys() - wanted.keys()
+    if missing or unexpected:
+        raise ValueError(
+            "The checkpoint does not fit the model."
+            + (f" Missing: {_listed(missing)}." if missing else "")
+            + (f" Unexpected: {_listed(unexpected)}." if unexpected else "")
+        )
+    for name, entry in wanted.items():
+        array = arrays[name]
+        if array.shape != entry.shape:
+            raise ValueError(f"`{name}` has the shape {array.shape} in the checkpoint; the model needs {entry.shape}.")
+        entry.tensor.copy_(entry.to_torch(array))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

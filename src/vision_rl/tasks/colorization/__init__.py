@@ -1,0 +1,29 @@
+"""Colorization: colourfulness as reward and metric, a photo as the codes of its colours (paper, section 4.3)."""
+
+from vision_rl.tasks.colorization.colorfulness import (
+    colorfulness_terms,
+    colorization_metrics,
+    hasler_colorfulness,
+    psnr,
+)
+from vision_rl.tasks.colorization.drawing import draw
+from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
+from vision_rl.tasks.colorization.processing import ColorizationProcessor, is_grey, rgb_to_grey, without_grey
+from vision_rl.tasks.colorization.rewards import ColorfulnessReward, fidelity_reward
+
+
+__all__ = [
+    "ColorfulnessReward",
+    "ColorizationProcessor",
+    "colorfulness_terms",
+    "colorization_metrics",
+    "draw",
+    "fidelity_reward",
+    "hasler_colorfulness",
+    "is_grey",
+    "lab_to_rgb",
+    "psnr",
+    "rgb_to_grey",
+    "rgb_to_lab",
+    "without_grey",
+]

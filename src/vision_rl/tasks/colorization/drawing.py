@@ -1,0 +1,56 @@
+"""The grey photo, what was made of it, and what it was, side by side."""
+
+from collections.abc import Mapping
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from vision_rl.drawing import PAPER
+from vision_rl.tasks.colorization.colorfulness import Picture, pixels_of
+from vision_rl.tasks.colorization.processing import rgb_to_grey
+
+
+_LABEL = (120, 120, 120)
+
+
+def draw(
+    image: Picture,
+    completion: Picture | Mapping[str, Picture],
+    reference: Picture | None = None,
+    side: int = 256,
+) -> Image.Image:
+    """A row of pictures, each with its name below: the grey photo, the true one, and what was predicted.
+
+    Args:
+        image: the photo; it is made grey here, as for the model.
+        completion: a prediction; or several by name: `{"before": ..., "after": ...}`.
+        reference: the photo in colour. Without one it is left out.
+        side: pixels of the longer side of each picture; all have the shape of `image`, for predictions come stretched to
+            the model's frame.
+
+    Returns:
+        An RGB picture.
+    """
+    color = pixels_of(image)
+    grey = rgb_to_grey(color if color.dtype == torch.uint8 else (color * 255).round().to(torch.uint8))
+    pictures: dict[str, Picture] = {"input": grey[..., None].repeat(1, 1, 3)}
+    if reference is not None:
+        pictures["photo"] = reference
+    pictures |= completion if isinstance(completion, Mapping) else {"prediction": completion}
+
+    height, width = grey.shape
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    gap, text_size = max(2, side // 64), max(11, side // 16)
+    row = Image.new("RGB", (len(pictures) * (size[0] + gap) - gap, size[1] + round(1.6 * text_size)), PAPER)
+    canvas, font = ImageDraw.Draw(row), ImageFont.load_default(text_size)
+    for column, (name, picture) in enumerate(pictures.items()):
+        left = column * (size[0] + gap)
+        row.paste(_as_image(picture).resize(size, Image.Resampling.BICUBIC), (left, 0))
+        canvas.text((left + size[0] / 2, size[1] + 0.8 * text_size), name, _LABEL, font, anchor="mm")
+    return row
+
+
+def _as_image(picture: Picture) -> Image.Image:
+    pixels = pixels_of(picture).cpu()
+    return Image.fromarray((pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().byte()).numpy())

@@ -1,0 +1,256 @@
+"""Colour photos as grey ones with the colour to find: the processor of colorization (paper, section 4.3; UViM)."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from PIL import Image
+from transformers import BatchFeature
+
+from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
+
+
+logger = logging.getLogger(__name__)
+
+GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green, blue (ops `rgb_to_grayscale` of the authors)
+GREY_TOLERANCE = 8  # of 255: JPEG leaves up to 2 between the channels of grey photos, a faint tone more
+SMALLEST_SIDE = 16  # pixels: one patch of the paper's encoder
+NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images
+CROP_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop (the Inception crop)
+
+
+class ColorizationProcessor(VisionProcessor):
+    """Rows with `image`, a colour photo: the model is given it in grey and writes the codes of the colours.
+
+    Colour is not predicted pixel by pixel. A network of its own, stage I of UViM, makes `code_len` codes of a colour image
+    and its grey one, and a colour image of codes and grey image. The model here, stage II, writes the codes: a token is
+    a code plus 1, since 0 starts the decoder, and there is no end token. The processor makes what both stages read, and
+    pictures of what stage I gives back; ids become colours only with that network, as the trainers' `completion_decoder`.
+
+    The photo is resized first and made grey then, as by the authors. The model sees grey in [-1, 1] in three channels, and
+    stage I colour in [-1, 1], both x / 127.5 - 1.
+
+    Args:
+        image_processor: a transformers image processor; its `size` is the model's frame, to which photos are stretched.
+        num_codes: the size of stage I's codebook. Paper: 4096.
+        code_len: codes of an image. Paper: 256.
+        keep_luminance: `to_images` takes the colour alone from the prediction, and the lightness from the grey photo, which
+            keeps all of its detail. The authors replace both.
+        flip: in training, `dense` mirrors half of the photos.
+        min_crop_area: in training, `dense` cuts out a random part of at least this share. Authors: 0.05, which suits
+            many photos; 1 does not crop.
+        antialias: resize as the image processor does. False: bilinear without antialiasing, rounded down, which is how
+            the published models were trained and evaluated.
+
+    Raises:
+        ValueError: for options out of range; in use, for codes that do not fit.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        num_codes: int = 4096,
+        code_len: int = 256,
+        keep_luminance: bool = False,
+        flip: bool = True,
+        min_crop_area: float = 1.0,
+        antialias: bool = True,
+        **kwargs,
+    ):
+        super().__init__(image_processor, **kwargs)
+        self.num_codes, self.code_len, self.keep_luminance = num_codes, code_len, keep_luminance
+        self.flip, self.min_crop_area, self.antialias = flip, min_crop_area, antialias
+        if num_codes < 1 or code_len < 1 or not 0 < min_crop_area <= 1:
+            raise ValueError(
+                "num_codes and code_len must be positive and min_crop_area above 0 and at most 1; they are "
+                f"{num_codes}, {code_len} and {min_crop_area}."
+            )
+        size = dict(image_processor.size)
+        if not {"width", "height"} <= set(size):
+            raise ValueError(
+                f"The image processor's size is {size}: colour needs a fixed frame, size={{'height': ..., 'width': ...}}."
+            )
+        for name in ("image_mean", "image_std"):
+            values = getattr(image_processor, name)
+            if any(abs(value - 0.5) > 1e-6 for value in values):
+                raise ValueError(
+                    f"The image processor's {name} is {list(values)}, but stage I reads the same grey image as the model, "
+                    "in [-1, 1]: set image_mean and image_std to [0.5, 0.5, 0.5]."
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.num_codes + 1
+
+    @property
+    def completion_length(self) -> int:  # type: ignore[override]
+        return self.code_len
+
+    # --- photos to model inputs -------------------------------------------------------------------------------------
+
+    def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **kwargs) -> BatchFeature:
+        """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
+
+        Photos are as they are, whatever the seeds: codes that were made before belong to the photo that is not mirrored.
+        """
+        batch = {"pixel_values": _grey_inputs(self._resized(images))}
+        if codes is not None:
+            batch["labels"] = torch.stack([self._labels(row) for row in codes])
+        return BatchFeature(batch)
+
+    def dense(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None) -> BatchFeature:
+        """For stage I: the grey photos and the colour that goes with them, mirrored and cropped alike.
+
+        Args:
+            images: `B` RGB images.
+            seeds: one integer a row, the source of its crop and flip; `None` does neither.
+
+        Returns:
+            `pixel_values (B, 3, H, W)`, grey, and `targets: {"color": (B, H, W, 3)}`, both in [-1, 1].
+        """
+        if seeds is not None:
+            images = [self._augmented(image, seed) for image, seed in zip(images, seeds, strict=True)]
+        color = self._resized(images)
+        return BatchFeature({"pixel_values": _grey_inputs(color), "targets": {"color": color / 127.5 - 1}})
+
+    def _augmented(self, image: Image.Image, seed: int) -> Image.Image:
+        rng = np.random.default_rng(seed)
+        if self.min_crop_area < 1:
+            image = image.crop(random_box(image.size, self.min_crop_area, rng))
+        if self.flip and rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+    def _resized(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """The photos in the model's frame: uint8 `(B, H, W, 3)`."""
+        if not self.antialias:
+            size = self.image_processor.size
+            return torch.stack(
+                [resize_without_antialias(np.array(image), size["height"], size["width"]) for image in images]
+            )
+        resized = self.image_processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")
+        return resized["pixel_values"].movedim(1, -1).contiguous()
+
+    def _labels(self, codes: Sequence[int]) -> torch.Tensor:
+        row = torch.as_tensor(codes)
+        if row.shape != (self.code_len,) or row.is_floating_point():
+            raise ValueError(
+                f"codes must be {self.code_len} integers (code_len), they are {row.dtype} {tuple(row.shape)}."
+            )
+        if row.min() < 0 or row.max() >= self.num_codes:
+            raise ValueError(
+                f"codes must be from 0 to {self.num_codes - 1} (num_codes - 1), they are from {row.min()} to {row.max()}. "
+                "Are these token ids? A token is a code plus 1."
+            )
+        return row.long() + 1
+
+    def get_references(self, rows: list[dict]) -> list[Image.Image]:
+        """The photos in colour, in the model's frame."""
+        return [Image.fromarray(pixels) for pixels in self._resized([row["image"] for row in rows]).numpy()]
+
+    def check_dataset(self, dataset, columns: dict[str, str]) -> None:
+        """Opens some photos: those that are grey already, or hardly have pixels, are counted and told."""
+        opened = range(0, len(dataset), -(-len(dataset) // NUM_SAMPLED_ROWS))
+        images = [rgb_image(dataset[index][columns["image"]], index) for index in opened]
+        num_grey = sum(map(is_grey, images))
+        if num_grey:
+            logger.warning(
+                "%d of %d photos that were looked at are grey: no channels of a pixel are more than %d of 255 apart. Stage I "
+                "learns from them that photos stay grey; vision_rl.tasks.colorization.without_grey(dataset) drops them.",
+                num_grey,
+                len(images),
+                GREY_TOLERANCE,
+            )
+        num_small = sum(min(image.size) < SMALLEST_SIDE for image in images)
+        if num_small:
+            logger.warning(
+                "%d of %d photos that were looked at have a side of less than %d pixels.",
+                num_small,
+                len(images),
+                SMALLEST_SIDE,
+            )
+
+    # --- what stage I gives back to pictures ------------------------------------------------------------------------
+
+    def to_images(self, color: torch.Tensor, grey: torch.Tensor | None = None) -> list[Image.Image]:
+        """Pictures of predicted colours, clipped to what a picture can hold.
+
+        Args:
+            color: `(N, H, W, 3)`, about in [-1, 1].
+            grey: `(N, 3, H, W)` in [-1, 1], the `pixel_values` of the photos, one for each prediction; needed with
+                `keep_luminance`.
+        """
+        rgb = ((color.float() + 1) / 2).clamp(0, 1)
+        if self.keep_luminance:
+            if grey is None or grey.movedim(1, -1).shape != color.shape:
+                shape = None if grey is None else tuple(grey.shape)
+                raise ValueError(
+                    f"keep_luminance takes the lightness from the grey photos, one for each of the {len(color)} "
+                    f"predictions {tuple(color.shape)}: grey must be their pixel_values (N, 3, H, W), it is {shape}."
+                )
+            lab = rgb_to_lab(rgb)
+            lab[..., 0] = rgb_to_lab((grey.movedim(1, -1).float() + 1) / 2)[..., 0]
+            rgb = lab_to_rgb(lab)
+        return [Image.fromarray(pixels) for pixels in (rgb * 255).round().to(torch.uint8).cpu().numpy()]
+
+    def batch_decode(self, sequences, **kwargs) -> list:
+        raise NotImplementedError(
+            "Codes become colours only by the stage I network and the grey photo: give the trainer that network as "
+            "completion_decoder."
+        )
+
+
+def rgb_to_grey(pixels: torch.Tensor) -> torch.Tensor:
+    """The grey of uint8 `(..., 3)`, uint8 `(...)`: as the authors have it, 255.5 times the value in 0..1, rounded down.
+
+    Rounding 255 times the value would give another grey to a quarter of all colours.
+    """
+    red, green, blue = (pixels.float() / 255).unbind(-1)
+    value = GREY_WEIGHTS[0] * red + GREY_WEIGHTS[1] * green + GREY_WEIGHTS[2] * blue
+    return (value * 255.5).to(torch.uint8)
+
+
+def _grey_inputs(color: torch.Tensor) -> torch.Tensor:
+    """Colour, uint8 `(B, H, W, 3)`, as what the model is given: `(B, 3, H, W)` in [-1, 1], three times the same."""
+    grey = rgb_to_grey(color) / 127.5 - 1  # (B, H, W)
+    return grey[:, None].repeat(1, 3, 1, 1)
+
+
+def resize_without_antialias(pixels: np.ndarray, height: int, width: int) -> torch.Tensor:
+    """uint8 `(H, W, 3)` resized as the authors' input pipeline does: bilinear, no antialiasing, rounded down."""
+    planes = torch.from_numpy(pixels).movedim(-1, 0)[None].float()  # (1, 3, H, W)
+    return (
+        F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0].movedim(0, -1).to(torch.uint8)
+    )
+
+
+def random_box(size: tuple[int, int], min_area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A part of the image for training, as x0, y0, x1, y1: of random area, shape and place (the Inception crop).
+
+    The whole image where ten draws give none that fits.
+    """
+    width, height = size
+    for _ in range(10):
+        area, ratio = width * height * rng.uniform(min_area, 1), rng.uniform(*CROP_RATIOS)
+        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return x, y, x + w, y + h
+    return 0, 0, width, height
+
+
+def is_grey(image: Image.Image, tolerance: int = GREY_TOLERANCE) -> bool:
+    """Whether in no pixel two channels are more than `tolerance` of 255 apart. A sepia photo is not grey."""
+    pixels = np.asarray(image.convert("RGB")).astype(np.int16)
+    return int(np.ptp(pixels, axis=-1).max()) <= tolerance
+
+
+def without_grey(dataset: Dataset, image_column: str = "image", tolerance: int = GREY_TOLERANCE) -> Dataset:
+    """The rows whose photo is not grey. Opens every photo once."""
+    return dataset.filter(
+        lambda image, row: not is_grey(rgb_image(image, row), tolerance), input_columns=image_column, with_indices=True
+    )

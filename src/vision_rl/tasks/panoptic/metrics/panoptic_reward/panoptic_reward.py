@@ -1,0 +1,83 @@
+"""The panoptic reward as an evaluate module: `evaluate.load(vision_rl.metric_path("panoptic_reward"))`."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from vision_rl.tasks.panoptic.rewards import PanopticReward
+
+
+_DESCRIPTION = """
+What reward tuning pays for a panoptic map: the sum of the IoU of matched segments, minus 0.3 for each predicted segment that
+matches none. Not divided by the number of segments.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (list of dict): one an image: `segmentation`, an array or list (H, W) of segment ids where 0 is void;
+        `segments_info`, a list of dicts with `id` and `category_id`. Or pairs of the two.
+    references (list of dict): the same; `iscrowd` in `segments_info` marks crowds.
+    false_positive_weight (float): default 0.3.
+Returns:
+    reward (float): the mean reward.
+    rewards (list of float): the reward of each image.
+Examples:
+    >>> reward = evaluate.load(vision_rl.metric_path("panoptic_reward"))
+    >>> segments_info = [{"id": 7, "category_id": 1}, {"id": 8, "category_id": 2}]
+    >>> prediction = {"segmentation": [[7, 8, 8, 8]], "segments_info": segments_info}
+    >>> reference = {"segmentation": [[7, 7, 7, 8]], "segments_info": segments_info}
+    >>> reward.compute(predictions=[reference, prediction], references=[reference, reference])
+    {'reward': 0.7, 'rewards': [2.0, -0.6]}
+"""
+
+_CITATION = """
+@inproceedings{pinto2023tuning,
+    title = {Tuning computer vision models with task rewards},
+    author = {Pinto, Andr{\\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
+    booktitle = {International Conference on Machine Learning},
+    year = {2023},
+    url = {https://arxiv.org/abs/2302.08242}
+}
+"""
+
+_SEGMENT = {name: datasets.Value("int64") for name in ("id", "category_id", "iscrowd")}
+_FEATURES = {
+    "segmentation": datasets.List(datasets.List(datasets.Value("int32"))),
+    "segments_info": datasets.List(_SEGMENT),
+}
+
+
+class PanopticRewardModule(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features({"predictions": _FEATURES, "references": _FEATURES}),
+        )
+
+    def add_batch(self, *, predictions=None, references=None):
+        """Keeps a batch of images for `compute`."""
+        super().add_batch(predictions=list(map(_row, predictions)), references=list(map(_row, references)))
+
+    def add(self, *, prediction=None, reference=None):
+        """Keeps an image for `compute`."""
+        super().add(prediction=_row(prediction), reference=_row(reference))
+
+    def _compute(self, predictions, references, false_positive_weight=0.3):
+        reward = PanopticReward(false_positive_weight)
+        rewards = reward(list(map(_pair, predictions)), list(map(_pair, references)))
+        return {"reward": sum(rewards) / len(rewards), "rewards": rewards}
+
+
+def _pair(segmentation):
+    if isinstance(segmentation, dict):
+        return segmentation["segmentation"], segmentation["segments_info"]
+    return segmentation
+
+
+def _row(segmentation):
+    """In the form of the features, which want every key of a segment."""
+    ids, segments_info = _pair(segmentation)
+    infos = [{"iscrowd": 0, **{key: info[key] for key in _SEGMENT if key in info}} for info in segments_info]
+    return {"segmentation": np.asarray(ids), "segments_info": infos}

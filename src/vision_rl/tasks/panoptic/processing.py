@@ -1,0 +1,354 @@
+"""Panoptic maps for a model that writes codes: the processor of panoptic segmentation (paper, section 4.1)."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.tasks.panoptic.decoding import to_segmentation
+from vision_rl.tasks.panoptic.segments import (
+    VOID,
+    Segmentation,
+    as_map,
+    distinct_ids,
+    ids_from_rgb,
+    places_of,
+    read_segments,
+    resize_nearest,
+)
+
+
+logger = logging.getLogger(__name__)
+
+NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images and maps
+NOT_LEARNED = -1  # as an instance: one-hot it is all zeros
+_ASPECTS = (0.75, 1.33)  # width by height of a crop
+
+
+class PanopticProcessor(VisionProcessor):
+    """Rows with `image`, `segmentation` and `segments_info` to dense targets and codes, and class maps to segments.
+
+    A panoptic map is written in two steps (UViM): a frozen network, stage I, turns codes into the map, and the model
+    that is trained, stage II, writes the codes. So there are two forms of a row:
+
+    * `dense(...)`: the maps that stage I learns, a class and an instance for each pixel;
+    * `processor(..., codes=...)`: the `labels` that stage II learns, code + 1, for id 0 starts the decoder. Where the
+      data set has no codes, `processor(..., segmentation=..., segments_info=...)` gives the dense maps, from which
+      stage I makes them.
+
+    `segmentation` is a PNG in COCO's colours (id = R + 256 G + 65536 B), as a picture or an array `(H, W, 3)`, or an
+    integer map `(H, W)`; 0 is void. `segments_info` is a list of dicts with `id`, `category_id` and, for crowds,
+    `iscrowd`. Stage I learns crowds as it learns other segments, as in the authors' code, which has no word on them;
+    references keep the flag, so that metric and reward excuse predictions there.
+
+    Args:
+        image_processor: a transformers image processor; its `size` is the model's.
+        categories: dicts with `id`, `name` and `isthing`, as in COCO's JSON; class 0 of a dense map is void, class c
+            the category at place c - 1.
+        max_instances: channels of the instance head, that of void included. Of an image with more segments the last in
+            canonical order, those at the lower right, are not learned as instances. Paper: 100.
+        num_codes: of the stage I model. Paper: 4096.
+        code_len: codes of an image. Paper: 256.
+        flip: whether `dense` mirrors half of the images, given seeds.
+        crop_area: a range such as (0.05, 1.0): `dense` cuts out so large a part of the image, given seeds, with a ratio
+            of width to height in 0.75..1.33, as stage I is trained in the paper. `None` does not.
+
+    Raises:
+        ValueError: for options out of range; in use, for rows that cannot be learned from.
+    """
+
+    target_columns = ("segmentation", "segments_info")
+
+    def __init__(
+        self,
+        image_processor,
+        categories: Sequence[Mapping[str, Any]],
+        max_instances: int = 100,
+        num_codes: int = 4096,
+        code_len: int = 256,
+        flip: bool = True,
+        crop_area: tuple[float, float] | None = None,
+        **kwargs,
+    ):
+        super().__init__(image_processor, **kwargs)
+        self.categories = [dict(category) for category in categories]
+        self.max_instances, self.num_codes, self.code_len = max_instances, num_codes, code_len
+        self.flip, self.crop_area = flip, None if crop_area is None else list(crop_area)
+        for category in self.categories:
+            if not {"id", "name", "isthing"} <= set(category):
+                raise ValueError(f"A category needs `id`, `name` and `isthing`; this one has {category}.")
+        if not self.categories or len(set(self.category_ids)) < len(self.categories):
+            raise ValueError(f"categories must have ids that differ, at least one; they are {self.category_ids}.")
+        if max_instances < 2 or num_codes < 1 or code_len < 1:
+            raise ValueError(
+                "max_instances must be at least 2, void and one more, num_codes and code_len positive; they are "
+                f"{max_instances}, {num_codes} and {code_len}."
+            )
+        if crop_area is not None and not (len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1):
+            raise ValueError(f"crop_area is a range of shares such as (0.05, 1.0); it is {crop_area}.")
+        if not {"width", "height"} <= set(dict(image_processor.size)):
+            raise ValueError(
+                f"The image processor's size is {dict(image_processor.size)}: maps need a fixed frame, "
+                "size={'height': ..., 'width': ...}."
+            )
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The category id of class 1, 2, ..."""
+        return [category["id"] for category in self.categories]
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the semantic head: the categories and void."""
+        return len(self.categories) + 1
+
+    @property
+    def model_size(self) -> tuple[int, int]:
+        """Height and width of what the model sees and of the dense maps."""
+        size = dict(self.image_processor.size)
+        return size["height"], size["width"]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.num_codes + 1
+
+    @property
+    def completion_length(self) -> int:  # type: ignore[override]
+        return self.code_len
+
+    # --- rows to tensors --------------------------------------------------------------------------------------------
+
+    def __call__(
+        self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, segmentation=None, segments_info=None
+    ) -> BatchFeature:
+        if codes is None and segmentation is not None:
+            return self.dense(images, seeds, segmentation=segmentation, segments_info=segments_info)
+        batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+        if codes is not None:
+            for row in codes:
+                if len(row) != self.code_len or min(row) < 0 or max(row) >= self.num_codes:
+                    raise ValueError(
+                        f"An image has {self.code_len} codes in 0..{self.num_codes - 1}; there are {len(row)} in "
+                        f"{min(row, default=None)}..{max(row, default=None)}."
+                    )
+            batch["labels"] = torch.tensor([list(row) for row in codes]) + 1  # (B, code_len)
+        return BatchFeature(batch)
+
+    def dense(self, images, seeds=None, *, segmentation, segments_info) -> BatchFeature:
+        """What stage I learns: image and maps at the model's size, mirrored and cut out alike.
+
+        Args:
+            images: B RGB images.
+            seeds: one integer a row, the source of mirroring and crops; `None`: neither.
+            segmentation: B panoptic maps, each of its image's size.
+            segments_info: B lists of segments.
+
+        Returns:
+            `pixel_values (B, 3, H, W)` and `targets`, a dict of `semantics` and `instances`, `LongTensor (B, H, W)`.
+            Semantics are 1 + the category's place; instances are 1, 2, ... in canonical order; void is 0 in both. An
+            instance beyond `max_instances` is -1 in `instances`.
+        """
+        pictures, semantics, instances = [], [], []
+        seeds = seeds or [None] * len(images)
+        for image, values, infos, seed in zip(images, segmentation, segments_info, seeds, strict=True):
+            labels = self._labels(image.size, values, infos)  # (H, W, 2) of the image
+            if seed is not None:
+                image, labels = self._augmented(image, labels, np.random.default_rng(seed))
+            labels = resize_nearest(labels, self.model_size)
+            instance = canonical_instances(labels[..., 1])  # last: what was cut off has no number
+            pictures.append(image)
+            semantics.append(labels[..., 0])
+            instances.append(np.where(instance < self.max_instances, instance, NOT_LEARNED))
+        return BatchFeature(
+            {
+                "pixel_values": self.image_processor(pictures, return_tensors="pt")["pixel_values"],
+                "targets": {
+                    "semantics": torch.tensor(np.stack(semantics), dtype=torch.long),
+                    "instances": torch.tensor(np.stack(instances), dtype=torch.long),
+                },
+            }
+        )
+
+    def _labels(self, size: tuple[int, int], values, infos) -> np.ndarray:
+        """Class and instance of each pixel `(H, W, 2)`, both 0 where there is no segment."""
+        segments = read_segments(self._segmentation(size, values, infos))
+        classes = places_of(segments.categories, np.array(self.category_ids)) + 1
+        table = np.array([[0, 0], *zip(classes, range(1, len(classes) + 1), strict=True)])  # (1 + n, 2)
+        return table[places_of(segments.map, np.append(VOID, segments.ids))]
+
+    def _segmentation(self, size: tuple[int, int], values, infos) -> Segmentation:
+        """The row's map and segments, checked: of the image's size, all ids listed, categories known."""
+        ids, infos = _ids(values), _as_list(infos)
+        if ids.shape != size[::-1]:
+            raise ValueError(
+                f"The map is {ids.shape[1]} x {ids.shape[0]} pixels, its image {size[0]} x {size[1]} (width x height): "
+                "both must have one size."
+            )
+        self._check_infos(infos)
+        listed, shown = {segment["id"] for segment in infos}, set(distinct_ids(ids).tolist()) - {VOID}
+        unlisted = sorted(shown - listed)
+        if unlisted:
+            raise ValueError(
+                f"{len(unlisted)} segment ids of the map are not in segments_info, the first {unlisted[0]}: list them, "
+                f"or make their pixels {VOID}, which is void. Was the map saved as JPEG, resized, or converted?"
+            )
+        return ids, infos
+
+    def _check_infos(self, infos: list[dict]) -> None:
+        unknown = [segment["category_id"] for segment in infos if segment["category_id"] not in self.category_ids]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} segments have a category_id that is none of the processor's categories', the first "
+                f"{unknown[0]}; the ids are {self.category_ids}."
+            )
+
+    def _augmented(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator):
+        if self.flip and rng.random() < 0.5:
+            image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+        if self.crop_area is not None:
+            left, top, width, height = _crop(rng, image.size, self.crop_area)
+            image = image.crop((left, top, left + width, top + height))
+            labels = labels[top : top + height, left : left + width]
+        return image, labels
+
+    # --- what completions are compared with -------------------------------------------------------------------------
+
+    def get_references(self, rows: list[dict]) -> list[Segmentation]:
+        """The true maps at the images' own size, as `(map (H, W) int32, segments_info)`, crowds marked.
+
+        `PanopticReward` brings them to the size of a completion, the model's, and `PanopticQuality` a completion to
+        theirs: as in the paper, whose reward is on the model's output and whose metric on the image.
+        """
+        references = []
+        for row in rows:
+            ids, infos = self._segmentation(row["image"].size, row["segmentation"], row["segments_info"])
+            segments_info = [
+                {"id": info["id"], "category_id": info["category_id"], "iscrowd": int(info.get("iscrowd") or 0)}
+                for info in infos
+            ]
+            references.append((ids.astype(np.int32), segments_info))
+        return references
+
+    def check_dataset(self, dataset, columns: dict[str, str]) -> None:
+        """What a look at the segments tells before training: categories, ids, sizes, more segments than instances."""
+        if not {"segmentation", "segments_info"} <= set(columns):
+            return
+        rows_over = segments_over = 0
+        for index, infos in _infos_of(dataset, columns["segments_info"]):
+            infos = _as_list(infos)
+            try:
+                self._check_infos(infos)
+            except ValueError as error:
+                raise ValueError(f"Row {index}, column `{columns['segments_info']}`: {error}") from error
+            surplus = len(infos) - (self.max_instances - 1)
+            rows_over, segments_over = rows_over + (surplus > 0), segments_over + max(surplus, 0)
+        if rows_over:
+            logger.warning(
+                "%d rows have more than max_instances - 1 = %d segments: %d segments of them are not learned as "
+                "instances of their own.",
+                rows_over,
+                self.max_instances - 1,
+                segments_over,
+            )
+        for index in _sampled(len(dataset)):
+            row = dataset[index]
+            values, infos = row[columns["segmentation"]], row[columns["segments_info"]]
+            try:
+                segments = read_segments(self._segmentation(rgb_image(row[columns["image"]], index).size, values, infos))
+            except ValueError as error:
+                raise ValueError(f"Row {index}, column `{columns['segmentation']}`: {error}") from error
+            absent = segments.ids[places_of(segments.ids, distinct_ids(segments.map)) < 0]
+            if len(absent):
+                raise ValueError(
+                    f"Row {index}, column `{columns['segments_info']}`: {len(absent)} segments have no pixel in the "
+                    f"map, the first {absent[0]}: each would count as missed. Leave them out."
+                )
+
+    # --- stage I's output to segments -------------------------------------------------------------------------------
+
+    def to_segmentations(
+        self, labels: torch.Tensor | np.ndarray, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Segmentation]:
+        """Classes and instances `(B, H, W, 2)`, as from `decode_logits`, to B pairs `(map, segments_info)`.
+
+        Args:
+            labels: of B images.
+            sizes: B pairs (height, width) to which the labels are brought; default: as they are.
+        """
+        values = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
+        return [
+            to_segmentation(of_image, self.category_ids, size)
+            for of_image, size in zip(values, sizes or [None] * len(values), strict=True)
+        ]
+
+    def batch_decode(self, sequences, **kwargs) -> list:
+        raise NotImplementedError(
+            "Codes become a panoptic map in the stage I network: give the trainer it as completion_decoder."
+        )
+
+
+def canonical_instances(instances: np.ndarray) -> np.ndarray:
+    """Instances `(H, W)` numbered 1, 2, ... from top to bottom, by mean column + H * mean row; 0 stays, negatives are -1.
+
+    So the same picture has one numbering, whatever the order of its annotations (`make_canonical` of the authors' code).
+    """
+    height, width = instances.shape
+    present, index = np.unique(instances, return_inverse=True)
+    index = index.reshape(-1)
+    key = np.arange(width) + height * np.arange(height)[:, None]  # (H, W)
+    mean_key = np.bincount(index, key.reshape(-1)) / np.bincount(index)
+    number = np.where(present < 0, -1, 0)
+    order = np.argsort(np.where(present > 0, mean_key, np.inf), kind="stable")[: (present > 0).sum()]
+    number[order] = np.arange(1, len(order) + 1)
+    return number[index].reshape(height, width)
+
+
+def _crop(rng: np.random.Generator, size: tuple[int, int], areas: Sequence[float]) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a crop, drawn as TensorFlow's `sample_distorted_bounding_box` draws it."""
+    width, height = size
+    aspect = rng.uniform(*_ASPECTS)
+    lowest, highest = (np.sqrt(area * width * height / aspect) for area in areas)
+    highest = min(highest, height, width / aspect)
+    new_height = rng.uniform(min(lowest, highest), highest)
+    new_width = min(width, max(1, round(new_height * aspect)))
+    new_height = min(height, max(1, round(new_height)))
+    return rng.integers(width - new_width + 1), rng.integers(height - new_height + 1), new_width, new_height
+
+
+def _ids(values: Any) -> np.ndarray:
+    """Segment ids `(H, W)` of a picture in COCO's colours, an array of them, or an integer map."""
+    if isinstance(values, Image.Image):
+        if values.mode == "P":
+            raise ValueError(
+                "The map is a palette picture: are its ids the palette's colours (convert it to RGB) or the indices "
+                "(make it an array)?"
+            )
+        values = np.asarray(values)
+    values = np.asarray(values)
+    return ids_from_rgb(values) if values.ndim == 3 else as_map(values)
+
+
+def _as_list(infos: Any) -> list[dict]:
+    """A row's segments as a list of dicts, also from a dict of lists."""
+    if isinstance(infos, Mapping):
+        infos = [dict(zip(infos, values, strict=True)) for values in zip(*infos.values(), strict=True)]
+    return list(infos)
+
+
+def _infos_of(dataset, column: str) -> Iterator[tuple[int, Any]]:
+    """Row numbers and segments, all of them where that decodes no images; else of sampled rows."""
+    if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
+        yield from enumerate(dataset.select_columns(column)[column])
+    else:
+        yield from ((index, dataset[index][column]) for index in _sampled(len(dataset)))
+
+
+def _sampled(count: int) -> range:
+    """Some of `count` rows, evenly spread."""
+    return range(0, count, -(-count // NUM_SAMPLED_ROWS))

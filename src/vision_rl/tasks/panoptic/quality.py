@@ -1,0 +1,221 @@
+"""Panoptic quality (Kirillov et al. 2019) by the rules of panopticapi, and the matching that the reward shares with it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vision_rl.tasks.panoptic.segments import VOID, Segmentation, places_of, read_segments, resized, run_starts
+
+
+_PARTS = {"All": "", "Things": "_things", "Stuff": "_stuff"}
+
+
+@dataclass(frozen=True)
+class SegmentMatches:
+    """Which segments of a prediction fit which of the reference; places are those in their `segments_info`.
+
+    Args:
+        matched: `(n, 2)`, the places of a predicted segment and of the true one that it fits: true positives.
+        ious: `(n,)`, of these pairs.
+        spurious: places of the predicted segments that fit none and count as false positives.
+        missed: places of the true segments that nothing fits: false negatives.
+        predicted_categories: of all predicted segments.
+        true_categories: of all true segments.
+    """
+
+    matched: np.ndarray
+    ious: np.ndarray
+    spurious: np.ndarray
+    missed: np.ndarray
+    predicted_categories: np.ndarray
+    true_categories: np.ndarray
+
+
+def match_segments(prediction: Segmentation, reference: Segmentation) -> SegmentMatches:
+    """Matches the segments of one image as panopticapi's `pq_compute` does.
+
+    Areas are counted on the maps. panopticapi takes the true segments' from the JSON; in COCO's files they are equal.
+
+    Args:
+        prediction: `(map, segments_info)`; every id of the map must be in `segments_info`, and the reverse.
+        reference: the same of equal size, with `iscrowd` where a segment is a crowd. Pixels of an id that is not in
+            `segments_info` are neither a segment nor void, as in panopticapi.
+
+    Raises:
+        ValueError: for maps of different size, and for a prediction whose map and `segments_info` disagree.
+    """
+    predicted, true = read_segments(prediction), read_segments(reference)
+    if predicted.map.shape != true.map.shape:
+        raise ValueError(
+            f"The prediction is {predicted.map.shape} pixels, the reference {true.map.shape} (height, width): bring one "
+            "to the other's size with vision_rl.tasks.panoptic.resized."
+        )
+    n, m = len(predicted.ids), len(true.ids)
+    overlap = _overlap(predicted, true)  # (n + 1, m + 2): last row and column n, m are void, column m + 1 is unlisted
+    areas, true_areas = overlap.sum(1)[:n], overlap.sum(0)[:m]
+    if not areas.all():
+        absent = predicted.ids[areas == 0]
+        raise ValueError(
+            f"{len(absent)} predicted segments have no pixel in the map; the first has the id {absent[0]}."
+        )
+    overlap, on_void = overlap[:n, :m], overlap[:n, m]
+
+    candidates = (overlap > 0) & (predicted.categories[:, None] == true.categories) & ~true.iscrowd
+    matched = np.argwhere(candidates)
+    rows, columns = matched.T
+    shared = overlap[rows, columns]
+    ious = shared / (areas[rows] + true_areas[columns] - shared - on_void[rows])  # void leaves the union
+    fits = ious > 0.5  # an IoU of exactly 0.5 is a miss; so no segment fits two
+    matched, ious = matched[fits], ious[fits]
+
+    # Of a class's crowd segments only the last one excuses a prediction: panopticapi keeps one a class.
+    ignored = on_void.copy()
+    for category, crowd in {true.categories[place]: place for place in np.flatnonzero(true.iscrowd)}.items():
+        ignored += overlap[:, crowd] * (predicted.categories == category)
+    excused = ignored / areas > 0.5
+    excused[matched[:, 0]] = True
+    found = true.iscrowd.copy()
+    found[matched[:, 1]] = True
+    return SegmentMatches(
+        matched, ious, np.flatnonzero(~excused), np.flatnonzero(~found), predicted.categories, true.categories
+    )
+
+
+def _overlap(predicted, true) -> np.ndarray:
+    """The pixels that each predicted segment shares with each true one, with void, and with ids that nobody lists.
+
+    One count over runs of equal pixels, of which a map has a hundredth of its pixels: no sort of the whole image.
+    """
+    starts = run_starts(predicted.map, true.map)
+    lengths = np.diff(starts, append=predicted.map.size)
+    n, m = len(predicted.ids), len(true.ids)
+    rows = places_of(predicted.map.reshape(-1)[starts], np.append(predicted.ids, VOID))
+    columns = places_of(true.map.reshape(-1)[starts], np.append(true.ids, VOID))
+    if (rows < 0).any():
+        unlisted = np.unique(predicted.map.reshape(-1)[starts[rows < 0]])
+        raise ValueError(
+            f"{len(unlisted)} ids of the predicted map are not in its segments_info; the first is {unlisted[0]}."
+        )
+    columns[columns < 0] = m + 1
+    counts = np.bincount(rows * (m + 2) + columns, lengths, minlength=(n + 1) * (m + 2))
+    return counts.reshape(n + 1, m + 2)
+
+
+def panoptic_quality(
+    predictions: Sequence[Segmentation], references: Sequence[Segmentation], categories: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Panoptic quality of a set of images, the numbers of panopticapi's `pq_compute`, in 0..1.
+
+    Args:
+        predictions: `(map, segments_info)` an image: a map `(H, W)` of segment ids where 0 is void, and a list of dicts
+            with `id` and `category_id`.
+        references: the same, of the same sizes; `iscrowd` marks crowds.
+        categories: dicts with `id` and `isthing`, as in COCO's JSON.
+
+    Returns:
+        `"All"`, `"Things"` and `"Stuff"`: `pq`, `sq`, `rq`, means over the `n` categories that occur in predictions or
+        references (0 where none does). `"per_class"`: the three of each category id, 0 for those that do not occur.
+
+    Raises:
+        ValueError: with the image's number, for what is not as described.
+    """
+    return _summary(_matches(predictions, references), _checked(categories))
+
+
+class PanopticQuality:
+    """Panoptic quality in the form that trainers call: `compute_metrics=PanopticQuality(processor.categories)`.
+
+    A prediction of another size than its reference is brought to the reference's, as the authors evaluate: trainers'
+    completions have the model's size, and references the image's.
+
+    Args:
+        categories: dicts with `id` and `isthing`, as in COCO's JSON.
+    """
+
+    def __init__(self, categories: Sequence[Mapping[str, Any]]):
+        self.categories = _checked(categories)
+
+    def __call__(self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]) -> dict[str, Any]:
+        """The numbers of `panoptic_quality` in a flat dict.
+
+        Returns:
+            `pq`, `sq`, `rq`; the same with `_things` and `_stuff`; `per_class_pq`, in the order of the categories, -1 for
+            one that occurs nowhere; and of each image `per_image_iou`, the sum of the matched pairs' IoU, and
+            `per_image_tp`, `per_image_fp`, `per_image_fn`, the numbers of segments.
+        """
+        if len(predictions) == len(references):
+            predictions = [
+                resized(prediction, np.shape(reference[0]))
+                for prediction, reference in zip(predictions, references, strict=True)
+            ]
+        matches = _matches(predictions, references)
+        result = _summary(matches, self.categories)
+        occurs = _totals(matches, self.categories)[1:].any(0)
+        per_class = [result["per_class"][category["id"]]["pq"] for category in self.categories]
+        return {
+            **{f"{key}{suffix}": result[part][key] for part, suffix in _PARTS.items() for key in ("pq", "sq", "rq")},
+            "per_class_pq": np.where(occurs, per_class, -1.0).tolist(),
+            "per_image_iou": [float(image.ious.sum()) for image in matches],
+            "per_image_tp": [len(image.matched) for image in matches],
+            "per_image_fp": [len(image.spurious) for image in matches],
+            "per_image_fn": [len(image.missed) for image in matches],
+        }
+
+
+def _checked(categories: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    for category in categories:
+        if not {"id", "isthing"} <= set(category):
+            raise ValueError(f"A category needs `id` and `isthing`; this one has {dict(category)}.")
+    if not categories or len({category["id"] for category in categories}) < len(categories):
+        raise ValueError(
+            f"categories must have ids that differ, at least one; they are {[c['id'] for c in categories]}."
+        )
+    return [dict(category) for category in categories]
+
+
+def _matches(predictions: Sequence[Segmentation], references: Sequence[Segmentation]) -> list[SegmentMatches]:
+    if len(predictions) != len(references):
+        raise ValueError(f"There are {len(predictions)} predictions and {len(references)} references: one an image.")
+    matches = []
+    for image, pair in enumerate(zip(predictions, references, strict=True)):
+        try:
+            matches.append(match_segments(*pair))
+        except ValueError as error:
+            raise ValueError(f"Image {image}: {error}") from error
+    return matches
+
+
+def _totals(matches: list[SegmentMatches], categories: list[dict[str, Any]]) -> np.ndarray:
+    """`(4, C)`: the sum of IoUs and the numbers of true positives, false positives, false negatives of each category."""
+    ids = np.array([category["id"] for category in categories])
+    totals = np.zeros((4, len(ids)))
+    for image, found in enumerate(matches):
+        predicted, true = places_of(found.predicted_categories, ids), places_of(found.true_categories, ids)
+        for places, given in ((predicted, found.predicted_categories), (true, found.true_categories)):
+            if (places < 0).any():
+                unknown = np.unique(given[places < 0]).tolist()
+                raise ValueError(f"Image {image}: the category ids {unknown} are none of the categories'.")
+        matched = predicted[found.matched[:, 0]]
+        np.add.at(totals[0], matched, found.ious)
+        for row, places in enumerate((matched, predicted[found.spurious], true[found.missed]), start=1):
+            np.add.at(totals[row], places, 1)
+    return totals
+
+
+def _summary(matches: list[SegmentMatches], categories: list[dict[str, Any]]) -> dict[str, Any]:
+    iou, tp, fp, fn = _totals(matches, categories)
+    occurs = tp + fp + fn > 0
+    weight = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5)
+    quality = {"pq": iou / weight, "sq": iou / np.maximum(tp, 1), "rq": tp / weight}  # (C,) each
+    isthing = np.array([bool(category["isthing"]) for category in categories])
+    summary: dict[str, Any] = {}
+    for part, chosen in zip(_PARTS, (occurs, occurs & isthing, occurs & ~isthing), strict=True):
+        n = int(chosen.sum())
+        summary[part] = {key: float(values[chosen].sum() / max(n, 1)) for key, values in quality.items()} | {"n": n}
+    summary["per_class"] = {
+        category["id"]: {key: float(values[place]) for key, values in quality.items()}
+        for place, category in enumerate(categories)
+    }
+    return summary
