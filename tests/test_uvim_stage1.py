@@ -16,10 +16,10 @@ from transformers import AutoConfig, AutoModel
 from vision_rl.models.uvim import UViMConfig, UViMModel, load_big_vision_stage1
 from vision_rl.models.uvim.codebook import (
     assigned_sums,
-    codewords,
     nearest_codewords,
     split_most_frequent,
     split_rare,
+    unit_codewords,
 )
 from vision_rl.models.uvim.conversion import stage1_entries
 from vision_rl.models.uvim.modeling import (
@@ -325,7 +325,7 @@ def test_what_is_quantised_is_standardised_with_epsilon_1e_5():
 def test_a_codeword_is_the_direction_of_its_sum_and_the_nearest_one_is_taken():
     torch.manual_seed(0)
     dictionary, counts, x = torch.randn(20, 6), torch.rand(20) + 0.1, torch.randn(3, 7, 6)
-    vectors = codewords(dictionary, counts)
+    vectors = unit_codewords(dictionary, counts)
     torch.testing.assert_close(vectors, F.normalize(dictionary, dim=1))
     assert torch.equal(nearest_codewords(x, vectors), torch.cdist(x, vectors).argmin(-1))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 SPLIT_NOISE = 0.001  # a split codeword's copy is off by at most this factor, component by component
 
 
-def codewords(dictionary: Tensor, counts: Tensor) -> Tensor:
+def unit_codewords(dictionary: Tensor, counts: Tensor) -> Tensor:
     """The mean vector of each code, on the unit sphere: sums `(K, D)` and counts `(K,)` to `(K, D)`."""
     means = dictionary / counts[:, None]
     return means / means.norm(dim=-1, keepdim=True)
@@ -88,7 +88,7 @@ class Codebook(nn.Module):
     @property
     def codewords(self) -> Tensor:
         """`(K, D)`, in float32."""
-        return codewords(self.dictionary.float(), self.counts.float())
+        return unit_codewords(self.dictionary.float(), self.counts.float())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors `x (B, L, D)` to their codes `(B, L)` and codewords `(B, L, D)`; collects them when training."""

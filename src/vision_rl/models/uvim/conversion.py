@@ -116,7 +116,7 @@ class BigVisionArrays(Mapping[str, np.ndarray]):
         self._stored_names = present_names(self._arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._stored_names:
+        if name not in self._stored_names:  # a KeyError would print its sentence in quotes
             raise ValueError(f"The checkpoint has no `{name}`. It has: {_listed(self)}.")
         array = np.asarray(self._arrays[self._stored_names[name]])
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy does not know

@@ -28,7 +28,7 @@ def colorfulness_terms(
     The paper leaves two things open, and its numbers (0.97 and 1.84 after tuning) fit each reading: whether
     "arctan(b/a)" is the hue angle, or literally folds opposite hues into one (red into green); and whether grey pixels
     have a hue. The entropy is in nats, as 1.84 of at most ln 7 = 1.95. Where a and b are both nearly 0 the hue is
-    whatever rounding makes of it: the entropy of a grey picture says nothing, and is multiplied by 0 in the reward.
+    whatever the last digits make of it: the entropy of a grey picture says nothing, and is multiplied by 0 in the reward.
 
     Pixels are looked up in a table of all 2^24 colours, made in float64 when it is first needed (some seconds, 16 MB).
     So the terms do not depend on device or precision, and an image has those of the file that it is saved to.
@@ -47,7 +47,7 @@ def colorfulness_terms(
     """
     check_options(hue, entropy_over)
     # One image at a time: its planes stay in the cache, which is faster than the whole batch at once.
-    counts = [_count_hues(pixels_of(image), hue).cpu() for image in images]
+    counts = [_count_hues(uint8_pixels_of(image), hue).cpu() for image in images]
     if not counts:
         raise ValueError("There are no images: pass at least one.")
     hues = torch.stack(counts).double()  # (N, 2, 7): of dull and of vivid pixels
@@ -84,10 +84,14 @@ def pixels_of(image: Picture | Sequence) -> torch.Tensor:
     return pixels.float() if pixels.is_floating_point() else pixels.to(torch.uint8)
 
 
+def uint8_pixels_of(image: Picture | Sequence) -> torch.Tensor:
+    """The image as it would be saved: `(H, W, 3)` in uint8."""
+    pixels = pixels_of(image)
+    return (pixels * 255).round().to(torch.uint8) if pixels.is_floating_point() else pixels
+
+
 def _count_hues(pixels: torch.Tensor, hue: Hue) -> torch.Tensor:
     """How many dull and vivid pixels have their hue in each bin: `(2, 7)`."""
-    if pixels.is_floating_point():
-        pixels = (pixels * 255).round().to(torch.uint8)
     red, green, blue = pixels.reshape(-1, 3).unbind(1)
     colours = red.int().mul_(65536).add_(green, alpha=256).add_(blue)
     classes = _class_table(hue, pixels.device).index_select(0, colours)

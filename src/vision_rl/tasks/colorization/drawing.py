@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from vision_rl.drawing import PAPER
-from vision_rl.tasks.colorization.colorfulness import Picture, pixels_of
+from vision_rl.tasks.colorization.colorfulness import Picture, uint8_pixels_of
 from vision_rl.tasks.colorization.processing import rgb_to_grey
 
 
@@ -31,8 +30,7 @@ def draw(
     Returns:
         An RGB picture.
     """
-    color = pixels_of(image)
-    grey = rgb_to_grey(color if color.dtype == torch.uint8 else (color * 255).round().to(torch.uint8))
+    grey = rgb_to_grey(uint8_pixels_of(image))  # (H, W)
     pictures: dict[str, Picture] = {"input": grey[..., None].repeat(1, 1, 3)}
     if reference is not None:
         pictures["photo"] = reference
@@ -46,11 +44,7 @@ def draw(
     canvas, font = ImageDraw.Draw(row), ImageFont.load_default(text_size)
     for column, (name, picture) in enumerate(pictures.items()):
         left = column * (size[0] + gap)
-        row.paste(_as_image(picture).resize(size, Image.Resampling.BICUBIC), (left, 0))
+        cell = Image.fromarray(uint8_pixels_of(picture).cpu().numpy()).resize(size, Image.Resampling.BICUBIC)
+        row.paste(cell, (left, 0))
         canvas.text((left + size[0] / 2, size[1] + 0.8 * text_size), name, _LABEL, font, anchor="mm")
     return row
-
-
-def _as_image(picture: Picture) -> Image.Image:
-    pixels = pixels_of(picture).cpu()
-    return Image.fromarray((pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().byte()).numpy())

@@ -1,6 +1,7 @@
 """Colour photos as grey ones with the colour to find: the processor of colorization (paper, section 4.3; UViM)."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green, blue (ops `rgb_to_gray
 GREY_TOLERANCE = 8  # of 255: JPEG leaves up to 2 between the channels of grey photos, a faint tone more
 SMALLEST_SIDE = 16  # pixels: one patch of the paper's encoder
 NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images
-CROP_RATIOS = (3 / 4, 4 / 3)  # width to height of a random crop (the Inception crop)
+CROP_RATIOS = (0.75, 1.33)  # width to height of a random crop (TensorFlow's `sample_distorted_bounding_box`)
 
 
 class ColorizationProcessor(VisionProcessor):
@@ -40,9 +41,9 @@ class ColorizationProcessor(VisionProcessor):
         code_len: codes of an image. Paper: 256.
         keep_luminance: `to_images` takes the colour alone from the prediction, and the lightness from the grey photo, which
             keeps all of its detail. The authors replace both.
-        flip: in training, `dense` mirrors half of the photos.
-        min_crop_area: in training, `dense` cuts out a random part of at least this share. Authors: 0.05, which suits
-            many photos; 1 does not crop.
+        flip: whether `dense` mirrors half of the photos, given seeds.
+        crop_area: a range such as (0.05, 1.0): `dense` cuts out so large a part of the photo, given seeds, with a ratio
+            of width to height in 0.75..1.33, as stage I is trained by the authors. `None` does not.
         antialias: resize as the image processor does. False: bilinear without antialiasing, rounded down, which is how
             the published models were trained and evaluated.
 
@@ -57,18 +58,17 @@ class ColorizationProcessor(VisionProcessor):
         code_len: int = 256,
         keep_luminance: bool = False,
         flip: bool = True,
-        min_crop_area: float = 1.0,
+        crop_area: tuple[float, float] | None = None,
         antialias: bool = True,
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
         self.num_codes, self.code_len, self.keep_luminance = num_codes, code_len, keep_luminance
-        self.flip, self.min_crop_area, self.antialias = flip, min_crop_area, antialias
-        if num_codes < 1 or code_len < 1 or not 0 < min_crop_area <= 1:
-            raise ValueError(
-                "num_codes and code_len must be positive and min_crop_area above 0 and at most 1; they are "
-                f"{num_codes}, {code_len} and {min_crop_area}."
-            )
+        self.flip, self.crop_area, self.antialias = flip, None if crop_area is None else list(crop_area), antialias
+        if num_codes < 1 or code_len < 1:
+            raise ValueError(f"num_codes and code_len must be positive; they are {num_codes} and {code_len}.")
+        if crop_area is not None and not (len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1):
+            raise ValueError(f"crop_area is a range of shares such as (0.05, 1.0); it is {crop_area}.")
         size = dict(image_processor.size)
         if not {"width", "height"} <= set(size):
             raise ValueError(
@@ -119,11 +119,9 @@ class ColorizationProcessor(VisionProcessor):
 
     def _augmented(self, image: Image.Image, seed: int) -> Image.Image:
         rng = np.random.default_rng(seed)
-        if self.min_crop_area < 1:
-            image = image.crop(random_box(image.size, self.min_crop_area, rng))
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        return image if self.crop_area is None else image.crop(random_box(image.size, self.crop_area, rng))
 
     def _resized(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """The photos in the model's frame: uint8 `(B, H, W, 3)`."""
@@ -228,19 +226,20 @@ def resize_without_antialias(pixels: np.ndarray, height: int, width: int) -> tor
     )
 
 
-def random_box(size: tuple[int, int], min_area: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A part of the image for training, as x0, y0, x1, y1: of random area, shape and place (the Inception crop).
+def random_box(size: tuple[int, int], areas: Sequence[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A part of an image for training, as x0, y0, x1, y1: of random area, shape and place.
 
-    The whole image where ten draws give none that fits.
+    All heights that give such an area are equally likely, as in TensorFlow's `sample_distorted_bounding_box`. It is smaller
+    than asked where none of that shape fits.
     """
     width, height = size
-    for _ in range(10):
-        area, ratio = width * height * rng.uniform(min_area, 1), rng.uniform(*CROP_RATIOS)
-        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < w <= width and 0 < h <= height:
-            x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
-            return x, y, x + w, y + h
-    return 0, 0, width, height
+    ratio = rng.uniform(*CROP_RATIOS)
+    lowest, highest = (math.sqrt(area * width * height / ratio) for area in areas)
+    highest = min(highest, height, width / ratio)
+    new_height = rng.uniform(min(lowest, highest), highest)
+    new_width, new_height = min(width, max(1, round(new_height * ratio))), min(height, max(1, round(new_height)))
+    x, y = int(rng.integers(width - new_width + 1)), int(rng.integers(height - new_height + 1))
+    return x, y, x + new_width, y + new_height
 
 
 def is_grey(image: Image.Image, tolerance: int = GREY_TOLERANCE) -> bool:

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from vision_rl.tasks.colorization.colorfulness import colorization_metrics, pixels_of
+from vision_rl.tasks.colorization.colorfulness import colorization_metrics, uint8_pixels_of
 
 
 _DESCRIPTION = """
@@ -14,7 +14,7 @@ PSNR to the true photos where they are given.
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of images): PIL images, paths, or uint8 arrays (H, W, 3); nested lists of these numbers.
+    predictions (list of images): PIL images, paths, or arrays (H, W, 3) from 0 to 255, of floats from 0 to 1.
     references (list of images): the true photos of the same sizes; None where there is none. Default: none.
     hue (str): "arctan2", the hue angle, or "arctan", which takes opposite hues for one. Default "arctan2".
     entropy_over (str): hues of "all" pixels or of the "vivid" ones. Default "all".
@@ -80,4 +80,4 @@ class Colorfulness(evaluate.Metric):
 
 
 def _exact(image):
-    return image if image is None or isinstance(image, str) else pixels_of(image).numpy()
+    return image if image is None or isinstance(image, str) else uint8_pixels_of(image).numpy()

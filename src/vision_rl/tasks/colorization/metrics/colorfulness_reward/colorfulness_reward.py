@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from vision_rl.tasks.colorization.colorfulness import pixels_of
+from vision_rl.tasks.colorization.colorfulness import uint8_pixels_of
 from vision_rl.tasks.colorization.rewards import ColorfulnessReward
 
 
@@ -14,7 +14,7 @@ does not enter.
 
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions (list of images): PIL images, paths, or uint8 arrays (H, W, 3); nested lists of these numbers.
+    predictions (list of images): PIL images, paths, or arrays (H, W, 3) from 0 to 255, of floats from 0 to 1.
     hue (str): "arctan2", the hue angle, or "arctan", which takes opposite hues for one. Default "arctan2".
     entropy_over (str): hues of "all" pixels or of the "vivid" ones. Default "all".
 Returns:
@@ -66,4 +66,4 @@ class ColorfulnessRewardModule(evaluate.Metric):
 
 
 def _exact(image):
-    return image if isinstance(image, str) else pixels_of(image).numpy()
+    return image if isinstance(image, str) else uint8_pixels_of(image).numpy()
