@@ -11,9 +11,7 @@ from vision_rl.data.coco import existing_paths, read_json, refuse_unknown_ids
 _KEYS = ("images", "annotations", "categories")
 
 
-def load_coco_panoptic(
-    images_dir: str | Path, masks_dir: str | Path, annotation_file: str | Path
-) -> datasets.Dataset:
+def load_coco_panoptic(images_dir: str | Path, masks_dir: str | Path, annotation_file: str | Path) -> datasets.Dataset:
     """The rows of a COCO panoptic file, one an image that has a map, in the order of the JSON's images.
 
     Args:

@@ -10,12 +10,15 @@ from vision_rl.models.encoder import (
     vit_encoder,
 )
 from vision_rl.models.positions import init_sincos_positions, sincos2d
+from vision_rl.models.uvim import UViMConfig, UViMModel
 
 
 __all__ = [
     "ConvStemVisionConfig",
     "ConvStemVisionModel",
     "EncodedDataset",
+    "UViMConfig",
+    "UViMModel",
     "VisionDecoderConfig",
     "VisionDecoderForCausalLM",
     "init_sincos_positions",

@@ -1,6 +1,6 @@
 """Rows to a batch: the only place that calls the processor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from vision_rl.trainer.data_order import Row
 
 
 ENCODER_OUTPUTS = "encoder_outputs"  # a column with this name takes the place of the pixels
+CODES = "codes"  # a column with this name takes the place of the targets that labels are made of
 
 
 @dataclass
@@ -30,7 +31,8 @@ class BatchColumns:
 class VisionCollator:
     """Makes `pixel_values (B, C, H, W)`, `labels (B, T)` if asked for, `row_index (B,)` and `columns`.
 
-    Rows that have `encoder_outputs (N, d)` give `encoder_outputs (B, N, d)` in place of `pixel_values`.
+    Rows that have `encoder_outputs (N, d)` give `encoder_outputs (B, N, d)` in place of `pixel_values`. Rows that have
+    `codes` give labels made of these, not of the targets.
 
     Args:
         processor: the processor of the data protocol.
@@ -38,12 +40,19 @@ class VisionCollator:
         target_columns: column of the data set for each of the processor's target keywords; those that the data set
             lacks are left out by the trainer.
         with_labels: whether the model learns from labels (MLE) or only rewards read the targets (tuning).
+        process: what makes model inputs of images, seeds and targets; default: the processor itself.
     """
 
     def __init__(
-        self, processor: VisionProcessor, image_column: str, target_columns: dict[str, str], with_labels: bool
+        self,
+        processor: VisionProcessor,
+        image_column: str,
+        target_columns: dict[str, str],
+        with_labels: bool,
+        process: Callable[..., Mapping] | None = None,
     ):
         self.processor = processor
+        self.process: Callable[..., Mapping] = process or processor
         self.image_column = image_column
         self.target_columns = target_columns
         self.with_labels = with_labels
@@ -75,9 +84,10 @@ class VisionCollator:
             {**row.columns, **{key: row.columns[name] for key, name in targets.items()}, "image": image}
             for row, image in zip(rows, images, strict=True)
         ]
-        learned = {key: [row[key] for row in named] for key in targets} if self.with_labels else {}
+        keys = ([CODES] if CODES in named[0] and self.process is self.processor else targets) if self.with_labels else []
+        learned = {key: [row[key] for row in named] for key in keys}
         seeds = [row.seed for row in rows if row.seed is not None] or None
-        inputs = self.processor(images=images, seeds=seeds, **learned)
+        inputs = self.process(images=images, seeds=seeds, **learned)
         has_references = len(targets) == len(self.processor.target_columns) > 0
         return inputs, self.processor.get_references(named) if has_references else None
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
-from transformers.pytorch_utils import Conv1D
 
 from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR
 
@@ -227,15 +226,16 @@ def _num_heads(attention: nn.Module) -> int | None:
 
 
 def kernel_names(model: nn.Module) -> set[str]:
-    """Names of the parameters that the reference decays: weights of linear and convolution layers (its `.*/kernel`).
+    """Names of the parameters that the reference decays: weights of linear and convolution layers, and the like (its `.*/kernel`).
 
     Embeddings, norms, biases and positions are not decayed, nor is an output layer tied to the token embedding.
     """
-    kernel_layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)  # Conv1D: GPT-2's linear layer
-    kernels = {module.weight for module in model.modules() if isinstance(module, kernel_layers)}
     embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed = kernels - embeddings
-    return {name for name, parameter in model.named_parameters() if parameter in decayed}
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if name.split(".")[-1] == "weight" and parameter.ndim >= 2 and parameter not in embeddings
+    }
 
 
 # `encoder` as a child of the whole model, which PEFT, DistributedDataParallel and torch.compile may have wrapped.

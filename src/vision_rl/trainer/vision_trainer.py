@@ -275,8 +275,9 @@ class VisionTrainer(CompletingTrainer):
     def _save(self, output_dir=None, state_dict=None):
         """One folder with all that the tuned model needs: model, processor and, if there is one, `stage1/`."""
         super()._save(output_dir, state_dict)
-        stage1 = None if self.completion_decoder is None else self.bare(self.completion_decoder)
-        if isinstance(stage1, PreTrainedModel) and self.args.should_save:
+        parts = [] if self.completion_decoder is None else self.bare(self.completion_decoder).modules()
+        stage1 = next((part for part in parts if isinstance(part, PreTrainedModel)), None)
+        if stage1 is not None and self.args.should_save:
             output_dir = output_dir if output_dir is not None else self.args.output_dir
             stage1.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
 

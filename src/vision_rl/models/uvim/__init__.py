@@ -7,11 +7,13 @@ from vision_rl.models.uvim.conversion import (
     load_big_vision_stage2,
     load_big_vision_vit,
 )
+from vision_rl.models.uvim.decoding import UViMDecoder
 from vision_rl.models.uvim.modeling import UViMModel, UViMOutput
 
 
 __all__ = [
     "UViMConfig",
+    "UViMDecoder",
     "UViMModel",
     "UViMOutput",
     "convert_uvim",

@@ -17,7 +17,7 @@ from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 logger = logging.getLogger(__name__)
 
-GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green, blue (ops `rgb_to_grayscale` of the authors)
+GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green, blue (op `rgb_to_grayscale_to_rgb` of the authors)
 GREY_TOLERANCE = 8  # of 255: JPEG leaves up to 2 between the channels of grey photos, a faint tone more
 SMALLEST_SIDE = 16  # pixels: one patch of the paper's encoder
 NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images

@@ -91,7 +91,9 @@ def draw(
 def category_colour(place: int) -> Colour:
     """A colour for the category at a place of the list: hues that differ, in three strengths."""
     saturation, value = ((0.85, 0.95), (0.6, 0.75), (0.95, 0.6))[place % 3]
-    red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(place * _GOLDEN_RATIO % 1, saturation, value))
+    red, green, blue = (
+        round(255 * part) for part in colorsys.hsv_to_rgb(place * _GOLDEN_RATIO % 1, saturation, value)
+    )
     return red, green, blue
 
 
@@ -145,7 +147,9 @@ def _room(mask: np.ndarray, height: int, width: int) -> tuple[int, int] | None:
     if height > mask.shape[0] or width > mask.shape[1]:
         return None
     covered = np.pad(mask, ((1, 0), (1, 0))).astype(np.int64).cumsum(0).cumsum(1)  # (H + 1, W + 1)
-    inside = covered[height:, width:] - covered[:-height, width:] - covered[height:, :-width] + covered[:-height, :-width]
+    inside = (
+        covered[height:, width:] - covered[:-height, width:] - covered[height:, :-width] + covered[:-height, :-width]
+    )
     tops, lefts = np.nonzero(inside == height * width)
     if len(tops) == 0:
         return None

@@ -260,7 +260,9 @@ class PanopticProcessor(VisionProcessor):
             row = dataset[index]
             values, infos = row[columns["segmentation"]], row[columns["segments_info"]]
             try:
-                segments = read_segments(self._segmentation(rgb_image(row[columns["image"]], index).size, values, infos))
+                segments = read_segments(
+                    self._segmentation(rgb_image(row[columns["image"]], index).size, values, infos)
+                )
             except ValueError as error:
                 raise ValueError(f"Row {index}, column `{columns['segmentation']}`: {error}") from error
             absent = segments.ids[places_of(segments.ids, distinct_ids(segments.map)) < 0]

@@ -46,7 +46,10 @@ class PanopticReward:
         matches = [_matched(*pair) for pair in zip(completions, references, strict=True)]
         if log_metric is not None and matches:
             log_metric("matches/mean", np.mean([len(found.matched) for found in matches]))
-            log_metric("matches/iou", sum(found.ious.sum() for found in matches) / max(1, sum(len(found.ious) for found in matches)))
+            log_metric(
+                "matches/iou",
+                sum(found.ious.sum() for found in matches) / max(1, sum(len(found.ious) for found in matches)),
+            )
             log_metric("false_positives/mean", np.mean([len(found.spurious) for found in matches]))
         return [self._worth(found) for found in matches]
 

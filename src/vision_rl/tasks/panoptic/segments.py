@@ -118,7 +118,7 @@ def ids_from_rgb(pixels: np.ndarray) -> np.ndarray:
     """COCO's colours `(H, W, 3)` to segment ids `(H, W)`: R + 256 G + 65536 B."""
     if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
         raise ValueError(f"Segment colours are (H, W, 3) of uint8; these are {pixels.shape} of {pixels.dtype}.")
-    red, green, blue = (pixels[..., channel].astype(np.int64) for channel in range(3))
+    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
     return red + 256 * green + 65536 * blue
 
 

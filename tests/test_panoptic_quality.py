@@ -1,0 +1,472 @@
+"""Panoptic quality and the reward: panopticapi's numbers, hand-computed cases, an independent slow implementation."""
+
+import json
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vision_rl
+from vision_rl.tasks.panoptic import (
+    PanopticQuality,
+    PanopticReward,
+    decode_logits,
+    match_segments,
+    panoptic_quality,
+    read_coco_panoptic,
+    resized,
+    save_coco_panoptic,
+    to_segmentation,
+)
+from vision_rl.tasks.panoptic.segments import ids_from_rgb, resize_nearest, rgb_from_ids
+
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+EXACT = 1e-13
+CATEGORIES = [
+    {"id": 1, "name": "cat", "isthing": 1},
+    {"id": 2, "name": "dog", "isthing": 1},
+    {"id": 20, "name": "sky", "isthing": 0},
+]
+
+
+def golden(name: str):
+    path = GOLDEN / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there: recorded outputs of the reference code")
+    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
+
+
+def row(*ids: int) -> np.ndarray:
+    """A map of one row."""
+    return np.array([ids])
+
+
+def infos(**categories: int) -> list[dict]:
+    """`infos(s7=1)`: segment 7 of category 1."""
+    return [{"id": int(name[1:]), "category_id": category} for name, category in categories.items()]
+
+
+def crowd(segments: list[dict], *ids: int) -> list[dict]:
+    return [{**segment, "iscrowd": int(segment["id"] in ids)} for segment in segments]
+
+
+def counts(prediction, reference) -> tuple[int, int, int]:
+    found = match_segments(prediction, reference)
+    return len(found.matched), len(found.spurious), len(found.missed)
+
+
+# panopticapi's numbers
+
+
+@pytest.mark.parametrize("name", ["pq_synthetic_public", "pq_coco_sample_public"])
+def test_quality_counts_and_reward_equal_panopticapi(name):
+    content, maps = golden(f"metrics/{name}.json"), golden(f"metrics/{name}_maps.npz")
+    predictions, references = (
+        [(maps[f"{side}_{a['image_id']}"], a["segments_info"]) for a in content[key]["annotations"]]
+        for side, key in (("pred", "pred"), ("gt", "gt"))
+    )
+    quality = panoptic_quality(predictions, references, content["gt"]["categories"])
+    for part in ("All", "Things", "Stuff"):
+        assert quality[part] == pytest.approx(content["overall"][part], abs=EXACT), part
+    for category, expected in content["overall"]["per_class"].items():
+        assert quality["per_class"][int(category)] == pytest.approx(expected, abs=EXACT), category
+
+    flat = PanopticQuality(content["gt"]["categories"])(predictions, references)
+    rewards = PanopticReward()(predictions, references)
+    for image, expected in enumerate(content["per_image"]):
+        case = content.get("case_names", {}).get(str(content["gt"]["annotations"][image]["image_id"]), image)
+        found = match_segments(predictions[image], references[image])
+        assert np.sort(found.ious) == pytest.approx(sorted(expected["tp_ious"]), abs=EXACT), case
+        measured = [flat[f"per_image_{key}"][image] for key in ("tp", "fp", "fn")]
+        assert measured == [expected[key] for key in ("tp", "fp", "fn")], case
+        assert flat["per_image_iou"][image] == pytest.approx(expected["sum_iou"], abs=EXACT), case
+        assert rewards[image] == pytest.approx(expected["reward"], abs=EXACT), case
+
+
+# The traps, by hand. Rows of pixels; 7, 8, 9 are ids
+
+
+def test_an_iou_of_exactly_one_half_is_a_miss_and_just_above_is_a_match():
+    half = (row(7, 7, 0, 0), infos(s7=1)), (row(7, 8, 8, 8), infos(s7=1, s8=2))
+    assert counts(*half) == (0, 1, 2)
+    above = (row(7, 7, 7, 0), infos(s7=1)), (row(7, 7, 8, 8), infos(s7=1, s8=2))
+    assert match_segments(*above).ious.tolist() == [2 / 3]
+
+
+def test_a_match_is_of_one_category():
+    assert counts((row(7, 7, 7), infos(s7=1)), (row(7, 7, 7), infos(s7=2))) == (0, 1, 1)
+
+
+def test_void_leaves_the_union():
+    found = match_segments((row(7, 7, 7, 7), infos(s7=1)), (row(5, 5, 0, 0), infos(s5=1)))
+    assert found.ious.tolist() == [1.0]
+
+
+def test_prediction_on_void_is_not_a_false_positive():
+    reference = row(5, 0, 0, 0), infos(s5=2)
+    assert counts((row(7, 7, 7, 0), infos(s7=1)), reference) == (0, 0, 1)
+    assert counts((row(7, 7, 0, 0), infos(s7=1)), reference) == (0, 1, 1)  # exactly half on void is not enough
+
+
+def test_a_crowd_excuses_predictions_of_its_own_category_only():
+    reference = row(5, 5, 5, 5), crowd(infos(s5=1), 5)
+    assert counts((row(7, 7, 7, 0), infos(s7=1)), reference) == (0, 0, 0)
+    assert counts((row(7, 7, 7, 0), infos(s7=2)), reference) == (0, 1, 0)
+
+
+def test_a_crowd_is_neither_found_nor_missed():
+    assert counts((row(7, 7), infos(s7=1)), (row(5, 5), crowd(infos(s5=1), 5))) == (0, 0, 0)
+    assert counts((row(0, 0), []), (row(5, 5), crowd(infos(s5=1), 5))) == (0, 0, 0)
+
+
+def test_of_a_categorys_crowds_only_the_last_excuses():
+    segments = crowd(infos(s5=1, s6=1), 5, 6)
+    first, last = (row(7, 7, 0, 0), infos(s7=1)), (row(0, 0, 7, 7), infos(s7=1))
+    reference = row(5, 5, 6, 6), segments
+    assert counts(first, reference) == (0, 1, 0)
+    assert counts(last, reference) == (0, 0, 0)
+
+
+def test_void_and_crowd_add_up():
+    reference = row(0, 5, 6, 6), crowd(infos(s5=1, s6=2), 5)
+    assert counts((row(7, 7, 7, 0), infos(s7=1)), reference) == (0, 0, 1)
+
+
+def test_pixels_whose_id_the_reference_does_not_list_are_not_void():
+    found = counts((row(7, 7, 7), infos(s7=1)), (row(5, 9, 9), infos(s5=1)))
+    assert found == (0, 1, 1)
+
+
+def test_a_true_segment_without_pixels_is_missed():
+    assert counts((row(0, 0), []), (row(0, 0), infos(s5=1))) == (0, 0, 1)
+
+
+def test_ids_mean_nothing_across_the_two_maps():
+    prediction = row(1, 1, 2, 2), infos(s1=1, s2=2)
+    reference = row(2, 2, 1, 1), infos(s2=1, s1=2)
+    assert match_segments(prediction, reference).matched.tolist() == [[0, 0], [1, 1]]
+
+
+def test_categories_that_do_not_occur_leave_the_mean():
+    pair = [(row(7, 7), infos(s7=1))]
+    quality = panoptic_quality(pair, pair, CATEGORIES)
+    assert quality["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 1}
+    assert quality["Stuff"] == {"pq": 0, "sq": 0, "rq": 0, "n": 0}
+    assert quality["per_class"][2] == {"pq": 0, "sq": 0, "rq": 0}
+    assert PanopticQuality(CATEGORIES)(pair, pair)["per_class_pq"] == [1, -1, -1]
+
+
+def test_a_set_is_pooled_before_the_mean_over_categories():
+    found, missed = (row(7, 7), infos(s7=1)), (row(0, 0), [])
+    quality = panoptic_quality([found, missed], [found, found], CATEGORIES)
+    assert quality["All"]["pq"] == pytest.approx(1 / 1.5)
+    assert (quality["All"]["sq"], quality["All"]["rq"]) == pytest.approx((1, 1 / 1.5))
+
+
+def test_the_reward_is_the_ious_minus_three_tenths_for_each_false_positive():
+    prediction = row(1, 1, 1, 2, 3, 0), infos(s1=1, s2=2, s3=20)
+    reference = row(5, 5, 6, 6, 6, 6), infos(s5=1, s6=1)
+    assert PanopticReward().score(prediction, reference) == pytest.approx(2 / 3 - 0.6)
+    assert PanopticReward(false_positive_weight=0).score(prediction, reference) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="must not be negative"):
+        PanopticReward(false_positive_weight=-1)
+
+
+def test_the_reward_is_called_as_in_trl_and_logs_what_matched():
+    logged = {}
+    pair = (row(1, 1, 2), infos(s1=1, s2=2)), (row(5, 5, 5), infos(s5=1))
+    rewards = PanopticReward()([pair[0], pair[1]], references=[pair[1], pair[1]], log_metric=logged.__setitem__, ids=1)
+    assert rewards == pytest.approx([2 / 3 - 0.3, 1.0])
+    assert logged == pytest.approx({"matches/mean": 1, "matches/iou": 5 / 6, "false_positives/mean": 0.5})
+    assert PanopticReward()([], references=[], log_metric=logged.__setitem__) == []
+
+
+# Sizes
+
+
+def test_the_reward_looks_at_the_completions_size_and_the_metric_at_the_references():
+    large = np.zeros((4, 4), int)
+    large[:, :2] = 9
+    small = np.array([[3, 0], [3, 3]])
+    prediction, reference = (small, infos(s3=1)), (large, crowd(infos(s9=1)))
+    assert PanopticReward().score(prediction, reference) == PanopticReward().score(
+        prediction, (np.array([[9, 0], [9, 0]]), infos(s9=1))
+    )
+    assert PanopticQuality(CATEGORIES)([prediction], [reference])["per_image_iou"] == [1.0]  # the rest is void
+    with pytest.raises(ValueError, match=r"Image 0: The prediction is \(2, 2\) pixels, the reference \(4, 4\)"):
+        panoptic_quality([prediction], [reference], CATEGORIES)
+
+
+def test_nearest_resize_takes_the_pixel_below_the_new_ones_centre():
+    assert resize_nearest(np.arange(5)[None], (1, 2)).tolist() == [[1, 3]]
+    assert resize_nearest(np.arange(2)[None], (1, 5)).tolist() == [[0, 0, 1, 1, 1]]
+    values = golden("reference/color_conversion.npz")
+    for size in (16, 64):
+        expected = values[f"resize_nearest_{size}"]
+        assert (resize_nearest(values["resize_in"], (size, size)) == expected).all()
+
+
+def test_segments_that_vanish_in_a_resize_leave_the_list():
+    ids, segments_info = resized((row(1, 1, 1, 2), infos(s1=1, s2=2)), (1, 1))
+    assert ids.tolist() == [[1]] and segments_info == infos(s1=1)
+
+
+# An independent implementation, slow and by the definition
+
+
+def slow_counts(prediction, reference) -> tuple[list[float], int, int]:
+    """IoUs of the matches, false positives, false negatives: a mask a segment, every pair."""
+    ious, used, found = [], set(), set()
+    void = reference[0] == 0
+    for p in prediction[1]:
+        for r in reference[1]:
+            a, b = prediction[0] == p["id"], reference[0] == r["id"]
+            if p["category_id"] == r["category_id"] and not r["iscrowd"] and (a & b).any():
+                iou = (a & b).sum() / ((a & ~void) | b).sum()
+                if iou > 0.5:
+                    ious.append(iou)
+                    used.add(p["id"])
+                    found.add(r["id"])
+    false_positives = 0
+    for p in prediction[1]:
+        area = (prediction[0] == p["id"]).sum()
+        on_crowd = [
+            ((prediction[0] == p["id"]) & (reference[0] == r["id"])).sum()
+            for r in reference[1]
+            if r["iscrowd"] and r["category_id"] == p["category_id"]
+        ]
+        ignored = ((prediction[0] == p["id"]) & void).sum() + (on_crowd[-1] if on_crowd else 0)
+        false_positives += p["id"] not in used and not ignored / area > 0.5
+    return ious, false_positives, sum(r["id"] not in found and not r["iscrowd"] for r in reference[1])
+
+
+@st.composite
+def segmentations(draw):
+    ids = draw(st.lists(st.integers(1, 2**24 - 1), min_size=1, max_size=5, unique=True))
+    flat = draw(st.lists(st.sampled_from([0, *ids]), min_size=42, max_size=42))
+    values = np.sort(np.array(flat).reshape(6, 7), axis=draw(st.sampled_from([0, 1])))  # some coherence
+    rows = [
+        {"id": i, "category_id": draw(st.sampled_from([1, 20])), "iscrowd": int(draw(st.integers(0, 4)) == 0)}
+        for i in ids
+        if (values == i).any()
+    ]
+    return values, rows
+
+
+@settings(max_examples=150, deadline=None)
+@given(segmentations(), segmentations())
+def test_it_counts_as_a_mask_for_each_segment_does(prediction, reference):
+    ious, false_positives, false_negatives = slow_counts(prediction, reference)
+    found = match_segments(prediction, reference)
+    assert sorted(found.ious) == pytest.approx(sorted(ious), abs=EXACT)
+    assert (len(found.spurious), len(found.missed)) == (false_positives, false_negatives)
+    assert PanopticReward().score(prediction, reference) == pytest.approx(sum(ious) - 0.3 * false_positives)
+
+
+@settings(max_examples=60, deadline=None)
+@given(segmentations(), segmentations(), st.permutations(range(1, 6)), st.randoms())
+def test_neither_the_ids_nor_the_order_of_the_list_matter(prediction, reference, numbers, random):
+    new = dict(zip([segment["id"] for segment in prediction[1]], numbers, strict=False)) | {0: 0}
+    renamed = [{**segment, "id": new[segment["id"]]} for segment in prediction[1]]
+    random.shuffle(renamed)
+    other = np.vectorize(new.__getitem__)(prediction[0]), renamed
+    assert PanopticReward().score(other, reference) == pytest.approx(PanopticReward().score(prediction, reference))
+
+
+@settings(max_examples=60, deadline=None)
+@given(segmentations())
+def test_the_truth_scores_one_a_segment(reference):
+    reference = reference[0], crowd(reference[1])
+    assert PanopticReward().score(reference, reference) == len(reference[1])
+    assert panoptic_quality([reference], [reference], CATEGORIES)["All"]["pq"] == (1.0 if reference[1] else 0.0)
+
+
+def test_of_two_crowds_of_a_category_the_first_predicted_as_it_is_costs():
+    """A quirk of panopticapi, which keeps one crowd a category: even the truth has a false positive then."""
+    reference = row(5, 6), crowd(infos(s5=1, s6=1), 5, 6)
+    assert counts(reference, reference) == (0, 1, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(segmentations(), segmentations())
+def test_a_prediction_segment_is_counted_once_at_most(prediction, reference):
+    found = match_segments(prediction, reference)
+    places = [*found.matched[:, 0], *found.spurious]
+    assert len(set(places)) == len(places)
+    places = [*found.matched[:, 1], *found.missed]
+    assert len(set(places)) == len(places)
+
+
+def test_torchmetrics_finds_the_same_quality():
+    """Where both have one rule: without crowds, without void in the prediction, with one segment a kind of stuff."""
+    detection = pytest.importorskip("torchmetrics.detection")
+    theirs = detection.PanopticQuality(things={1, 2}, stuffs={20}, allow_unknown_preds_category=True)
+    category = np.array([99, 1, 1, 2, 20])  # of segments 0 to 4; 99 is unknown there, and thus void
+    rng = np.random.default_rng(0)
+    predictions, references = [], []
+    for _ in range(8):
+        true, other = (rng.integers(0, 5, (6, 6)).repeat(4, 0).repeat(4, 1) for _ in range(2))
+        found = np.where(rng.random((24, 24)) < 0.15, other, true)
+        found[found == 0] = 4
+        for ids, side in ((found, predictions), (true, references)):
+            segments = [{"id": i, "category_id": int(category[i])} for i in range(1, 5) if (ids == i).any()]
+            side.append((ids, segments))
+        theirs.update(*(torch.tensor(np.stack([category[ids], ids % 4], -1))[None] for ids in (found, true)))
+    quality = panoptic_quality(predictions, references, CATEGORIES)["All"]["pq"]
+    assert 0.3 < quality < 1
+    assert float(theirs.compute()) == pytest.approx(quality, abs=1e-9)
+
+
+# From logits
+
+
+def test_decoded_maps_equal_the_reference_for_every_min_fraction():
+    values = golden("reference/panoptic_decode_public.npz")
+    semantics, instances = (torch.from_numpy(values[key].astype(np.float32)) for key in ("semantics", "instances"))
+    for index, fraction in enumerate(values["min_fractions"]):
+        decoded = decode_logits(semantics, instances, float(fraction))
+        assert (decoded.numpy() == values[f"out_{index}"]).all(), fraction
+
+
+def test_an_instance_has_the_class_of_its_summed_logits_not_of_most_pixels():
+    instances = torch.tensor([[[[0.0, 1.0]] * 3]])  # three pixels of instance 1
+    semantics = torch.tensor([[[[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 5.0]]]])
+    assert decode_logits(semantics, instances).tolist() == [[[[2, 1]] * 3]]
+    assert decode_logits(semantics, instances, min_fraction=1.0).tolist() == [[[[0, 0]] * 3]]
+    with pytest.raises(ValueError, match="Logits must be"):
+        decode_logits(semantics[0], instances[0])
+
+
+def test_every_pair_of_class_and_instance_is_a_segment_and_class_0_is_void():
+    labels = np.array([[[1, 1], [1, 2], [0, 3]], [[2, 0], [1, 1], [0, 0]]])
+    ids, segments_info = to_segmentation(labels, category_ids=[18, 200])
+    assert ids.tolist() == [[1, 2, 0], [3, 1, 0]]
+    assert segments_info == infos(s1=18, s2=18, s3=200)
+    tall = to_segmentation(torch.tensor(labels), [18, 200], size=(4, 3))[0]
+    assert tall.tolist() == [[1, 2, 0], [1, 2, 0], [3, 1, 0], [3, 1, 0]]
+    with pytest.raises(ValueError, match=r"Classes must lie in 0\.\.1"):
+        to_segmentation(labels, [18])
+    with pytest.raises(ValueError, match=r"are \(H, W, 2\)"):
+        to_segmentation(labels[0], [18, 200])
+
+
+# COCO's files
+
+
+@settings(max_examples=30, deadline=None)
+@given(segmentations())
+def test_colours_keep_every_id(reference):
+    assert (ids_from_rgb(rgb_from_ids(reference[0])) == reference[0]).all()
+
+
+def test_the_colour_of_an_id_is_cocos():
+    assert rgb_from_ids(row(1 + 2 * 256 + 3 * 65536)).tolist() == [[[1, 2, 3]]]
+    with pytest.raises(ValueError, match="fit into a colour"):
+        rgb_from_ids(row(2**24))
+
+
+def test_predictions_are_written_as_coco_has_them_and_read_again(tmp_path):
+    predictions = [(row(7, 7, 0), infos(s7=1)), (row(2**24 - 1, 3, 3), infos(s16777215=20, s3=2))]
+    save_coco_panoptic(predictions, np.array([9, 30]), tmp_path / "maps", tmp_path / "maps.json")
+    content = json.loads((tmp_path / "maps.json").read_text())
+    assert content["annotations"][0] == {
+        "image_id": 9,
+        "file_name": "000000000009.png",
+        "segments_info": [{"id": 7, "category_id": 1}],
+    }
+    again, image_ids = read_coco_panoptic(tmp_path / "maps", tmp_path / "maps.json")
+    assert image_ids == [9, 30]
+    for (ids, segments), (expected, segments_info) in zip(again, predictions, strict=True):
+        assert (ids == expected).all() and segments == segments_info
+    with pytest.raises(ValueError, match="an id more than once"):
+        save_coco_panoptic(predictions, [1, 1], tmp_path, tmp_path / "x.json")
+    with pytest.raises(ValueError, match="2 predictions but 1 image_ids"):
+        save_coco_panoptic(predictions, [1], tmp_path, tmp_path / "x.json")
+
+
+# What is wrong is said
+
+
+@pytest.mark.parametrize(
+    "prediction, message",
+    [
+        ((row(7, 8), infos(s7=1)), "Image 1: 1 ids of the predicted map are not in its segments_info; the first is 8"),
+        ((row(7, 7), infos(s7=1, s8=1)), "Image 1: 1 predicted segments have no pixel in the map; the first .* 8"),
+        ((row(7, 7), infos(s7=3)), r"Image 1: the category ids \[3\] are none of the categories'"),
+        ((row(7, 7), infos(s7=1) * 2), r"Image 1: The ids of an image's segments must differ.*\[7, 7\]"),
+        ((row(0, 0), infos(s0=1)), "Image 1: The ids of an image's segments must differ, and none may be 0"),
+        ((row(7, 7), [{"id": 7}]), "Image 1: A segment needs `id` and `category_id`"),
+        ((row(7, 7) / 2, infos(s7=1)), r"Image 1: A map of segment ids is \(H, W\) of integers; .* of float64"),
+        ((row(7, 7)[0], infos(s7=1)), r"Image 1: A map .*; this one is \(2,\)"),
+        (row(7, 7), "Image 1: A segmentation is a pair"),
+    ],
+)
+def test_bad_predictions_name_their_image(prediction, message):
+    good = row(7, 7), infos(s7=1)
+    with pytest.raises(ValueError, match=message):
+        panoptic_quality([good, prediction], [good, good], CATEGORIES)
+
+
+def test_bad_categories_and_counts():
+    good = row(7, 7), infos(s7=1)
+    with pytest.raises(ValueError, match="There are 2 predictions and 1 references"):
+        PanopticQuality(CATEGORIES)([good, good], [good])
+    with pytest.raises(ValueError, match="A category needs `id` and `isthing`"):
+        PanopticQuality([{"id": 1}])
+    with pytest.raises(ValueError, match=r"ids that differ, at least one; they are \[1, 1\]"):
+        PanopticQuality([CATEGORIES[0]] * 2)
+
+
+# The evaluate modules
+
+
+@pytest.fixture(scope="module")
+def modules():
+    quality = evaluate.load(vision_rl.metric_path("panoptic_quality"), categories=CATEGORIES)
+    return {"panoptic_quality": quality, "panoptic_reward": evaluate.load(vision_rl.metric_path("panoptic_reward"))}
+
+
+def test_the_modules_give_what_the_functions_give(modules):
+    rng = np.random.default_rng(1)
+    pairs = [[(rng.integers(0, 4, (5, 6)), crowd(infos(s1=1, s2=20, s3=1), 3)) for _ in range(2)] for _ in range(4)]
+    predictions, references = map(list, zip(*pairs, strict=True))
+    as_dicts = [
+        [{"segmentation": ids.tolist(), "segments_info": segments} for ids, segments in side]
+        for side in (predictions, references)
+    ]
+    for arguments in ((predictions, references), as_dicts):
+        given = dict(zip(("predictions", "references"), arguments, strict=True))
+        assert modules["panoptic_quality"].compute(**given) == PanopticQuality(CATEGORIES)(predictions, references)
+        result = modules["panoptic_reward"].compute(**given, false_positive_weight=0.5)
+        assert result["rewards"] == PanopticReward(0.5)(predictions, references)
+        assert result["reward"] == pytest.approx(np.mean(result["rewards"]))
+    modules["panoptic_reward"].add(prediction=predictions[0], reference=references[0])
+    assert modules["panoptic_reward"].compute()["rewards"] == PanopticReward()(predictions[:1], references[:1])
+    assert modules["panoptic_reward"]._compute(predictions, references)["rewards"] == PanopticReward()(
+        *map(list, zip(*pairs, strict=True))
+    )
+
+
+def test_the_quality_module_wants_the_categories():
+    with pytest.raises(ValueError, match="Say which categories there are"):
+        evaluate.load(vision_rl.metric_path("panoptic_quality"))
+
+
+@pytest.mark.parametrize("name", ["panoptic_quality", "panoptic_reward"])
+def test_the_example_of_the_module_and_its_card_is_true(modules, name):
+    lines = [line.strip() for line in modules[name].inputs_description.splitlines()]
+    names, last = (
+        {"evaluate": evaluate, "vision_rl": vision_rl},
+        max(index for index, line in enumerate(lines) if line.startswith(">>>")),
+    )
+    for line in lines[:last]:
+        if line.startswith(">>>"):
+            exec(line[4:], names)
+    assert repr(eval(lines[last][4:], names)) == lines[last + 1]
+    card = Path(vision_rl.metric_path(name), "README.md").read_text()
+    assert f"{lines[last][4:]}\n# {lines[last + 1]}" in card
