@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 # `import vision_rl` is light: torch, transformers and trl are loaded when one of these names is first asked for.
 _HOME_OF = {
+    "Stage1Trainer": "vision_rl.trainer.stage1_trainer",
     "VisionMLEConfig": "vision_rl.trainer.mle_config",
     "VisionMLETrainer": "vision_rl.trainer.mle_trainer",
     "VisionRewardConfig": "vision_rl.trainer.reward_config",
@@ -23,6 +24,7 @@ _HOME_OF = {
 __all__ = [
     "RewardOutput",
     "SavedReward",
+    "Stage1Trainer",
     "TextProcessor",
     "TokenTargets",
     "VisionMLEConfig",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from vision_rl.trainer.mle_trainer import VisionMLETrainer
     from vision_rl.trainer.reward_config import VisionRewardConfig
     from vision_rl.trainer.reward_trainer import VisionRewardTrainer
+    from vision_rl.trainer.stage1_trainer import Stage1Trainer
 
 
 def metric_path(name: str) -> str:

@@ -40,6 +40,11 @@ class VisionProcessor(ProcessorMixin):
         AutoProcessor.register(cls, cls, exist_ok=True)
 
     @property
+    def makes_references(self) -> bool:
+        """Whether `get_references` has something to say. Default: if there are target columns to make them of."""
+        return bool(self.target_columns)
+
+    @property
     def vocab_size(self) -> int | None:
         """The number of ids that `labels` may hold, checked against the decoder's; `None` is not checked."""
         return None
@@ -97,6 +102,32 @@ class VisionProcessor(ProcessorMixin):
                 f"{type(self).__name__} has targets {self.target_columns}: define get_references(rows) for them."
             )
         return [row[self.target_columns[0]] for row in rows]
+
+
+class DenseProcessor(VisionProcessor):
+    """Base of the processors whose answers are maps or pictures, which the model writes as codes.
+
+    A frozen network, UViM's stage I, turns the codes into the answer and back. So this processor has two more methods,
+    which speak with that network; `__call__` takes the codes of a column `codes`, if the data set has one.
+    """
+
+    def dense(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
+        """Rows to what stage I learns.
+
+        Args:
+            images: `B` RGB images.
+            seeds: as in `__call__`; the source of flips and crops, which images and targets share.
+            targets: the columns of `target_columns`.
+
+        Returns:
+            `pixel_values (B, C, H, W)` and `targets`, a dict with an entry for each output of stage I: integers
+            `(B, H, W)`, or floats `(B, H, W, C)` in [-1, 1].
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define dense(images, seeds=None, **targets).")
+
+    def from_dense(self, outputs: dict[str, torch.Tensor], pixel_values: torch.Tensor) -> list:
+        """What stage I's `decode` gives for N images, `(N, H, W, C)` by name, as N objects that people care about."""
+        raise NotImplementedError(f"{type(self).__name__} must define from_dense(outputs, pixel_values).")
 
 
 class TextProcessor(VisionProcessor):

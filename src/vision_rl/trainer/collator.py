@@ -84,11 +84,13 @@ class VisionCollator:
             {**row.columns, **{key: row.columns[name] for key, name in targets.items()}, "image": image}
             for row, image in zip(rows, images, strict=True)
         ]
-        keys = ([CODES] if CODES in named[0] and self.process is self.processor else targets) if self.with_labels else []
+        keys = (
+            ([CODES] if CODES in named[0] and self.process is self.processor else targets) if self.with_labels else []
+        )
         learned = {key: [row[key] for row in named] for key in keys}
         seeds = [row.seed for row in rows if row.seed is not None] or None
         inputs = self.process(images=images, seeds=seeds, **learned)
-        has_references = len(targets) == len(self.processor.target_columns) > 0
+        has_references = self.processor.makes_references and len(targets) == len(self.processor.target_columns)
         return inputs, self.processor.get_references(named) if has_references else None
 
     def _explained(self, error: Exception, rows: list[Row], images: list, targets: dict[str, str]) -> ValueError:

@@ -9,6 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from vision_rl.models.sampling import num_positions, special_ids
+from vision_rl.models.uvim import UViMDecoder
+from vision_rl.trainer import checks
+from vision_rl.trainer.collator import CODES, VisionCollator
 from vision_rl.trainer.losses import mle_loss
 from vision_rl.trainer.mle_config import VisionMLEConfig
 from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
@@ -40,7 +43,8 @@ class VisionMLETrainer(VisionTrainer):
             evaluation set, as an evaluate module's `compute`; without it only `eval_loss` is computed.
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
-            `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
+            `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them. A
+            `UViMDecoder` also makes the labels, where the rows have no column `codes`.
     """
 
     learns_from_labels = True
@@ -72,6 +76,26 @@ class VisionMLETrainer(VisionTrainer):
             completion_decoder=completion_decoder,
         )
 
+    def _make_collator(self, args, datasets) -> VisionCollator:
+        """Of a model that writes stage I codes, rows without a column `codes` give the dense targets to make them of."""
+        with_codes = [CODES in checks.column_names(dataset) for dataset in datasets.values()]
+        if isinstance(self.completion_decoder, UViMDecoder) and not all(with_codes):
+            if any(with_codes):
+                raise ValueError(
+                    f"Some data sets have a column `{CODES}` and others have not: give it to all or to none."
+                )
+            process = self.completion_decoder.processor.dense
+            return VisionCollator(self.processor, args.image_column, self.target_columns, True, process)
+        return super()._make_collator(args, datasets)
+
+    def _prepare_inputs(self, inputs):
+        """On the device; with the labels that stage I makes of dense targets."""
+        inputs = super()._prepare_inputs(inputs)
+        if "targets" in inputs:
+            stage1: nn.Module = self.completion_decoder  # type: ignore[assignment]
+            inputs["labels"] = self.bare(stage1).labels(inputs)
+        return inputs
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs, labels = self._teacher_forced(model, inputs)
         smoothing = self.args.label_smoothing_factor
@@ -96,6 +120,8 @@ class VisionMLETrainer(VisionTrainer):
         return model(**self.model_inputs(inputs), decoder_input_ids=decoder_input_ids, use_cache=False), labels
 
     def _count_items(self, batch) -> float:
+        if "targets" in batch:  # the labels are yet to be made
+            return float(len(batch["row_index"]) * self.max_completion_length)
         return float(_token_weights(batch).sum())
 
     def _evaluate_batch(self, model, batch) -> list[dict]:

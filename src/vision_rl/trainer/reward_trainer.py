@@ -221,7 +221,8 @@ class VisionRewardTrainer(VisionTrainer):
             self._check_rewards(dataset)
 
     def _check_rewards(self, dataset) -> None:
-        has_references = len(self.target_columns) == len(self.processor.target_columns) > 0
+        complete = len(self.target_columns) == len(self.processor.target_columns)
+        has_references = self.processor.makes_references and complete
         self.reward.check(checks.column_names(dataset), has_references)
 
     def _save(self, output_dir=None, state_dict=None):

@@ -211,7 +211,7 @@ def _as_function(reward, name: str) -> Callable:
 
     if isinstance(reward, evaluate.EvaluationModule):
 
-        def reward_of_module(completions, references, **kwargs):
+        def reward_of_module(completions, references=None, **kwargs):
             return reward._compute(predictions=completions, references=references)["rewards"]
 
         return reward_of_module

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from vision_rl.models.uvim import UViMModel
+from vision_rl.processing import DenseProcessor
 from vision_rl.trainer.collator import VisionCollator
 from vision_rl.trainer.mle_config import VisionMLEConfig
 from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
@@ -38,6 +39,7 @@ class Stage1Trainer(VisionTrainer):
     """
 
     args: VisionMLEConfig
+    processor: DenseProcessor
     learns_from_labels = True
     _tag_names = ["vision_rl", "uvim"]
 
@@ -68,10 +70,15 @@ class Stage1Trainer(VisionTrainer):
         self.add_callback(CodebookCallback(self))
 
     def _prepare_model(self, policy: Any, args, processing_class) -> None:
+        if not isinstance(processing_class, DenseProcessor):
+            raise TypeError(
+                f"processing_class is a {type(processing_class).__name__}; stage I needs one that makes dense targets, "
+                "such as PanopticProcessor, ColorizationProcessor, or a DenseProcessor of yours."
+            )
         self.processor = processing_class
         self.max_completion_length = policy.config.code_length
 
-    def _make_collator(self, args) -> VisionCollator:
+    def _make_collator(self, args, datasets) -> VisionCollator:
         return VisionCollator(
             self.processor, args.image_column, self.target_columns, with_labels=True, process=self.processor.dense
         )

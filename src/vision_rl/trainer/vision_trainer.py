@@ -89,11 +89,17 @@ class VisionTrainer(CompletingTrainer):
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
 
+        if completion_decoder is not None and not isinstance(completion_decoder, nn.Module):
+            raise TypeError(
+                f"completion_decoder is a {type(completion_decoder).__name__}; it must be an nn.Module, which is "
+                "moved to the device and saved. A function belongs into the processor's batch_decode."
+            )
+        self.completion_decoder = completion_decoder
         datasets = checks.named_datasets(train_dataset, eval_dataset)
         for name, dataset in datasets.items():
             checks.check_dataset(name, dataset)
         self.target_columns = self._resolve_target_columns(args, datasets)
-        collator = self._make_collator(args)
+        collator = self._make_collator(args, datasets)
         self._check_data(args, datasets, collator, base_model(model))
         checks.check_best_metric(args, eval_dataset)
         super().__init__(
@@ -111,13 +117,7 @@ class VisionTrainer(CompletingTrainer):
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         self.num_images_in_step: int | None = None
-        self.completion_decoder = completion_decoder
         if completion_decoder is not None:
-            if not isinstance(completion_decoder, nn.Module):
-                raise TypeError(
-                    f"completion_decoder is a {type(completion_decoder).__name__}; it must be an nn.Module, which is "
-                    "moved to the device and saved. A function belongs into the processor's batch_decode."
-                )
             completion_decoder.requires_grad_(False)
             self.completion_decoder = self.accelerator.prepare_model(completion_decoder, evaluation_mode=True).eval()
 
@@ -139,7 +139,7 @@ class VisionTrainer(CompletingTrainer):
 
     # --- data -------------------------------------------------------------------------------------------------------
 
-    def _make_collator(self, args: VisionConfig) -> VisionCollator:
+    def _make_collator(self, args: VisionConfig, datasets: dict) -> VisionCollator:
         return VisionCollator(self.processor, args.image_column, self.target_columns, self.learns_from_labels)
 
     def _resolve_target_columns(self, args: VisionConfig, datasets: dict) -> dict[str, str]:

@@ -1,18 +1,12 @@
 """Stage I beside stage II: it makes the labels that stage II learns, and what people see of the codes it samples."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vision_rl.models.uvim.modeling import UViMModel
-
-
-class DenseProcessor(Protocol):
-    """The half of a processor that speaks with stage I."""
-
-    def from_dense(self, outputs: dict[str, Tensor], pixel_values: Tensor) -> list:
-        """What `UViMModel.decode` gives for N images, `(N, H, W, C)` by name, as N objects that people care about."""
+from vision_rl.processing import DenseProcessor
 
 
 class UViMDecoder(nn.Module):

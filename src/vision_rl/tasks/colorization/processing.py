@@ -11,7 +11,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.processing import DenseProcessor, rgb_image
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 
@@ -24,7 +24,7 @@ NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images
 CROP_RATIOS = (0.75, 1.33)  # width to height of a random crop (TensorFlow's `sample_distorted_bounding_box`)
 
 
-class ColorizationProcessor(VisionProcessor):
+class ColorizationProcessor(DenseProcessor):
     """Rows with `image`, a colour photo: the model is given it in grey and writes the codes of the colours.
 
     Colour is not predicted pixel by pixel. A network of its own, stage I of UViM, makes `code_len` codes of a colour image
@@ -83,6 +83,10 @@ class ColorizationProcessor(VisionProcessor):
                 )
 
     @property
+    def makes_references(self) -> bool:
+        return True  # of the image itself
+
+    @property
     def vocab_size(self) -> int:
         return self.num_codes + 1
 
@@ -102,7 +106,7 @@ class ColorizationProcessor(VisionProcessor):
             batch["labels"] = torch.stack([self._labels(row) for row in codes])
         return BatchFeature(batch)
 
-    def dense(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None) -> BatchFeature:
+    def dense(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """For stage I: the grey photos and the colour that goes with them, mirrored and cropped alike.
 
         Args:
@@ -194,6 +198,10 @@ class ColorizationProcessor(VisionProcessor):
             lab[..., 0] = rgb_to_lab((grey.movedim(1, -1).float() + 1) / 2)[..., 0]
             rgb = lab_to_rgb(lab)
         return [Image.fromarray(pixels) for pixels in (rgb * 255).round().to(torch.uint8).cpu().numpy()]
+
+    def from_dense(self, outputs: dict[str, torch.Tensor], pixel_values: torch.Tensor) -> list[Image.Image]:
+        """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
+        return self.to_images(outputs["color"], pixel_values)
 
     def batch_decode(self, sequences, **kwargs) -> list:
         raise NotImplementedError(

@@ -74,6 +74,7 @@ def to_segmentation(labels: Any, category_ids: Sequence[int], size: tuple[int, i
     ids = np.zeros(len(counts), np.int32)
     ids[found] = np.arange(1, len(found) + 1)
     segments_info = [
-        {"id": place, "category_id": int(category_ids[key // stride - 1])} for place, key in enumerate(found, start=1)
+        {"id": place, "category_id": int(category_ids[key // stride - 1])}
+        for place, key in enumerate(found.tolist(), start=1)
     ]
     return ids[keys], segments_info

@@ -125,7 +125,13 @@ class PanopticProcessor(VisionProcessor):
     # --- rows to tensors --------------------------------------------------------------------------------------------
 
     def __call__(
-        self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, segmentation=None, segments_info=None
+        self,
+        images,
+        seeds=None,
+        codes: Sequence[Sequence[int]] | None = None,
+        segmentation=None,
+        segments_info=None,
+        **kwargs,
     ) -> BatchFeature:
         if codes is None and segmentation is not None:
             return self.dense(images, seeds, segmentation=segmentation, segments_info=segments_info)
@@ -225,7 +231,7 @@ class PanopticProcessor(VisionProcessor):
         `PanopticReward` brings them to the size of a completion, the model's, and `PanopticQuality` a completion to
         theirs: as in the paper, whose reward is on the model's output and whose metric on the image.
         """
-        references = []
+        references: list[Segmentation] = []
         for row in rows:
             ids, infos = self._segmentation(row["image"].size, row["segmentation"], row["segments_info"])
             segments_info = [
@@ -286,7 +292,7 @@ class PanopticProcessor(VisionProcessor):
         values = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
         return [
             to_segmentation(of_image, self.category_ids, size)
-            for of_image, size in zip(values, sizes or [None] * len(values), strict=True)
+            for of_image, size in zip(values, sizes or [None] * len(values), strict=True)  # type: ignore[list-item]
         ]
 
     def batch_decode(self, sequences, **kwargs) -> list:

@@ -45,12 +45,10 @@ class PanopticReward:
         """
         matches = [_matched(*pair) for pair in zip(completions, references, strict=True)]
         if log_metric is not None and matches:
-            log_metric("matches/mean", np.mean([len(found.matched) for found in matches]))
-            log_metric(
-                "matches/iou",
-                sum(found.ious.sum() for found in matches) / max(1, sum(len(found.ious) for found in matches)),
-            )
-            log_metric("false_positives/mean", np.mean([len(found.spurious) for found in matches]))
+            num_matches = sum(len(found.matched) for found in matches)
+            log_metric("matches/mean", num_matches / len(matches))
+            log_metric("matches/iou", sum(float(found.ious.sum()) for found in matches) / max(num_matches, 1))
+            log_metric("false_positives/mean", sum(len(found.spurious) for found in matches) / len(matches))
         return [self._worth(found) for found in matches]
 
     def _worth(self, found: SegmentMatches) -> float:
