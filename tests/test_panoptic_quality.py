@@ -152,6 +152,14 @@ def test_ids_mean_nothing_across_the_two_maps():
     assert match_segments(prediction, reference).matched.tolist() == [[0, 0], [1, 1]]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.uint64])
+def test_maps_of_any_integers_are_counted(dtype):
+    ids = np.arange(1, 41).repeat(3)[None]
+    segments = [{"id": i, "category_id": 1} for i in range(1, 41)]
+    assert counts((ids.astype(dtype), segments), (torch.tensor(ids), segments)) == (40, 0, 0)
+    assert counts((np.roll(ids, 1).astype(dtype), segments), (ids.tolist(), segments)) == (0, 40, 40)
+
+
 def test_categories_that_do_not_occur_leave_the_mean():
     pair = [(row(7, 7), infos(s7=1))]
     quality = panoptic_quality(pair, pair, CATEGORIES)

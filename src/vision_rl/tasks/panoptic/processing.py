@@ -1,4 +1,4 @@
-"""Panoptic maps for a model that writes codes: the processor of panoptic segmentation (paper, section 4.1)."""
+"""Panoptic maps for a model that writes codes: the processor of panoptic segmentation (paper, section 4.1; UViM)."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.processing import VisionProcessor, rgb_image
-from vision_rl.tasks.panoptic.decoding import to_segmentation
+from vision_rl.processing import DenseProcessor, rgb_image
+from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
 from vision_rl.tasks.panoptic.segments import (
     VOID,
     Segmentation,
+    Segments,
     as_map,
     distinct_ids,
     ids_from_rgb,
@@ -31,16 +32,12 @@ NOT_LEARNED = -1  # as an instance: one-hot it is all zeros
 _ASPECTS = (0.75, 1.33)  # width by height of a crop
 
 
-class PanopticProcessor(VisionProcessor):
-    """Rows with `image`, `segmentation` and `segments_info` to dense targets and codes, and class maps to segments.
+class PanopticProcessor(DenseProcessor):
+    """Rows with `image`, `segmentation` and `segments_info` to what stage I learns, and what it gives back to segments.
 
-    A panoptic map is written in two steps (UViM): a frozen network, stage I, turns codes into the map, and the model
-    that is trained, stage II, writes the codes. So there are two forms of a row:
-
-    * `dense(...)`: the maps that stage I learns, a class and an instance for each pixel;
-    * `processor(..., codes=...)`: the `labels` that stage II learns, code + 1, for id 0 starts the decoder. Where the
-      data set has no codes, `processor(..., segmentation=..., segments_info=...)` gives the dense maps, from which
-      stage I makes them.
+    A panoptic map is not predicted pixel by pixel. A network of its own, stage I of UViM, makes `code_len` codes of an
+    image and its map, and the map of image and codes. The model here, stage II, writes the codes: a token is a code
+    plus 1, since 0 starts the decoder, and there is no end token.
 
     `segmentation` is a PNG in COCO's colours (id = R + 256 G + 65536 B), as a picture or an array `(H, W, 3)`, or an
     integer map `(H, W)`; 0 is void. `segments_info` is a list of dicts with `id`, `category_id` and, for crowds,
@@ -52,12 +49,13 @@ class PanopticProcessor(VisionProcessor):
         categories: dicts with `id`, `name` and `isthing`, as in COCO's JSON; class 0 of a dense map is void, class c
             the category at place c - 1.
         max_instances: channels of the instance head, that of void included. Of an image with more segments the last in
-            canonical order, those at the lower right, are not learned as instances. Paper: 100.
+            canonical order, those at the bottom, are not learned as instances. Paper: 100.
         num_codes: of the stage I model. Paper: 4096.
         code_len: codes of an image. Paper: 256.
         flip: whether `dense` mirrors half of the images, given seeds.
         crop_area: a range such as (0.05, 1.0): `dense` cuts out so large a part of the image, given seeds, with a ratio
-            of width to height in 0.75..1.33, as stage I is trained in the paper. `None` does not.
+            of width to height in 0.75..1.33, as stage I is trained by the authors. `None` does not.
+        min_fraction: predicted instances that cover at most this share of an image become void. The authors' is 0.
 
     Raises:
         ValueError: for options out of range; in use, for rows that cannot be learned from.
@@ -74,12 +72,14 @@ class PanopticProcessor(VisionProcessor):
         code_len: int = 256,
         flip: bool = True,
         crop_area: tuple[float, float] | None = None,
+        min_fraction: float = 0.0,
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
         self.categories = [dict(category) for category in categories]
         self.max_instances, self.num_codes, self.code_len = max_instances, num_codes, code_len
         self.flip, self.crop_area = flip, None if crop_area is None else list(crop_area)
+        self.min_fraction = min_fraction
         for category in self.categories:
             if not {"id", "name", "isthing"} <= set(category):
                 raise ValueError(f"A category needs `id`, `name` and `isthing`; this one has {category}.")
@@ -92,6 +92,8 @@ class PanopticProcessor(VisionProcessor):
             )
         if crop_area is not None and not (len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1):
             raise ValueError(f"crop_area is a range of shares such as (0.05, 1.0); it is {crop_area}.")
+        if not 0 <= min_fraction < 1:
+            raise ValueError(f"min_fraction is a share of the image, from 0 to below 1; it is {min_fraction}.")
         if not {"width", "height"} <= set(dict(image_processor.size)):
             raise ValueError(
                 f"The image processor's size is {dict(image_processor.size)}: maps need a fixed frame, "
@@ -124,29 +126,30 @@ class PanopticProcessor(VisionProcessor):
 
     # --- rows to tensors --------------------------------------------------------------------------------------------
 
-    def __call__(
-        self,
-        images,
-        seeds=None,
-        codes: Sequence[Sequence[int]] | None = None,
-        segmentation=None,
-        segments_info=None,
-        **kwargs,
-    ) -> BatchFeature:
-        if codes is None and segmentation is not None:
-            return self.dense(images, seeds, segmentation=segmentation, segments_info=segments_info)
+    def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **targets) -> BatchFeature:
+        """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
+
+        Images are as they are, whatever the seeds: codes that were made before belong to the image that is not mirrored.
+        """
+        if codes is None and targets:
+            raise ValueError(
+                "A model of codes cannot learn from maps: let stage I make codes of them (completion_decoder="
+                "UViMDecoder(stage1, processor)), or give the data set a column `codes`."
+            )
         batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
         if codes is not None:
             for row in codes:
                 if len(row) != self.code_len or min(row) < 0 or max(row) >= self.num_codes:
                     raise ValueError(
                         f"An image has {self.code_len} codes in 0..{self.num_codes - 1}; there are {len(row)} in "
-                        f"{min(row, default=None)}..{max(row, default=None)}."
+                        f"{min(row, default=None)}..{max(row, default=None)}. A token is a code plus 1."
                     )
-            batch["labels"] = torch.tensor([list(row) for row in codes]) + 1  # (B, code_len)
+            batch["labels"] = torch.tensor([list(row) for row in codes]) + 1
         return BatchFeature(batch)
 
-    def dense(self, images, seeds=None, *, segmentation, segments_info) -> BatchFeature:
+    def dense(
+        self, images, seeds=None, *, segmentation: Sequence = (), segments_info: Sequence = (), **targets
+    ) -> BatchFeature:
         """What stage I learns: image and maps at the model's size, mirrored and cut out alike.
 
         Args:
@@ -163,13 +166,14 @@ class PanopticProcessor(VisionProcessor):
         pictures, semantics, instances = [], [], []
         seeds = seeds or [None] * len(images)
         for image, values, infos, seed in zip(images, segmentation, segments_info, seeds, strict=True):
-            labels = self._labels(image.size, values, infos)  # (H, W, 2) of the image
+            segments = self._read(image.size, values, infos)
+            ids = segments.map
             if seed is not None:
-                image, labels = self._augmented(image, labels, np.random.default_rng(seed))
-            labels = resize_nearest(labels, self.model_size)
-            instance = canonical_instances(labels[..., 1])  # last: what was cut off has no number
+                image, ids = self._augmented(image, ids, np.random.default_rng(seed))
+            semantic, instance = self._labels(segments, resize_nearest(ids, self.model_size))
+            instance = canonical_instances(instance)  # last: what was cut off has no number
             pictures.append(image)
-            semantics.append(labels[..., 0])
+            semantics.append(semantic)
             instances.append(np.where(instance < self.max_instances, instance, NOT_LEARNED))
         return BatchFeature(
             {
@@ -181,64 +185,64 @@ class PanopticProcessor(VisionProcessor):
             }
         )
 
-    def _labels(self, size: tuple[int, int], values, infos) -> np.ndarray:
-        """Class and instance of each pixel `(H, W, 2)`, both 0 where there is no segment."""
-        segments = read_segments(self._segmentation(size, values, infos))
+    def _labels(self, segments: Segments, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Class and instance of each pixel of `ids (H, W)`: 1 + the place of the category, and of the segment; 0 is void."""
         classes = places_of(segments.categories, np.array(self.category_ids)) + 1
-        table = np.array([[0, 0], *zip(classes, range(1, len(classes) + 1), strict=True)])  # (1 + n, 2)
-        return table[places_of(segments.map, np.append(VOID, segments.ids))]
+        instances = places_of(ids, np.append(VOID, segments.ids))
+        return np.append(0, classes)[instances], instances
 
-    def _segmentation(self, size: tuple[int, int], values, infos) -> Segmentation:
+    def _read(self, size: tuple[int, int], values, infos) -> Segments:
         """The row's map and segments, checked: of the image's size, all ids listed, categories known."""
-        ids, infos = _ids(values), _as_list(infos)
-        if ids.shape != size[::-1]:
+        segments = read_segments((_ids(values), _as_list(infos)))
+        height, width = segments.map.shape
+        if (width, height) != size:
             raise ValueError(
-                f"The map is {ids.shape[1]} x {ids.shape[0]} pixels, its image {size[0]} x {size[1]} (width x height): "
-                "both must have one size."
+                f"The map is {width} x {height} pixels, its image {size[0]} x {size[1]} (width x height): both must have "
+                "one size."
             )
-        self._check_infos(infos)
-        listed, shown = {segment["id"] for segment in infos}, set(distinct_ids(ids).tolist()) - {VOID}
-        unlisted = sorted(shown - listed)
-        if unlisted:
+        self._check_categories(segments.categories.tolist())
+        unlisted = np.setdiff1d(distinct_ids(segments.map), np.append(VOID, segments.ids))
+        if len(unlisted):
             raise ValueError(
                 f"{len(unlisted)} segment ids of the map are not in segments_info, the first {unlisted[0]}: list them, "
                 f"or make their pixels {VOID}, which is void. Was the map saved as JPEG, resized, or converted?"
             )
-        return ids, infos
+        return segments
 
-    def _check_infos(self, infos: list[dict]) -> None:
-        unknown = [segment["category_id"] for segment in infos if segment["category_id"] not in self.category_ids]
+    def _check_categories(self, ids: list) -> None:
+        unknown = [category_id for category_id in ids if category_id not in self.category_ids]
         if unknown:
             raise ValueError(
                 f"{len(unknown)} segments have a category_id that is none of the processor's categories', the first "
                 f"{unknown[0]}; the ids are {self.category_ids}."
             )
 
-    def _augmented(self, image: Image.Image, labels: np.ndarray, rng: np.random.Generator):
+    def _augmented(self, image: Image.Image, ids: np.ndarray, rng: np.random.Generator):
         if self.flip and rng.random() < 0.5:
-            image, labels = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), labels[:, ::-1]
+            image, ids = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ids[:, ::-1]
         if self.crop_area is not None:
             left, top, width, height = _crop(rng, image.size, self.crop_area)
             image = image.crop((left, top, left + width, top + height))
-            labels = labels[top : top + height, left : left + width]
-        return image, labels
+            ids = ids[top : top + height, left : left + width]
+        return image, ids
 
     # --- what completions are compared with -------------------------------------------------------------------------
 
     def get_references(self, rows: list[dict]) -> list[Segmentation]:
-        """The true maps at the images' own size, as `(map (H, W) int32, segments_info)`, crowds marked.
+        """The true maps at the images' own size, as `(map (H, W), segments_info)`, crowds marked.
 
         `PanopticReward` brings them to the size of a completion, the model's, and `PanopticQuality` a completion to
         theirs: as in the paper, whose reward is on the model's output and whose metric on the image.
         """
         references: list[Segmentation] = []
         for row in rows:
-            ids, infos = self._segmentation(row["image"].size, row["segmentation"], row["segments_info"])
-            segments_info = [
-                {"id": info["id"], "category_id": info["category_id"], "iscrowd": int(info.get("iscrowd") or 0)}
-                for info in infos
+            segments = self._read(row["image"].size, row["segmentation"], row["segments_info"])
+            fields = (segments.ids.tolist(), segments.categories.tolist(), segments.iscrowd.astype(int).tolist())
+            infos = [
+                {"id": segment, "category_id": category, "iscrowd": crowd}
+                for segment, category, crowd in zip(*fields, strict=True)
             ]
-            references.append((ids.astype(np.int32), segments_info))
+            references.append((segments.map, infos))
         return references
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
@@ -249,7 +253,7 @@ class PanopticProcessor(VisionProcessor):
         for index, infos in _infos_of(dataset, columns["segments_info"]):
             infos = _as_list(infos)
             try:
-                self._check_infos(infos)
+                self._check_categories([segment.get("category_id") for segment in infos])
             except ValueError as error:
                 raise ValueError(f"Row {index}, column `{columns['segments_info']}`: {error}") from error
             surplus = len(infos) - (self.max_instances - 1)
@@ -266,9 +270,7 @@ class PanopticProcessor(VisionProcessor):
             row = dataset[index]
             values, infos = row[columns["segmentation"]], row[columns["segments_info"]]
             try:
-                segments = read_segments(
-                    self._segmentation(rgb_image(row[columns["image"]], index).size, values, infos)
-                )
+                segments = self._read(rgb_image(row[columns["image"]], index).size, values, infos)
             except ValueError as error:
                 raise ValueError(f"Row {index}, column `{columns['segmentation']}`: {error}") from error
             absent = segments.ids[places_of(segments.ids, distinct_ids(segments.map)) < 0]
@@ -280,41 +282,36 @@ class PanopticProcessor(VisionProcessor):
 
     # --- stage I's output to segments -------------------------------------------------------------------------------
 
-    def to_segmentations(
-        self, labels: torch.Tensor | np.ndarray, sizes: Sequence[tuple[int, int]] | None = None
-    ) -> list[Segmentation]:
-        """Classes and instances `(B, H, W, 2)`, as from `decode_logits`, to B pairs `(map, segments_info)`.
+    def from_dense(self, outputs: dict[str, torch.Tensor], pixel_values: torch.Tensor) -> list[Segmentation]:
+        """Logits `semantics (N, H, W, C)` and `instances (N, H, W, max_instances)` to N pairs `(map, segments_info)`.
 
-        Args:
-            labels: of B images.
-            sizes: B pairs (height, width) to which the labels are brought; default: as they are.
+        The maps have the model's size: rewards compare there, `PanopticQuality` and `resized` bring them to the image's.
         """
-        values = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-        return [
-            to_segmentation(of_image, self.category_ids, size)
-            for of_image, size in zip(values, sizes or [None] * len(values), strict=True)  # type: ignore[list-item]
-        ]
+        labels = decode_logits(outputs["semantics"], outputs["instances"], self.min_fraction).cpu().numpy()
+        return [to_segmentation(of_image, self.category_ids) for of_image in labels]
 
     def batch_decode(self, sequences, **kwargs) -> list:
         raise NotImplementedError(
-            "Codes become a panoptic map in the stage I network: give the trainer it as completion_decoder."
+            "Codes become a panoptic map only by the stage I network and the image: give the trainer completion_decoder="
+            "UViMDecoder(stage1, processor)."
         )
 
 
 def canonical_instances(instances: np.ndarray) -> np.ndarray:
-    """Instances `(H, W)` numbered 1, 2, ... from top to bottom, by mean column + H * mean row; 0 stays, negatives are -1.
+    """Instances `(H, W)` numbered 1, 2, ... from top to bottom, by mean column + H * mean row; 0 stays.
 
     So the same picture has one numbering, whatever the order of its annotations (`make_canonical` of the authors' code).
     """
     height, width = instances.shape
-    present, index = np.unique(instances, return_inverse=True)
-    index = index.reshape(-1)
     key = np.arange(width) + height * np.arange(height)[:, None]  # (H, W)
-    mean_key = np.bincount(index, key.reshape(-1)) / np.bincount(index)
-    number = np.where(present < 0, -1, 0)
-    order = np.argsort(np.where(present > 0, mean_key, np.inf), kind="stable")[: (present > 0).sum()]
-    number[order] = np.arange(1, len(order) + 1)
-    return number[index].reshape(height, width)
+    flat = instances.reshape(-1)
+    counts = np.bincount(flat)
+    counts[0] = 0
+    present = np.flatnonzero(counts)
+    mean_key = np.bincount(flat, key.reshape(-1))[present] / counts[present]
+    number = np.zeros(len(counts), np.int64)
+    number[present[np.argsort(mean_key, kind="stable")]] = np.arange(1, len(present) + 1)
+    return number[instances]
 
 
 def _crop(rng: np.random.Generator, size: tuple[int, int], areas: Sequence[float]) -> tuple[int, int, int, int]:

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from vision_rl.tasks.panoptic.segments import VOID, Segmentation, places_of, read_segments, resized, run_starts
+from vision_rl.tasks.panoptic.segments import (
+    VOID,
+    Segmentation,
+    Segments,
+    places_of,
+    read_segments,
+    resized,
+    run_starts,
+)
 
 
 _PARTS = {"All": "", "Things": "_things", "Stuff": "_stuff"}
@@ -83,7 +91,7 @@ def match_segments(prediction: Segmentation, reference: Segmentation) -> Segment
     )
 
 
-def _overlap(predicted, true) -> np.ndarray:
+def _overlap(predicted: Segments, true: Segments) -> np.ndarray:
     """The pixels that each predicted segment shares with each true one, with void, and with ids that nobody lists.
 
     One count over runs of equal pixels, of which a map has a hundredth of its pixels: no sort of the whole image.
@@ -121,7 +129,8 @@ def panoptic_quality(
     Raises:
         ValueError: with the image's number, for what is not as described.
     """
-    return _summary(_matches(predictions, references), _checked(categories))
+    categories = _checked(categories)
+    return _summary(_totals(_matches(predictions, references), categories), categories)
 
 
 class PanopticQuality:
@@ -151,8 +160,8 @@ class PanopticQuality:
                 for prediction, reference in zip(predictions, references, strict=True)
             ]
         matches = _matches(predictions, references)
-        result = _summary(matches, self.categories)
-        occurs = _totals(matches, self.categories)[1:].any(0)
+        totals = _totals(matches, self.categories)
+        result, occurs = _summary(totals, self.categories), totals[1:].any(0)
         per_class = [result["per_class"][category["id"]]["pq"] for category in self.categories]
         return {
             **{f"{key}{suffix}": result[part][key] for part, suffix in _PARTS.items() for key in ("pq", "sq", "rq")},
@@ -204,8 +213,8 @@ def _totals(matches: list[SegmentMatches], categories: list[dict[str, Any]]) -> 
     return totals
 
 
-def _summary(matches: list[SegmentMatches], categories: list[dict[str, Any]]) -> dict[str, Any]:
-    iou, tp, fp, fn = _totals(matches, categories)
+def _summary(totals: np.ndarray, categories: list[dict[str, Any]]) -> dict[str, Any]:
+    iou, tp, fp, fn = totals
     occurs = tp + fp + fn > 0
     weight = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5)
     quality = {"pq": iou / weight, "sq": iou / np.maximum(tp, 1), "rq": tp / weight}  # (C,) each

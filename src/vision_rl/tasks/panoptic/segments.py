@@ -71,7 +71,7 @@ def places_of(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
     divisor = next(d for d in count(len(ids) ** 2) if len(set((ids % d).tolist())) == len(ids))
     table = np.zeros(divisor, np.intp)
     table[ids % divisor] = np.arange(len(ids))
-    place = table[values % divisor]
+    place = table[values.astype(np.int64) % divisor]  # a map of bytes could not be divided by more than 255
     place[ids[place] != values] = -1
     return place
 

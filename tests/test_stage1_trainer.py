@@ -1,0 +1,204 @@
+"""Stage I is trained, makes the labels of stage II, and reads what stage II samples: on panoptic maps and on colours."""
+
+import pytest
+import torch
+from tiny import image_processor, text_dataset, text_processor, tiny_model
+
+from vision_rl import Stage1Trainer, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
+from vision_rl.models.uvim import UViMConfig, UViMDecoder, UViMModel
+from vision_rl.tasks.colorization import (
+    ColorfulnessReward,
+    ColorizationProcessor,
+    colorization_metrics,
+    fidelity_reward,
+)
+from vision_rl.tasks.panoptic import PanopticProcessor, PanopticQuality, PanopticReward
+
+
+SIZE, CODES, LENGTH = 32, 16, 4
+KINDS = ("panoptic", "color")
+
+
+def scenes(count: int = 8, split: str = "train"):
+    return digit_scenes(
+        split, count, size=SIZE, max_digits=2, min_height=12, max_height=20, annotations=["segmentation"]
+    )
+
+
+def processor(kind: str):
+    sizes = {"num_codes": CODES, "code_len": LENGTH, "flip": False}
+    if kind == "color":
+        return ColorizationProcessor(image_processor(SIZE), **sizes)
+    return PanopticProcessor(image_processor(SIZE), PANOPTIC_CATEGORIES, max_instances=8, **sizes)
+
+
+def stage1(kind: str, seed: int = 0) -> UViMModel:
+    torch.manual_seed(seed)
+    outputs = {"color": 3} if kind == "color" else {"semantics": len(PANOPTIC_CATEGORIES) + 1, "instances": 8}
+    return UViMModel(
+        UViMConfig(
+            image_size=SIZE,
+            patch_size=8,
+            hidden_size=32,
+            num_encoder_layers=1,
+            num_decoder_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            codebook_size=CODES,
+            code_dim=16,
+            code_length=LENGTH,
+            outputs=outputs,
+            regression=kind == "color",
+        )
+    )
+
+
+def code_writer():
+    model = tiny_model(vocab_size=CODES + 1, end=None, length=LENGTH)
+    model.generation_config.suppress_tokens = [0]
+    return model
+
+
+def settings(tmp_path, **kwargs) -> dict:
+    return {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        **kwargs,
+    }
+
+
+def metric(kind: str):
+    return colorization_metrics if kind == "color" else PanopticQuality(PANOPTIC_CATEGORIES)
+
+
+def trained_stage1(tmp_path, kind: str, **kwargs) -> tuple[Stage1Trainer, UViMModel]:
+    model, data = stage1(kind), scenes(16)
+    trainer = Stage1Trainer(
+        model,
+        VisionMLEConfig(**settings(tmp_path, learning_rate=2e-3, **kwargs)),
+        train_dataset=data,
+        eval_dataset=scenes(4, "validation"),
+        processing_class=processor(kind),
+        compute_metrics=metric(kind),
+    )
+    trainer.train()
+    return trainer, model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stage_one_learns_its_codebook_with_each_step_and_tells_what_codes_keep(tmp_path, kind):
+    trainer, model = trained_stage1(tmp_path, kind, max_steps=30)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1]["loss"] < logs[0]["loss"]
+    assert model.codebook.num_updates == 30 and 0 < logs[-1]["codebook_max_ratio"] <= 1
+    evaluated = trainer.evaluate()
+    assert 0 < evaluated["eval_loss"] and {"eval_psnr" if kind == "color" else "eval_pq"} <= set(evaluated)
+
+
+def test_a_step_is_the_same_whole_and_in_micro_batches(tmp_path):
+    _, whole = trained_stage1(tmp_path / "whole", "panoptic", per_device_train_batch_size=8, max_grad_norm=1.0)
+    split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_grad_norm": 1.0}
+    torch.manual_seed(0)
+    _, parts = trained_stage1(tmp_path / "parts", "panoptic", **split)
+    # The codes that training drops are drawn for each batch, so only what does not depend on them is compared.
+    torch.testing.assert_close(parts.codebook.counts, whole.codebook.counts, rtol=0, atol=0.3)
+    assert parts.codebook.num_updates == whole.codebook.num_updates == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_made_online_are_the_codes_of_a_column(tmp_path, kind):
+    model, made = stage1(kind), processor(kind)
+    data = scenes(4)
+    batch = made.dense([row["image"] for row in data], **columns(kind, data))
+    codes = model.eval().encode(batch["targets"], batch["pixel_values"])
+
+    def losses(dataset) -> float:
+        trainer = VisionMLETrainer(
+            code_writer(),
+            VisionMLEConfig(**settings(tmp_path)),
+            train_dataset=dataset,
+            eval_dataset=dataset,
+            processing_class=made,
+            completion_decoder=UViMDecoder(model, made),
+        )
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        return before, trainer.evaluate()["eval_loss"]
+
+    assert losses(data) == pytest.approx(losses(data.add_column("codes", codes.tolist())), rel=1e-5)
+
+
+def columns(kind: str, data) -> dict:
+    return {} if kind == "color" else {name: data[name][:] for name in ("segmentation", "segments_info")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stage_two_is_pretrained_and_tuned_and_saved_with_stage_one(tmp_path, kind):
+    model, made = stage1(kind), processor(kind)
+    parts = {
+        "train_dataset": scenes(8),
+        "eval_dataset": scenes(4, "validation"),
+        "processing_class": made,
+        "compute_metrics": metric(kind),
+        "completion_decoder": UViMDecoder(model, made, batch_size=3),
+    }
+    writer = code_writer()
+    mle = VisionMLETrainer(writer, VisionMLEConfig(**settings(tmp_path, learning_rate=1e-3)), **parts)
+    mle.train()
+    reward = [ColorfulnessReward(), fidelity_reward] if kind == "color" else PanopticReward()
+    tuned = VisionRewardTrainer(writer, reward, VisionRewardConfig(**settings(tmp_path)), **parts)
+    tuned.train()
+    entry = next(entry for entry in tuned.state.log_history if "loss" in entry)
+    assert entry["reward"] == entry["reward"] and entry["completions/mean_length"] == LENGTH
+    assert ("rewards/fidelity_reward/mean" in entry) == (kind == "color")
+    evaluated = tuned.evaluate()
+    assert {"eval_reward", "eval_psnr" if kind == "color" else "eval_pq"} <= set(evaluated)
+    tuned.save_model()
+    loaded = UViMModel.from_pretrained(tmp_path, subfolder="stage1")
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+    assert isinstance(type(made).from_pretrained(tmp_path), type(made))
+
+
+def test_a_decoder_gives_the_samples_of_an_image_side_by_side():
+    model, made = stage1("color").eval(), processor("color")
+    torch.nn.init.normal_(model.heads["color"].weight)
+    pixel_values = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    ids = torch.randint(1, CODES + 1, (2, 3, LENGTH))
+    objects = UViMDecoder(model, made, batch_size=4)(ids, {"pixel_values": pixel_values})
+    for image in range(2):
+        for sample in range(3):
+            alone = made.from_dense(
+                model.decode(ids[image, sample][None] - 1, pixel_values[image][None]), pixel_values[image][None]
+            )
+            assert alone[0].tobytes() == objects[3 * image + sample].tobytes()
+
+
+def test_what_is_no_stage_one_and_what_makes_no_dense_targets_is_refused(tmp_path):
+    args = VisionMLEConfig(**settings(tmp_path))
+    with pytest.raises(TypeError, match="Stage1Trainer trains a UViMModel, not a VisionEncoderDecoderModel"):
+        Stage1Trainer(code_writer(), args, scenes(8), processing_class=processor("color"))
+    with pytest.raises(TypeError, match="stage I needs one that makes dense targets"):
+        Stage1Trainer(stage1("color"), args, text_dataset(8), processing_class=text_processor())
+    with pytest.raises(ValueError, match="batch_size must be positive"):
+        UViMDecoder(stage1("color"), processor("color"), batch_size=0)
+
+
+def test_data_sets_with_and_without_codes_are_not_mixed(tmp_path):
+    made, data = processor("color"), scenes(8)
+    with pytest.raises(ValueError, match="Some data sets have a column `codes` and others have not"):
+        VisionMLETrainer(
+            code_writer(),
+            VisionMLEConfig(**settings(tmp_path)),
+            train_dataset=data,
+            eval_dataset=data.add_column("codes", [[0] * LENGTH] * 8),
+            processing_class=made,
+            completion_decoder=UViMDecoder(stage1("color"), made),
+        )
