@@ -13,6 +13,7 @@ from tiny import SIZE, image_processor, tiny_images, tiny_model
 from transformers import AutoProcessor, ViTImageProcessorPil
 
 from vision_rl import VisionRewardConfig, VisionRewardTrainer
+from vision_rl.processing import random_box
 from vision_rl.tasks.colorization import (
     ColorfulnessReward,
     ColorizationProcessor,
@@ -23,7 +24,7 @@ from vision_rl.tasks.colorization import (
     rgb_to_lab,
     without_grey,
 )
-from vision_rl.tasks.colorization.processing import random_box, resize_without_antialias
+from vision_rl.tasks.colorization.processing import resize_without_antialias
 
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference" / "color_conversion.npz"

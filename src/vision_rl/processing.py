@@ -6,6 +6,7 @@ rewards and metrics compare them with. Only the collator calls it.
 """
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+
+CROP_RATIOS = (0.75, 1.33)  # width to height of a random crop (TensorFlow's `sample_distorted_bounding_box`)
 
 
 class _NoSpecialTokens:
@@ -228,3 +232,19 @@ def rgb_image(image, row: int) -> Image.Image:
         return image.convert("RGB")
     except (OSError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error
+
+
+def random_box(size: tuple[int, int], areas: Sequence[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A part of an image for training, as x0, y0, x1, y1: of random area, shape and place.
+
+    All heights that give such an area are equally likely, as in TensorFlow's `sample_distorted_bounding_box`. It is smaller
+    than asked where none of that shape fits.
+    """
+    width, height = size
+    ratio = rng.uniform(*CROP_RATIOS)
+    lowest, highest = (math.sqrt(area * width * height / ratio) for area in areas)
+    highest = min(highest, height, width / ratio)
+    new_height = rng.uniform(min(lowest, highest), highest)
+    new_width, new_height = min(width, max(1, round(new_height * ratio))), min(height, max(1, round(new_height)))
+    x, y = int(rng.integers(width - new_width + 1)), int(rng.integers(height - new_height + 1))
+    return x, y, x + new_width, y + new_height

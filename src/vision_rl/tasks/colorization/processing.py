@@ -1,7 +1,6 @@
 """Colour photos as grey ones with the colour to find: the processor of colorization (paper, section 4.3; UViM)."""
 
 import logging
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.processing import DenseProcessor, rgb_image
+from vision_rl.processing import DenseProcessor, random_box, rgb_image
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 
@@ -21,7 +20,6 @@ GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green, blue (op `rgb_to_grays
 GREY_TOLERANCE = 8  # of 255: JPEG leaves up to 2 between the channels of grey photos, a faint tone more
 SMALLEST_SIDE = 16  # pixels: one patch of the paper's encoder
 NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images
-CROP_RATIOS = (0.75, 1.33)  # width to height of a random crop (TensorFlow's `sample_distorted_bounding_box`)
 
 
 class ColorizationProcessor(DenseProcessor):
@@ -232,22 +230,6 @@ def resize_without_antialias(pixels: np.ndarray, height: int, width: int) -> tor
     return (
         F.interpolate(planes, (height, width), mode="bilinear", align_corners=False)[0].movedim(0, -1).to(torch.uint8)
     )
-
-
-def random_box(size: tuple[int, int], areas: Sequence[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A part of an image for training, as x0, y0, x1, y1: of random area, shape and place.
-
-    All heights that give such an area are equally likely, as in TensorFlow's `sample_distorted_bounding_box`. It is smaller
-    than asked where none of that shape fits.
-    """
-    width, height = size
-    ratio = rng.uniform(*CROP_RATIOS)
-    lowest, highest = (math.sqrt(area * width * height / ratio) for area in areas)
-    highest = min(highest, height, width / ratio)
-    new_height = rng.uniform(min(lowest, highest), highest)
-    new_width, new_height = min(width, max(1, round(new_height * ratio))), min(height, max(1, round(new_height)))
-    x, y = int(rng.integers(width - new_width + 1)), int(rng.integers(height - new_height + 1))
-    return x, y, x + new_width, y + new_height
 
 
 def is_grey(image: Image.Image, tolerance: int = GREY_TOLERANCE) -> bool:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.processing import DenseProcessor, rgb_image
+from vision_rl.processing import DenseProcessor, random_box, rgb_image
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
 from vision_rl.tasks.panoptic.segments import (
     VOID,
@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images and maps
 NOT_LEARNED = -1  # as an instance: one-hot it is all zeros
-_ASPECTS = (0.75, 1.33)  # width by height of a crop
 
 
 class PanopticProcessor(DenseProcessor):
@@ -221,9 +220,8 @@ class PanopticProcessor(DenseProcessor):
         if self.flip and rng.random() < 0.5:
             image, ids = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ids[:, ::-1]
         if self.crop_area is not None:
-            left, top, width, height = _crop(rng, image.size, self.crop_area)
-            image = image.crop((left, top, left + width, top + height))
-            ids = ids[top : top + height, left : left + width]
+            x0, y0, x1, y1 = random_box(image.size, self.crop_area, rng)
+            image, ids = image.crop((x0, y0, x1, y1)), ids[y0:y1, x0:x1]
         return image, ids
 
     # --- what completions are compared with -------------------------------------------------------------------------
@@ -312,18 +310,6 @@ def canonical_instances(instances: np.ndarray) -> np.ndarray:
     number = np.zeros(len(counts), np.int64)
     number[present[np.argsort(mean_key, kind="stable")]] = np.arange(1, len(present) + 1)
     return number[instances]
-
-
-def _crop(rng: np.random.Generator, size: tuple[int, int], areas: Sequence[float]) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a crop, drawn as TensorFlow's `sample_distorted_bounding_box` draws it."""
-    width, height = size
-    aspect = rng.uniform(*_ASPECTS)
-    lowest, highest = (np.sqrt(area * width * height / aspect) for area in areas)
-    highest = min(highest, height, width / aspect)
-    new_height = rng.uniform(min(lowest, highest), highest)
-    new_width = min(width, max(1, round(new_height * aspect)))
-    new_height = min(height, max(1, round(new_height)))
-    return rng.integers(width - new_width + 1), rng.integers(height - new_height + 1), new_width, new_height
 
 
 def _ids(values: Any) -> np.ndarray:
