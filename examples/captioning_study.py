@@ -49,9 +49,9 @@ class StudyArguments:
     mle_seed: int = 0
     mle_steps: int = 800  # at most: 32 images each
     mle_learning_rate: float = 3e-4
-    steps: int = 80  # of tuning, 8 images with 8 samples each
-    learning_rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4])
-    control_steps: int = 280
+    steps: int = 100  # of tuning, 8 images with 8 samples each
+    learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
+    control_steps: int = 340
     control_learning_rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4])
     work_dir: str = "runs/captioning-study"
     output: str = "results/captioning.json"
