@@ -1,5 +1,6 @@
 """Checkpoints of big_vision, under every name that its arrays have had, become the same models."""
 
+import copy
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from scipy.ndimage import zoom
 from transformers import AutoModel, SiglipVisionModel, VisionEncoderDecoderModel
 
+from vision_rl.cli import main
 from vision_rl.models import (
     VisionDecoderConfig,
     VisionDecoderForCausalLM,
@@ -418,3 +420,28 @@ def test_a_loaded_stage_2_writes_what_the_reference_writes(golden):
     np.testing.assert_allclose(logits, golden["out/logits"], rtol=0, atol=1e-4)
     tokens = model.generate(pixel_values, max_new_tokens=16, do_sample=False)[:, 1:]
     np.testing.assert_array_equal(tokens, golden["out/greedy_tokens"])
+
+
+def test_the_command_converts_a_checkpoint_and_says_what_it_made(tmp_path, capsys):
+    path = as_npz(to_jax(stage1()), tmp_path)
+    assert main(["convert-uvim", str(path), str(tmp_path / "out")]) == 0
+    assert "UViMModel" in capsys.readouterr().out
+    assert_equal_models(AutoModel.from_pretrained(tmp_path / "out"), stage1())
+
+
+def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, capsys):
+    assert main(["convert-uvim", str(tmp_path / "absent.npz"), str(tmp_path)]) == 1
+    np.savez(tmp_path / "other.npz", weights=np.ones(3))
+    assert main(["convert-uvim", str(tmp_path / "other.npz"), str(tmp_path)]) == 1
+    absent, other = capsys.readouterr().err.splitlines()
+    assert "absent.npz" in absent and "This is no checkpoint of UViM" in other
+
+
+def test_a_stage_2_checkpoint_is_checked_against_a_given_config():
+    arrays = to_jax(stage2())
+    assert_equal_models(load_big_vision_stage2(arrays, stage2().config), stage2())
+    assert load_big_vision_stage2(arrays).generation_config.suppress_tokens == [0]
+    config = copy.deepcopy(stage2().config)
+    config.decoder.vocab_size += 1
+    with pytest.raises(ValueError, match="EmbedTargets/embedding"):
+        load_big_vision_stage2(arrays, config)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import SiglipVisionModel, VisionEncoderDecoderModel
+from transformers import SiglipVisionModel, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM
 from vision_rl.models.encoder import resize_position_embeddings, vision_encoder_decoder, vit_encoder
@@ -43,15 +43,22 @@ def load_big_vision_stage1(checkpoint: Checkpoint, config: UViMConfig | None = N
     return model.eval()
 
 
-def load_big_vision_stage2(checkpoint: Checkpoint) -> VisionEncoderDecoderModel:
+def load_big_vision_stage2(
+    checkpoint: Checkpoint, config: VisionEncoderDecoderConfig | None = None
+) -> VisionEncoderDecoderModel:
     """The model that writes codes about an image, from a checkpoint of stage II; see `load_big_vision_stage1`.
 
     Token 0 starts a sequence and pads, token `c + 1` is code `c`, and nothing ends a sequence: all have the length of
-    `model.config.decoder.max_position_embeddings`, 256 in the published models.
+    `model.config.decoder.max_position_embeddings`, 256 in the published models. Token 0 is not written
+    (`suppress_tokens`); the reference lets it through, as the last code. A `config` is only checked against the arrays.
     """
     arrays = BigVisionArrays(checkpoint)
+    if config is not None:
+        model = VisionEncoderDecoderModel(config)
+        _load(stage2_entries(model), arrays)
+        return _without_token_0(model)
     vocab_size, width = arrays["decoder/EmbedTargets/embedding"].shape
-    config = VisionDecoderConfig(
+    decoder_config = VisionDecoderConfig(
         vocab_size=vocab_size,
         hidden_size=width,
         num_hidden_layers=arrays.num_blocks("decoder/EncDecBlock"),
@@ -60,9 +67,14 @@ def load_big_vision_stage2(checkpoint: Checkpoint) -> VisionEncoderDecoderModel:
         max_position_embeddings=arrays["pos_embedding_decoder"].shape[1],
     )
     encoder = vit_encoder(**_vit_sizes(arrays, "encoder", "EmbedPatches", "pos_embedding_encoder"))
-    decoder = VisionDecoderForCausalLM(config)
+    decoder = VisionDecoderForCausalLM(decoder_config)
     model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0)
     _load(stage2_entries(model), arrays)
+    return _without_token_0(model)
+
+
+def _without_token_0(model: VisionEncoderDecoderModel) -> VisionEncoderDecoderModel:
+    model.generation_config.suppress_tokens = [0]
     return model.eval()
 
 
