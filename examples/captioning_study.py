@@ -52,7 +52,7 @@ class StudyArguments:
     steps: int = 100  # of tuning, 8 images with 8 samples each
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     control_steps: int = 340
-    control_learning_rates: list[float] = field(default_factory=lambda: [1e-5, 3e-5, 1e-4])
+    control_learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     work_dir: str = "runs/captioning-study"
     output: str = "results/captioning.json"
     threads: int = 1

@@ -85,6 +85,14 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == first
 
 
+def test_panoptic_segmentation_is_trained_in_both_stages_and_tuned_for_pq(tmp_path):
+    few = (*FEW_SCENES, "--num_eval_images", "4")
+    run("train_uvim_stage1.py", "--output_dir", f"{tmp_path}/stage1", common=few)
+    run("pretrain_panoptic.py", "--stage1", f"{tmp_path}/stage1", "--output_dir", f"{tmp_path}/mle", common=few)
+    run("tune_panoptic.py", "--model", f"{tmp_path}/mle", "--output_dir", f"{tmp_path}/pq", common=few)
+    assert (tmp_path / "pq" / "stage1" / "model.safetensors").exists()
+
+
 @pytest.fixture
 def captions_folder(tmp_path):
     """Scenes with captions in COCO's form, a tiny ViT and a tiny BERT with a WordPiece vocabulary; the options for them."""
