@@ -17,12 +17,16 @@ class DataArguments:
 
 def captioning_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test rows."""
-    if args.karpathy_file is not None:
+    if args.karpathy_file is not None and args.images_dir is not None:
         splits = (("train", "restval"), "val", "test")
         train, validation, test = (load_karpathy_captions(args.images_dir, args.karpathy_file, s) for s in splits)
         return train, validation, test
     if args.dataset_name is not None:
         loaded = load_dataset(args.dataset_name)
+        if not {"train", "validation", "test"} <= set(loaded):
+            raise ValueError(
+                f"{args.dataset_name} has the splits {list(loaded)}; train, validation and test are needed."
+            )
         return loaded["train"], loaded["validation"], loaded["test"]
     if args.images_dir is None or args.annotation_file is None:
         raise ValueError(

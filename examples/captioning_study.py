@@ -218,6 +218,8 @@ def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, d
             dict(zip(captions, texts, strict=True)) for texts in list(zip(*captions.values(), strict=True))[:10]
         ],
     }
+    for of_row in (*results["rows"].values(), *results["differences"].values()):
+        of_row["bleu_4"]["interval"] = None  # of the whole set: resampling its images would need it counted anew
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
     Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
     print(table(results), difference_table(results), sep="\n\n")

@@ -28,7 +28,8 @@ DEFAULTS = {
     "max_completion_length": 32,
     "eval_strategy": "steps",
     "eval_steps": 500,
-    "save_strategy": "no",
+    "save_steps": 500,
+    "save_total_limit": 1,
 }
 
 
@@ -38,8 +39,8 @@ class ScriptArguments:
     freeze_encoder: bool = False
 
 
-def cider_reward(processor: CaptioningProcessor, train_dataset) -> CiderReward:
-    frequency = DocumentFrequency.from_references(list(train_dataset["captions"]), append_eos=True)
+def cider_reward(processor: CaptioningProcessor, train_dataset, column: str = "captions") -> CiderReward:
+    frequency = DocumentFrequency.from_references(list(train_dataset[column]), append_eos=True)
     return CiderReward(frequency, append_eos=True, eos_token_id=processor.tokenizer.eos_token_id)
 
 
@@ -48,7 +49,7 @@ def main(args: ScriptArguments, data_args: DataArguments, training_args: VisionR
     model.encoder.requires_grad_(not args.freeze_encoder)
     processor = CaptioningProcessor.from_pretrained(args.model)
     train_dataset, eval_dataset, _ = captioning_data(data_args)
-    reward = cider_reward(processor, train_dataset)
+    reward = cider_reward(processor, train_dataset, (training_args.target_columns or {}).get("captions", "captions"))
     if args.freeze_encoder:
         training_args.encoder_learning_rate = None
         train_dataset = models.EncodedDataset(train_dataset, model, processor)

@@ -1,9 +1,11 @@
 """The captioning room with the trainers: processor, loaders, TRL's text rewards, what is saved, the picture."""
 
+import functools
 import json
 from pathlib import Path
 
 import datasets
+import evaluate
 import pytest
 import torch
 from datasets import Dataset
@@ -12,6 +14,7 @@ from tiny import image_processor, tiny_images, tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
+import vision_rl
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.data.captions import load_coco_captions, load_karpathy_captions
 from vision_rl.tasks.captioning import (
@@ -157,6 +160,11 @@ def test_other_tokenizers_texts_are_left_alone():
     assert CaptioningProcessor(image_processor(), tokenizer).batch_decode([ids]) == ["dog-cat"]  # fused, not rejoined
 
 
+def test_one_completion_is_decoded_as_several_are():
+    ids = bert_like_tokenizer()("the dog's t-shirt")["input_ids"]
+    assert processor().decode(ids) == processor().batch_decode([ids])[0] == "the dog's t-shirt"
+
+
 def test_a_processor_is_saved_and_found_again(tmp_path):
     processor(max_caption_length=20).save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
@@ -204,7 +212,26 @@ def test_a_bad_row_is_named_before_training_starts(tmp_path):
         )
 
 
+def test_a_start_token_that_is_not_the_models_is_refused(tmp_path):
+    other = CaptioningProcessor(image_processor(), bert_like_tokenizer(), decoder_start_token_id=3)
+    with pytest.raises(ValueError, match="decoder_start_token_id is 3, the model's 1"):
+        VisionMLETrainer(captioner(), VisionMLEConfig(**settings(tmp_path)), rows(), processing_class=other)
+
+
 # With the trainers
+
+
+def test_two_rewards_that_would_be_saved_in_one_place_are_refused_and_a_partial_one_is_saved(tmp_path):
+    frequency = DocumentFrequency.from_references(list(rows()["captions"]), append_eos=True)
+    reward, args = CiderReward(frequency, eos_token_id=END), VisionRewardConfig(**settings(tmp_path))
+    parts = {"train_dataset": rows(), "processing_class": processor()}
+    with pytest.raises(ValueError, match="Two rewards are a CiderReward"):
+        VisionRewardTrainer(captioner(), [reward, reward], args, **parts)
+    module = evaluate.load(vision_rl.metric_path("cider_reward"), document_frequency=frequency)
+    for index, function in enumerate((functools.partial(reward), module)):
+        trainer = VisionRewardTrainer(captioner(), function, args, **parts)
+        trainer.save_model(str(tmp_path / str(index)))
+        assert CiderReward.from_pretrained(tmp_path / str(index)).append_eos
 
 
 @pytest.mark.parametrize("decoder", ["bert", "gpt2", "ours"])
@@ -377,6 +404,11 @@ def test_karpathys_split_is_read_by_its_parts(folder):
     test = load_karpathy_captions(*paths, split="test")
     assert test["image_id"][:] == [502] and test["captions"][:] == [["caption 2.", "another"]]
     assert test[0]["image"].getpixel((0, 0)) == (80, 0, 0)
+    with pytest.raises(ValueError, match=r"no image of the split \['tset'\]"):
+        load_karpathy_captions(*paths, split=("train", "tset"))
+    with pytest.raises(ValueError, match="is not Karpathy's split"):
+        load_karpathy_captions(*write_json(folder, coco_content()))
+    write_json(folder, karpathy_content())
     with pytest.raises(ValueError, match=r"no image of the split \['dev'\]; it has: restval, test, train"):
         load_karpathy_captions(*paths, split="dev")
     content = karpathy_content()

@@ -1,6 +1,7 @@
 """CIDEr-D and its companions: coco-caption's own numbers, hand-computed cases, and what must not pay."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from vision_rl.tasks.captioning import (
     plain_cider,
     rouge_l,
 )
-from vision_rl.tasks.captioning.ngrams import count_ngrams
+from vision_rl.tasks.captioning.ngrams import END, count_ngrams
 from vision_rl.trainer.advantages import leave_one_out_advantages
 
 
@@ -57,9 +58,9 @@ def test_every_captions_score_equals_coco_captions_with_the_frequencies_of_the_r
 def test_bleu_and_rouge_equal_coco_captions(corpus):
     cases = corpus["cases"]
     candidates, references = ([case[key] for case in cases] for key in ("candidate_tokens", "references_tokens"))
-    assert bleu(candidates, references) == pytest.approx(corpus["corpus"]["bleu"], abs=EXACT)
-    assert np.abs(rouge_l(candidates, references) - [case["rouge_l"] for case in cases]).max() < EXACT
-    assert [bleu([c], [r])[3] for c, r in zip(candidates, references, strict=True)] == pytest.approx(
+    assert bleu(candidates, references, tokenize=None) == pytest.approx(corpus["corpus"]["bleu"], abs=EXACT)
+    assert np.abs(rouge_l(candidates, references, tokenize=None) - [case["rouge_l"] for case in cases]).max() < EXACT
+    assert [bleu([c], [r], tokenize=None)[3] for c, r in zip(candidates, references, strict=True)] == pytest.approx(
         [case["bleu4"] for case in cases], abs=EXACT
     )
 
@@ -79,7 +80,8 @@ def test_scores_with_fixed_frequencies_equal_the_reference_with_and_without_an_e
     probe = content["df_probe"]["eos" if append_eos else "no_eos"]
     assert len(frequency) == probe["num_ngrams"]
     assert frequency.counts.sum() == probe["sum_of_counts"] and frequency.counts.max() == probe["max"]
-    assert frequency.of_ngrams(list(probe["counts"])).tolist() == list(probe["counts"].values())
+    ngrams = [ngram.replace("<eos>", END) for ngram in probe["counts"]]
+    assert frequency.of_ngrams(ngrams).tolist() == list(probe["counts"].values())
     pairs = [(case, candidate) for case in content["cases"] for candidate in case["candidates"]]
     arguments = [candidate["tokens"] for _, candidate in pairs], [case["references_tokens"] for case, _ in pairs]
     for score, name in ((cider_d, "ciderD"), (plain_cider, "cider_plain")):
@@ -141,13 +143,13 @@ def test_scores_of_random_captions_equal_pycocoevalcap(pairs):
     assert cider_d(candidates, references, tokenize=None) == pytest.approx(
         cider.Cider().compute_score(gts, res)[1], abs=EXACT
     )
-    assert bleu(candidates, references) == pytest.approx(
+    assert bleu(candidates, references, tokenize=None) == pytest.approx(
         bleu_module.Bleu(4).compute_score(gts, res, verbose=0)[0], abs=EXACT
     )
     filled = [row for row in gts if candidates[row] and all(references[row])]  # of "" it makes the word ""
     if filled:
         expected = rouge.Rouge().compute_score({row: gts[row] for row in filled}, {row: res[row] for row in filled})[1]
-        found = rouge_l([candidates[row] for row in filled], [references[row] for row in filled])
+        found = rouge_l([candidates[row] for row in filled], [references[row] for row in filled], tokenize=None)
         assert found == pytest.approx(expected, abs=EXACT)
 
 
@@ -210,7 +212,7 @@ def test_ngrams_are_counted_within_a_caption_and_not_across_two():
 
 def test_frequencies_count_images_and_not_captions():
     frequency = DocumentFrequency.from_references([["a dog", "a dog runs", "the dog"], ["a cat"]], append_eos=True)
-    assert frequency.of_ngrams(["dog", "a", "a dog", "dog <eos>", "<eos>", "bird"]).tolist() == [1, 2, 1, 1, 2, 0]
+    assert frequency.of_ngrams(["dog", "a", "a dog", f"dog {END}", END, "bird"]).tolist() == [1, 2, 1, 1, 2, 0]
     assert frequency.num_images == 2
 
 
@@ -296,6 +298,20 @@ def test_a_caption_cut_off_at_the_token_limit_has_no_end(reward):
     assert ended > cut
 
 
+def test_the_end_cannot_be_written_into_a_caption(reward):
+    reward.eos_token_id = 1
+    texts = ["a dog on the beach", "a dog on the beach <eos>", f"a dog on the beach {END}"]
+    cut, *written = reward(texts, references=[REFERENCES[1]] * 3, completion_ids=[[5, 7]] * 3)
+    assert max(written) <= cut
+
+
+def test_a_reward_that_does_not_know_the_end_token_says_so_once(reward, caplog):
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            reward(["a dog"], references=[REFERENCES[1]], completion_ids=[[5]])
+    assert len(caplog.records) == 1 and "pass eos_token_id" in caplog.text
+
+
 def test_repetition_does_not_pay(reward):
     once, doubled, words = "a dog on the beach", "a dog on the beach on the beach", "dog dog dog beach beach beach"
     rewards = reward([once, doubled, words], references=[REFERENCES[1]] * 3)
@@ -347,7 +363,7 @@ def test_a_reward_is_saved_and_loaded_with_its_frequencies(tmp_path, score):
     ],
 )
 def test_what_cannot_be_compared_is_refused(candidates, references, message):
-    for score in (cider_d, coco_captions):
+    for score in (cider_d, coco_captions, bleu, rouge_l):
         with pytest.raises(ValueError, match=message):
             score(candidates, references)
 
@@ -358,6 +374,12 @@ def test_frequencies_and_captions_must_agree_about_the_end_token():
         CiderReward(frequency)
     with pytest.raises(ValueError, match="both must be the same"):
         cider_d(["a dog"], [["a dog"]], frequency, append_eos=True)
+    with pytest.raises(TypeError, match="document_frequency is a str"):
+        CiderReward("df.npz")
+    with pytest.raises(TypeError, match="document_frequency is a str"):
+        cider_d(["a dog"], [["a dog"]], "df.npz")
+    with pytest.raises(ValueError, match="append_eos has 2 marks for 1 captions"):
+        cider_d(["a dog"], [["a dog"]], append_eos=[True, False])
     with pytest.raises(ValueError, match="score must be"):
         CiderReward(frequency, append_eos=False, score=max)
 
@@ -373,7 +395,11 @@ def test_a_frequency_file_of_another_version_or_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no document frequencies; it holds \['weights'\]"):
         DocumentFrequency.load(tmp_path / "other.npz")
     (tmp_path / "text.npz").write_text("a dog")
-    with pytest.raises(ValueError, match="holds no document frequencies"):
-        DocumentFrequency.load(tmp_path / "text.npz")
+    (tmp_path / "empty.npz").write_text("")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "df.npz").read_bytes()[:200])
+    np.save(tmp_path / "array.npy", np.ones(3))
+    for name in ("text.npz", "empty.npz", "cut.npz", "array.npy"):
+        with pytest.raises(ValueError, match="holds no document frequencies"):
+            DocumentFrequency.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         DocumentFrequency.load(tmp_path / "absent.npz")

@@ -200,13 +200,13 @@ def test_no_captions_and_empty_captions_have_no_tokens():
 
 
 def test_a_single_string_is_refused():
-    with pytest.raises(TypeError, match=r"captions is a single string; pass a list"):
+    with pytest.raises(ValueError, match=r"captions is a single string; pass a list"):
         ptb_tokenize("a dog")
 
 
 @pytest.mark.parametrize("wrong", [None, 3, b"a dog", ["a dog"]])
 def test_a_caption_that_is_no_string_is_refused_with_its_row(wrong):
-    with pytest.raises(TypeError, match=r"captions\[1\] is .* of type .*; pass a string for every caption"):
+    with pytest.raises(ValueError, match=r"captions\[1\] is .* of type .*; pass a string for every caption"):
         ptb_tokenize(["a dog", wrong])
 
 

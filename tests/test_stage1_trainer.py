@@ -191,6 +191,30 @@ def test_what_is_no_stage_one_and_what_makes_no_dense_targets_is_refused(tmp_pat
         UViMDecoder(stage1("color"), processor("color"), batch_size=0)
 
 
+def test_stage_one_the_processor_and_the_model_must_agree_about_the_codes(tmp_path):
+    made, data = processor("color"), scenes(8)
+    parts = {"train_dataset": data, "completion_decoder": UViMDecoder(stage1("color"), made)}
+    args = VisionMLEConfig(**settings(tmp_path, max_completion_length=3))
+    with pytest.raises(ValueError, match="Stage I has 4 codes an image, the model writes 3"):
+        VisionMLETrainer(code_writer(), args, processing_class=made, **parts)
+    other = ColorizationProcessor(image_processor(SIZE), num_codes=8, code_len=LENGTH)
+    with pytest.raises(ValueError, match="Stage I has 16 different codes, the processor 8"):
+        VisionMLETrainer(code_writer(), VisionMLEConfig(**settings(tmp_path)), processing_class=other, **parts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_without_targets_are_predicted(tmp_path, kind):
+    made = processor(kind)
+    trainer = VisionMLETrainer(
+        code_writer(),
+        VisionMLEConfig(**settings(tmp_path)),
+        train_dataset=scenes(8),
+        processing_class=made,
+        completion_decoder=UViMDecoder(stage1(kind), made),
+    )
+    assert len(trainer.predict(scenes(2).select_columns(["image"])).predictions) == 2
+
+
 def test_data_sets_with_and_without_codes_are_not_mixed(tmp_path):
     made, data = processor("color"), scenes(8)
     with pytest.raises(ValueError, match="Some data sets have a column `codes` and others have not"):

@@ -187,12 +187,23 @@ class TextProcessor(VisionProcessor):
     def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
         return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
 
+    def decode(self, ids, **kwargs) -> str:
+        """One completion, as `batch_decode` reads it."""
+        return self.batch_decode([ids], **kwargs)[0]
+
 
 def as_vision_processor(processing_class, decoder_start_token_id: int | None) -> VisionProcessor:
     """The processor in the form that the trainers use: ours as it is, an image processor with a tokenizer as text."""
     if isinstance(processing_class, TextProcessor) and processing_class.decoder_start_token_id is None:
         processing_class = copy.copy(processing_class)  # the user's own stays as it was
         processing_class.decoder_start_token_id = decoder_start_token_id
+    if isinstance(processing_class, TextProcessor) and decoder_start_token_id is not None:
+        start = processing_class.decoder_start_token_id
+        if start != decoder_start_token_id:
+            raise ValueError(
+                f"The processor's decoder_start_token_id is {start}, the model's {decoder_start_token_id}: leave the "
+                "processor's out, or give both the same."
+            )
     if isinstance(processing_class, VisionProcessor):
         return processing_class
     if isinstance(processing_class, ProcessorMixin) and {"image_processor", "tokenizer"} <= set(

@@ -39,7 +39,7 @@ def load_coco_captions(images_dir: str | Path, annotation_file: str | Path) -> d
 
 
 def load_karpathy_captions(
-    images_dir: str | Path, annotation_file: str | Path, split: str | Sequence[str] = ("train", "restval")
+    images_dir: str | Path, annotation_file: str | Path, split: str | Sequence[str] | None = None
 ) -> datasets.Dataset:
     """The rows of a part of Karpathy's split, `dataset_coco.json` or `dataset_flickr8k.json`.
 
@@ -49,7 +49,7 @@ def load_karpathy_captions(
     Args:
         images_dir: the folder of the images; in COCO's file each has a `filepath` below it, such as `val2014`.
         annotation_file: Karpathy's JSON.
-        split: one or several of those that the file names.
+        split: one or several of those that the file names; `None`: "train", and "restval" where the file has it.
 
     Returns:
         A data set with the columns `image`, `image_id` (COCO's where the file has it) and `captions`.
@@ -59,10 +59,18 @@ def load_karpathy_captions(
         FileNotFoundError: with the number of images that are not there, and the first.
     """
     images = read_json(annotation_file, ("images",), "Karpathy's split")["images"]
-    wanted = {split} if isinstance(split, str) else set(split)
+    if any("split" not in image or "sentences" not in image for image in images):
+        raise ValueError(
+            f"{annotation_file} is not Karpathy's split: its images have no `split` or no `sentences`. load_coco_captions "
+            "reads COCO's own captions."
+        )
     known = sorted({image["split"] for image in images})
-    if not wanted & set(known):
-        raise ValueError(f"{annotation_file} has no image of the split {sorted(wanted)}; it has: {', '.join(known)}.")
+    wanted = (
+        {"train", *({"restval"} & set(known))} if split is None else {split} if isinstance(split, str) else {*split}
+    )
+    unknown = sorted(wanted - set(known))
+    if unknown:
+        raise ValueError(f"{annotation_file} has no image of the split {unknown}; it has: {', '.join(known)}.")
     chosen = [image for image in images if image["split"] in wanted]
     names = [str(Path(image.get("filepath", ""), image["filename"])) for image in chosen]
     captions = [
@@ -77,7 +85,7 @@ def load_karpathy_captions(
 
 def _text(caption: Any, annotation: dict, annotation_file: str | Path) -> str:
     """The caption in one line: some of COCO's hold a line break."""
-    if not isinstance(caption, str):
+    if not isinstance(caption, str) or not caption.strip():
         raise ValueError(f"{annotation_file} has an annotation without a caption: {annotation}.")
     return " ".join(caption.split())
 

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
 
 from vision_rl.models.sampling import base_model, completion_length, num_positions, special_ids
+from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import VisionProcessor
 from vision_rl.trainer.data_order import RowDataset, RowKey
 
@@ -55,6 +56,20 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
     length = completion_length(model, max_completion_length)
     if positions is not None and length > positions:
         raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")
+
+
+def check_stage1(stage1: UViMConfig, processor: VisionProcessor, max_completion_length: int) -> None:
+    """Stage I and the processor agree about the codes, and the model writes as many."""
+    if max_completion_length != stage1.code_length:
+        raise ValueError(
+            f"Stage I has {stage1.code_length} codes an image, the model writes {max_completion_length}: leave out "
+            "max_completion_length, and give the processor the same code_len."
+        )
+    if processor.vocab_size != stage1.codebook_size + 1:
+        raise ValueError(
+            f"Stage I has {stage1.codebook_size} different codes, the processor {(processor.vocab_size or 1) - 1}: give it "
+            "the same num_codes."
+        )
 
 
 def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:

@@ -89,8 +89,10 @@ class VisionCollator:
         )
         learned = {key: [row[key] for row in named] for key in keys}
         seeds = [row.seed for row in rows if row.seed is not None] or None
-        inputs = self.process(images=images, seeds=seeds, **learned)
-        has_references = self.processor.makes_references and len(targets) == len(self.processor.target_columns)
+        complete = len(targets) == len(self.processor.target_columns)
+        process = self.process if complete else self.processor  # dense targets are made of what `predict` lacks
+        inputs = process(images=images, seeds=seeds, **learned)
+        has_references = self.processor.makes_references and complete
         return inputs, self.processor.get_references(named) if has_references else None
 
     def _explained(self, error: Exception, rows: list[Row], images: list, targets: dict[str, str]) -> ValueError:

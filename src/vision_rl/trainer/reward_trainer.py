@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from vision_rl.models.preparation import disable_dropout
 from vision_rl.models.sampling import SampledCompletions, evaluation_mode, policy_logits, serves, special_ids
 from vision_rl.randomness import uniform_table
-from vision_rl.rewards import RewardFunc, SavedReward, TokenTargets
+from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import checks
 from vision_rl.trainer.advantages import (
     first_advantages,
@@ -229,9 +229,9 @@ class VisionRewardTrainer(VisionTrainer):
         """As both steps do, and what the rewards need to be made again."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            for function in self.reward.functions:
-                if isinstance(function, SavedReward):
-                    function.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
+            folder = self.args.output_dir if output_dir is None else output_dir
+            for reward in self.reward.saved:
+                reward.save_pretrained(str(folder))
 
     # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
 

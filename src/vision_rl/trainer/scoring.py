@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from vision_rl.rewards import RewardFunc, RewardOutput, TokenTargets, as_conversations
+from vision_rl.rewards import RewardFunc, RewardOutput, SavedReward, TokenTargets, as_conversations
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import BatchColumns
 
@@ -50,6 +50,11 @@ class RewardSum:
             raise ValueError("reward_funcs is empty: give at least one reward.")
         self.names = _unique([_name_of(function) for function in functions])
         self.functions = [_as_function(function, name) for function, name in zip(functions, self.names, strict=True)]
+        self.saved = [reward for reward in map(_saved_reward, functions) if reward is not None]
+        kinds = [type(reward) for reward in self.saved]
+        if len(set(kinds)) < len(kinds):
+            twice = next(kind.__name__ for kind in kinds if kinds.count(kind) > 1)
+            raise ValueError(f"Two rewards are a {twice}: saved beside the model, one would overwrite the other.")
         if weights is not None and len(weights) != len(functions):
             raise ValueError(f"reward_weights has {len(weights)} numbers for {len(functions)} reward functions.")
         self.weights = torch.tensor(weights if weights is not None else [1.0] * len(functions), dtype=torch.float32)
@@ -218,6 +223,14 @@ def _as_function(reward, name: str) -> Callable:
     if not callable(reward):
         raise TypeError(f"The reward `{name}` is a {type(reward).__name__}, not a function of completions.")
     return reward
+
+
+def _saved_reward(reward) -> SavedReward | None:
+    """The reward that is saved: itself, or the one inside a partial function or an evaluate module's `reward`."""
+    if isinstance(reward, functools.partial):
+        return _saved_reward(reward.func)
+    inner = vars(reward).get("reward", reward) if hasattr(reward, "__dict__") else reward
+    return inner if isinstance(inner, SavedReward) else None
 
 
 def _name_of(reward) -> str:

@@ -103,6 +103,8 @@ class Stage1Trainer(VisionTrainer):
         return False  # nothing is sampled here
 
     def _evaluate_batch(self, model, batch) -> list[dict]:
+        if "targets" not in batch:
+            raise ValueError("Stage I writes maps as codes: the rows need the target columns, in prediction too.")
         records = super()._evaluate_batch(model, batch)
         for row, record in enumerate(records):  # one by one: the loss is a mean over the batch
             one = {name: target[row : row + 1] for name, target in batch["targets"].items()}

@@ -19,8 +19,10 @@ from transformers import (
     set_seed,
 )
 
+from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.preparation import align_special_ids, freeze_unused_parameters
 from vision_rl.models.sampling import base_model, completion_length, serves, share_images
+from vision_rl.models.uvim import UViMDecoder
 from vision_rl.processing import as_vision_processor
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import VisionCollator
@@ -95,6 +97,8 @@ class VisionTrainer(CompletingTrainer):
                 "moved to the device and saved. A function belongs into the processor's batch_decode."
             )
         self.completion_decoder = completion_decoder
+        if isinstance(completion_decoder, UViMDecoder):
+            checks.check_stage1(completion_decoder.stage1.config, self.processor, self.max_completion_length)
         datasets = checks.named_datasets(train_dataset, eval_dataset)
         for name, dataset in datasets.items():
             checks.check_dataset(name, dataset)
@@ -163,7 +167,12 @@ class VisionTrainer(CompletingTrainer):
             checks.check_columns(
                 name, checks.column_names(dataset), [args.image_column, *self.target_columns.values()]
             )
-            self.processor.check_dataset(dataset, {"image": args.image_column, **self.target_columns})
+            rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
+            self.processor.check_dataset(rows, {"image": args.image_column, **self.target_columns})
+            if isinstance(self.completion_decoder, UViMDecoder) and rows is not dataset:
+                raise ValueError(
+                    f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
+                )
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
         train_dataset, step = datasets.get("train_dataset"), self._step_size(args)
         if train_dataset is not None and len(train_dataset) < step:

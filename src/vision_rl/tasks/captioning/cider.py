@@ -69,7 +69,12 @@ def plain_cider(
 def _scores(candidates, references, document_frequency, append_eos, tokenize, clip_and_compare_lengths) -> np.ndarray:
     check_references(references)
     check_candidates(candidates, references)
-    ends = append_eos if isinstance(append_eos, bool) else True
+    ends = bool(append_eos) if np.ndim(append_eos) == 0 else True
+    append_eos = ends if np.ndim(append_eos) == 0 else list(append_eos)
+    if not isinstance(document_frequency, DocumentFrequency | None):
+        raise TypeError(
+            f"document_frequency is a {type(document_frequency).__name__}: DocumentFrequency.load(path) reads a file of them."
+        )
     if document_frequency is not None and document_frequency.append_eos != ends:
         raise ValueError(
             f"The document frequencies were counted with append_eos={document_frequency.append_eos}, the captions are "
@@ -80,7 +85,7 @@ def _scores(candidates, references, document_frequency, append_eos, tokenize, cl
     image = np.array([index_of.setdefault(tuple(texts), len(index_of)) for texts in references])  # (N,)
     num_references = np.array([len(texts) for texts in index_of])  # (I,)
     count = len(candidates)
-    texts = tokenized(candidates + [text for texts in index_of for text in texts], tokenize)
+    texts = tokenized([*candidates] + [text for texts in index_of for text in texts], tokenize)
     ngrams = count_ngrams(with_end(texts[:count], append_eos) + with_end(texts[count:], ends))  # C captions
 
     if document_frequency is None:

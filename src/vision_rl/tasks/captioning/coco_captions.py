@@ -63,17 +63,13 @@ def coco_captions(
     Raises:
         ValueError: for an image without references, and for references that are not a list of captions an image.
     """
-    check_references(references)
-    check_candidates(predictions, references)
-    texts = tokenized(predictions + [text for image in references for text in image], tokenize)
-    candidates, rest = texts[: len(predictions)], iter(texts[len(predictions) :])
-    grouped = [[next(rest) for _ in image] for image in references]
+    candidates, grouped = _tokenized(predictions, references, tokenize)
     ciders = cider_d(candidates, grouped, document_frequency, tokenize=None)
-    rouges = rouge_l(candidates, grouped)
+    rouges = rouge_l(candidates, grouped, tokenize=None)
     words = [caption.split() for caption in candidates]
     return {
         "cider": float(ciders.mean()),
-        **{f"bleu_{order + 1}": value for order, value in enumerate(bleu(candidates, grouped))},
+        **{f"bleu_{order + 1}": value for order, value in enumerate(bleu(candidates, grouped, tokenize=None))},
         "rouge_l": float(rouges.mean()),
         "unfinished": float(np.mean([bool(caption) and caption[-1] in UNFINISHED for caption in words])),
         "mean_length": float(np.mean([len(caption) for caption in words])),
@@ -82,11 +78,13 @@ def coco_captions(
     }
 
 
-def bleu(candidates: list[str], references: list[list[str]]) -> list[float]:
-    """BLEU-1 to BLEU-4 of a whole set of tokenised captions, as coco-caption computes it (`bleu_scorer.py`).
+def bleu(candidates: list[str], references: list[list[str]], tokenize: Tokenize | None = ptb_tokenize) -> list[float]:
+    """BLEU-1 to BLEU-4 of a whole set of captions, as coco-caption computes it (`bleu_scorer.py`).
 
-    The reference nearest in length counts for the brevity penalty, the shorter one of two.
+    The reference nearest in length counts for the brevity penalty, the shorter one of two. The arguments are those of
+    `coco_captions`.
     """
+    candidates, references = _tokenized(candidates, references, tokenize)
     matched, proposed = np.zeros(MAX_ORDER), np.zeros(MAX_ORDER)
     length = reference_length = 0
     for candidate, texts in zip(candidates, references, strict=True):
@@ -105,17 +103,34 @@ def bleu(candidates: list[str], references: list[list[str]]) -> list[float]:
     return (precision * (np.exp(1 - 1 / ratio) if ratio < 1 else 1.0)).tolist()
 
 
-def rouge_l(candidates: list[str], references: list[list[str]]) -> np.ndarray:
-    """ROUGE-L of each tokenised caption `(N,)`, as coco-caption computes it: best precision and best recall, beta 1.2."""
+def rouge_l(
+    candidates: list[str], references: list[list[str]], tokenize: Tokenize | None = ptb_tokenize
+) -> np.ndarray:
+    """ROUGE-L of each caption `(N,)`, as coco-caption computes it: best precision and best recall, beta 1.2.
+
+    But an empty caption has nothing in common with an empty reference; there both are one empty word. The arguments are
+    those of `coco_captions`.
+    """
+    candidates, references = _tokenized(candidates, references, tokenize)
     scores = np.zeros(len(candidates))
     for row, (candidate, texts) in enumerate(zip(candidates, references, strict=True)):
-        words, others = candidate.split(), [text.split() for text in texts]
+        words, *others = (text.split(" ") if text else [] for text in (candidate, *texts))
         common = [_longest_common_subsequence(words, other) for other in others]
         if max(common) > 0:
             precision = max(common) / len(words)
             recall = max(count / len(other) for count, other in zip(common, others, strict=True) if other)
             scores[row] = (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
     return scores
+
+
+def _tokenized(
+    candidates: list[str], references: list[list[str]], tokenize: Tokenize | None
+) -> tuple[list[str], list[list[str]]]:
+    """Checked, and as tokens joined by spaces."""
+    check_references(references)
+    check_candidates(candidates, references)
+    texts = iter(tokenized([*candidates, *(text for image in references for text in image)], tokenize))
+    return [next(texts) for _ in candidates], [[next(texts) for _ in image] for image in references]
 
 
 def _ngrams(words: Sequence[str], order: int) -> Counter:

@@ -1,6 +1,7 @@
 """The n-grams of captions as arrays, and in how many images' captions each of them occurs."""
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
 MAX_ORDER = 4  # CIDEr counts n-grams of one to four words
-END = "<eos>"  # the word that stands for the end of a caption; the tokenizer never makes it
+END = "\ue000"  # the word that stands for the end of a caption: no letter, so that no text is tokenised to it
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no information of the earlier words is lost
 _FILE_VERSION = 1
 
@@ -76,7 +77,7 @@ class DocumentFrequency:
         hashes: `(K,)` uint64, of the n-grams, ascending.
         counts: `(K,)`, how many images have each.
         num_images: how many images there are.
-        append_eos: whether each reference ended with the word `<eos>`.
+        append_eos: whether the end of each reference counts as a word.
     """
 
     def __init__(self, hashes: np.ndarray, counts: np.ndarray, num_images: int, append_eos: bool = False):
@@ -120,7 +121,7 @@ class DocumentFrequency:
         return np.where(self.hashes[place] == hashes, self.counts[place], 0)
 
     def of_ngrams(self, ngrams: list[str]) -> np.ndarray:
-        """The number of images of each n-gram, its words joined by spaces: `df.of_ngrams(["a dog", "dog"])`."""
+        """The number of images of each n-gram, its words joined by spaces: `df.of_ngrams(["a dog", f"dog {END}"])`."""
         hashes = np.zeros(len(ngrams), np.uint64)
         for index, ngram in enumerate(ngrams):
             value = np.zeros(1, np.uint64)  # an array: its overflow is meant
@@ -150,13 +151,13 @@ class DocumentFrequency:
         """
         again = "make it anew with DocumentFrequency.from_references(...).save(path)"
         try:
-            with np.load(path) as file:
-                content = {name: file[name] for name in file.files}
-        except (ValueError, OSError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
+            file = np.load(path)
+            content = {name: file[name] for name in file.files}
+        except FileNotFoundError:
+            raise
+        except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} holds no document frequencies: {again}.") from error
-        if "version" not in content:
+        if not {"version", "hashes", "counts", "num_images", "append_eos"} <= set(content):
             raise ValueError(f"{path} holds no document frequencies; it holds {sorted(content)}: {again}.")
         if int(content["version"]) != _FILE_VERSION:
             raise ValueError(
@@ -178,8 +179,10 @@ def tokenized(captions: list[str], tokenize: Tokenize | None) -> list[str]:
 
 
 def with_end(captions: list[str], append_eos: bool | Sequence[bool]) -> list[str]:
-    """Tokenised captions with the word `<eos>` behind all, none, or those that are marked."""
+    """Tokenised captions with the word `END` behind all, none, or those that are marked."""
     marks = [append_eos] * len(captions) if isinstance(append_eos, bool) else append_eos
+    if len(marks) != len(captions):
+        raise ValueError(f"append_eos has {len(marks)} marks for {len(captions)} captions.")
     return [f"{text} {END}" if mark else text for text, mark in zip(captions, marks, strict=True)]
 
 

@@ -15,7 +15,7 @@ from vision_rl.processing import TextProcessor
 class CaptioningProcessor(TextProcessor):
     """Rows with `image` and `captions: list[str]` to tokens, and tokens to a caption.
 
-    MLE learns one of an image's captions, another one each epoch, and the first in evaluation; rewards and metrics compare
+    MLE learns one of an image's captions, drawn anew each epoch, and the first in evaluation; rewards and metrics compare
     with all of them. `labels` are the tokenizer's ids, then the end token, then -100, which is not learned. The decoder
     starts with the model's `decoder_start_token_id`. What the paper does there is not published; BERT's tokenizers have
     neither start nor end token of that name, so say which they are:
@@ -59,9 +59,8 @@ class CaptioningProcessor(TextProcessor):
     ) -> BatchFeature:
         if captions is None:
             return super().__call__(images)
-        for texts in captions:
-            _check_captions(texts)
-        seeds = seeds or [None] * len(captions)
+        captions = [checked_captions(texts) for texts in captions]
+        seeds = [None] * len(captions) if seeds is None else seeds
         chosen = [
             texts[0 if seed is None else np.random.default_rng(seed).integers(len(texts))]
             for texts, seed in zip(captions, seeds, strict=True)
@@ -78,13 +77,16 @@ class CaptioningProcessor(TextProcessor):
             texts = [rejoined(text) for text in texts]
         return texts
 
+    def get_references(self, rows: list[dict]) -> list[list[str]]:
+        return [checked_captions(row["captions"]) for row in rows]
+
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Every row has a caption, and captions are strings."""
         if "captions" not in columns or not isinstance(dataset, Dataset):
             return
         for row, captions in enumerate(dataset.with_format(None).select_columns([columns["captions"]])):
             try:
-                _check_captions(captions[columns["captions"]])
+                checked_captions(captions[columns["captions"]])
             except ValueError as error:
                 raise ValueError(f"Row {row}, column `{columns['captions']}`: {error}") from error
 
@@ -107,7 +109,9 @@ def rejoined(text: str) -> str:
     return text
 
 
-def _check_captions(captions) -> None:
+def checked_captions(captions) -> list[str]:
+    """All captions of an image as a list of strings, which they must be."""
+    captions = captions.tolist() if isinstance(captions, np.ndarray) else captions
     if isinstance(captions, str) or not isinstance(captions, Sequence):
         raise ValueError(
             f"captions must be a list of strings, all captions of the image; it is the {type(captions).__name__} "
@@ -118,3 +122,4 @@ def _check_captions(captions) -> None:
     for caption in captions:
         if not isinstance(caption, str):
             raise ValueError(f"A caption must be a string; there is a {type(caption).__name__}: {caption!r}.")
+    return list(captions)

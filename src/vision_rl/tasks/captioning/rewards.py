@@ -1,6 +1,7 @@
 """CIDEr as the reward of captioning (paper, section 4.4)."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from vision_rl.rewards import SavedReward, completion_texts
 from vision_rl.tasks.captioning.cider import cider_d, plain_cider
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 
+
+logger = logging.getLogger(__name__)
 
 _SCORES: dict[str, Callable[..., np.ndarray]] = {"cider_d": cider_d, "plain_cider": plain_cider}
 _FOLDER = Path("reward", "cider")
@@ -24,7 +27,8 @@ class CiderReward(SavedReward):
     Args:
         document_frequency: `DocumentFrequency.from_references(train_captions, append_eos=True)`.
         append_eos: as the frequencies were counted.
-        eos_token_id: the tokenizer's. With it a caption that was cut off at `max_completion_length` has no end.
+        eos_token_id: the tokenizer's. Without it a caption that was cut off at `max_completion_length` counts as ended,
+            which a training with `append_eos` warns of.
         score: `cider_d` or `plain_cider`.
 
     Raises:
@@ -38,6 +42,11 @@ class CiderReward(SavedReward):
         eos_token_id: int | None = None,
         score: Callable[..., np.ndarray] = cider_d,
     ):
+        if not isinstance(document_frequency, DocumentFrequency):
+            raise TypeError(
+                f"document_frequency is a {type(document_frequency).__name__}: DocumentFrequency.load(path) reads a file "
+                "of them."
+            )
         if document_frequency.append_eos != append_eos:
             raise ValueError(
                 f"The document frequencies were counted with append_eos={document_frequency.append_eos}: make them with "
@@ -47,6 +56,7 @@ class CiderReward(SavedReward):
             raise ValueError(f"score must be vision_rl.tasks.captioning.cider_d or plain_cider, it is {score!r}.")
         self.document_frequency, self.append_eos = document_frequency, append_eos
         self.eos_token_id, self.score = eos_token_id, score
+        self._warned = False
 
     def __call__(
         self,
@@ -64,8 +74,15 @@ class CiderReward(SavedReward):
             kwargs: the other columns that a trainer passes; not used.
         """
         append_eos: bool | list[bool] = self.append_eos
-        if self.append_eos and self.eos_token_id is not None and completion_ids is not None:
-            append_eos = [self.eos_token_id in ids for ids in completion_ids]
+        if self.append_eos and completion_ids is not None:
+            if self.eos_token_id is not None:
+                append_eos = [self.eos_token_id in ids for ids in completion_ids]
+            elif not self._warned:
+                logger.warning(
+                    "CiderReward does not know the end token, so captions that are cut off at max_completion_length are paid "
+                    "as if they had ended: pass eos_token_id=tokenizer.eos_token_id."
+                )
+                self._warned = True
         return self.score(completion_texts(completions), references, self.document_frequency, append_eos).tolist()
 
     def save_pretrained(self, save_directory: str | Path) -> None:

@@ -16,7 +16,7 @@ _KWARGS_DESCRIPTION = """
 Args:
     predictions (list of str): one caption an image.
     references (list of list of str): the true captions of each image.
-    document_frequency (str): a file of document frequencies. Default: counted over the references, as in coco-caption.
+    document_frequency (str or DocumentFrequency): or the file that one was saved to. Default: counted over the references, as in coco-caption.
 Returns:
     cider (float): CIDEr-D, from 0 to 10.
     bleu_1, bleu_2, bleu_3, bleu_4, rouge_l (float): from 0 to 1.
@@ -59,6 +59,6 @@ class Cider(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, document_frequency=None):
-        if document_frequency is not None:
+        if isinstance(document_frequency, str):
             document_frequency = DocumentFrequency.load(document_frequency)
         return coco_captions(predictions, references, document_frequency)
