@@ -17,7 +17,7 @@ import tune_detection
 from detection_measures import bootstrap, measure
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import VisionEncoderDecoderModel, ViTImageProcessorPil, set_seed
+from transformers import VisionEncoderDecoderModel, set_seed
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer, models
@@ -84,7 +84,7 @@ def main(args: FrozenArguments) -> None:
     num_train, num_seen = round(0.7 * len(rows)), round(0.85 * len(rows))
     train, validation = rows.select(range(num_train)), rows.select(range(num_train, num_seen))
     test = rows.select(range(num_seen, len(rows)))
-    image_processor = ViTImageProcessorPil(size={"height": args.image_size, "width": args.image_size})
+    image_processor = models.load_image_processor(args.encoder, args.image_size)
     sizes = {"num_bins": args.num_bins, "max_boxes": args.max_boxes}
     processor = DetectionProcessor(image_processor, category_names(rows), **sizes, score="likelihood")
     model = frozen_detector(args, processor)

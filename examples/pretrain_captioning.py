@@ -11,7 +11,7 @@ for the data.
 from dataclasses import dataclass
 
 from captioning_data import DataArguments, captioning_data
-from transformers import AutoTokenizer, BertLMHeadModel, VisionEncoderDecoderModel, ViTImageProcessorPil, set_seed
+from transformers import AutoTokenizer, BertLMHeadModel, VisionEncoderDecoderModel, set_seed
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, models
@@ -61,8 +61,8 @@ def captioner(args: ModelArguments) -> tuple[VisionEncoderDecoderModel, Captioni
         eos_token_id=tokenizer.eos_token_id,
     )
     model.encoder.requires_grad_(not args.freeze_encoder)
-    size = {"height": args.image_size, "width": args.image_size}
-    return model, CaptioningProcessor(ViTImageProcessorPil(size=size), tokenizer, tokenizer.bos_token_id)
+    image_processor = models.load_image_processor(args.encoder, args.image_size)
+    return model, CaptioningProcessor(image_processor, tokenizer, tokenizer.bos_token_id)
 
 
 def main(args: ModelArguments, data_args: DataArguments, training_args: VisionMLEConfig) -> VisionMLETrainer:

@@ -22,6 +22,7 @@ from transformers import (
     VisionEncoderDecoderModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessorPil,
     ViTModel,
 )
 
@@ -29,6 +30,7 @@ from vision_rl.models import (
     VisionDecoderConfig,
     VisionDecoderForCausalLM,
     load_encoder,
+    load_image_processor,
     resize_position_embeddings,
     vision_encoder_decoder,
     vit_encoder,
@@ -244,6 +246,18 @@ def test_the_first_layers_of_a_checkpoint_are_kept_and_saved_as_such(kind, tmp_p
     torch.testing.assert_close(encode(again, 64), encode(encoder, 64), rtol=0, atol=0)
     with pytest.raises(ValueError, match="has 2 layers: num_hidden_layers cannot be 3"):
         load_encoder(tmp_path / "whole", num_hidden_layers=3)
+
+
+def test_images_are_normalised_as_the_checkpoint_says_or_else_a_warning_says_how(tmp_path, caplog):
+    ViTImageProcessorPil(size={"shortest_edge": 256}, image_mean=[0.4, 0.5, 0.6], image_std=[0.2] * 3).save_pretrained(
+        tmp_path
+    )
+    loaded = load_image_processor(tmp_path, 64)
+    assert (list(loaded.image_mean), list(loaded.image_std)) == ([0.4, 0.5, 0.6], [0.2] * 3)
+    assert dict(loaded.size) == {"height": 64, "width": 64}
+    (tmp_path / "bare").mkdir()
+    assert list(load_image_processor(tmp_path / "bare", 64).image_mean) == [0.5] * 3
+    assert "has no preprocessor_config.json" in caplog.text
 
 
 @pytest.mark.parametrize("config", [ResNetConfig(), BertConfig()], ids=["resnet", "bert"])

@@ -5,6 +5,7 @@ from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausal
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.encoder import (
     load_encoder,
+    load_image_processor,
     resize_position_embeddings,
     vision_encoder_decoder,
     vit_encoder,
@@ -23,6 +24,7 @@ __all__ = [
     "VisionDecoderForCausalLM",
     "init_sincos_positions",
     "load_encoder",
+    "load_image_processor",
     "resize_position_embeddings",
     "sincos2d",
     "vision_encoder_decoder",

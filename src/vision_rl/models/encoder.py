@@ -6,6 +6,7 @@ on larger images than a checkpoint's starts with `resize_position_embeddings`.
 """
 
 import inspect
+import logging
 from os import PathLike
 from typing import Any
 
@@ -23,10 +24,14 @@ from transformers import (
     SiglipVisionModel,
     VisionEncoderDecoderModel,
     ViTConfig,
+    ViTImageProcessorPil,
     ViTModel,
 )
 
 from vision_rl.models.conv_stem import ConvStemVisionConfig, ConvStemVisionModel
+
+
+logger = logging.getLogger(__name__)
 
 
 def vit_encoder(
@@ -101,6 +106,25 @@ def load_encoder(
     if image_size is not None:
         resize_position_embeddings(encoder, image_size)
     return encoder
+
+
+def load_image_processor(name_or_path: str | PathLike, image_size: int) -> ViTImageProcessorPil:
+    """Resizes images for the encoder of a checkpoint, and normalises them as the checkpoint's own processor does.
+
+    An encoder that sees pixels of another mean and spread than it was trained on works, only worse, and nothing tells. A
+    checkpoint without a `preprocessor_config.json` gets mean and standard deviation 0.5, as the paper's ViTs, and a warning.
+    """
+    try:
+        config, _ = ViTImageProcessorPil.get_image_processor_dict(name_or_path)
+    except OSError:
+        config = {}
+        logger.warning(
+            "%s has no preprocessor_config.json: images are normalised with mean and standard deviation 0.5. If its encoder "
+            "was trained with others, set image_mean and image_std of the image processor.",
+            name_or_path,
+        )
+    statistics = {key: config[key] for key in ("image_mean", "image_std") if config.get(key) is not None}
+    return ViTImageProcessorPil(size={"height": image_size, "width": image_size}, **statistics)
 
 
 def _keep_first_layers(encoder: PreTrainedModel, count: int) -> None:
