@@ -147,6 +147,7 @@ def test_a_decoded_caption_has_no_special_tokens_and_its_compounds_are_whole():
         ("a ' quoted ' word", "a ' quoted ' word"),
         ("player # 12, 1, 000 fans, 3. 5 miles, 1 / 2 past", "player #12, 1,000 fans, 3.5 miles, 1/2 past"),
         ("two, three or four", "two, three or four"),
+        ("a t. v. set in row b. a man sits", "a t.v. set in row b. a man sits"),
     ],
 )
 def test_spaces_that_wordpiece_put_into_words_are_taken_out(decoded, text):

@@ -95,6 +95,7 @@ _JOINTS = [
     (re.compile(r"(?<=\w) ' (?=(?:s|t|d|m|re|ve|ll)\b)"), "'"),  # man ' s, isn ' t
     (re.compile(r"(?<=\bo) ' (?=clock\b)"), "'"),
     (re.compile(r"(?<=\w) ([-/]) (?=\w)"), r"\1"),  # t - shirt, tub / shower
+    (re.compile(r"(?<=\b[a-z])\. (?=[b-hj-z]\b)"), "."),  # t. v; but not "row b. a man"
     (re.compile(r"(?<=\d)(\.|,) (?=\d{3}\b)"), r"\1"),  # 1, 000: the decoder has joined the sign to the left
     (re.compile(r"(?<=\d)\. (?=\d)"), "."),
     (re.compile(r"(?<=\d) : (?=\d)"), ":"),

@@ -1,0 +1,42 @@
+"""Captions through a WordPiece tokenizer and back: the share that still has the words that CIDEr compares.
+
+    python benchmarks/wordpiece.py --tokenizer google-bert/bert-base-uncased --captions captions_val2017.json
+
+`captions` is COCO's captions JSON. Three ways to decode are compared: the tokenizer's own, its `clean_up_tokenization_spaces`,
+and what `CaptioningProcessor` does.
+"""
+
+import argparse
+import json
+
+from transformers import AutoTokenizer
+
+from vision_rl.tasks.captioning import ptb_tokenize
+from vision_rl.tasks.captioning.processing import rejoined
+
+
+def main(tokenizer: str, captions: str) -> None:
+    wordpiece = AutoTokenizer.from_pretrained(tokenizer)
+    with open(captions, encoding="utf-8") as file:
+        texts = [" ".join(annotation["caption"].split()) for annotation in json.load(file)["annotations"]]
+    ids, words = wordpiece(texts)["input_ids"], ptb_tokenize(texts)
+
+    def decoded(**how) -> list[str]:
+        return wordpiece.batch_decode(ids, skip_special_tokens=True, **how)
+
+    ways = {
+        "as it is": decoded(),
+        "clean_up_tokenization_spaces": decoded(clean_up_tokenization_spaces=True),
+        "CaptioningProcessor": [rejoined(text) for text in decoded()],
+    }
+    print(f"{len(texts)} captions")
+    for name, made in ways.items():
+        equal = sum(a == b for a, b in zip(ptb_tokenize(made), words, strict=True))
+        print(f"{name:30s} {equal:6d} {100 * equal / len(texts):7.2f} %")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokenizer", default="google-bert/bert-base-uncased")
+    parser.add_argument("--captions", required=True)
+    main(**vars(parser.parse_args()))
