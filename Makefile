@@ -26,13 +26,13 @@ test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 quality: $(VENV)/.quality  ## lint, format and types, as CI checks them
-	$(BIN)/ruff check src tests examples setup.py
-	$(BIN)/ruff format --check src tests examples setup.py
+	$(BIN)/ruff check src tests examples benchmarks setup.py
+	$(BIN)/ruff format --check src tests examples benchmarks setup.py
 	$(BIN)/mypy
 
 format: $(VENV)/.quality  ## let ruff mend what it can
-	$(BIN)/ruff check --fix src tests examples setup.py
-	$(BIN)/ruff format src tests examples setup.py
+	$(BIN)/ruff check --fix src tests examples benchmarks setup.py
+	$(BIN)/ruff format src tests examples benchmarks setup.py
 
 docs: $(VENV)/.docs  ## the documentation as a website: site/
 	$(BIN)/mkdocs build --strict
