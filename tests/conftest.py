@@ -4,8 +4,12 @@ import importlib
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("no deadline")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
