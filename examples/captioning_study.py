@@ -4,8 +4,8 @@
         --encoder facebook/dinov2-small --decoder google-bert/bert-base-uncased
 
 Made for two CPU cores and few photos: the encoder is frozen, and its output computed once. All start from one MLE model,
-stopped early by CIDEr on validation. "MLE continued" takes longer than tuning does. Learning rates are chosen on
-validation with the first seed. What is finished is kept in `work_dir`.
+stopped early by CIDEr on validation. "MLE continued" takes longer than tuning does; its learning rate is the one that does
+best on validation with the first seed. Tuning is shown with all its rates. What is finished is kept in `work_dir`.
 """
 
 import json
@@ -30,7 +30,7 @@ from vision_rl.tasks.captioning import coco_captions
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
 MAX_TOKENS = 24
 NUM_SAMPLES = 8
-ROWS = {"mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
+NAMES = {"mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
 COLUMNS = {
     "cider": "CIDEr",
     "bleu_4": "BLEU-4",
@@ -184,12 +184,12 @@ class Study:
 def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, data_args: DataArguments) -> dict:
     torch.set_num_threads(args.threads)
     study = Study(args, model_args, data_args)
-    rates = {"mle": (args.mle_learning_rate, {})}
-    rates["mle_continued"] = study.choose("mle_continued", args.control_learning_rates)
-    rates["tuned"] = study.choose("tuned", args.learning_rates)
+    chosen, tried = study.choose("mle_continued", args.control_learning_rates)
+    rows = [("mle", args.mle_learning_rate), ("mle_continued", chosen), *(("tuned", r) for r in args.learning_rates)]
     columns, costs, captions = {}, {}, {}
-    for row, (rate, _) in rates.items():
-        folders = [study.trained(row, rate, seed) for seed in (args.seeds if row != "mle" else [args.mle_seed])]
+    for name, rate in rows:
+        row = f"{name} {rate:g}"
+        folders = [study.trained(name, rate, seed) for seed in (args.seeds if name != "mle" else [args.mle_seed])]
         measured = [study.measure(folder, "test") for folder in folders]
         columns[row] = {name: [run[name] for run, _ in measured] for name in COLUMNS}
         costs[row] = [cost(folder) for folder in folders]
@@ -198,7 +198,7 @@ def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, d
     results = {
         "settings": {name: value for name, value in paths.items() if name not in PATHS},
         "num_images": {split: len(rows) for split, rows in study.encoded.items()},
-        "learning_rates": {row: {"chosen": rate, "validation": tried} for row, (rate, tried) in rates.items()},
+        "learning_rate_of_mle_continued": {"chosen": chosen, "validation": tried},
         "rows": {
             row: {
                 **{name: summary(values) for name, values in of_row.items()},
@@ -208,11 +208,13 @@ def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, d
             for row, of_row in columns.items()
         },
         "differences": {  # of the same resamples, so that their images cancel out
-            f"tuned - {other}": {
-                name: summary([np.mean(columns["tuned"][name], axis=0) - np.mean(columns[other][name], axis=0)])
+            f"{row} - {other}": {
+                name: summary([np.mean(columns[row][name], axis=0) - np.mean(columns[other][name], axis=0)])
                 for name in COLUMNS
             }
-            for other in ("mle", "mle_continued")
+            for row in columns
+            if row.startswith("tuned")
+            for other in list(columns)[:2]
         },
         "captions": [
             dict(zip(captions, texts, strict=True)) for texts in list(zip(*captions.values(), strict=True))[:10]
@@ -232,7 +234,7 @@ def table(results: dict) -> str:
     for row, values in results["rows"].items():
         numbers = [f"{values[name]['mean']:.3f}" for name in COLUMNS]
         steps, seconds = (f"{np.mean(values[name]):.0f}" for name in ("steps", "seconds"))
-        lines.append("| " + " | ".join([ROWS[row], *numbers, steps, seconds]) + " |")
+        lines.append("| " + " | ".join([label(row), *numbers, steps, seconds]) + " |")
     return "\n".join(lines)
 
 
@@ -242,14 +244,21 @@ def difference_table(results: dict, columns: Sequence[str] = ("cider", "rouge_l"
     for pair, values in results["differences"].items():
         shown = [values[name] for name in columns]
         cells = [f"{value['mean']:+.3f} [{value['interval'][0]:+.3f}, {value['interval'][1]:+.3f}]" for value in shown]
-        lines.append(f"| tuned, over {ROWS[pair.split(' - ')[1]]} | " + " | ".join(cells) + " |")
+        lines.append(f"| {', over '.join(map(label, pair.split(' - ')))} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def caption_table(results: dict) -> str:
     """What the first seed's models say of ten test images, as Markdown."""
-    lines = ["| " + " | ".join(ROWS.values()) + " |", "|---" * len(ROWS) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(texts[row] for row in ROWS) + " |" for texts in results["captions"]])
+    rows = list(results["rows"])
+    lines = ["| " + " | ".join(map(label, rows)) + " |", "|---" * len(rows) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(texts[row] for row in rows) + " |" for texts in results["captions"]])
+
+
+def label(row: str) -> str:
+    """The name of a row, with the learning rate of tuning: "tuned for CIDEr, 3e-05"."""
+    name, rate = row.split()
+    return f"{NAMES[name]}, {rate}" if name == "tuned" else NAMES[name]
 
 
 if __name__ == "__main__":
