@@ -24,7 +24,8 @@ from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer, models
 from vision_rl.models.sampling import sample
-from vision_rl.tasks.captioning import coco_captions
+from vision_rl.tasks.captioning import coco_captions, ptb_tokenize
+from vision_rl.tasks.captioning.coco_captions import UNFINISHED
 
 
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
@@ -158,13 +159,13 @@ class Study:
                 if name == "greedy_reward":
                     captions += texts
             references += truth
-        alone = [coco_captions([text], [image]) for text, image in zip(captions, references, strict=True)]
+        words = [caption.split() for caption in ptb_tokenize(captions)]
         together = coco_captions(captions, references)
         per_image = {
             "cider": together["per_caption_cider"],
             "rouge_l": together["per_caption_rouge_l"],
-            "unfinished": [one["unfinished"] for one in alone],
-            "num_words": [one["mean_length"] for one in alone],
+            "unfinished": [bool(caption) and caption[-1] in UNFINISHED for caption in words],
+            "num_words": [len(caption) for caption in words],
             **rewards,
         }
         weights = resampled_weights(len(captions), NUM_RESAMPLES)

@@ -115,6 +115,18 @@ class DenseProcessor(VisionProcessor):
     which speak with that network; `__call__` takes the codes of a column `codes`, if the data set has one.
     """
 
+    num_codes: int  # of stage I's codebook; set by the subclass, as is the next
+    code_len: int  # codes of an image
+
+    @property
+    def vocab_size(self) -> int:
+        """The codes, and token 0, which starts the decoder."""
+        return self.num_codes + 1
+
+    @property
+    def completion_length(self) -> int:  # type: ignore[override]
+        return self.code_len
+
     def dense(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """Rows to what stage I learns.
 

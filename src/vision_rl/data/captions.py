@@ -7,7 +7,7 @@ from typing import Any
 
 import datasets
 
-from vision_rl.data.coco import existing_paths, read_json, refuse_unknown_ids
+from vision_rl.data.coco import distinct_image_ids, existing_paths, image_id_feature, read_json, refuse_unknown_ids
 
 
 def load_coco_captions(images_dir: str | Path, annotation_file: str | Path) -> datasets.Dataset:
@@ -26,9 +26,7 @@ def load_coco_captions(images_dir: str | Path, annotation_file: str | Path) -> d
     """
     content = read_json(annotation_file, ("images", "annotations"), "captions")
     images, annotations = content["images"], content["annotations"]
-    ids = [image["id"] for image in images]
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"{annotation_file} has {len(ids) - len(set(ids))} images whose id is taken.")
+    ids = distinct_image_ids(images, annotation_file)
     refuse_unknown_ids("image", "image_id", annotations, set(ids), annotation_file)
     captions: dict[Any, list[str]] = defaultdict(list)
     for annotation in annotations:
@@ -94,7 +92,7 @@ def _dataset(paths: list[str], ids: list, captions: list[list[str]]) -> datasets
     features = datasets.Features(
         {
             "image": datasets.Image(),
-            "image_id": datasets.Value("string" if any(isinstance(i, str) for i in ids) else "int64"),
+            "image_id": image_id_feature(ids),
             "captions": datasets.List(datasets.Value("string")),
         }
     )

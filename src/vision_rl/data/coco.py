@@ -49,9 +49,7 @@ def load_coco_detection(images_dir: str | Path, annotation_file: str | Path) -> 
         raise ValueError(f"{annotation_file} has two categories called {', '.join(map(repr, twice))}: rename one.")
     images = content["images"]
     paths = existing_paths(images_dir, [image["file_name"] for image in images], annotation_file)
-    image_ids = [image["id"] for image in images]
-    if len(set(image_ids)) < len(image_ids):
-        raise ValueError(f"{annotation_file} has {len(image_ids) - len(set(image_ids))} images whose id is taken.")
+    image_ids = distinct_image_ids(images, annotation_file)
     index_of = {category_id: index for index, category_id in enumerate(ids)}
     annotations = content["annotations"]
     refuse_unknown_ids("image", "image_id", annotations, set(image_ids), annotation_file)
@@ -82,7 +80,7 @@ def load_coco_detection(images_dir: str | Path, annotation_file: str | Path) -> 
     features = datasets.Features(
         {
             "image": datasets.Image(),
-            "image_id": datasets.Value("string" if any(isinstance(i, str) for i in image_ids) else "int64"),
+            "image_id": image_id_feature(image_ids),
             "objects": {name: datasets.List(field) for name, field in fields.items()},
         }
     )
@@ -140,6 +138,19 @@ def read_json(annotation_file: str | Path, keys: tuple[str, ...], what: str) -> 
             f"{annotation_file} is no COCO file of {what}: it has no {', '.join(map(repr, absent))} at its top level."
         )
     return content
+
+
+def distinct_image_ids(images: list[dict], annotation_file: str | Path) -> list:
+    """The ids of the file's images, which must differ."""
+    ids = [image["id"] for image in images]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{annotation_file} has {len(ids) - len(set(ids))} images whose id is taken.")
+    return ids
+
+
+def image_id_feature(ids: list) -> datasets.Value:
+    """COCO's ids are numbers, those of others may be strings."""
+    return datasets.Value("string" if any(isinstance(i, str) for i in ids) else "int64")
 
 
 def existing_paths(images_dir: str | Path, names: list[str], annotation_file: str | Path) -> list[str]:

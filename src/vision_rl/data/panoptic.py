@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 
-from vision_rl.data.coco import existing_paths, read_json, refuse_unknown_ids
+from vision_rl.data.coco import distinct_image_ids, existing_paths, image_id_feature, read_json, refuse_unknown_ids
 
 
 _KEYS = ("images", "annotations", "categories")
@@ -32,9 +32,8 @@ def load_coco_panoptic(images_dir: str | Path, masks_dir: str | Path, annotation
     """
     content = read_json(annotation_file, _KEYS, "panoptic maps")
     annotations = content["annotations"]
+    distinct_image_ids(content["images"], annotation_file)
     names = {image["id"]: image["file_name"] for image in content["images"]}
-    if len(names) < len(content["images"]):
-        raise ValueError(f"{annotation_file} has {len(content['images']) - len(names)} images whose id is taken.")
     refuse_unknown_ids("image", "image_id", annotations, set(names), annotation_file)
     of_image = {annotation["image_id"]: annotation for annotation in annotations}
     if len(of_image) < len(annotations):
@@ -47,7 +46,7 @@ def load_coco_panoptic(images_dir: str | Path, masks_dir: str | Path, annotation
     features = datasets.Features(
         {
             "image": datasets.Image(),
-            "image_id": datasets.Value("string" if any(isinstance(i, str) for i in image_ids) else "int64"),
+            "image_id": image_id_feature(image_ids),
             "segmentation": datasets.Image(),
             "segments_info": datasets.List({key: datasets.Value("int64") for key in ("id", "category_id", "iscrowd")}),
         }

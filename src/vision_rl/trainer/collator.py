@@ -84,13 +84,13 @@ class VisionCollator:
             {**row.columns, **{key: row.columns[name] for key, name in targets.items()}, "image": image}
             for row, image in zip(rows, images, strict=True)
         ]
-        keys = (
-            ([CODES] if CODES in named[0] and self.process is self.processor else targets) if self.with_labels else []
-        )
-        learned = {key: [row[key] for row in named] for key in keys}
-        seeds = [row.seed for row in rows if row.seed is not None] or None
         complete = len(targets) == len(self.processor.target_columns)
         process = self.process if complete else self.processor  # dense targets are made of what `predict` lacks
+        keys = list(targets) if self.with_labels else []
+        if self.with_labels and CODES in named[0] and self.process is self.processor:
+            keys = [CODES]
+        learned = {key: [row[key] for row in named] for key in keys}
+        seeds = [row.seed for row in rows if row.seed is not None] or None
         inputs = process(images=images, seeds=seeds, **learned)
         has_references = self.processor.makes_references and complete
         return inputs, self.processor.get_references(named) if has_references else None

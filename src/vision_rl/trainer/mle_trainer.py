@@ -78,15 +78,15 @@ class VisionMLETrainer(VisionTrainer):
 
     def _make_collator(self, args, datasets) -> VisionCollator:
         """Of a model that writes stage I codes, rows without a column `codes` give the dense targets to make them of."""
+        if not isinstance(self.completion_decoder, UViMDecoder):
+            return super()._make_collator(args, datasets)
         with_codes = [CODES in checks.column_names(dataset) for dataset in datasets.values()]
-        if isinstance(self.completion_decoder, UViMDecoder) and not all(with_codes):
-            if any(with_codes):
-                raise ValueError(
-                    f"Some data sets have a column `{CODES}` and others have not: give it to all or to none."
-                )
-            process = self.completion_decoder.processor.dense
-            return VisionCollator(self.processor, args.image_column, self.target_columns, True, process)
-        return super()._make_collator(args, datasets)
+        if all(with_codes):
+            return super()._make_collator(args, datasets)
+        if any(with_codes):
+            raise ValueError(f"Some data sets have a column `{CODES}` and others have not: give it to all or to none.")
+        process = self.completion_decoder.processor.dense
+        return VisionCollator(self.processor, args.image_column, self.target_columns, True, process)
 
     def _prepare_inputs(self, inputs):
         """On the device; with the labels that stage I makes of dense targets."""

@@ -227,10 +227,13 @@ def _as_function(reward, name: str) -> Callable:
 
 def _saved_reward(reward) -> SavedReward | None:
     """The reward that is saved: itself, or the one inside a partial function or an evaluate module's `reward`."""
+    import evaluate
+
     if isinstance(reward, functools.partial):
         return _saved_reward(reward.func)
-    inner = vars(reward).get("reward", reward) if hasattr(reward, "__dict__") else reward
-    return inner if isinstance(inner, SavedReward) else None
+    if isinstance(reward, evaluate.EvaluationModule):
+        reward = getattr(reward, "reward", None)
+    return reward if isinstance(reward, SavedReward) else None
 
 
 def _name_of(reward) -> str:

@@ -84,14 +84,6 @@ class ColorizationProcessor(DenseProcessor):
     def makes_references(self) -> bool:
         return True  # of the image itself
 
-    @property
-    def vocab_size(self) -> int:
-        return self.num_codes + 1
-
-    @property
-    def completion_length(self) -> int:  # type: ignore[override]
-        return self.code_len
-
     # --- photos to model inputs -------------------------------------------------------------------------------------
 
     def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **kwargs) -> BatchFeature:

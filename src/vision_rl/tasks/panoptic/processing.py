@@ -115,14 +115,6 @@ class PanopticProcessor(DenseProcessor):
         size = dict(self.image_processor.size)
         return size["height"], size["width"]
 
-    @property
-    def vocab_size(self) -> int:
-        return self.num_codes + 1
-
-    @property
-    def completion_length(self) -> int:  # type: ignore[override]
-        return self.code_len
-
     # --- rows to tensors --------------------------------------------------------------------------------------------
 
     def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **targets) -> BatchFeature:

@@ -2,8 +2,8 @@
 
 import datasets
 import evaluate
-import numpy as np
 
+from vision_rl.tasks.panoptic.arrow import SEGMENTATION_FEATURES, as_pair, as_row
 from vision_rl.tasks.panoptic.quality import PanopticQuality
 
 
@@ -44,12 +44,6 @@ _CITATION = """
 }
 """
 
-_SEGMENT = {name: datasets.Value("int64") for name in ("id", "category_id", "iscrowd")}
-_FEATURES = {
-    "segmentation": datasets.List(datasets.List(datasets.Value("int32"))),
-    "segments_info": datasets.List(_SEGMENT),
-}
-
 
 class PanopticQualityModule(evaluate.Metric):
     def __init__(self, *args, categories=None, **kwargs):
@@ -66,29 +60,16 @@ class PanopticQualityModule(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": _FEATURES, "references": _FEATURES}),
+            features=datasets.Features({"predictions": SEGMENTATION_FEATURES, "references": SEGMENTATION_FEATURES}),
         )
 
     def add_batch(self, *, predictions=None, references=None):
         """Keeps a batch of images for `compute`."""
-        super().add_batch(predictions=list(map(_row, predictions)), references=list(map(_row, references)))
+        super().add_batch(predictions=list(map(as_row, predictions)), references=list(map(as_row, references)))
 
     def add(self, *, prediction=None, reference=None):
         """Keeps an image for `compute`."""
-        super().add(prediction=_row(prediction), reference=_row(reference))
+        super().add(prediction=as_row(prediction), reference=as_row(reference))
 
     def _compute(self, predictions, references):
-        return self.quality(list(map(_pair, predictions)), list(map(_pair, references)))
-
-
-def _pair(segmentation):
-    if isinstance(segmentation, dict):
-        return segmentation["segmentation"], segmentation["segments_info"]
-    return segmentation
-
-
-def _row(segmentation):
-    """In the form of the features, which want every key of a segment."""
-    ids, segments_info = _pair(segmentation)
-    infos = [{"iscrowd": 0, **{key: info[key] for key in _SEGMENT if key in info}} for info in segments_info]
-    return {"segmentation": np.asarray(ids), "segments_info": infos}
+        return self.quality(list(map(as_pair, predictions)), list(map(as_pair, references)))
