@@ -3,12 +3,12 @@
     python examples/train_uvim_stage1.py --output_dir runs/panoptic-stage1
     python examples/pretrain_panoptic.py --stage1 runs/panoptic-stage1 --output_dir runs/panoptic-mle
 
-Stage I makes the labels as they are needed. The data's options are those of panoptic_data.py.
+Stage I makes the labels as they are needed. The data's options are those of dense_data.py.
 """
 
 from dataclasses import dataclass
 
-from panoptic_data import DataArguments, panoptic_data
+from dense_data import DataArguments, panoptic_data
 from transformers import VisionEncoderDecoderModel, set_seed
 from trl import TrlParser
 
@@ -60,7 +60,7 @@ def code_writer(args: ModelArguments, stage1: UViMModel) -> VisionEncoderDecoder
 
 def main(args: ModelArguments, data_args: DataArguments, training_args: VisionMLEConfig) -> VisionMLETrainer:
     set_seed(training_args.seed)
-    train_dataset, eval_dataset, categories = panoptic_data(data_args)
+    train_dataset, eval_dataset, _ = panoptic_data(data_args)
     stage1, processor = UViMModel.from_pretrained(args.stage1), PanopticProcessor.from_pretrained(args.stage1)
     trainer = VisionMLETrainer(
         model=code_writer(args, stage1),
@@ -68,7 +68,7 @@ def main(args: ModelArguments, data_args: DataArguments, training_args: VisionML
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
-        compute_metrics=PanopticQuality(categories),
+        compute_metrics=PanopticQuality(processor.categories),
         completion_decoder=UViMDecoder(stage1, processor),
     )
     trainer.train()

@@ -1,19 +1,23 @@
-"""Stage I of panoptic segmentation: learn to write panoptic maps as codes, and to read them back (UViM).
+"""Stage I of panoptic segmentation or colorization: learn to write dense maps as codes, and to read them back (UViM).
 
     python examples/train_uvim_stage1.py --output_dir runs/panoptic-stage1
+    python examples/train_uvim_stage1.py --task colorization --images_dir photos --output_dir runs/colorization-stage1
 
-The quality of what is read back (`pq`) is the ceiling of all that follows. panoptic_data.py has the options for the
-data; the sizes are for digit scenes of 64 pixels. Stage II is pretrain_panoptic.py, tuning tune_panoptic.py.
+The quality of what is read back is the ceiling of all that follows. dense_data.py has the options for the data; the
+sizes are for images of 64 pixels. Stage II is pretrain_panoptic.py or pretrain_colorization.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from panoptic_data import DataArguments, panoptic_data
+from dense_data import DataArguments, categories_of, colorization_data, panoptic_data
 from transformers import ViTImageProcessorPil, set_seed
 from trl import TrlParser
 
 from vision_rl import Stage1Trainer, VisionMLEConfig
 from vision_rl.models.uvim import UViMConfig, UViMModel
+from vision_rl.tasks.colorization import ColorizationProcessor, colorization_metrics
 from vision_rl.tasks.panoptic import PanopticProcessor, PanopticQuality
 
 
@@ -21,10 +25,10 @@ DEFAULTS = {
     "output_dir": "runs/panoptic-stage1",
     "max_steps": 8000,
     "per_device_train_batch_size": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "adam_beta2": 0.95,
     "lr_scheduler_type": "cosine",
-    "warmup_steps": 200,
+    "warmup_steps": 150,
     "max_grad_norm": 1.0,
     "eval_strategy": "steps",
     "eval_steps": 1000,
@@ -35,29 +39,39 @@ DEFAULTS = {
 
 @dataclass
 class ModelArguments:
+    task: Literal["panoptic", "colorization"] = "panoptic"
     image_size: int = 64
     patch_size: int = 8
     hidden_size: int = 128
     num_encoder_layers: int = 2
     num_decoder_layers: int = 4
-    max_instances: int = 16  # void, and up to six digits and four grounds; with room
+    max_instances: int = 8  # void, and up to three digits and four grounds
     num_codes: int = 256
     code_len: int = 16
+    code_dropout: str = "none"  # the paper's: "random", which takes longer to learn
+    codebook_momentum: float = 0.99  # the paper's: 0.995
 
 
-def panoptic_processor(args: ModelArguments, categories: list[dict]) -> PanopticProcessor:
-    size = {"height": args.image_size, "width": args.image_size}
-    return PanopticProcessor(
-        ViTImageProcessorPil(size=size),
-        categories,
-        max_instances=args.max_instances,
-        num_codes=args.num_codes,
-        code_len=args.code_len,
-        flip=False,  # a mirrored digit is none
-    )
+def dense_task(
+    args: ModelArguments, data_args: DataArguments
+) -> tuple[PanopticProcessor | ColorizationProcessor, Callable]:
+    """The processor, and the metric of what is read back."""
+    image_processor = ViTImageProcessorPil(size={"height": args.image_size, "width": args.image_size})
+    codes = {"num_codes": args.num_codes, "code_len": args.code_len}
+    if args.task == "colorization":
+        processor = ColorizationProcessor(image_processor, **codes, keep_luminance=True, crop_area=(0.3, 1.0))
+        return processor, colorization_metrics
+    categories = categories_of(data_args)
+    flip = data_args.annotation_file is not None  # a mirrored digit is none
+    processor = PanopticProcessor(image_processor, categories, max_instances=args.max_instances, **codes, flip=flip)
+    return processor, PanopticQuality(categories)
 
 
-def stage1_model(args: ModelArguments, processor: PanopticProcessor) -> UViMModel:
+def stage1_model(args: ModelArguments, processor: PanopticProcessor | ColorizationProcessor) -> UViMModel:
+    if isinstance(processor, PanopticProcessor):
+        outputs = {"semantics": processor.num_classes, "instances": args.max_instances}
+    else:
+        outputs = {"color": 3}
     return UViMModel(
         UViMConfig(
             image_size=args.image_size,
@@ -70,22 +84,26 @@ def stage1_model(args: ModelArguments, processor: PanopticProcessor) -> UViMMode
             codebook_size=args.num_codes,
             code_dim=args.hidden_size,
             code_length=args.code_len,
-            outputs={"semantics": processor.num_classes, "instances": args.max_instances},
+            code_dropout=args.code_dropout,
+            codebook_momentum=args.codebook_momentum,
+            outputs=outputs,
+            regression="color" in outputs,
         )
     )
 
 
 def main(args: ModelArguments, data_args: DataArguments, training_args: VisionMLEConfig) -> Stage1Trainer:
     set_seed(training_args.seed)
-    train_dataset, eval_dataset, categories = panoptic_data(data_args)
-    processor = panoptic_processor(args, categories)
+    data = panoptic_data if args.task == "panoptic" else colorization_data
+    train_dataset, eval_dataset, _ = data(data_args)
+    processor, compute_metrics = dense_task(args, data_args)
     trainer = Stage1Trainer(
         model=stage1_model(args, processor),
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
-        compute_metrics=PanopticQuality(categories),
+        compute_metrics=compute_metrics,
     )
     trainer.train()
     trainer.save_model()

@@ -2,12 +2,12 @@
 
     python examples/tune_panoptic.py --model runs/panoptic-mle --output_dir runs/panoptic-pq
 
-Each sample is read back by stage I and compared with the true map. The data's options are those of panoptic_data.py.
+Each sample is read back by stage I and compared with the true map. The data's options are those of dense_data.py.
 """
 
 from dataclasses import dataclass
 
-from panoptic_data import DataArguments, panoptic_data
+from dense_data import DataArguments, panoptic_data
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
@@ -37,7 +37,7 @@ class ScriptArguments:
 
 
 def main(args: ScriptArguments, data_args: DataArguments, training_args: VisionRewardConfig) -> VisionRewardTrainer:
-    train_dataset, eval_dataset, categories = panoptic_data(data_args)
+    train_dataset, eval_dataset, _ = panoptic_data(data_args)
     processor = PanopticProcessor.from_pretrained(args.model)
     trainer = VisionRewardTrainer(
         model=VisionEncoderDecoderModel.from_pretrained(args.model),
@@ -46,7 +46,7 @@ def main(args: ScriptArguments, data_args: DataArguments, training_args: VisionR
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,
-        compute_metrics=PanopticQuality(categories),
+        compute_metrics=PanopticQuality(processor.categories),
         completion_decoder=UViMDecoder(UViMModel.from_pretrained(args.model, subfolder="stage1"), processor),
     )
     trainer.train()

@@ -1,0 +1,60 @@
+"""The data of the two tasks with a stage I: panoptic maps and colours, of a folder or of scenes of handwritten digits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, Image
+
+from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
+from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
+from vision_rl.tasks.colorization import without_grey
+
+
+SCENES = {"size": 64, "max_digits": 3, "min_height": 20, "max_height": 32}
+
+
+@dataclass
+class DataArguments:
+    images_dir: str | None = None  # photos; a tenth each is validation and test
+    masks_dir: str | None = None  # with annotation_file, COCO's panoptic JSON: the maps of the photos
+    annotation_file: str | None = None
+    num_train_images: int = 20_000  # digit scenes, without any of the above
+    num_eval_images: int = 300  # of validation and of test
+
+
+def panoptic_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
+    """Training, validation and test rows with `image`, `segmentation` and `segments_info`."""
+    if args.annotation_file is not None:
+        return _split(load_coco_panoptic(args.images_dir, args.masks_dir, args.annotation_file))
+    return _scenes(args, ["segmentation"])
+
+
+def categories_of(args: DataArguments) -> list[dict]:
+    """COCO's list of the categories of `panoptic_data`."""
+    return list(PANOPTIC_CATEGORIES) if args.annotation_file is None else panoptic_categories(args.annotation_file)
+
+
+def colorization_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
+    """Training, validation and test rows with `image`; photos that are grey already are left out."""
+    if args.images_dir is not None:
+        paths = sorted(str(path) for path in Path(args.images_dir).iterdir())
+        return _split(without_grey(Dataset.from_dict({"image": paths}).cast_column("image", Image())))
+    return _scenes(args, [])
+
+
+def _split(rows: Dataset) -> tuple[Dataset, Dataset, Dataset]:
+    rows = rows.shuffle(seed=0)
+    first, second = round(0.8 * len(rows)), round(0.9 * len(rows))
+    return rows.select(range(first)), rows.select(range(first, second)), rows.select(range(second, len(rows)))
+
+
+def _scenes(args: DataArguments, annotations: list[str]) -> tuple[Dataset, Dataset, Dataset]:
+    train, validation, test = (
+        digit_scenes(split, count, **SCENES, annotations=annotations)
+        for split, count in (
+            ("train", args.num_train_images),
+            ("validation", args.num_eval_images),
+            ("test", args.num_eval_images),
+        )
+    )
+    return train, validation, test
