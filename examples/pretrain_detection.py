@@ -61,8 +61,7 @@ def main(data_args: DataArguments, training_args: VisionMLEConfig) -> DenseBoxes
         processing_class=processor,
         compute_metrics=coco_map,
     )
-    last = training_args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if last == "true" else last)
+    trainer.train()
     trainer.drop_head()
     trainer.save_model()
     return trainer

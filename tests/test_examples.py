@@ -91,6 +91,48 @@ def test_panoptic_segmentation_is_trained_in_both_stages_and_tuned_for_pq(tmp_pa
     run("pretrain_panoptic.py", "--stage1", f"{tmp_path}/stage1", "--output_dir", f"{tmp_path}/mle", common=few)
     run("tune_panoptic.py", "--model", f"{tmp_path}/mle", "--output_dir", f"{tmp_path}/pq", common=few)
     assert (tmp_path / "pq" / "stage1" / "model.safetensors").exists()
+    results = json.loads(study("panoptic", tmp_path, "--num_train_images", "32", "--num_eval_images", "8").read_text())
+    assert set(results["rows"]["tuned 0.0001"]) >= {"pq", "sq", "rq", "greedy_reward", "sampled_reward"}
+
+
+@pytest.fixture
+def photos_folder(tmp_path):
+    from vision_rl.data.digit_scenes import digit_scenes
+
+    (tmp_path / "photos").mkdir()
+    for index, row in enumerate(digit_scenes("train", 45, size=48)):
+        row["image"].save(tmp_path / "photos" / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def test_colorization_is_trained_in_both_stages_tuned_studied_and_hacked(photos_folder, tmp_path):
+    data = ("--images_dir", str(photos_folder))
+    few = (*FEW.split(), *data)
+    stage1 = ("--task", "colorization", "--output_dir", f"{tmp_path}/stage1")
+    run("train_uvim_stage1.py", *stage1, common=few)
+    run("pretrain_colorization.py", "--stage1", f"{tmp_path}/stage1", "--output_dir", f"{tmp_path}/mle", common=few)
+    run("tune_colorization.py", "--model", f"{tmp_path}/mle", "--output_dir", f"{tmp_path}/vivid", common=few)
+    assert (tmp_path / "vivid" / "stage1" / "model.safetensors").exists()
+
+    results = json.loads(study("colorization", tmp_path, *data).read_text())
+    assert list(results["rows"]) == ["stage1", "mle", "mle_continued 0.0001", "tuned 0.0001"]
+    assert len(results["rows"]["tuned 0.0001"]["psnr"]["seeds"]) == 2
+
+    paths = ("--model", f"{tmp_path}/mle", "--work_dir", f"{tmp_path}/runs", "--pictures_dir", f"{tmp_path}")
+    steps = ("--steps", "2", "--eval_steps", "1", "--output", f"{tmp_path}/hacking.json")
+    run("colorization_hacking.py", *paths, *steps, common=data)
+    results = json.loads((tmp_path / "hacking.json").read_text())
+    assert [point["step"] for point in results["curves"]["reward alone"]] == [0, 1, 2]
+    assert (tmp_path / "reward_hacking.png").exists() and (tmp_path / "reward_hacking_curves.png").exists()
+
+
+def study(task: str, folder: Path, *data: str) -> Path:
+    """The results of the study of a task with codes, in a few steps."""
+    steps = "--mle_steps 16 --steps 1 --control_steps 1 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
+    paths = ("--work_dir", f"{folder}/work", "--output", f"{folder}/results.json", "--picture", f"{folder}/study.png")
+    run("dense_study.py", "--task", task, "--stage1", f"{folder}/stage1", *data, *steps.split(), *paths, common=())
+    assert (folder / "study.png").stat().st_size > 10_000
+    return folder / "results.json"
 
 
 @pytest.fixture

@@ -102,6 +102,18 @@ def test_stage_one_learns_its_codebook_with_each_step_and_tells_what_codes_keep(
     assert evaluated["eval_loss"] > 0 and {"eval_psnr" if kind == "color" else "eval_pq"} <= set(evaluated)
 
 
+def test_an_interrupted_stage_one_goes_on_where_its_arguments_say(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    trainer, whole = trained_stage1(tmp_path, "panoptic", **saving)
+    trainer, resumed = trained_stage1(
+        tmp_path, "panoptic", **saving, resume_from_checkpoint=str(tmp_path / "checkpoint-1")
+    )
+    assert trainer.state.global_step == 3
+    assert [log["step"] for log in trainer.state.log_history if "loss" in log] == [1, 2, 3]
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
+
+
 def test_a_step_is_the_same_whole_and_in_micro_batches(tmp_path):
     _, whole = trained_stage1(tmp_path / "whole", "panoptic", per_device_train_batch_size=8, max_grad_norm=1.0)
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_grad_norm": 1.0}
