@@ -24,8 +24,11 @@ class DataArguments:
 
 def panoptic_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test rows with `image`, `segmentation` and `segments_info`."""
-    if args.annotation_file is not None:
-        return _split(load_coco_panoptic(args.images_dir, args.masks_dir, args.annotation_file))
+    folder = (args.images_dir, args.masks_dir, args.annotation_file)
+    if all(folder):
+        return _split(load_coco_panoptic(*folder))
+    if any(folder):
+        raise ValueError("A folder in COCO's form needs all of --images_dir, --masks_dir and --annotation_file.")
     return _scenes(args, ["segmentation"])
 
 

@@ -124,6 +124,7 @@ class StudyArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     mle_steps: int = 8000
     mle_learning_rate: float = 1e-3
+    mle_batch_size: int = 32  # of MLE and of MLE continued
     steps: int = 300  # of tuning
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     control_steps: int = 1500
@@ -163,6 +164,7 @@ class Study:
         # A constant rate after the warm-up, as in the paper, would leave every row with the noise of its last steps.
         short = {"lr_scheduler_type": "linear", "warmup_steps": 20, "eval_strategy": "no", "save_strategy": "no"}
         short |= {"load_best_model_at_end": False}
+        batch = {"per_device_train_batch_size": self.args.mle_batch_size}
         data = {
             "train_dataset": self.rows["train"],
             "eval_dataset": self.rows["validation"],
@@ -175,7 +177,7 @@ class Study:
             torch.manual_seed(seed)
             steps = self.args.mle_steps
             settings |= {"max_steps": steps, "eval_steps": steps // 16, "save_steps": steps // 16}
-            args = VisionMLEConfig(**self.task.mle_defaults | settings)
+            args = VisionMLEConfig(**self.task.mle_defaults | settings | batch)
             trainer = VisionMLETrainer(pretrain_panoptic.code_writer(self.model_args, self.stage1), args, **data)
         elif row == "mle_continued":
             args = VisionMLEConfig(

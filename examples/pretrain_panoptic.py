@@ -3,7 +3,8 @@
     python examples/train_uvim_stage1.py --output_dir runs/panoptic-stage1
     python examples/pretrain_panoptic.py --stage1 runs/panoptic-stage1 --output_dir runs/panoptic-mle
 
-Stage I makes the labels as they are needed. The data's options are those of dense_data.py.
+Stage I makes the labels as they are needed. The data's options are those of dense_data.py. The paper's sizes are in
+src/vision_rl/recipes, for --config.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from transformers import VisionEncoderDecoderModel, set_seed
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, models
-from vision_rl.models.uvim import UViMDecoder, UViMModel
+from vision_rl.models.uvim import UViMDecoder, UViMModel, load_big_vision_vit
 from vision_rl.tasks.panoptic import PanopticProcessor, PanopticQuality
 
 
@@ -37,23 +38,38 @@ DEFAULTS = {
 @dataclass
 class ModelArguments:
     stage1: str = "runs/panoptic-stage1"
+    encoder: str | None = None  # a ViT of big_vision (npz), with its own sizes; None: a new one
+    patch_size: int = 8
     hidden_size: int = 128
     num_encoder_layers: int = 3
     num_decoder_layers: int = 2
+    num_attention_heads: int = 4
+    mlp_ratio: int = 2  # width of the MLPs over hidden_size; the paper's: 4
+    conv_stem: bool = True  # of a new encoder; a small one needs it, the paper's has none
+    sincos_positions: bool = True  # where learned positions start, if the encoder is new; the paper's: at random
 
 
 def code_writer(args: ModelArguments, stage1: UViMModel) -> VisionEncoderDecoderModel:
-    """The paper's ViT, here with a convolutional stem, and decoder; token = code + 1, and token 0 is never written."""
-    size = {"hidden_size": args.hidden_size, "num_attention_heads": 4, "intermediate_size": 2 * args.hidden_size}
-    encoder = models.vit_encoder(
-        stage1.config.image_size, patch_size=8, num_hidden_layers=args.num_encoder_layers, conv_stem=True, **size
-    )
+    """A ViT and the paper's decoder; token = code + 1, and token 0 is never written."""
+    image_size = stage1.config.image_size
+    size = {
+        "hidden_size": args.hidden_size,
+        "num_attention_heads": args.num_attention_heads,
+        "intermediate_size": args.mlp_ratio * args.hidden_size,
+    }
+    if args.encoder is not None:
+        encoder = load_big_vision_vit(args.encoder, image_size)
+    else:
+        encoder = models.vit_encoder(
+            image_size, args.patch_size, num_hidden_layers=args.num_encoder_layers, conv_stem=args.conv_stem, **size
+        )
     tokens = {"vocab_size": stage1.config.codebook_size + 1, "max_position_embeddings": stage1.config.code_length}
     decoder = models.VisionDecoderForCausalLM(
         models.VisionDecoderConfig(**tokens, **size, num_hidden_layers=args.num_decoder_layers)
     )
     model = models.vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0)
-    models.init_sincos_positions(model)
+    if args.encoder is None and args.sincos_positions:
+        models.init_sincos_positions(model)
     model.generation_config.suppress_tokens = [0]
     return model
 

@@ -4,7 +4,8 @@
     python examples/train_uvim_stage1.py --task colorization --images_dir photos --output_dir runs/colorization-stage1
 
 The quality of what is read back is the ceiling of all that follows. dense_data.py has the options for the data; the
-sizes are for images of 64 pixels. Stage II is pretrain_panoptic.py or pretrain_colorization.py.
+sizes are for images of 64 pixels, and the paper's are in src/vision_rl/recipes, for --config. Stage II is
+pretrain_panoptic.py or pretrain_colorization.py.
 """
 
 from collections.abc import Callable
@@ -45,11 +46,15 @@ class ModelArguments:
     hidden_size: int = 128
     num_encoder_layers: int = 2
     num_decoder_layers: int = 4
+    num_attention_heads: int = 4
+    mlp_ratio: int = 2  # width of the MLPs over hidden_size; the paper's: 4
     max_instances: int = 8  # void, and up to three digits and four grounds
     num_codes: int = 256
     code_len: int = 16
     code_dropout: str = "none"  # the paper's: "random", which takes longer to learn
     codebook_momentum: float = 0.99  # the paper's: 0.995
+    crop_area: list[float] | None = None  # random crops; None: whole maps, 0.3 to 1 of a photo; the paper: 0.05 1
+    keep_luminance: bool = True  # a predicted picture has the photo's own lightness; the paper's do not
 
 
 def dense_task(
@@ -59,12 +64,12 @@ def dense_task(
     image_processor = ViTImageProcessorPil(size={"height": args.image_size, "width": args.image_size})
     codes = {"num_codes": args.num_codes, "code_len": args.code_len}
     if args.task == "colorization":
-        processor = ColorizationProcessor(image_processor, **codes, keep_luminance=True, crop_area=(0.3, 1.0))
-        return processor, colorization_metrics
+        colors = {"keep_luminance": args.keep_luminance, "crop_area": args.crop_area or (0.3, 1.0)}
+        return ColorizationProcessor(image_processor, **codes, **colors), colorization_metrics
     categories = categories_of(data_args)
     flip = data_args.annotation_file is not None  # a mirrored digit is none
-    processor = PanopticProcessor(image_processor, categories, max_instances=args.max_instances, **codes, flip=flip)
-    return processor, PanopticQuality(categories)
+    maps = {"max_instances": args.max_instances, "crop_area": args.crop_area, "flip": flip}
+    return PanopticProcessor(image_processor, categories, **codes, **maps), PanopticQuality(categories)
 
 
 def stage1_model(args: ModelArguments, processor: PanopticProcessor | ColorizationProcessor) -> UViMModel:
@@ -79,8 +84,8 @@ def stage1_model(args: ModelArguments, processor: PanopticProcessor | Colorizati
             hidden_size=args.hidden_size,
             num_encoder_layers=args.num_encoder_layers,
             num_decoder_layers=args.num_decoder_layers,
-            num_attention_heads=4,
-            intermediate_size=2 * args.hidden_size,
+            num_attention_heads=args.num_attention_heads,
+            intermediate_size=args.mlp_ratio * args.hidden_size,
             codebook_size=args.num_codes,
             code_dim=args.hidden_size,
             code_length=args.code_len,

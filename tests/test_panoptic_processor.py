@@ -208,10 +208,31 @@ def test_stage_two_cannot_learn_from_maps():
         processor()(images=[r["image"]], segmentation=[r["segmentation"]], segments_info=[r["segments_info"]])
 
 
-@pytest.mark.parametrize("codes", [[0, 1, 2], [0, 1, 2, 8], [-1, 0, 0, 0], []])
-def test_codes_that_cannot_be(codes):
-    with pytest.raises(ValueError, match=r"An image has 4 codes in 0\.\.7; there are"):
-        processor()(images=tiny_images(1), codes=[codes])
+@pytest.mark.parametrize("form", [list, tuple, torch.tensor, np.array, np.uint8])
+def test_codes_may_be_lists_arrays_or_tensors(form):
+    codes = [form([0, 7, 3, 3]), form([1, 2, 3, 4])]
+    labels = processor()(images=tiny_images(2), codes=codes)["labels"]
+    assert labels.tolist() == [[1, 8, 4, 4], [2, 3, 4, 5]] and labels.dtype == torch.long
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        ([0, 1, 2], r"codes must be 4 integers \(code_len\), they are int64 \(3,\)"),
+        ([[0, 1], [2, 3]], r"they are int64 \(2, 2\)"),
+        ([], "codes must be 4 integers"),
+        (None, r"they are object \(\)"),
+        ([0.0, 1.0, 2.0, 3.0], r"they are float64 \(4,\)"),
+        (torch.tensor([0.0, 1, 2, 3]), r"they are float32 \(4,\)"),
+        ([True, False, True, True], r"they are bool \(4,\)"),
+        (["0", "1", "2", "3"], r"codes must be 4 integers"),
+        ([0, 1, 2, 8], r"from 0 to 7 \(num_codes - 1\), they are from 0 to 8. Are these token ids\?"),
+        ([-1, 0, 0, 0], "they are from -1 to 0"),
+    ],
+)
+def test_codes_that_cannot_be(codes, message):
+    with pytest.raises(ValueError, match=message):
+        processor()(images=tiny_images(2), codes=[[0, 1, 2, 3], codes])
 
 
 def test_codes_alone_are_no_map():

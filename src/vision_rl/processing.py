@@ -112,7 +112,8 @@ class DenseProcessor(VisionProcessor):
     """Base of the processors whose answers are maps or pictures, which the model writes as codes.
 
     A frozen network, UViM's stage I, turns the codes into the answer and back. So this processor has two more methods,
-    which speak with that network; `__call__` takes the codes of a column `codes`, if the data set has one.
+    which speak with that network; `__call__` takes the codes of a column `codes`, if the data set has one, and makes
+    labels of them with `labels_of`.
     """
 
     num_codes: int  # of stage I's codebook; set by the subclass, as is the next
@@ -126,6 +127,25 @@ class DenseProcessor(VisionProcessor):
     @property
     def completion_length(self) -> int:  # type: ignore[override]
         return self.code_len
+
+    def labels_of(self, codes: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Codes of `B` images, from 0 on, as labels `(B, code_len)`: a token is a code plus 1.
+
+        Raises:
+            ValueError: for codes that are not `code_len` integers an image, or not of the codebook.
+        """
+        rows = [np.asarray(row) for row in codes]
+        for row in rows:
+            if row.shape != (self.code_len,) or not np.issubdtype(row.dtype, np.integer):
+                raise ValueError(
+                    f"codes must be {self.code_len} integers (code_len), they are {row.dtype} {row.shape}."
+                )
+            if row.min() < 0 or row.max() >= self.num_codes:
+                raise ValueError(
+                    f"codes must be from 0 to {self.num_codes - 1} (num_codes - 1), they are from {row.min()} to "
+                    f"{row.max()}. Are these token ids? A token is a code plus 1."
+                )
+        return torch.from_numpy(np.stack(rows).astype(np.int64)) + 1
 
     def dense(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """Rows to what stage I learns.

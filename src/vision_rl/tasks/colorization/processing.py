@@ -93,7 +93,7 @@ class ColorizationProcessor(DenseProcessor):
         """
         batch = {"pixel_values": _grey_inputs(self._resized(images))}
         if codes is not None:
-            batch["labels"] = torch.stack([self._labels(row) for row in codes])
+            batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
 
     def dense(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
@@ -126,19 +126,6 @@ class ColorizationProcessor(DenseProcessor):
             )
         resized = self.image_processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")
         return resized["pixel_values"].movedim(1, -1).contiguous()
-
-    def _labels(self, codes: Sequence[int]) -> torch.Tensor:
-        row = torch.as_tensor(codes)
-        if row.shape != (self.code_len,) or row.is_floating_point():
-            raise ValueError(
-                f"codes must be {self.code_len} integers (code_len), they are {row.dtype} {tuple(row.shape)}."
-            )
-        if row.min() < 0 or row.max() >= self.num_codes:
-            raise ValueError(
-                f"codes must be from 0 to {self.num_codes - 1} (num_codes - 1), they are from {row.min()} to {row.max()}. "
-                "Are these token ids? A token is a code plus 1."
-            )
-        return row.long() + 1
 
     def get_references(self, rows: list[dict]) -> list[Image.Image]:
         """The photos in colour, in the model's frame."""

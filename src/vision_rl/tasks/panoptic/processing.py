@@ -129,13 +129,7 @@ class PanopticProcessor(DenseProcessor):
             )
         batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
         if codes is not None:
-            for row in codes:
-                if len(row) != self.code_len or min(row) < 0 or max(row) >= self.num_codes:
-                    raise ValueError(
-                        f"An image has {self.code_len} codes in 0..{self.num_codes - 1}; there are {len(row)} in "
-                        f"{min(row, default=None)}..{max(row, default=None)}. A token is a code plus 1."
-                    )
-            batch["labels"] = torch.tensor([list(row) for row in codes]) + 1
+            batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
 
     def dense(

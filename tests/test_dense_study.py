@@ -1,0 +1,51 @@
+"""The tables of the experiments with codes in the documentation are their recorded results, and their PQ is PQ."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vision_rl.tasks.panoptic import PanopticQuality
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("task", ["panoptic", "colorization"])
+def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(example, task):
+    study = example("dense_study")
+    results = json.loads((ROOT / "results" / f"{task}.json").read_text())
+    docs, readme = (ROOT / "docs" / f"{task}.md").read_text(), (ROOT / "README.md").read_text()
+    assert study.table(results) in docs and study.table(results) in readme
+    assert study.difference_table(results) in docs
+
+
+def test_the_table_of_the_hacked_reward_is_that_of_the_recorded_results(example):
+    hacking = example("colorization_hacking")
+    results = json.loads((ROOT / "results" / "colorization-hacking.json").read_text())
+    assert hacking.table(results) in (ROOT / "docs" / "reward-hacking.md").read_text()
+
+
+def test_pq_of_resampled_images_is_pq_of_these_images(example):
+    class Processor:
+        categories = ({"id": 3, "isthing": 1}, {"id": 5, "isthing": 0}, {"id": 9, "isthing": 1})
+
+    rng = np.random.default_rng(0)
+
+    def segmentation():
+        ids = np.repeat(rng.integers(0, 4, (1, 8)), 8, axis=0)
+        return ids, [
+            {"id": int(one), "category_id": int(rng.choice([3, 5])), "iscrowd": 0} for one in np.unique(ids) if one
+        ]
+
+    references = [segmentation() for _ in range(6)]
+    predictions = [reference if image % 2 else segmentation() for image, reference in enumerate(references)]
+    weights = np.array([[1, 1, 1, 1, 1, 1], [2, 1, 0, 1, 1, 1]])
+    columns = example("dense_study").panoptic_columns(predictions, references, weights, Processor)
+    for row, chosen in enumerate(([0, 1, 2, 3, 4, 5], [0, 0, 1, 3, 4, 5])):
+        metrics = PanopticQuality(Processor.categories)(
+            [predictions[image] for image in chosen], [references[image] for image in chosen]
+        )
+        for name in ("pq", "sq", "rq", "pq_things", "pq_stuff"):
+            assert columns[name][row] == pytest.approx(metrics[name])
