@@ -4,14 +4,14 @@
     python benchmarks/cider.py
 
 Captions are made up: words as frequent as Zipf's law has them, five references of ten words or so an image, and eight
-candidates that are references with words changed. Each figure is the best of five runs, in turns.
+candidates that are references with words changed. CPU time, in turns; it stops if scores differ by more than 1e-9.
 """
 
 import argparse
 import itertools
-import time
 
 import numpy as np
+from measuring import clock_of, in_turns, ratio, report
 from pycocoevalcap.cider.cider import Cider
 
 from vision_rl.tasks.captioning import DocumentFrequency, cider_d, ptb_tokenize
@@ -40,39 +40,37 @@ def made_up(rng: np.random.Generator, num_images: int, num_candidates: int) -> t
     return candidates, references
 
 
-def seconds(run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def main(num_images: int, num_candidates: int, repeats: int) -> None:
+def main(num_images: int, num_candidates: int, rounds: int) -> list[dict]:
     rng = np.random.default_rng(0)
-    frequency = DocumentFrequency.from_references(made_up(rng, 5000, 1)[1], tokenize=None)
+    frequency = DocumentFrequency.from_references(made_up(rng, 20 * num_images, 1)[1], tokenize=None)
     candidates, references = made_up(rng, num_images, num_candidates)
     truth, found = dict(enumerate(references)), {row: [text] for row, text in enumerate(candidates)}
+    difference = np.abs(Cider().compute_score(truth, found)[1] - cider_d(candidates, references, tokenize=None)).max()
+    assert difference < 1e-9, f"scores differ by {difference:.1e}"
+    theirs = "pycocoevalcap, frequencies of the batch"
     runs = {
-        "pycocoevalcap, frequencies of the batch": lambda: Cider().compute_score(truth, found),
+        theirs: lambda: Cider().compute_score(truth, found),
         "vision_rl, frequencies of the batch": lambda: cider_d(candidates, references, tokenize=None),
         "vision_rl, frequencies of a training set": lambda: cider_d(candidates, references, frequency, tokenize=None),
         "vision_rl, the same with tokenising": lambda: cider_d(candidates, references, frequency),
         "ptb_tokenize alone, of the candidates": lambda: ptb_tokenize(candidates),
     }
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(repeats):
-        for name, run in runs.items():
-            best[name] = min(best[name], seconds(run))
-    baseline = next(iter(best.values()))
-    print(f"{len(candidates)} captions, {num_candidates} an image with 5 references")
-    for name, time_taken in best.items():
-        print(f"{name:42s} {len(candidates) / time_taken:10.0f} captions/s {baseline / time_taken:8.1f}x")
-    difference = np.abs(Cider().compute_score(truth, found)[1] - cider_d(candidates, references, tokenize=None)).max()
-    print(f"largest difference of a score: {difference:.1e}")
+    seconds = in_turns(runs, rounds, clock_of(kind="cpu"))
+    return [
+        {
+            "captions of 5 references": len(candidates),
+            "by": name,
+            "captions/s": len(candidates) / min(values),
+            "times": ratio(seconds[theirs], values),
+            "differs by": float(difference) if name.endswith("of the batch") else None,
+        }
+        for name, values in seconds.items()
+    ]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num_images", type=int, default=256)
     parser.add_argument("--num_candidates", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--rounds", type=int, default=5)
+    report("cider", main(**vars(parser.parse_args())))

@@ -3,15 +3,16 @@
     pip install scikit-image
     python benchmarks/colorfulness.py
 
-Three photos that come with scikit-image, and one of random pixels, at 512 x 512. Times are of the processor, the best of
-nine runs in turns. It stops if Lab differs by more than float32 explains, or a term of the reward at all.
+Three photos that come with scikit-image, and one of random pixels, at 512 x 512. CPU time, in turns; the table of all
+colours, which takes some seconds once, is made before. It stops if Lab differs by more than float32 explains, or a term of
+the reward at all.
 """
 
 import argparse
-import time
 
 import numpy as np
 import torch
+from measuring import clock_of, in_turns, ratio, report
 from PIL import Image
 from skimage import data
 from skimage.color import rgb2lab
@@ -33,13 +34,7 @@ def terms_by_skimage(image: np.ndarray | torch.Tensor) -> tuple[float, float]:
     return (a**2 + b**2 > 10).mean(), -(shares * np.log(shares)).sum()
 
 
-def seconds(run) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def compare(image: np.ndarray, repeats: int) -> None:
+def compare(name: str, image: np.ndarray, rounds: int) -> list[dict]:
     floats = torch.from_numpy(image).float() / 255
     lab, terms = rgb2lab(image), terms_by_skimage(image)
     runs = {
@@ -47,25 +42,31 @@ def compare(image: np.ndarray, repeats: int) -> None:
         "terms of float32": (lambda: terms_by_skimage(floats), lambda: colorfulness_terms([floats]), terms, 1e-12),
         "terms of uint8": (lambda: terms_by_skimage(image), lambda: colorfulness_terms([image]), terms, 1e-12),
     }
+    rows = []
     for what, (theirs, ours, expected, tolerance) in runs.items():
-        slow, fast = 1 / np.min([[seconds(theirs), seconds(ours)] for _ in range(repeats)], axis=0)
-        difference = np.abs(np.squeeze(np.asarray(ours())) - expected).max()
-        print(f"  {what:18s}{slow:12.0f}{fast:12.0f}{fast / slow:8.1f}x{difference:12.1e}")
-        assert difference < tolerance, what
+        difference = float(np.abs(np.squeeze(np.asarray(ours())) - expected).max())
+        assert difference < tolerance, f"{what} of {name} differ by {difference:.1e}"
+        seconds = in_turns({"theirs": theirs, "ours": ours}, rounds, clock_of(kind="cpu"))
+        rows.append(
+            {
+                "image": name,
+                "what": what,
+                "scikit-image, images/s": 1 / min(seconds["theirs"]),
+                "vision_rl, images/s": 1 / min(seconds["ours"]),
+                "times": ratio(seconds["theirs"], seconds["ours"]),
+                "differs by": difference,
+            }
+        )
+    return rows
 
 
-def main(side: int, repeats: int) -> None:
+def main(side: int, rounds: int) -> list[dict]:
     torch.set_num_threads(1)
-    images = pictures(side)
-    print(f"the table of all colours: {seconds(lambda: colorfulness_terms([images['noise'][:1]])):.1f} s, once")
-    print(f"{'images a second':20s}{'scikit-image':>12s}{'vision_rl':>12s}{'ratio':>9s}{'difference':>12s}")
-    for name, image in images.items():
-        print(name)
-        compare(image, repeats)
+    return [row for name, image in pictures(side).items() for row in compare(name, image, rounds)]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=9)
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--rounds", type=int, default=9)
+    report("colorfulness", main(**vars(parser.parse_args())))

@@ -9,13 +9,14 @@ and what `CaptioningProcessor` does.
 import argparse
 import json
 
+from measuring import report
 from transformers import AutoTokenizer
 
 from vision_rl.tasks.captioning import ptb_tokenize
 from vision_rl.tasks.captioning.processing import rejoined
 
 
-def main(tokenizer: str, captions: str) -> None:
+def main(tokenizer: str, captions: str) -> list[dict]:
     wordpiece = AutoTokenizer.from_pretrained(tokenizer)
     with open(captions, encoding="utf-8") as file:
         texts = [" ".join(annotation["caption"].split()) for annotation in json.load(file)["annotations"]]
@@ -29,14 +30,15 @@ def main(tokenizer: str, captions: str) -> None:
         "clean_up_tokenization_spaces": decoded(clean_up_tokenization_spaces=True),
         "CaptioningProcessor": [rejoined(text) for text in decoded()],
     }
-    print(f"{len(texts)} captions")
+    rows = []
     for name, made in ways.items():
         equal = sum(a == b for a, b in zip(ptb_tokenize(made), words, strict=True))
-        print(f"{name:30s} {equal:6d} {100 * equal / len(texts):7.2f} %")
+        rows.append({"captions": len(texts), "decoded by": name, "equal": equal, "%": 100 * equal / len(texts)})
+    return rows
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokenizer", default="google-bert/bert-base-uncased")
     parser.add_argument("--captions", required=True)
-    main(**vars(parser.parse_args()))
+    report("wordpiece", main(**vars(parser.parse_args())))

@@ -3,8 +3,8 @@
     python examples/dense_study.py --task colorization --stage1 runs/colorization-stage1 --images_dir photos
     python examples/colorization_hacking.py --model runs/dense-study/colorization/mle-lr0.001-seed0 --images_dir photos
 
-Four runs from one MLE model: the reward alone; the same with a KL to the MLE model, and with likeness to the photo paid
-for; and the reward alone again, stopped when PSNR on held-out photos has fallen below what was said to be acceptable.
+All runs start from one MLE model: the reward alone; with a KL to the MLE model; with likeness to the photo paid for; and
+the reward alone in small steps, stopped when PSNR on held-out photos has fallen below what was said to be acceptable.
 """
 
 import json
@@ -39,12 +39,13 @@ PATHS = ("model", "images_dir", "masks_dir", "annotation_file", "work_dir", "out
 @dataclass
 class HackingArguments:
     model: str = "runs/dense-study/colorization/mle-lr0.001-seed0"
-    steps: int = 600
-    eval_steps: int = 30
+    steps: int = 300
+    eval_steps: int = 20
     learning_rate: float = 3e-4
-    betas: list[float] = field(default_factory=lambda: [0.05])
-    fidelity_weights: list[float] = field(default_factory=lambda: [5.0])
+    betas: list[float] = field(default_factory=lambda: [0.05, 0.5])
+    fidelity_weights: list[float] = field(default_factory=lambda: [5.0, 20.0])
     acceptable_loss: float = 1.0  # of PSNR on held-out photos, in dB: where to stop
+    careful_learning_rate: float = 1e-5  # of the run that is stopped, which is also evaluated ten times as often
     seed: int = 0
     work_dir: str = "runs/colorization-hacking"
     output: str = "results/colorization-hacking.json"
@@ -129,7 +130,9 @@ def main(args: HackingArguments, data_args: DataArguments) -> dict:
     variants: dict[str, tuple[dict, list]] = {"reward alone": ({}, [RewardMetricDivergenceCallback("psnr")])}
     variants |= {f"beta {beta:g}": ({"beta": beta}, []) for beta in args.betas}
     variants |= {f"fidelity {weight:g}": ({"reward_weights": [1.0, weight]}, []) for weight in args.fidelity_weights}
-    variants["stopped"] = ({}, [StopBelow(args.acceptable_loss)])
+    often = max(1, args.eval_steps // 10)
+    careful = {"learning_rate": args.careful_learning_rate, "eval_steps": often, "save_steps": often}
+    variants["stopped"] = (careful, [StopBelow(args.acceptable_loss)])
     curves = {name: runs.curve(name, *how) for name, how in variants.items()}
 
     truth = [row["image"].convert("RGB") for row in runs.eval_dataset]

@@ -35,7 +35,7 @@ from vision_rl.tasks import colorization, panoptic
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
 NUM_SAMPLES = 4
 NUM_DRAWN = 6  # test images of the picture
-PATHS = ("stage1", "images_dir", "masks_dir", "annotation_file", "work_dir", "output", "picture")
+PATHS = ("stage1", "encoder", "images_dir", "masks_dir", "annotation_file", "work_dir", "output", "picture")
 
 
 class Task(NamedTuple):

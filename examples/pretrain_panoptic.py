@@ -38,7 +38,7 @@ DEFAULTS = {
 @dataclass
 class ModelArguments:
     stage1: str = "runs/panoptic-stage1"
-    encoder: str | None = None  # a ViT of big_vision (npz), with its own sizes; None: a new one
+    encoder: str | None = None  # big_vision's ViT (npz), or that of a VisionEncoderDecoderModel; None: a new one
     patch_size: int = 8
     hidden_size: int = 128
     num_encoder_layers: int = 3
@@ -57,8 +57,11 @@ def code_writer(args: ModelArguments, stage1: UViMModel) -> VisionEncoderDecoder
         "num_attention_heads": args.num_attention_heads,
         "intermediate_size": args.mlp_ratio * args.hidden_size,
     }
-    if args.encoder is not None:
+    if args.encoder is not None and args.encoder.endswith(".npz"):
         encoder = load_big_vision_vit(args.encoder, image_size)
+    elif args.encoder is not None:
+        encoder = VisionEncoderDecoderModel.from_pretrained(args.encoder).encoder
+        models.resize_position_embeddings(encoder, image_size)
     else:
         encoder = models.vit_encoder(
             image_size, args.patch_size, num_hidden_layers=args.num_encoder_layers, conv_stem=args.conv_stem, **size

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 
+ORIGINAL_SIZE = "original_size"  # in a picture's `info`: what `vision_rl.data.preprocessed` has resized remembers it
 CROP_RATIOS = (0.75, 1.33)  # width to height of a random crop (TensorFlow's `sample_distorted_bounding_box`)
 
 
@@ -248,6 +249,11 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
         "processor with image_processor and tokenizer (TrOCRProcessor, DonutProcessor, ...), or "
         "TextProcessor(image_processor, tokenizer)."
     )
+
+
+def image_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image as it is in the data set, also where its pixels have been resized beforehand."""
+    return image.info.get(ORIGINAL_SIZE, image.size)
 
 
 def rgb_image(image, row: int) -> Image.Image:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.processing import VisionProcessor, image_size, rgb_image
 from vision_rl.trainer.data_order import Row
 
 
@@ -75,7 +75,7 @@ class VisionCollator:
         return {
             **inputs,
             "row_index": torch.tensor([row.row_index for row in rows]),
-            "columns": BatchColumns(columns, references, [image.size for image in images]),
+            "columns": BatchColumns(columns, references, [image_size(image) for image in images]),
         }
 
     def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from vision_rl.data.coco import category_names
-from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.processing import VisionProcessor, image_size, rgb_image
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
 
 
@@ -111,7 +111,7 @@ class DetectionProcessor(VisionProcessor):
         batch = {"pixel_values": self.image_processor(framed, return_tensors="pt")["pixel_values"]}
         if objects is not None:
             rows = zip(images, objects, seeds or [None] * len(objects), strict=True)
-            labels = [self._labels(image.size, row, seed) for image, row, seed in rows]
+            labels = [self._labels(image_size(image), row, seed) for image, row, seed in rows]
             batch["labels"] = torch.tensor(np.stack(labels))  # (B, 6 * max_boxes)
             if self.absent_weight != 1:
                 present = read_tokens(batch["labels"], self.num_bins, self.num_labels).present
@@ -203,7 +203,7 @@ class DetectionProcessor(VisionProcessor):
         """The true boxes in pixels, crowds included, as COCO has them; and as `target_ids`, which rewards read."""
         references = []
         for row in rows:
-            size = row["image"].size
+            size = image_size(row["image"])
             boxes, labels, area, iscrowd = self._read(size, row["objects"])
             solid = ~iscrowd
             target_ids = self._write(size, boxes[solid], labels[solid], np.full(int(solid.sum()), HIGH))
@@ -262,7 +262,7 @@ class DetectionProcessor(VisionProcessor):
             row = dataset[index]
             boxes, _, _ = self._parse(row[columns["objects"]])
             ends = boxes[:, :2] + boxes[:, 2:]
-            size = rgb_image(row[columns["image"]], index).size
+            size = image_size(rgb_image(row[columns["image"]], index))
             leaving = (boxes[:, :2] < -1).any(1) | (ends > np.array(size) + 1).any(1)
             num_boxes, num_leaving = num_boxes + len(boxes), num_leaving + int(leaving.sum())
         if num_leaving > num_boxes / 2:

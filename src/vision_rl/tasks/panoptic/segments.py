@@ -44,10 +44,10 @@ def read_segments(segmentation: Segmentation) -> Segments:
             raise ValueError(f"A segment needs `id` and `category_id`; this one has {dict(segment)}.")
         rows.append((segment["id"], segment["category_id"], segment.get("iscrowd") or 0))
     table = np.array(rows, np.int64).reshape(-1, 3)
-    if len(np.unique(table[:, 0])) < len(table) or (table[:, 0] == VOID).any():
+    listed = table[:, 0].tolist()
+    if len(set(listed)) < len(listed) or VOID in listed:
         raise ValueError(
-            f"The ids of an image's segments must differ, and none may be {VOID}, which is void; they are "
-            f"{table[:, 0].tolist()}."
+            f"The ids of an image's segments must differ, and none may be {VOID}, which is void; they are {listed}."
         )
     return Segments(ids, table[:, 0], table[:, 1], table[:, 2] == 1)
 

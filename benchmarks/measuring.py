@@ -1,0 +1,103 @@
+"""What the benchmarks share: a clock, the most memory that was in use, and figures as JSON lines and a Markdown table."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+Clock = Callable[[], float]
+MIB = 2**20
+
+
+def clock_of(device: str = "cpu", kind: Literal["cpu", "wall"] = "wall") -> Clock:
+    """Seconds, once the device has done what it was given: of this process's CPU time, or of the clock on the wall.
+
+    CPU time is for machines that others use as well. It leaves out worker processes and waiting, and it adds up threads:
+    compare it with one thread only.
+    """
+    if not device.startswith("cuda"):
+        return time.process_time if kind == "cpu" else time.perf_counter
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, now: Clock) -> dict[str, list[float]]:
+    """Seconds of each run, one of each a round, after a round that does not count: a slow minute slows all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            start = now()
+            run()
+            seconds[name].append(now() - start)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times as long the slow one takes: the median of the rounds' own ratios."""
+    return median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+@dataclass
+class Peak:
+    """The most bytes that were in use at once, beyond those that were in use before."""
+
+    bytes: int = 0
+
+    @property
+    def mib(self) -> float:
+        return self.bytes / MIB
+
+
+@contextmanager
+def peak_memory(device: str = "cpu") -> Iterator[Peak]:
+    """Measures a block; the peak is there when it has ended.
+
+    On the CPU each allocation and release of PyTorch's allocator is recorded by its profiler and added up, those inside of
+    an operation included; what libraries take for themselves is not. Slow: do not take times inside.
+    """
+    peak = Peak()
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated() - before
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        yield peak
+    with TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    in_use = 0
+    for event in sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]):
+        in_use += event["args"]["Bytes"]
+        peak.bytes = max(peak.bytes, in_use)
+
+
+def report(benchmark: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """One JSON line a figure, then all of them as a Markdown table; rows have the same keys."""
+    rows = [{key: _rounded(value) for key, value in row.items()} for row in rows]
+    for row in rows:
+        print(json.dumps({"benchmark": benchmark, **row}), flush=True)
+    columns = list(rows[0])
+    print()
+    for cells in (columns, ["---"] * len(columns), *(row.values() for row in rows)):
+        print("|", " | ".join("" if cell is None else str(cell) for cell in cells), "|")
+    print()
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.4g}") if isinstance(value, float) else value

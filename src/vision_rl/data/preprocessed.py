@@ -1,0 +1,141 @@
+"""Images that are decoded and resized once: a data set whose images have the model's size already, on disk as Arrow."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from vision_rl.processing import ORIGINAL_SIZE, DenseProcessor, VisionProcessor, rgb_image
+
+
+NUM_CHECKED_ROWS = 8
+
+
+def preprocessed(
+    dataset: datasets.Dataset,
+    processor: VisionProcessor,
+    image_column: str = "image",
+    target_columns: Mapping[str, str] | None = None,
+    **map_options: Any,
+) -> datasets.Dataset:
+    """`dataset` with its images at the model's size, as the processor's `image_processor` resizes them; all else as it was.
+
+    For training that waits for its images, where `dataloader_num_workers` does not suffice or there are no cores for it.
+    What is stored are 8-bit pixels before normalisation, without compression (0.15 MB an image at 224 pixels, 0.75 MB at
+    512), which the processor then has nothing to resize of: its `pixel_values`, labels and references are the same, bit for
+    bit. This is checked on some rows, with seeds, and a processor that makes others of the smaller image is refused: one
+    that cuts out parts at random, or measures in the photo's pixels. `datasets` keeps the file and finds it again, where
+    the data set itself lies on disk. Rewards that read the image column see the smaller image.
+
+    Args:
+        dataset: rows with an image; without a transform.
+        processor: with an `image_processor`; not a `DenseProcessor`, whose stage I mirrors and cuts the photos themselves.
+        image_column: name of the column with the image.
+        target_columns: the column for each target keyword of the processor; as in the trainers' config.
+        map_options: of `datasets.Dataset.map`, such as `num_proc`, and `cache_file_name` for a data set in memory.
+
+    Raises:
+        TypeError: for another kind of data set.
+        ValueError: for a processor that would not see the same, with the row; for a data set with a transform.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        raise TypeError(f"The data set is a {type(dataset).__name__}; it must be a datasets.Dataset to be stored.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "The data set has a transform, which may be random: preprocess first, then set the transform."
+        )
+    if isinstance(processor, DenseProcessor):
+        raise ValueError(
+            f"{type(processor).__name__} also learns from photos that are mirrored and cut before they are resized: give "
+            "the trainer the data set itself, and workers (dataloader_num_workers)."
+        )
+    features = datasets.Features({**dataset.features, image_column: _STORED})
+    stored = dataset.map(
+        _resized_pixels,
+        fn_kwargs={"image_processor": processor.image_processor, "image_column": image_column},
+        input_columns=[image_column],
+        with_indices=True,
+        batched=True,
+        **{"batch_size": 32, "desc": "Resizing images", "features": features, **map_options},
+    ).with_transform(_Pictures(image_column))
+    _check_same(dataset, stored, processor, image_column, dict(target_columns or {}))
+    return stored
+
+
+_STORED = {
+    "pixels": datasets.Value("binary"),  # (height, width, 3)
+    "size": [datasets.Value("int32")],  # width and height of what is stored, and of the photo
+}
+
+
+def _resized_pixels(images: list, indices: list[int], image_processor, image_column: str) -> dict[str, list]:
+    pictures = [rgb_image(image, row) for image, row in zip(images, indices, strict=True)]
+    resized = image_processor(pictures, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"]
+    pixels = resized.movedim(1, -1).to(torch.uint8).numpy()  # (B, H, W, 3)
+    return {
+        image_column: [
+            {"pixels": array.tobytes(), "size": [array.shape[1], array.shape[0], *picture.size]}
+            for array, picture in zip(pixels, pictures, strict=True)
+        ]
+    }
+
+
+class _Pictures:
+    """The transform of the stored data set: the image column as pictures again."""
+
+    def __init__(self, image_column: str):
+        self.image_column = image_column
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        if self.image_column not in batch:  # of a selection of columns
+            return batch
+        return {**batch, self.image_column: [_picture(**image) for image in batch[self.image_column]]}
+
+
+def _picture(pixels: bytes, size: Sequence[int]) -> Image.Image:
+    width, height, *original = size
+    picture = Image.frombytes("RGB", (width, height), pixels)
+    picture.info[ORIGINAL_SIZE] = tuple(original)
+    return picture
+
+
+def _check_same(dataset, stored, processor: VisionProcessor, image_column: str, named: dict[str, str]) -> None:
+    """The processor makes of stored rows what it makes of the rows themselves."""
+    columns = {keyword: named.get(keyword, keyword) for keyword in processor.target_columns}
+    columns = {keyword: name for keyword, name in columns.items() if name in dataset.column_names}
+    for row in range(0, len(dataset), -(-len(dataset) // NUM_CHECKED_ROWS)):
+        expected, made = (_made_of(rows[row], row, processor, image_column, columns) for rows in (dataset, stored))
+        for name in expected:
+            if not _equal(expected[name], made[name]):
+                raise ValueError(
+                    f"{type(processor).__name__} makes another `{name}` of row {row} when its image has the model's size "
+                    "already, so that this data set cannot be preprocessed for it: give the trainer the data set itself, "
+                    "and workers (dataloader_num_workers)."
+                )
+
+
+def _made_of(row: dict, index: int, processor: VisionProcessor, image_column: str, columns: dict[str, str]) -> dict:
+    """Model inputs, for evaluation and for two seeds, and the reference."""
+    image, targets = rgb_image(row[image_column], index), {key: [row[name]] for key, name in columns.items()}
+    made: dict[str, Any] = {}
+    for seeds in (None, [0], [1]):
+        inputs = processor(images=[image], seeds=seeds, **targets)
+        made |= {f"{name}{'' if seeds is None else f' with seed {seeds[0]}'}": value for name, value in inputs.items()}
+    if processor.makes_references and len(columns) == len(processor.target_columns):
+        named = {**row, **{key: row[name] for key, name in columns.items()}, "image": image}
+        made["references"] = processor.get_references([named])
+    return made
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Of tensors, arrays, pictures, and dicts and lists of them."""
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, torch.Tensor | np.ndarray | Image.Image):
+        return np.array_equal(np.asarray(a), np.asarray(b))
+    return bool(a == b)

@@ -1,0 +1,215 @@
+"""The benchmarks run, on sizes of seconds, and refuse to compare what is not equal. No time is asserted."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BASELINES = Path(__file__).resolve().parents[2] / "shared" / "bench" / "reinforce_baselines.py"
+TINY = {"vit": "xs", "image_size": 32, "decoder_layers": 1, "vocab_size": 50, "length": 8, "images": 2}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of benchmarks/."""
+    if not BENCHMARKS.is_dir():
+        pytest.skip("the benchmarks are not part of the installed package")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in [
+        name for name, module in sys.modules.items() if str(BENCHMARKS) in str(getattr(module, "__file__", ""))
+    ]:
+        del sys.modules[name]
+
+
+def workload(benchmark, **sizes):
+    return benchmark("workload").Workload(**{**TINY, **sizes})
+
+
+# --- what is compared does the same ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"decoder": "vision_rl"}, {"decoder": "gpt2", "num_generations": 3}, {"captions": True, "length": 20}]
+)
+def test_both_scripts_have_our_log_probabilities_and_gradients(benchmark, sizes):
+    step = benchmark("step")
+    rows = step.main(workload(benchmark, **sizes), step.StepArguments(rounds=1))
+    assert [row["against"] for row in rows] == ["naive", "competent"]
+    for row in rows:
+        assert row["logp differs by"] <= 1e-5 and row["gradient"] <= 1e-4
+        assert row["step"] > 0 and row["memory, MiB"] > 0
+
+
+def test_a_script_that_learns_something_else_is_found_out(benchmark):
+    turns, sizes = benchmark("turns"), workload(benchmark)
+    model = benchmark("workload").make_model(sizes)
+    scripts = turns.make_scripts(sizes, model, ("naive",))
+    with torch.no_grad():
+        scripts["naive"].model.decoder.lm_head.bias[3] += 0.01
+    with pytest.raises(AssertionError, match="log-probabilities of naive differ"):
+        turns.check_equal(sizes, model, scripts)
+
+
+def test_a_script_that_averages_otherwise_is_found_out(benchmark):
+    turns, scripts, sizes = benchmark("turns"), benchmark("scripts"), workload(benchmark)
+
+    class Halved(scripts.Script):
+        def loss(self, *args):
+            return super().loss(*args) / 2
+
+    model = benchmark("workload").make_model(sizes)
+    with pytest.raises(AssertionError, match="gradients of halved differ"):
+        turns.check_equal(sizes, model, {"halved": Halved(sizes, model, encodes_once=False)})
+
+
+def test_an_outside_script_takes_its_turns(benchmark):
+    if not BASELINES.exists():
+        pytest.skip("no outside script at hand")
+    step = benchmark("step")
+    args = step.StepArguments(rounds=1, baseline=str(BASELINES), memory=False)
+    rows = step.main(workload(benchmark, vit="ti"), args)
+    assert [row["against"] for row in rows] == ["naive", "competent"]
+    assert all(row["logp differs by"] <= 1e-5 for row in rows)
+
+
+@pytest.mark.parametrize("decoder", ["vision_rl", "gpt2"])
+def test_completions_end_as_captions_do_without_being_forced(benchmark, decoder):
+    from vision_rl.models.sampling import sample
+
+    sizes = workload(benchmark, decoder=decoder, captions=True, length=40, vocab_size=5000, vit="ti", images=8)
+    lengths = sample(
+        benchmark("workload").make_model(sizes), benchmark("turns").pixels(sizes), 8, max_completion_length=40
+    ).completion_mask.sum(-1)
+    assert 9 < lengths.float().mean() < 15
+    assert lengths.min() >= 4 and lengths.max() < 30
+
+
+def test_cpu_time_of_several_threads_is_refused(benchmark):
+    with pytest.raises(ValueError, match="--clock wall"):
+        workload(benchmark, threads=2)
+
+
+# --- how it is measured ------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_counts_what_is_in_use_at_once(benchmark):
+    peak_memory = benchmark("measuring").peak_memory
+    kept = torch.ones(1000)  # was there before
+    with peak_memory() as peak:
+        first = torch.zeros(500_000)
+        del first
+        second, third = torch.zeros(250_000), torch.zeros(350_000)
+        del second, third
+    assert peak.bytes == 4 * 600_000
+    del kept
+
+
+def test_peak_memory_sees_what_an_operation_takes_for_itself_and_for_its_backward(benchmark):
+    """The log-sum-exp of a matrix makes another of its size, and its gradient one more."""
+    peak_memory = benchmark("measuring").peak_memory
+    logits = torch.zeros(100, 10_000, requires_grad=True)
+    with peak_memory() as forward:
+        total = logits.logsumexp(-1)
+    assert forward.bytes == pytest.approx(4e6, rel=0.01)
+    with peak_memory() as backward:
+        total.sum().backward()
+    assert 4e6 <= backward.bytes <= 13e6 and logits.grad is not None
+
+
+def test_exponents_are_slopes(benchmark):
+    exponent = benchmark("scaling").exponent
+    assert exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+
+
+def test_ratios_are_medians_of_the_rounds_own(benchmark):
+    assert benchmark("measuring").ratio([2, 20, 6], [1, 10, 2]) == 2
+
+
+def test_the_bytes_of_a_decoding_step_are_counted_once(benchmark):
+    """By hand: 1 layer, width 64, B=2, G=3, 4 image tokens, T=8, float32."""
+    roofline, sizes = benchmark("roofline"), workload(benchmark, num_generations=3)
+    model = benchmark("workload").make_model(sizes)
+    projections, mlp, norms, head = 6 * 64 * 64, 2 * 64 * 256 + 256 + 64, 4 * 2 * 64, 50 * 64 + 50
+    images, past = 2 * 4 * 2 * 64, 6 * 5 * 2 * 64
+    expected = 4 * (projections + mlp + norms + head + images + past)
+    assert roofline.decoding_bytes(sizes, model, num_image_tokens=4) == expected
+
+
+def test_figures_are_json_lines_and_a_table(benchmark, capsys):
+    benchmark("measuring").report("name", [{"a": 1.23456, "b": None}, {"a": 2, "b": "x"}])
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines[:2]] == [
+        {"benchmark": "name", "a": 1.235, "b": None},
+        {"benchmark": "name", "a": 2, "b": "x"},
+    ]
+    assert lines[3:7] == ["| a | b |", "| --- | --- |", "| 1.235 |  |", "| 2 | x |"]
+
+
+# --- each runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", ["vision_rl", "gpt2"])
+def test_sampling_runs(benchmark, decoder):
+    sampling = benchmark("sampling")
+    (row,) = sampling.main(workload(benchmark, decoder=decoder), sampling.SamplingArguments(rounds=1))
+    assert row["image tokens"] == 4 and row["logp differs by"] <= 1e-5 and row["loop"] > 0
+
+
+def test_learning_runs(benchmark):
+    learning = benchmark("learning")
+    rows = learning.main(workload(benchmark), learning.LearningArguments(rounds=1))
+    assert len(rows) == 2 and all(row["memory, share"] > 0 and row["learn"] > 0 for row in rows)
+
+
+def test_scaling_runs(benchmark):
+    scaling = benchmark("scaling")
+    args = scaling.ScalingArguments(over=["vocab_size"], points=[50, 100], rounds=1)
+    rows, exponents = scaling.main(workload(benchmark), args)
+    assert [(row["by"], row["V"]) for row in rows] == [
+        ("vision_rl", 50),
+        ("naive", 50),
+        ("vision_rl", 100),
+        ("naive", 100),
+    ]
+    assert [row["by"] for row in exponents] == ["vision_rl", "naive"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_roofline_runs(benchmark, dtype):
+    roofline = benchmark("roofline")
+    args = roofline.RooflineArguments(copied_mib=1, matrix_size=64, rounds=1)
+    rows = roofline.main(workload(benchmark, length=16, dtype=dtype), args)
+    assert [row["unit"] for row in rows] == ["GB/s", "TFLOP/s"] and rows[1]["share"] > 0
+
+
+def test_overhead_runs(benchmark):
+    overhead = benchmark("overhead")
+    (row,) = overhead.main(workload(benchmark), overhead.OverheadArguments(rounds=3))
+    assert row["in the loop, s"] > 0
+
+
+def test_all_ways_to_load_images_give_the_same(benchmark):
+    data_loading = benchmark("data_loading")
+    args = data_loading.LoadingArguments(num_photos=8, image_size=32, batch_size=2, workers=[1], rounds=1)
+    rows = data_loading.main(args)
+    assert [row["way"] for row in rows] == ["JPEG, in its process", "JPEG, 1 workers", "stored, in its process"]
+
+
+def test_rewards_are_those_of_the_fields_own_code(benchmark, capsys):
+    """Each of the four stops where its results differ."""
+    pytest.importorskip("pycocoevalcap")
+    pytest.importorskip("skimage")
+    benchmark("rewards").main(captioned=4, completions=4, evaluated=4, side=64, rounds=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert {json.loads(line)["benchmark"] for line in lines if line.startswith("{")} == {
+        "cider",
+        "detection",
+        "panoptic",
+        "colorfulness",
+    }
