@@ -43,7 +43,7 @@ class HackingArguments:
     eval_steps: int = 20
     learning_rate: float = 3e-4
     betas: list[float] = field(default_factory=lambda: [0.05, 0.5])
-    fidelity_weights: list[float] = field(default_factory=lambda: [5.0, 20.0])
+    fidelity_weights: list[float] = field(default_factory=lambda: [5.0])
     acceptable_loss: float = 1.0  # of PSNR on held-out photos, in dB: where to stop
     careful_learning_rate: float = 1e-5  # of the run that is stopped, which is also evaluated ten times as often
     seed: int = 0

@@ -124,7 +124,7 @@ class StudyArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     mle_steps: int = 8000
     mle_learning_rate: float = 1e-3
-    mle_batch_size: int = 32  # of MLE and of MLE continued
+    mle_batch_size: int = 32  # of MLE; MLE continued has 32
     steps: int = 300  # of tuning
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     control_steps: int = 1500

@@ -128,7 +128,9 @@ def test_colorization_is_trained_in_both_stages_tuned_studied_and_hacked(photos_
 
 def study(task: str, folder: Path, *data: str) -> Path:
     """The results of the study of a task with codes, in a few steps."""
-    steps = "--mle_steps 16 --steps 1 --control_steps 1 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
+    steps = (
+        "--mle_steps 16 --steps 1 --control_steps 1 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
+    )
     paths = ("--work_dir", f"{folder}/work", "--output", f"{folder}/results.json", "--picture", f"{folder}/study.png")
     run("dense_study.py", "--task", task, "--stage1", f"{folder}/stage1", *data, *steps.split(), *paths, common=())
     assert (folder / "study.png").stat().st_size > 10_000

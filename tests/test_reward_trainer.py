@@ -78,12 +78,21 @@ def test_the_first_step_is_on_policy(tmp_path):
     assert abs(history(tuned)[0]["kl"]) < 1e-5
 
 
-def test_the_image_is_encoded_once_in_sampling_and_once_in_learning(tmp_path):
-    tuned = trainer(tmp_path, num_generations=4, max_steps=1)
+@pytest.mark.parametrize("options", [{}, {"baseline": "greedy"}, {"gradient_accumulation_steps": 2}])
+def test_an_image_is_encoded_once_for_sampling_and_learning(tmp_path, options):
+    tuned = trainer(tmp_path, num_generations=4, max_steps=1, **options)
     batches = []
     tuned.model.encoder.register_forward_hook(lambda module, args, output: batches.append(len(output[0])))
     tuned.train()
-    assert batches == [4, 4]
+    assert batches == [4] * tuned.args.gradient_accumulation_steps
+
+
+def test_with_dropout_the_learner_encodes_anew(tmp_path):
+    tuned = trainer(tmp_path, disable_dropout=False, max_steps=1)
+    batches = []
+    tuned.model.encoder.register_forward_hook(lambda module, args, output: batches.append(len(output[0])))
+    tuned.train()
+    assert batches.count(4) == 2  # a third forward, of one image, asks whether the head can be fused
 
 
 def test_evaluation_is_greedy_and_sees_the_whole_set(tmp_path):

@@ -10,8 +10,9 @@ from tiny import END, SIZE, START, tiny_images, tiny_model
 from transformers.modeling_outputs import BaseModelOutput
 
 from vision_rl.models import sampling
+from vision_rl.models.decoding import inverse_cdf
 from vision_rl.models.preparation import disable_dropout
-from vision_rl.models.sampling import inverse_cdf, sample, share_images
+from vision_rl.models.sampling import sample, share_images
 from vision_rl.randomness import uniform_table
 
 

@@ -1,4 +1,4 @@
-"""Drawing completions: each image is encoded once, the decoder runs with a KV cache, log-probabilities are kept.
+"""Drawing completions: each image is encoded and projected once, a cache is kept, log-probabilities too.
 
 The samples are exact: they come from softmax(logits / temperature) and from nothing else, by inverse CDF of given
 uniforms. transformers' `generate(do_sample=True)` would draw from the 50 most likely tokens unless told otherwise,
@@ -14,15 +14,11 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from torch import nn
-from transformers import (
-    DynamicCache,
-    EncoderDecoderCache,
-    GenerationConfig,
-    PreTrainedModel,
-    VisionEncoderDecoderModel,
-)
+from transformers import GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
 
-from vision_rl.models.decoder import VisionDecoderForCausalLM
+from vision_rl.models.decode_step import Clock, decode_step
+from vision_rl.models.decoding import Decoding, policy_logits, way_of_running
+from vision_rl.models.shared_images import images_for, share_images_of
 
 
 DEFAULT_LENGTH = 128
@@ -38,7 +34,7 @@ class SampledCompletions:
     completion_ids: torch.Tensor  # (B, G, T) int64
     completion_mask: torch.Tensor  # (B, G, T) int64
     per_token_logps: torch.Tensor  # (B, G, T) float32, 0 behind the end
-    watched_logps: torch.Tensor | None = None  # (B, G, T, C) float32, of the `watched_ids`
+    watched_logps: torch.Tensor | None = None  # (B, G, T, C) float32, of the `watched_ids`, 0 behind the end
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return iter((self.completion_ids, self.completion_mask, self.per_token_logps))
@@ -82,8 +78,8 @@ def sample(
         synced: go on until every rank is done, as ZeRO-3 and FSDP need, which gather weights at each forward.
 
     Returns:
-        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, T the longest completion; with
-        `watched_ids` also `watched_logps (B, G, T, C)`.
+        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, T the longest completion (of all
+        ranks if `synced`); with `watched_ids` also `watched_logps (B, G, T, C)`.
     """
     length = completion_length(model, max_completion_length)
     policy: Any = base_model(model)
@@ -94,36 +90,36 @@ def sample(
             policy, pixel_values, num_generations, length, do_sample, temperature, list(watched_ids)
         )
     ids = special_ids(model)
+    share_images(model)
     with evaluation_mode(policy), torch.no_grad():
         images = encode(policy, pixel_values, encoder_outputs)  # (B, N, d)
-        num_rows = len(images) * num_generations
+        num_rows, device = len(images) * num_generations, images.device
         if not do_sample:
             uniforms = None
         elif uniforms is None:
-            uniforms = torch.rand(len(images), num_generations, length, device=images.device)
+            uniforms = torch.rand(len(images), num_generations, length, device=device)
         images = images_for(policy.decoder, images, num_rows)
-        tokens = torch.full((num_rows, 1), ids.decoder_start, device=images.device)
-        done = torch.zeros(num_rows, dtype=torch.bool, device=images.device)
-        ends = torch.tensor(ids.ends, device=images.device)
-        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        watched = list(watched_ids)
-        columns = []
-        for t in range(length):
-            outputs = policy.decoder(
-                input_ids=tokens, encoder_hidden_states=images, past_key_values=cache, use_cache=True, return_dict=True
-            )
-            logits = policy_logits(outputs.logits[:, -1], temperature, ids.suppressed)  # (B*G, V)
-            logps = logits.log_softmax(-1)
-            drawn = logps.argmax(-1) if uniforms is None else inverse_cdf(logps.exp(), uniforms.flatten(0, 1)[:, t])
-            logp = logps.gather(-1, drawn[:, None]).squeeze(-1).masked_fill(done, 0.0)
-            drawn = drawn.masked_fill(done, ids.pad)
-            columns.append((drawn, (~done).long(), logp, *([logps[:, watched]] if watched else [])))
-            done = done | torch.isin(drawn, ends)
-            if ids.ends and _all_done(done, synced):
-                break
-            tokens = drawn[:, None]
-    stacked = (torch.stack(column, dim=1).unflatten(0, (-1, num_generations)) for column in zip(*columns, strict=True))
-    completions = SampledCompletions(*stacked)
+        step = decode_step(policy.decoder, images, Clock(length, device), synced)
+        decoding = Decoding(
+            step,
+            len(images),
+            num_rows,
+            start=ids.decoder_start,
+            pad=ids.pad,
+            ends=torch.tensor(ids.ends, dtype=torch.long, device=device),
+            suppressed=torch.tensor(ids.suppressed, dtype=torch.long, device=device),
+            temperature=temperature,
+            uniforms=None if uniforms is None else uniforms.flatten(0, 1),
+            watched=torch.tensor(watched_ids, dtype=torch.long, device=device),
+        )
+        decoding.write(way_of_running(step, device), synced)
+    mask = _mask_to_the_end(decoding.ids, ids.ends)
+    longest = mask.sum(-1).max()
+    if synced and dist.is_initialized():
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+    fields = [decoding.ids, mask, decoding.logps, *([decoding.watched_logps] if len(watched_ids) else [])]
+    fields = [field[:, :longest].contiguous().unflatten(0, (-1, num_generations)) for field in fields]
+    completions = SampledCompletions(*fields)
     if completions.per_token_logps.isnan().any():
         raise FloatingPointError(
             "The model's logits are NaN: training has diverged, or its weights are broken. Go back to a checkpoint and "
@@ -132,31 +128,10 @@ def sample(
     return completions
 
 
-def policy_logits(
-    logits: torch.Tensor, temperature: float = 1.0, suppress_tokens: list[int] | None = None
-) -> torch.Tensor:
-    """Logits `(..., V)` of the distribution that is sampled and learned: float32, tempered, forbidden ids at -inf."""
-    logits = logits.float()
-    if temperature != 1:
-        logits = logits / temperature
-    if suppress_tokens:
-        logits = logits.index_fill(-1, torch.tensor(suppress_tokens, device=logits.device), float("-inf"))
-    return logits
-
-
-def inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The id `(R,)` whose share of the cumulated `probabilities (R, V)` the uniform `(R,)` falls into.
-
-    An id of probability 0 is never drawn, and rows with NaN give some id.
-    """
-    cdf = probabilities.cumsum(-1)
-    total = cdf[:, -1]
-    # u * total may round up to the total itself, which no token reaches
-    target = torch.minimum(uniforms.to(cdf) * total, torch.nextafter(total, torch.zeros_like(total)))
-    drawn = torch.searchsorted(cdf, target[:, None], right=True).clamp(max=cdf.shape[-1] - 1)
-    # a parallel cumsum may rise by a rounding error where a probability is 0
-    impossible = probabilities.gather(-1, drawn) == 0
-    return torch.where(impossible, probabilities.argmax(-1, keepdim=True), drawn).squeeze(-1)
+def _mask_to_the_end(completion_ids: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """1 up to and including the first end token `(rows, T)`."""
+    ended = torch.isin(completion_ids, torch.tensor(ends, device=completion_ids.device))
+    return (ended.cumsum(-1) - ended.long() == 0).long()
 
 
 # --- the parts of the model -----------------------------------------------------------------------------------------
@@ -190,29 +165,14 @@ def projects_images(policy: VisionEncoderDecoderModel) -> bool:
     return encoder.hidden_size != decoder.hidden_size and getattr(decoder, "cross_attention_hidden_size", None) is None
 
 
-def images_for(decoder: nn.Module, images: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """`images (B, N, d)` as `decoder` wants them for `num_rows` completions: ours takes each image once, others G."""
-    if isinstance(decoder, VisionDecoderForCausalLM) or len(images) == num_rows:
-        return images
-    return images.repeat_interleave(num_rows // len(images), dim=0)
-
-
 def share_images(model: PreTrainedModel | PeftModel) -> None:
     """Let `model(pixel_values (B, ...), decoder_input_ids (B*G, T))` work: an image is encoded once for its G rows.
 
-    Our decoder does this itself. Others get a hook that repeats the encoded images, so that learning stays one
-    forward call of the whole model, as DDP, DeepSpeed and FSDP need it. Calling it twice changes nothing.
+    Learning stays one forward call of the whole model, as DDP, DeepSpeed and FSDP need it. Our decoder reads an image
+    once for its G rows by itself, transformers' get hooks (`vision_rl.models.shared_images`). Calling it twice changes
+    nothing.
     """
-    decoder = base_model(model).decoder
-    if not isinstance(decoder, VisionDecoderForCausalLM) and _repeat_images not in decoder._forward_pre_hooks.values():
-        decoder.register_forward_pre_hook(_repeat_images, with_kwargs=True)
-
-
-def _repeat_images(decoder: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    images, input_ids = kwargs.get("encoder_hidden_states"), kwargs.get("input_ids")
-    if images is not None and input_ids is not None:
-        kwargs["encoder_hidden_states"] = images_for(decoder, images, len(input_ids))
-    return args, kwargs
+    share_images_of(base_model(model).decoder)
 
 
 @contextmanager
@@ -266,14 +226,6 @@ def num_positions(policy: PreTrainedModel) -> int | None:
     return getattr(policy.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
-def _all_done(done: torch.Tensor, synced: bool) -> bool:
-    if synced and dist.is_initialized():
-        unfinished = (~done.all()).int()
-        dist.all_reduce(unfinished)
-        return unfinished.item() == 0
-    return bool(done.all())
-
-
 # --- the fallback ---------------------------------------------------------------------------------------------------
 
 
@@ -298,8 +250,7 @@ def _sample_with_generate(
     )
     with evaluation_mode(policy), torch.no_grad():
         completion_ids = policy.generate(pixel_values=pixel_values, generation_config=config)[:, 1:].clone()
-        ended = torch.isin(completion_ids, torch.tensor(ids.ends, device=completion_ids.device))
-        mask = (ended.cumsum(-1) - ended.long() == 0).long()  # 1 up to and including the first end
+        mask = _mask_to_the_end(completion_ids, ids.ends)
         starts = torch.full_like(completion_ids[:, :1], ids.decoder_start)
         logits = policy(
             pixel_values=pixel_values.repeat_interleave(num_generations, dim=0),

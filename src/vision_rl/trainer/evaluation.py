@@ -56,12 +56,8 @@ class CompletingTrainer(Trainer):
 
     def decode(self, completions: SampledCompletions, batch: dict) -> tuple[list, list[list[int]]]:
         """The decoded objects and the ids (end token included), one of each a completion, images in order."""
-        ids = [
-            row[mask.bool()].tolist()
-            for row, mask in zip(
-                completions.completion_ids.flatten(0, 1), completions.completion_mask.flatten(0, 1), strict=True
-            )
-        ]
+        lengths = completions.completion_mask.flatten(0, 1).sum(-1).tolist()
+        ids = [row[:n] for row, n in zip(completions.completion_ids.flatten(0, 1).tolist(), lengths, strict=True)]
         if self.completion_decoder is not None:
             with torch.no_grad():
                 batch = {**batch, "completion_mask": completions.completion_mask}

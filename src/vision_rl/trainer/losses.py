@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from vision_rl.models.log_prob_head import WeightedTokens
 from vision_rl.rewards import TokenTargets
 
 
@@ -36,6 +37,27 @@ def token_target_loss(logits: torch.Tensor, targets: TokenTargets) -> torch.Tens
     cross_entropy = -(probabilities * logps.masked_fill(probabilities == 0, 0.0)).sum(-1)  # (K,)
     positions_of_row = torch.bincount(rows, minlength=len(logits))
     return (cross_entropy / positions_of_row[rows]).sum()
+
+
+def reinforce_weights(
+    completion_ids: torch.Tensor, completion_mask: torch.Tensor, advantages: torch.Tensor
+) -> WeightedTokens:
+    """`reinforce_loss` as weights of log-probabilities: -advantage for every token of `completion_ids (R, T)`."""
+    rows, positions = completion_mask.nonzero(as_tuple=True)
+    return WeightedTokens(rows, positions, completion_ids[rows, positions], -advantages.detach().float()[rows])
+
+
+def token_target_weights(targets: TokenTargets, weight: float = 1.0) -> WeightedTokens:
+    """`token_target_loss` times `weight` as weights of log-probabilities: of each candidate, minus its probability."""
+    rows, positions = targets.positions.unbind(1)
+    share = weight / torch.bincount(rows)[rows]  # (K,) of one position of its sequence
+    candidates = targets.ids.shape[1]
+    return WeightedTokens(
+        rows.repeat_interleave(candidates),
+        positions.repeat_interleave(candidates),
+        targets.ids.flatten(),
+        -(targets.probabilities.float() * share[:, None]).flatten(),
+    )
 
 
 def mle_loss(

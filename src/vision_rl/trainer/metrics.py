@@ -2,10 +2,43 @@
 
 import torch
 
+from vision_rl.models.sampling import SampledCompletions
+
+
+def completion_record(
+    completions: SampledCompletions, ends: list[int], rewards: torch.Tensor, per_function: torch.Tensor
+) -> torch.Tensor:
+    """All that the log says of `N` completions, in one tensor `(N, 4 + F)` that ranks can exchange at once.
+
+    Args:
+        completions: `(B, G, T)`.
+        ends: the ids that end a completion by itself.
+        rewards: `(B, G)`, per_function: `(B*G, F)`.
+    """
+    ids, mask, logps = (field.flatten(0, 1) for field in completions)  # (N, T)
+    lengths = mask.sum(-1)
+    last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
+    ended = torch.isin(last, last.new_tensor(ends)) if ends else torch.ones_like(last, dtype=torch.bool)
+    columns = (lengths, ended, logps.sum(-1), rewards.flatten(), *per_function.unbind(1))
+    return torch.stack([column.float() for column in columns], dim=1)
+
+
+def step_metrics(record: torch.Tensor, num_generations: int, names: list[str]) -> tuple[dict[str, float], int]:
+    """The metrics of the completions of a whole update step, and how many tokens they have.
+
+    Args:
+        record: `(N, 4 + F)` of `completion_record`, of all micro-batches and ranks.
+        num_generations: G.
+        names: of the F reward functions.
+    """
+    lengths, ended, logps, rewards, *per_function = record.unbind(1)
+    metrics = completion_metrics(lengths, ended.bool(), logps)
+    metrics |= reward_metrics(rewards.view(-1, num_generations), torch.stack(per_function, dim=1), names)
+    return metrics, int(lengths.sum())
+
 
 def completion_metrics(lengths: torch.Tensor, ended: torch.Tensor, logps: torch.Tensor) -> dict[str, float]:
     """Of `N` completions: `lengths (N,)`, whether they `ended (N,)` by themselves, log-probabilities `logps (N,)`."""
-    lengths = lengths.float()
     metrics = {"completions/clipped_ratio": (~ended).float().mean().item()}
     for name, values in (("", lengths), ("terminated_", lengths[ended])):
         if len(values):

@@ -47,6 +47,21 @@ class VisionRewardConfig(VisionConfig):
             "message, [{'role': 'assistant', 'content': text}], for TRL's rewards that read completion[0]['content']."
         },
     )
+    reward_num_workers: int = field(
+        default=0,
+        metadata={
+            "help": "Threads that compute the rewards of a micro-batch while the next one is sampled; the results are the "
+            "same. 0: no threads. Worth it under gradient accumulation, for rewards that take long; they must then be "
+            "safe to call from several threads. Memory for one more micro-batch's encoder activations is needed."
+        },
+    )
+    reward_timeout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Training ends with an error when it has waited for one reward for so many seconds. None: it waits. "
+            "Needs reward_num_workers."
+        },
+    )
     beta: float = field(
         default=0.0, metadata={"help": "Weight of the KL divergence to the model before tuning. Paper: none."}
     )
@@ -92,5 +107,14 @@ class VisionRewardConfig(VisionConfig):
             raise ValueError(f"loss_reduction must be 'sum' or 'mean', got {self.loss_reduction!r}.")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; evaluation is greedy anyway.")
+        if self.reward_num_workers < 0:
+            raise ValueError(f"reward_num_workers must not be negative, got {self.reward_num_workers}.")
+        if self.reward_timeout is not None and self.reward_timeout <= 0:
+            raise ValueError(f"reward_timeout must be positive, got {self.reward_timeout}; None waits for ever.")
+        if self.reward_timeout is not None and self.reward_num_workers == 0:
+            raise ValueError(
+                "reward_timeout needs reward_num_workers of at least 1: training cannot stop waiting for a reward that "
+                "it computes itself."
+            )
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")

@@ -2,18 +2,17 @@
 
 import copy
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from vision_rl.models.preparation import disable_dropout
-from vision_rl.models.sampling import SampledCompletions, evaluation_mode, policy_logits, serves, special_ids
+from vision_rl.models.sampling import SampledCompletions, evaluation_mode, special_ids
 from vision_rl.randomness import uniform_table
 from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import checks
@@ -24,17 +23,20 @@ from vision_rl.trainer.advantages import (
     mean_advantages,
     no_baseline_advantages,
 )
-from vision_rl.trainer.losses import reinforce_loss, selective_log_softmax, token_target_loss
-from vision_rl.trainer.metrics import completion_metrics, reward_metrics
+from vision_rl.trainer.losses import reinforce_weights, token_target_weights
+from vision_rl.trainer.metrics import completion_record, step_metrics
 from vision_rl.trainer.reward_config import VisionRewardConfig
 from vision_rl.trainer.scoring import RewardSum, Scores
-from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
+from vision_rl.trainer.teacher_forcing import TeacherForcedTrainer
+from vision_rl.trainer.timing import OptimizerClock
+from vision_rl.trainer.vision_trainer import name_of_model
 
 
-class VisionRewardTrainer(VisionTrainer):
+class VisionRewardTrainer(TeacherForcedTrainer):
     """Tunes a vision model for a reward by REINFORCE (paper, section 3, Algorithm 2).
 
-    A step is four calls, `_sample`, `_score`, `_advantages` and `_learn`; override one of them to change it.
+    A step is four calls, `_sample`, `_score`, `_advantages` and `_learn`; override one of them to change it. The loss of
+    `_learn` is a weighted sum of log-probabilities, so that the whole logits are never needed.
 
     Args:
         model: an MLE-trained `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
@@ -70,7 +72,13 @@ class VisionRewardTrainer(VisionTrainer):
         completion_decoder: nn.Module | None = None,
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
-        self.reward = RewardSum(reward_funcs, args.reward_weights, args.completions_format == "conversational")
+        self.reward = RewardSum(
+            reward_funcs,
+            args.reward_weights,
+            args.completions_format == "conversational",
+            args.reward_num_workers,
+            args.reward_timeout,
+        )
         super().__init__(
             model=model,
             args=args,
@@ -86,9 +94,12 @@ class VisionRewardTrainer(VisionTrainer):
         self.num_generations = args.num_generations
         self.temperature = args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
         self._rewarded = False
         self._step_time = 0.0
+        self.add_callback(OptimizerClock(self._clock))
+        self._waiting: deque[dict] = deque()  # micro-batches of this update step that are not sampled yet
+        self._drawn: deque[dict] = deque()  # those that are, and whose turn to learn has not come
         if args.disable_dropout:
             disable_dropout(self.model)
         self.ref_model = self._reference_model(adapters_are_new=peft_config is not None)
@@ -96,11 +107,24 @@ class VisionRewardTrainer(VisionTrainer):
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        completions = self._sample(inputs)
+        inputs = inputs if "completions" in inputs else self._draw(inputs)
+        completions = inputs["completions"]
         rewards, token_targets = self._score(completions, inputs)
         advantages = self._advantages(rewards, completions, inputs)
+        self._clock.enter("learn")
         loss = self._learn(model, inputs, completions, advantages, token_targets, num_items_in_batch)
         return (loss, completions) if return_outputs else loss
+
+    def _draw(self, inputs) -> dict:
+        """The micro-batch with its `completions`; threads, if there are any, have begun to score them."""
+        inputs = self._encode(self._prepare_inputs(inputs))
+        self._clock.enter("sample")
+        completions = self._sample(inputs)
+        inputs = {**inputs, "completions": completions}
+        if self.args.reward_num_workers:
+            inputs["scores"] = self._start_rewards(completions, inputs)
+        self._clock.enter(None)
+        return inputs
 
     def _sample(self, inputs) -> SampledCompletions:
         """G completions of each image, drawn from the model as it stands: `(B, G, T)`."""
@@ -114,8 +138,13 @@ class VisionRewardTrainer(VisionTrainer):
         return self.complete(inputs, self.num_generations, temperature=self.temperature, uniforms=uniforms)
 
     def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
-        """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply."""
-        scores = self._rewards_of(completions, inputs)
+        """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply.
+
+        With `reward_num_workers` the rewards of the sampled completions have been started before, and this waits for
+        them. An override may change what it returns; one that scores in a way of its own needs no workers.
+        """
+        drawn = completions is inputs.get("completions") and "scores" in inputs
+        scores = self._finished(inputs["scores"] if drawn else self._start_rewards(completions, inputs))
         rewards = scores.rewards.view(completions.completion_ids.shape[:2])
         self._record(scores, rewards, completions)
         return rewards, scores.token_targets
@@ -130,8 +159,9 @@ class VisionRewardTrainer(VisionTrainer):
             case "first":
                 return first_advantages(rewards)
             case "greedy":
+                self._clock.enter("sample")
                 greedy = self.complete(inputs, do_sample=False)
-                return greedy_advantages(rewards, self._rewards_of(greedy, inputs).rewards)
+                return greedy_advantages(rewards, self._finished(self._start_rewards(greedy, inputs)).rewards)
             case "mean":
                 return mean_advantages(rewards)
         return no_baseline_advantages(rewards)
@@ -139,35 +169,16 @@ class VisionRewardTrainer(VisionTrainer):
     def _learn(self, model, inputs, completions, advantages, token_targets, num_images=None) -> torch.Tensor:
         """The loss: one teacher-forced pass over the samples, weighted by their advantages."""
         completions = completions.first(self.num_learning)  # (B, L, T), L = 1 or G
-        advantages = advantages[:, : self.num_learning]
-        logits, per_token_logps = self._teacher_forced(model, inputs, completions)  # (B*L, T, V), (B*L, T)
-        mask = completions.completion_mask.flatten(0, 1)
-        self._record_logp_difference(per_token_logps, completions)
         num_samples = (num_images or len(advantages)) * self.num_learning  # of the whole update step
+        ids, mask, _ = (field.flatten(0, 1) for field in completions)  # (B*L, T)
+        tokens = reinforce_weights(ids, mask, advantages[:, : self.num_learning].flatten())
+        for targets in token_targets:  # TokenTargets.weight is stated for the mean over all positions
+            tokens += token_target_weights(self._of_learners(targets), targets.weight * self.max_completion_length)
+        loss = self._weighted_sum(model, inputs, completions, tokens)
         length = self.max_completion_length if self.args.loss_reduction == "mean" else 1
-        loss = self.mean_over_step(reinforce_loss(per_token_logps, mask, advantages.flatten()) / length, num_samples)
-        for targets in token_targets:  # TokenTargets.weight is stated for "mean"; "sum" is max_completion_length of it
-            weight = targets.weight * self.max_completion_length / length
-            loss = loss + self.mean_over_step(
-                weight * token_target_loss(logits, self._of_learners(targets)), num_samples
-            )
-        return loss
+        return self.mean_over_step(loss / length, num_samples)
 
     # --- the parts --------------------------------------------------------------------------------------------------
-
-    def _teacher_forced(self, model, inputs, completions) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits of the sampled distribution and the samples' log-probabilities; each image is encoded once."""
-        policy = self.bare(model)
-        ids = special_ids(policy)
-        completion_ids = completions.completion_ids.flatten(0, 1)  # (B*G, T)
-        images = self.model_inputs(inputs)
-        if not serves(policy):
-            times = completions.completion_ids.shape[1]
-            images = {name: value.repeat_interleave(times, dim=0) for name, value in images.items()}
-        decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=ids.decoder_start)
-        outputs = model(**images, decoder_input_ids=decoder_input_ids, use_cache=False)
-        logits = policy_logits(outputs.logits, self.temperature, ids.suppressed)
-        return logits, selective_log_softmax(logits, completion_ids)
 
     def _of_learners(self, targets: TokenTargets) -> TokenTargets:
         """For the `B*L` samples that learn: without those that only serve as a baseline."""
@@ -178,12 +189,21 @@ class VisionRewardTrainer(VisionTrainer):
         learns = samples < self.num_learning
         rows = images * self.num_learning + samples
         positions = torch.stack([rows, targets.positions[:, 1]], dim=1)
-        return TokenTargets(positions[learns], targets.ids[learns], targets.probabilities[learns])
+        positions, ids, probabilities = (
+            field[learns].to(self.args.device) for field in (positions, targets.ids, targets.probabilities)
+        )
+        return TokenTargets(positions, ids, probabilities)
 
-    def _rewards_of(self, completions: SampledCompletions, inputs) -> Scores:
+    def _start_rewards(self, completions: SampledCompletions, inputs) -> Callable[[], Scores]:
+        """Decode and start the rewards; without workers they are computed here and now."""
+        self._clock.enter("decode")
         decoded, ids = self.decode(completions, inputs)
-        scores = self.reward(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
-        return scores.to(self.args.device)
+        self._clock.enter("reward")
+        return self.reward.start(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
+
+    def _finished(self, started: Callable[[], Scores]) -> Scores:
+        self._clock.enter("reward")
+        return started().to(self.args.device)
 
     def _reference_model(self, adapters_are_new: bool):
         """The model before tuning, for `beta`: under new adapters the base itself, else a frozen copy."""
@@ -199,13 +219,19 @@ class VisionRewardTrainer(VisionTrainer):
     @torch.no_grad()
     def _kl(self, completions: SampledCompletions, inputs) -> torch.Tensor:
         """The samples' log p(policy) - log p(reference), summed over tokens `(B, G)`: TRL's k1 estimator of the KL."""
+        ids, mask, logps = (field.flatten(0, 1) for field in completions)
+        tokens = reinforce_weights(ids, mask, torch.ones_like(logps[:, 0]))  # every token that was drawn
+        # The reference has an encoder of its own: the policy's output beside the pixels is not for it.
+        name = "pixel_values" if "pixel_values" in inputs else "encoder_outputs"
         without_adapters = self.ref_model.disable_adapter() if self.ref_model is self.model else nullcontext()
         with without_adapters, evaluation_mode(self.ref_model), self.accelerator.autocast():
-            _, reference_logps = self._teacher_forced(self.ref_model, inputs, completions)
-        difference = completions.per_token_logps - reference_logps.view_as(completions.per_token_logps)
-        kl = difference.masked_fill(completions.completion_mask == 0, 0.0).sum(-1)
-        self._metrics["kl"].append(self.accelerator.gather(kl).mean().item())
-        return kl
+            _, reference_logps = self._teacher_forced(
+                self.ref_model, {name: inputs[name]}, completions.completion_ids, tokens
+            )
+        difference = logps[tokens.rows, tokens.positions] - reference_logps
+        kl = torch.zeros_like(logps[:, 0]).index_add_(0, tokens.rows, difference)
+        self._recorded["kl"].append(kl)
+        return kl.view(completions.completion_ids.shape[:2])
 
     def _count_items(self, batch) -> int:
         return len(batch["row_index"])
@@ -259,44 +285,65 @@ class VisionRewardTrainer(VisionTrainer):
             metrics[f"rewards/{name}/mean"] = mean
         return metrics
 
-    # --- logging: TRL's keys ----------------------------------------------------------------------------------------
+    # --- micro-batches ----------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        self._clock.enter("data")
+        batches, num_images = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._clock.enter(None)
+        self._waiting, self._drawn = deque(batches), deque()
+        self._recorded.clear()
+        return batches, num_images
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch. With reward workers the next one is sampled first, while this one's rewards are computed.
+
+        No parameter moves within an update step, so that the next micro-batch's samples are on-policy all the same.
+        """
         start = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        ahead = 1 if self.args.reward_num_workers else 0
+        while self._waiting and len(self._drawn) <= ahead:
+            self._drawn.append(self._draw(self._waiting.popleft()))
+        loss = super().training_step(model, self._drawn.popleft() if self._drawn else inputs, num_items_in_batch)
+        self._clock.enter(None)
         self._step_time += time.perf_counter() - start
         if self.accelerator.sync_gradients:
             self._metrics["step_time"].append(self._step_time)
             self._step_time = 0.0
+            self._measure()
         return loss
 
+    # --- logging: TRL's keys ----------------------------------------------------------------------------------------
+
     def _record(self, scores: Scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
-        ids, mask, logps = (x.flatten(0, 1) for x in completions)  # (B*G, T)
+        """Keep what the log says of these completions; ranks exchange it once an update step."""
         ends = special_ids(self.bare(self.model)).ends
-        lengths = mask.sum(-1)
-        last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
-        ended = torch.isin(last, last.new_tensor(ends)) if ends else torch.ones_like(last, dtype=torch.bool)
-        gather = self.accelerator.gather
-        lengths = gather(lengths)
-        self.state.num_input_tokens_seen += int(lengths.sum())
-        self._metrics["num_tokens"] = [self.state.num_input_tokens_seen]
-        for name, value in {
-            **completion_metrics(lengths, gather(ended), gather(logps.sum(-1))),
-            **reward_metrics(gather(rewards), gather(scores.per_function), self.reward.names),
-            **scores.logged,
-        }.items():
+        self._recorded["completions"].append(completion_record(completions, ends, rewards, scores.per_function))
+        for name, value in scores.logged.items():
             self._metrics[name].append(value)
 
-    def _record_logp_difference(self, per_token_logps: torch.Tensor, completions: SampledCompletions) -> None:
-        """How far the learned policy is from the sampled one: about 0 unless dropout or precision part them."""
-        difference = (per_token_logps.detach() - completions.per_token_logps.flatten(0, 1)).abs()
-        difference = difference.masked_fill(completions.completion_mask.flatten(0, 1) == 0, 0.0).max()
-        self._metrics["sampling/sampling_logp_difference/max"].append(self.accelerator.gather(difference).max().item())
+    def _measure(self) -> None:
+        """What all ranks recorded during this update step, as metrics of the whole step."""
+        recorded = {name: torch.cat(parts) for name, parts in self._recorded.items()}
+        self._recorded.clear()
+        recorded = {name: values.cpu() for name, values in self.accelerator.gather(recorded).items()}
+        metrics: dict[str, float] = {}
+        if "completions" in recorded:
+            metrics, num_tokens = step_metrics(recorded["completions"], self.num_generations, self.reward.names)
+            self.state.num_input_tokens_seen += num_tokens
+            self._metrics["num_tokens"] = [self.state.num_input_tokens_seen]
+        if "kl" in recorded:
+            metrics["kl"] = recorded["kl"].mean().item()
+        if "difference" in recorded:
+            metrics["sampling/sampling_logp_difference/max"] = recorded["difference"].max().item()
+        for name, value in metrics.items():
+            self._metrics[name].append(value)
 
     def _check_rewarded(self) -> None:
         """Some completion of the run so far had a reward; rows that none applies to are no error by themselves."""
         self._rewarded = self._rewarded or bool(self._metrics.get("reward"))
-        if self._metrics and not self._rewarded:
+        if "num_tokens" in self._metrics and not self._rewarded:  # else an override of `_score` does it all
             raise ValueError(
                 f"Every reward ({', '.join(self.reward.names)}) was None for all completions of the first "
                 f"{self.state.global_step} steps: nothing can be learned from them."
@@ -305,7 +352,10 @@ class VisionRewardTrainer(VisionTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         self._check_rewarded()
         if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
+            num_steps = len(self._metrics.get("step_time", [None]))
             for name, values in self._metrics.items():
                 logs[name] = sum(values) / len(values)
+            for part, seconds in self._clock.read().items():
+                logs[f"timing/{part}"] = seconds / num_steps
             self._metrics.clear()
         super().log(logs, start_time)

@@ -5,8 +5,9 @@ import functools
 import inspect
 import itertools
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from vision_rl.rewards import RewardFunc, RewardOutput, SavedReward, TokenTargets, as_conversations
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import BatchColumns
+from vision_rl.trainer.reward_workers import RewardWorkers
 
 
 @dataclass
@@ -36,6 +38,8 @@ class RewardSum:
         reward_funcs: callables in TRL's form, or evaluate modules whose result has a list `rewards`.
         weights: one a reward; default all 1.
         conversational: give them completions and prompts as lists of one message.
+        num_workers: threads that compute them; 0: the one that asks, at once.
+        timeout: most seconds to wait for one of them.
     """
 
     def __init__(
@@ -43,8 +47,11 @@ class RewardSum:
         reward_funcs: RewardFunc | list[RewardFunc],
         weights: list[float] | None = None,
         conversational: bool = False,
+        num_workers: int = 0,
+        timeout: float | None = None,
     ):
-        self.conversational = conversational
+        self.conversational, self.timeout = conversational, timeout
+        self.workers = RewardWorkers(num_workers) if num_workers else None
         functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         if not functions:
             raise ValueError("reward_funcs is empty: give at least one reward.")
@@ -69,6 +76,12 @@ class RewardSum:
         self, completions: list, completion_ids: list[list[int]], columns: BatchColumns, rows: list[int], state
     ) -> Scores:
         """Score the completions of the images `rows`, `G` adjacent ones each; columns are repeated `G` times."""
+        return self.start(completions, completion_ids, columns, rows, state)()
+
+    def start(
+        self, completions: list, completion_ids: list[list[int]], columns: BatchColumns, rows: list[int], state
+    ) -> Callable[[], Scores]:
+        """Start scoring, as `__call__` does; calling what is returned waits for it to end."""
         if len(completions) != len(completion_ids):
             raise ValueError(f"{len(completion_ids)} completions were decoded into {len(completions)} objects.")
         repeats = len(completions) // len(rows)
@@ -88,12 +101,15 @@ class RewardSum:
 
         rows = _repeat(rows, repeats)
         calls = [
-            _Call(name, function, arguments, constants, rows)
+            _Call(name, function, arguments, constants, rows, self.workers)
             for name, function in zip(self.names, self.functions, strict=True)
         ]
+        return functools.partial(self._collect, calls, completions, completion_ids, rows, logged)
+
+    def _collect(self, calls: list["_Call"], completions, completion_ids, rows: list[int], logged: dict) -> Scores:
         token_targets, values = [], []
         for call in calls:  # all have started: those that are async run while the others compute
-            output = call.result()
+            output = call.result(self.timeout)
             if isinstance(output, RewardOutput):
                 if output.token_targets is not None:
                     _check_token_targets(call.name, output.token_targets, completion_ids)
@@ -106,9 +122,17 @@ class RewardSum:
 
 
 class _Call:
-    """One reward on one batch: an async one has been started, another has been computed."""
+    """One reward on one batch: an async one, or one for the `workers`, has been started, another has been computed."""
 
-    def __init__(self, name: str, function: Callable, arguments: dict[str, list], constants: dict, rows: list[int]):
+    def __init__(
+        self,
+        name: str,
+        function: Callable,
+        arguments: dict[str, list],
+        constants: dict,
+        rows: list[int],
+        workers: RewardWorkers | None = None,
+    ):
         self.name, self.function, self.arguments, self.constants, self.rows = (
             name,
             function,
@@ -116,16 +140,27 @@ class _Call:
             constants,
             rows,
         )
+        arguments = {**arguments, **constants}
         try:
-            self.output = _start(function, {**arguments, **constants})
+            self.output = workers.submit(_start, function, arguments) if workers else _start(function, arguments)
         except Exception as error:
             raise self._explained(error) from error
 
-    def result(self):
-        try:
-            return self.output.result() if isinstance(self.output, Future) else self.output
-        except Exception as error:
-            raise self._explained(error) from error
+    def result(self, timeout: float | None = None):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        output = self.output
+        while isinstance(output, Future):  # of a worker, which may have started an async reward
+            if not wait([output], None if deadline is None else max(0.0, deadline - time.monotonic())).done:
+                output.cancel()
+                raise TimeoutError(
+                    f"The reward `{self.name}` was not ready after {timeout} s (reward_timeout), on the rows "
+                    f"{sorted(set(self.rows))}. Raise reward_timeout, or give the reward a time limit of its own."
+                )
+            try:
+                output = output.result()
+            except Exception as error:
+                raise self._explained(error) from error
+        return output
 
     def _explained(self, error: Exception) -> RuntimeError:
         culprit = None if isinstance(error, OSError) else self._first_failing(error, 0, len(self.rows))

@@ -262,13 +262,13 @@ class VisionTrainer(CompletingTrainer):
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As Trainer's; without an argument `args.resume_from_checkpoint` counts, which Trainer leaves to scripts."""
         if resume_from_checkpoint is None:
             resume_from_checkpoint = self.args.resume_from_checkpoint
         if str(resume_from_checkpoint).lower() in ("true", "false"):  # from a command line
             resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
-        return super().train(resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""

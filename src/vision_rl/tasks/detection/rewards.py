@@ -5,9 +5,11 @@ a prediction keeps the true box that it overlaps most, a true box keeps the pred
 other prediction of it is a duplicate. Predictions that overlap nothing cost nothing.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from vision_rl.rewards import RewardOutput, TokenTargets
@@ -289,8 +291,10 @@ def confidence_targets(match_iou: torch.Tensor, present: torch.Tensor, weight: f
 
 def _stack(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """`(R, T)`, the shorter ones filled with `ABSENT`."""
+    if isinstance(sequences, torch.Tensor):
+        return sequences
+    lengths = [len(sequence) for sequence in sequences]
+    ids = np.fromiter(itertools.chain.from_iterable(sequences), np.int64, sum(lengths))
     return torch.nn.utils.rnn.pad_sequence(
-        [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences],
-        batch_first=True,
-        padding_value=ABSENT,
+        torch.from_numpy(ids).split(lengths), batch_first=True, padding_value=ABSENT
     )

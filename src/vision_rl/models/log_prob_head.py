@@ -1,0 +1,225 @@
+"""The output head and the log-probabilities in one: a loss without the logits `(R, T, V)` of all tokens.
+
+REINFORCE and supervised token targets are both a sum of weighted log-probabilities, and the weights are known before
+the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the backward pass. It buys
+memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same. Only tokens that have
+a weight are read, which leaves out the padding.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vision_rl.models.sampling import policy_logits
+
+
+CHUNK_ELEMENTS = 2**22  # logits at once: 16 MB of float32, 139 tokens at V = 30k
+
+
+@dataclass(frozen=True)
+class WeightedTokens:
+    """The loss `sum(weights * log p(ids))` over `E` tokens of `R` sequences, some of them perhaps not the drawn ones.
+
+    Args:
+        rows: `LongTensor (E,)`, the sequence of each.
+        positions: `LongTensor (E,)`, its place in the sequence.
+        ids: `LongTensor (E,)`, the token whose log-probability counts.
+        weights: `FloatTensor (E,)`, constants of the gradient.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    ids: Tensor
+    weights: Tensor
+
+    def __add__(self, other: "WeightedTokens") -> "WeightedTokens":
+        return WeightedTokens(*(torch.cat(pair) for pair in zip(self._fields(), other._fields(), strict=True)))
+
+    def __getitem__(self, chosen: Tensor) -> "WeightedTokens":
+        return WeightedTokens(*(field[chosen] for field in self._fields()))
+
+    def _fields(self) -> tuple[Tensor, ...]:
+        return self.rows, self.positions, self.ids, self.weights
+
+    def that_learn(self) -> "WeightedTokens":
+        """Those with a weight other than 0; one token where there is none, for a step of nothing is a step too."""
+        learns = self.weights != 0
+        learns[0] |= ~learns.any()
+        return self[learns]
+
+    def of_rows(self, kept: Tensor) -> "WeightedTokens":
+        """Those of the sequences `kept` (sorted), which are then numbered anew."""
+        chosen = self[torch.isin(self.rows, kept)]
+        return replace(chosen, rows=torch.searchsorted(kept, chosen.rows))
+
+
+def weigh_logits(logits: Tensor, tokens: WeightedTokens) -> tuple[Tensor, Tensor]:
+    """The loss and the log-probabilities `(E,)`, from whole logits `(R, T, V)` in float32: the plain way."""
+    logps = logits[tokens.rows, tokens.positions, tokens.ids] - logits.logsumexp(-1)[tokens.rows, tokens.positions]
+    return (tokens.weights * logps.masked_fill(tokens.weights == 0, 0.0)).sum(), logps.detach()
+
+
+def weigh_hidden(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tokens: WeightedTokens,
+    temperature: float = 1.0,
+    suppressed: list[int] | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """As `weigh_logits(policy_logits(F.linear(hidden, weight, bias), ...), tokens)`, in less memory.
+
+    Under autocast the matrix products run in its dtype, everything else in float32.
+
+    Args:
+        hidden: `(R, T, d)`, what the head reads.
+        weight: `(V, d)`, bias: `(V,)`, the head's.
+        tokens: what is learned.
+        temperature, suppressed: of the policy, as for `policy_logits`.
+        chunk_elements: most logits at a time.
+
+    Returns:
+        The loss, and the log-probabilities `(E,)` without gradient.
+    """
+    places, place_of = torch.unique(tokens.rows * hidden.shape[1] + tokens.positions, return_inverse=True)
+    order = place_of.argsort(stable=True)
+    loss, logps = _WeightedLogProbs.apply(
+        hidden.flatten(0, 1).index_select(0, places),  # (N, d)
+        weight,
+        bias,
+        place_of[order],
+        tokens.ids[order],
+        tokens.weights[order],
+        (temperature, suppressed, max(1, chunk_elements // len(weight)), torch.is_grad_enabled()),
+    )
+    return loss, torch.empty_like(logps).index_copy_(0, order, logps)
+
+
+class _WeightedLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden, weight, bias, places, ids, weights, options) -> tuple[Tensor, Tensor]:
+        """Of `hidden (N, d)`; `places (E,)`, sorted, says which of the N each of the E tokens belongs to."""
+        temperature, suppressed, chunk, learns = options
+        needs_hidden, needs_weight, needs_bias = (learns and needed for needed in ctx.needs_input_grad[:3])
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        x, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        hidden_grad: Any = torch.empty_like(x, dtype=hidden.dtype) if needs_hidden else None
+        weight_grad: Any = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        bias_grad: Any = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        logps = torch.empty(len(ids), device=hidden.device)
+        starts = range(0, len(x), chunk)
+        bounds = torch.searchsorted(places, torch.tensor([*starts, len(x)], device=places.device)).tolist()
+        with torch.autocast(device, enabled=False):
+            for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
+                part, entries = slice(start, start + chunk), slice(first, last)
+                logits = policy_logits(F.linear(x[part], w, b), temperature, suppressed)  # (c, V)
+                of_part = (places[entries] - start, ids[entries], weights[entries])
+                logps[entries], grad = _log_probs_and_gradient(logits, *of_part)
+                if temperature != 1:
+                    grad.div_(temperature)
+                if suppressed:
+                    grad[:, suppressed] = 0.0
+                low_grad = grad.to(dtype)
+                if needs_hidden:
+                    hidden_grad[part] = low_grad @ w
+                if needs_weight and dtype == torch.float32:
+                    weight_grad.addmm_(low_grad.T, x[part])
+                elif needs_weight:
+                    weight_grad += low_grad.T @ x[part]
+                if needs_bias:
+                    bias_grad += grad.sum(0)
+        if needs_weight:
+            weight_grad = weight_grad.to(weight.dtype)
+        if needs_bias:
+            bias_grad = bias_grad.to(bias.dtype)
+        ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
+        ctx.mark_non_differentiable(logps)
+        return (weights * logps.masked_fill(weights == 0, 0.0)).sum(), logps
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, loss_grad, _):
+        # in place: the weight's gradient may be the largest tensor of the step
+        grads = (None if grad is None else grad.mul_(loss_grad.to(grad.dtype)) for grad in ctx.saved_tensors)
+        return *grads, None, None, None, None
+
+
+def _log_probs_and_gradient(logits: Tensor, places: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`log p (E,)`, and the gradient of their weighted sum, which takes the place of the `logits (c, V)` in memory."""
+    chosen = logits[places, ids]
+    largest = logits.amax(-1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    logps = chosen - (largest + total.log()).squeeze(1)[places]
+    # d/dlogits of w * log p(id) is w * (1 at id, minus the probabilities)
+    weight_of_place = torch.zeros_like(total).squeeze(1).index_add_(0, places, weights)
+    grad = logits.mul_(-weight_of_place[:, None] / total)
+    return logps, grad.index_put_((places, ids), weights, accumulate=True)
+
+
+# --- inside a model -------------------------------------------------------------------------------------------------
+
+
+class FusedHead:
+    """Lets a model's forward return the loss in place of its logits.
+
+    For as long as `loss_of(...)` lasts, the forward of the head itself computes the loss. Thus the loss comes out of
+    the wrapped model's one forward call, as DistributedDataParallel, DeepSpeed and PEFT need it, and the head's weights
+    are read where ZeRO has gathered them.
+    """
+
+    def __init__(self, head: nn.Linear, temperature: float = 1.0, suppressed: list[int] | None = None):
+        self.head, self.temperature, self.suppressed = head, temperature, suppressed
+        self.logps: Any = None  # (E,) after a forward
+
+    @contextmanager
+    def loss_of(self, tokens: WeightedTokens) -> Iterator[None]:
+        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set."""
+
+        def forward(hidden: Tensor) -> Tensor:
+            loss, self.logps = weigh_hidden(
+                hidden, self.head.weight, self.head.bias, tokens, self.temperature, self.suppressed
+            )
+            return loss
+
+        with _forward_of(self.head, forward):
+            yield
+
+
+def can_be_fused(model: PreTrainedModel, inputs: dict) -> bool:
+    """Whether the model's logits are what a plain `nn.Linear` gave, untouched.
+
+    They are not where a decoder scales or caps them, nor is the head plain inside an adapter or a quantised model.
+
+    Args:
+        model: a transformers model.
+        inputs: of one small forward call, in which the head is replaced by one that says something recognisable.
+    """
+    head: Any = model.get_output_embeddings()
+    if head is None or type(head).forward is not nn.Linear.forward or "forward" in vars(head):
+        return False
+    said = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        said.append(torch.linspace(-50, 50, head.out_features, device=hidden.device).expand(*hidden.shape[:-1], -1))
+        return said[-1]
+
+    with torch.no_grad(), _forward_of(head, forward):
+        logits = model(**inputs, use_cache=False).logits
+    return len(said) == 1 and torch.equal(logits, said[0])
+
+
+@contextmanager
+def _forward_of(module: nn.Module, forward: Callable) -> Iterator[None]:
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward

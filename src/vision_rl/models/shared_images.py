@@ -1,0 +1,88 @@
+"""G completions about an image read one copy of it, in transformers' own decoders too.
+
+Cross-attention does not care in which order its queries come, nor how many there are: the G*T tokens about an image
+are as well one row of G*T queries as G rows of T. So the cross-attention modules of a decoder are given their input in
+that shape, B rows instead of B*G, and everything else of transformers' code runs as it is: keys and values are
+projected, cached and read once an image, in sampling and in learning. Nothing changes where each row has its own image.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from vision_rl.models.decoder import VisionDecoderForCausalLM
+
+
+logger = logging.getLogger(__name__)
+
+# What cross-attention is called in BERT, GPT-2 and their kin, and in BART, mBART, TrOCR and theirs.
+CROSS_ATTENTION = ("crossattention", "encoder_attn")
+MASKS_EVERY_ROW = ("big_bird",)  # its cross-attention gets a mask of B*G rows, whether one is needed or not
+
+
+def share_images_of(decoder: PreTrainedModel) -> None:
+    """Let `decoder` take B images with B*G rows of tokens, the G rows of an image adjacent. Twice changes nothing.
+
+    Our decoder does so itself. One whose cross-attention is not known here gets its images repeated, and a line in
+    the log says so.
+    """
+    if isinstance(decoder, VisionDecoderForCausalLM):
+        return
+    for attention in _cross_attentions(decoder):
+        if _fold not in attention._forward_pre_hooks.values():
+            attention.register_forward_pre_hook(_fold, with_kwargs=True)
+            attention.register_forward_hook(_unfold)
+    if not reads_images_once(decoder) and _repeat_images not in decoder._forward_pre_hooks.values():
+        logger.warning(
+            "The cross-attention of %s is not known to vision_rl: it reads each image once for every completion, "
+            "which takes more time and memory.",
+            type(decoder).__name__,
+        )
+        decoder.register_forward_pre_hook(_repeat_images, with_kwargs=True)
+
+
+def reads_images_once(decoder: PreTrainedModel) -> bool:
+    """Whether `decoder`, after `share_images_of`, projects and reads an image once for all completions about it."""
+    return isinstance(decoder, VisionDecoderForCausalLM) or bool(_cross_attentions(decoder))
+
+
+def images_for(decoder: PreTrainedModel, images: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """`images (B, N, d)` as `decoder` reads them for `num_rows` completions: each once, or repeated G times."""
+    if reads_images_once(decoder) or len(images) == num_rows:
+        return images
+    return images.repeat_interleave(num_rows // len(images), dim=0)
+
+
+def _cross_attentions(decoder: PreTrainedModel) -> list[nn.Module]:
+    if decoder.config.model_type in MASKS_EVERY_ROW:
+        return []
+    return [module for name, module in decoder.named_modules() if name.rpartition(".")[2] in CROSS_ATTENTION]
+
+
+def _fold(attention: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """`(B*G, T, d)` tokens as `(B, G*T, d)` queries; some decoders pass them by position and others by name."""
+    tokens = args[0] if args else kwargs["hidden_states"]
+    others = (*args[1:], *(value for name, value in kwargs.items() if name != "hidden_states"))
+    images = next(other for other in others if isinstance(other, torch.Tensor) and other.ndim == 3)  # (B, N, d)
+    attention.unfolded = None if len(images) == len(tokens) else tokens.shape[:2]
+    if attention.unfolded is not None:
+        tokens = tokens.reshape(len(images), -1, tokens.shape[-1])
+        args, kwargs = ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tokens})
+    return args, kwargs
+
+
+def _unfold(attention: Any, args: tuple, output: tuple) -> tuple | None:
+    """The attention's output, the first of what it returns, as rows of tokens again."""
+    if attention.unfolded is None:
+        return None
+    return output[0].reshape(*attention.unfolded, -1), *output[1:]
+
+
+def _repeat_images(decoder: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    images, input_ids = kwargs.get("encoder_hidden_states"), kwargs.get("input_ids")
+    if images is not None and input_ids is not None:
+        kwargs["encoder_hidden_states"] = images_for(decoder, images, len(input_ids))
+    return args, kwargs

@@ -1,0 +1,350 @@
+"""The decode loop against a slow one without a cache, and against itself: dropped rows, buckets, hooks, adapters."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from scipy import stats
+from test_sampling import DECODERS, pixels, teacher_forced_logps
+from tiny import END, START, tiny_model
+
+from vision_rl.models import VisionDecoderForCausalLM
+from vision_rl.models.decode_step import Clock, OwnForwardStep, VisionStep, decode_step
+from vision_rl.models.decoding import Decoding, Eager, draw, inverse_cdf, policy_logits
+from vision_rl.models.sampling import sample, share_images
+
+
+B, G, T = 3, 4, 12
+# Ends that make completions of many lengths: tied embeddings would rather say the same token again.
+SHARP_AND_ENDS = {"ours": (0.2, [1]), "bert": (0.1, [1]), "gpt2": (0.1, [1, 3, 4]), "trocr": (0.1, [1, 2, 3, 4])}
+
+
+def model_of(decoder="ours"):
+    sharp, ends = SHARP_AND_ENDS[decoder]
+    model = tiny_model(decoder, sharp=sharp)
+    model.generation_config.eos_token_id = ends
+    return model
+
+
+def endless_model():
+    return tiny_model(end=None, sharp=0.2)
+
+
+def uniforms(seed=0):
+    return torch.rand(B, G, T, generator=torch.Generator().manual_seed(seed))
+
+
+def slowly(model, pixel_values, table, temperature=1.0, suppressed=()):
+    """The definition: images repeated, everything computed anew at each token, one flat CDF in float64."""
+    images = pixel_values.repeat_interleave(G, 0)
+    tokens = torch.full((B * G, 1), START)
+    logps = []
+    for t in range(T):
+        with torch.no_grad():
+            logits = model(pixel_values=images, decoder_input_ids=tokens, use_cache=False).logits[:, -1].double()
+        logits[:, list(suppressed)] = float("-inf")
+        logp = (logits / temperature).log_softmax(-1)
+        cdf = logp.exp().cumsum(-1).numpy()
+        u = table.flatten(0, 1)[:, t].double().numpy()
+        drawn = torch.tensor([np.searchsorted(row, x, side="right") for row, x in zip(cdf, u, strict=True)])
+        logps.append(logp.gather(-1, drawn[:, None]))
+        tokens = torch.cat([tokens, drawn[:, None]], dim=1)
+    return tokens[:, 1:].view(B, G, T), torch.cat(logps, dim=1).view(B, G, T)
+
+
+def decoding_of(model, table, step=None, watched=()):
+    """A `Decoding` of the model's images, by default with the step that `sample` would take."""
+    share_images(model)
+    with torch.no_grad():
+        images = model.encoder(pixel_values=pixels(B)).last_hidden_state
+        clock = Clock(T, images.device)
+        step = decode_step(model.decoder, images, clock, False) if step is None else step(model.decoder, images, clock)
+    ends = model.generation_config.eos_token_id or []
+    return Decoding(
+        step,
+        B,
+        B * G,
+        start=START,
+        pad=START,
+        ends=torch.tensor(ends, dtype=torch.long),
+        suppressed=torch.tensor([], dtype=torch.long),
+        temperature=1.0,
+        uniforms=table.flatten(0, 1),
+        watched=torch.tensor(watched, dtype=torch.long),
+    )
+
+
+@torch.no_grad()
+def written(decoding, run):
+    decoding.write(run)
+    return decoding.ids, decoding.logps, decoding.watched_logps
+
+
+class Recorded(Eager):
+    """Remembers the shapes of the steps."""
+
+    def __init__(self, shrink):
+        super().__init__()
+        self.shrink, self.shapes = shrink, []
+
+    def __call__(self, shape, step):
+        self.shapes.append(shape)
+        step()
+
+
+class AsOnAGpu(Eager):
+    """Buckets, masks, rare looks at the ends; and all but the first two steps of a shape know no host's position."""
+
+    bucket, shrink = 4, 0.5
+
+    def __init__(self, decoding):
+        super().__init__(check_every=3)
+        self.decoding, self.counts, self.forgotten = decoding, {}, 0
+
+    def __call__(self, shape, step):
+        self.counts[shape] = self.counts.get(shape, 0) + 1
+        if self.counts[shape] > 2:
+            self.decoding.clock.step = None  # a replay runs no Python: whoever asks for it here fails
+        step()
+
+    def forget(self):
+        self.forgotten += 1
+
+
+# --- the same samples as by the definition --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.7}, {"suppressed": (2, 5)}])
+def test_draws_are_those_of_one_flat_cdf_without_any_cache(decoder, how):
+    model = model_of(decoder)
+    expected, logps = slowly(model, pixels(B), uniforms(), **how)
+    model.generation_config.suppress_tokens = list(how.get("suppressed", ()))
+    completions = sample(
+        model,
+        pixels(B),
+        G,
+        uniforms=uniforms(),
+        max_completion_length=T,
+        temperature=how.get("temperature", 1.0),
+    )
+    mask = completions.completion_mask == 1
+    longest = mask.shape[-1]
+    assert torch.equal(completions.completion_ids[mask], expected[..., :longest][mask])
+    difference = completions.per_token_logps - logps[..., :longest].float()
+    assert difference[mask].abs().max() < 1e-5
+    lengths = mask.sum(-1)
+    assert lengths.min() < lengths.max()  # rows were dropped at different times
+
+
+def test_encoder_outputs_in_place_of_pixels_give_the_same_samples():
+    model = model_of()
+    with torch.no_grad():
+        encoded = model.encoder(pixel_values=pixels(B)).last_hidden_state
+    how = {"num_generations": G, "uniforms": uniforms(), "max_completion_length": T}
+    for a, b in zip(sample(model, pixels(B), **how), sample(model, encoder_outputs=encoded, **how), strict=True):
+        assert torch.equal(a, b)
+
+
+# --- rows that have ended -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_dropping_ended_rows_changes_no_token(decoder):
+    model = model_of(decoder)
+    results, shapes = [], []
+    for shrink in (0.0, 0.85, 1.0):
+        decoding = decoding_of(model, uniforms(), watched=(2, 3))
+        run = Recorded(shrink)
+        results.append(written(decoding, run))
+        shapes.append(run.shapes)
+    for result in results[1:]:
+        assert torch.equal(result[0], results[0][0])
+        for a, b in zip(result[1:], results[0][1:], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert {rows for _, rows, _ in shapes[0]} == {B * G}
+    for dropped in shapes[1:]:
+        images, rows, _ = dropped[-1]
+        assert rows < B * G and rows % images == 0
+    assert decoder != "ours" or images < B  # a whole image too
+    assert len(shapes[0]) == len(shapes[1]) == len(shapes[2])
+
+
+def test_without_an_end_nothing_is_dropped():
+    run = Recorded(1.0)
+    decoding = decoding_of(endless_model(), uniforms())
+    written(decoding, run)
+    assert [(images, rows) for images, rows, _ in run.shapes] == [(B, B * G)] * T
+
+
+def test_ranks_that_must_step_together_keep_all_rows_and_call_the_modules():
+    model = model_of()
+    rows = []
+    plain = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    hook = model.decoder.lm_head.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    together = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T, synced=True)
+    hook.remove()
+    assert set(rows) == {B * G}
+    assert torch.equal(plain.completion_ids, together.completion_ids)
+    torch.testing.assert_close(plain.per_token_logps, together.per_token_logps, rtol=0, atol=1e-5)
+
+
+# --- what a CUDA graph needs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert"])
+@pytest.mark.parametrize("own_forward", [False, True])
+def test_steps_with_a_mask_and_a_position_on_the_device_write_the_same(decoder, own_forward):
+    model = model_of(decoder)
+    step = (lambda *arguments: OwnForwardStep(*arguments, synced=False)) if own_forward else None
+    expected = written(decoding_of(model, uniforms(), step, watched=(2,)), Eager())
+    decoding = decoding_of(model, uniforms(), step, watched=(2,))
+    assert decoding.next_logits.capturable
+    run = AsOnAGpu(decoding)
+    actual = written(decoding, run)
+    assert torch.equal(actual[0], expected[0])
+    for a, b in zip(actual[1:], expected[1:], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert run.forgotten and max(run.counts.values()) > 2
+    assert {seen for _, _, seen in run.counts} <= {4, 8, 12}
+
+
+def test_a_step_leaves_its_buffers_where_they_are():
+    decoding = decoding_of(endless_model(), uniforms())
+    with torch.no_grad():
+        decoding.step()
+        layer = decoding.next_logits.layers[0]
+        buffers = [decoding.tokens, decoding.done, decoding.ids, decoding.logps, layer.keys, decoding.clock.position]
+        places = [buffer.data_ptr() for buffer in buffers]
+        decoding.clock.set(1)
+        decoding.step()
+    after = [decoding.tokens, decoding.done, decoding.ids, decoding.logps, layer.keys, decoding.clock.position]
+    assert [buffer.data_ptr() for buffer in after] == places
+
+
+# --- the step is the decoder ----------------------------------------------------------------------------------------
+
+
+def test_a_hook_on_the_decoder_is_called_and_changes_no_sample():
+    model = model_of()
+    how = {"uniforms": uniforms(), "max_completion_length": T}
+    plain = sample(model, pixels(B), G, **how)
+    calls = []
+    model.decoder.layers[0].mlp.register_forward_hook(lambda *arguments: calls.append(1))
+    hooked = sample(model, pixels(B), G, **how)
+    assert len(calls) == plain.completion_ids.shape[-1]
+    assert torch.equal(plain.completion_ids, hooked.completion_ids)
+    torch.testing.assert_close(plain.per_token_logps, hooked.per_token_logps, rtol=0, atol=1e-5)
+
+
+def test_adapters_are_part_of_the_policy():
+    model = model_of()
+    before = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "v_proj", "fc1", "lm_head"], r=4))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    assert isinstance(decoding_of(model, uniforms()).next_logits, VisionStep)
+    after = sample(adapted, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    assert not torch.equal(before.per_token_logps, after.per_token_logps)
+    logps = teacher_forced_logps(adapted.eval(), pixels(B), after.completion_ids)
+    assert (logps - after.per_token_logps).masked_fill(after.completion_mask == 0, 0).abs().max() < 1e-5
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_asked_itself():
+    class Louder(VisionDecoderForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = 2 * output.logits
+            return output
+
+    model = model_of()
+    cold = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T, temperature=0.5)
+    model.decoder.__class__ = Louder
+    louder = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    assert torch.equal(cold.completion_ids, louder.completion_ids)
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2"])
+def test_bfloat16_autocast_samples_close_to_its_own_teacher_forced_pass(decoder):
+    model = model_of(decoder)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        completions = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+        logps = teacher_forced_logps(model, pixels(B), completions.completion_ids)
+    assert completions.per_token_logps.dtype == torch.float32
+    assert (logps - completions.per_token_logps).masked_fill(completions.completion_mask == 0, 0).abs().max() < 0.1
+
+
+def test_more_tokens_than_positions_are_refused_before_anything_is_drawn():
+    with pytest.raises(ValueError, match="17 tokens do not fit the decoder's 16 learned positions"):
+        sample(model_of(), pixels(1), 2, max_completion_length=17)
+
+
+def test_an_image_is_projected_once_a_call():
+    model = model_of()
+    counts = []
+    cross = model.decoder.layers[0].cross_attn.k_proj
+    cross.register_forward_hook(lambda module, args, output: counts.append(len(output)))
+    sample(model, pixels(B), G, max_completion_length=T)
+    assert counts == [B]
+
+
+# --- the draw -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**31), st.sampled_from([2, 130, 2048, 2049, 2176, 5000]), st.floats(0.5, 30))
+def test_the_inverse_cdf_is_the_flat_one_except_at_a_boundary(seed, vocab, spread):
+    generator = torch.Generator().manual_seed(seed)
+    weights = (spread * torch.randn(64, vocab, generator=generator)).softmax(-1)
+    weights[:, torch.rand(vocab, generator=generator) < 0.3] = 0.0
+    weights[:, int(seed % vocab)] = 0.01
+    u = torch.rand(64, generator=generator)
+    u[:2] = torch.tensor([0.0, 1 - 2**-24])
+    drawn = inverse_cdf(weights, u)
+    assert (weights.gather(-1, drawn[:, None]) > 0).all()
+    shares = weights.double() / weights.double().sum(-1, keepdim=True)
+    upper = shares.cumsum(-1).gather(-1, drawn[:, None]).squeeze(-1)
+    lower = upper - shares.gather(-1, drawn[:, None]).squeeze(-1)
+    assert ((lower - 1e-6 <= u) & (u <= upper + 1e-6)).all()
+
+
+def test_every_id_of_a_large_vocabulary_is_found_by_the_middle_of_its_share():
+    vocab = 5000
+    weights = torch.rand(1, vocab, generator=torch.Generator().manual_seed(0)) + 0.5
+    shares = weights.double() / weights.double().sum()
+    middles = (shares.cumsum(-1) - shares / 2).squeeze(0)
+    assert torch.equal(inverse_cdf(weights.expand(vocab, -1), middles.float()), torch.arange(vocab))
+
+
+def test_draws_from_a_large_vocabulary_are_exact_chi_square():
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(1, 4097)
+    drawn = torch.cat([draw(logits.expand(2000, -1), torch.rand(2000))[0] for _ in range(50)])
+    expected = logits[0].double().softmax(-1) * len(drawn)
+    often = expected >= 5
+    observed = torch.bincount(drawn, minlength=4097).double()
+    cells = torch.cat([observed[often], observed[~often].sum()[None]])
+    shares = torch.cat([expected[often], expected[~often].sum()[None]])
+    assert stats.chisquare(cells, shares * cells.sum() / shares.sum()).pvalue > 1e-3
+
+
+def test_the_normaliser_gives_the_log_probability_of_any_id():
+    logits = policy_logits(5 * torch.randn(8, 3000), temperature=0.7, suppress_tokens=[1, 2])
+    for table in (torch.rand(8), None):
+        drawn, log_normalizer = draw(logits, table)
+        torch.testing.assert_close(logits - log_normalizer, logits.log_softmax(-1), rtol=0, atol=1e-5)
+        assert not torch.isin(drawn, torch.tensor([1, 2])).any()
+    assert torch.equal(drawn, logits.argmax(-1))
+
+
+def test_padding_that_is_also_the_end_is_masked_behind_the_first():
+    model = model_of()
+    model.generation_config.pad_token_id = END
+    ids, mask, _ = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    model.generation_config.pad_token_id = START
+    others, other_mask, _ = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    assert torch.equal(mask, other_mask) and torch.equal(ids[mask == 1], others[mask == 1])
+    assert F.pad(mask, (0, 1))[..., 1:].le(mask).all()

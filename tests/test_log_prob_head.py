@@ -1,0 +1,357 @@
+"""The fused head: the plain way's loss and gradient, without the logits of all tokens."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from scripts.train import make_trainer
+from tiny import START, share_of_a, text_dataset, text_processor, tiny_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_hidden, weigh_logits
+from vision_rl.models.sampling import base_model, policy_logits
+from vision_rl.trainer.losses import (
+    reinforce_loss,
+    reinforce_weights,
+    selective_log_softmax,
+    token_target_loss,
+    token_target_weights,
+)
+
+
+R, T, V, D = 4, 5, 17, 6
+
+
+def weighted_tokens(count: int = 30, seed: int = 0, lowest: int = 0) -> WeightedTokens:
+    torch.manual_seed(seed)
+    places = (torch.randint(R, (count,)), torch.randint(T, (count,)), torch.randint(lowest, V, (count,)))
+    return WeightedTokens(*places, torch.randn(count))
+
+
+def head_inputs(bias: bool = True, dtype=torch.float64) -> list:
+    torch.manual_seed(1)
+    tensors = [torch.randn(R, T, D), torch.randn(V, D), torch.randn(V)]
+    tensors = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+    return tensors if bias else [*tensors[:2], None]
+
+
+def plain(hidden, weight, bias, tokens, temperature=1.0, suppressed=None):
+    return weigh_logits(policy_logits(F.linear(hidden, weight, bias), temperature, suppressed), tokens)
+
+
+# --- the function ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 60),
+    st.integers(0, 10**6),
+    st.sampled_from([1.0, 0.5, 2.0]),
+    st.sampled_from([[], [0], [0, 2]]),
+    st.integers(1, 400),
+    st.booleans(),
+)
+def test_loss_log_probs_and_gradients_equal_the_plain_ways(count, seed, temperature, suppressed, chunk, bias):
+    """Also several weights on one token, and chunks of one token."""
+    tokens = weighted_tokens(count, seed, lowest=3)
+    results = []
+    for weigh, options in ((plain, {}), (weigh_hidden, {"chunk_elements": chunk})):
+        tensors = head_inputs(bias)
+        loss, logps = weigh(*tensors, tokens, temperature, suppressed, **options)
+        assert not logps.requires_grad
+        inputs = [tensor for tensor in tensors if tensor is not None]
+        results.append((loss, logps, *torch.autograd.grad(3 * loss, inputs)))
+    for expected, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused.double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_by_hand():
+    """Two equally likely tokens, the first drawn with weight -1: d/dlogits of -log p is p - 1, and p, times the input."""
+    hidden, weight = torch.ones(1, 1, 1, requires_grad=True), torch.zeros(2, 1, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.long)
+    loss, logps = weigh_hidden(hidden, weight, None, WeightedTokens(zero, zero, zero, torch.tensor([-1.0])))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.6931472) and logps.item() == pytest.approx(-0.6931472)
+    assert weight.grad.flatten().tolist() == [-0.5, 0.5]
+
+
+def test_a_forbidden_token_of_weight_0_is_no_nan():
+    tokens = WeightedTokens(
+        torch.zeros(2, dtype=torch.long),
+        torch.zeros(2, dtype=torch.long),
+        torch.tensor([0, 1]),
+        torch.tensor([0.0, 1.0]),
+    )
+    hidden, weight, bias = head_inputs()
+    loss, logps = weigh_hidden(hidden, weight, bias, tokens, suppressed=[0])
+    loss.backward()
+    assert logps[0] == float("-inf") and loss.isfinite()
+    assert all(tensor.grad.isfinite().all() for tensor in (hidden, weight, bias))
+    assert (weight.grad[0] == 0).all()
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    tensors = head_inputs()
+    tensors[frozen].requires_grad_(False)
+    weigh_hidden(*tensors, weighted_tokens())[0].backward()
+    assert [tensor.grad is None for tensor in tensors] == [i == frozen for i in range(3)]
+
+
+def test_without_gradient_only_the_log_probs_are_formed():
+    with torch.no_grad():
+        loss, logps = weigh_hidden(*head_inputs(), weighted_tokens())
+    assert not loss.requires_grad
+    torch.testing.assert_close(logps, plain(*head_inputs(), weighted_tokens())[1].float())
+
+
+def test_under_autocast_the_gradient_is_as_near_the_exact_one_as_the_plain_ways():
+    tokens, exact = weighted_tokens(), head_inputs()
+    plain(*exact, tokens)[0].backward()
+    errors = []
+    for weigh in (plain, weigh_hidden):
+        tensors = head_inputs(dtype=torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = weigh(*tensors, tokens)[0]
+        loss.backward()
+        assert loss.dtype == torch.float32
+        errors.append([(t.grad - e.grad).norm() / e.grad.norm() for t, e in zip(tensors, exact, strict=True)])
+    for of_plain, of_fused in zip(*errors, strict=True):
+        assert 1e-4 < of_fused < max(2 * of_plain, 0.01)  # it did run in bfloat16
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements that any tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else [output]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return output
+
+
+def test_no_tensor_is_as_large_as_the_logits_of_all_tokens():
+    hidden = torch.randn(8, 32, D, requires_grad=True)
+    weight = torch.randn(1000, D, requires_grad=True)
+    ids = torch.randint(1000, (8, 32))
+    tokens = reinforce_weights(ids, torch.ones_like(ids), torch.randn(8))
+    with LargestTensor() as largest:
+        weigh_hidden(hidden, weight, None, tokens, chunk_elements=32_000)[0].backward()
+    assert largest.elements == 32_000 < 8 * 32 * 1000
+
+
+# --- what REINFORCE and token targets weigh -------------------------------------------------------------------------
+
+
+def test_the_weights_give_the_losses_that_the_formulas_give():
+    torch.manual_seed(0)
+    logits, ids, advantages = torch.randn(R, T, V), torch.randint(V, (R, T)), torch.randn(R)
+    mask = (torch.arange(T) < torch.tensor([[5], [1], [3], [2]])).long()
+    targets = TokenTargets(
+        positions=torch.tensor([[0, 1], [0, 4], [2, 0]]),
+        ids=torch.randint(V, (3, 2)),
+        probabilities=torch.tensor([[1.0, 0.0], [0.3, 0.7], [0.5, 0.5]]),
+    )
+    reinforce = reinforce_loss(selective_log_softmax(logits, ids), mask, advantages)
+    taught = 0.3 * token_target_loss(logits, targets)
+    for tokens, expected in (
+        (reinforce_weights(ids, mask, advantages), reinforce),
+        (token_target_weights(targets, 0.3), taught),
+        (reinforce_weights(ids, mask, advantages) + token_target_weights(targets, 0.3), reinforce + taught),
+    ):
+        torch.testing.assert_close(weigh_logits(logits, tokens)[0], expected)
+        torch.testing.assert_close(weigh_logits(logits, tokens.that_learn())[0], expected)
+
+
+def test_a_step_without_any_weight_keeps_one_token():
+    ids = torch.ones(2, 3, dtype=torch.long)
+    kept = reinforce_weights(ids, ids, torch.zeros(2)).that_learn()
+    assert len(kept.rows) == 1 and kept.weights.item() == 0
+
+
+# --- inside a model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert", "trocr"])
+def test_every_decoder_of_transformers_that_is_served_can_be_fused(decoder):
+    model = tiny_model(decoder, sharp=1.0)
+    inputs = {"pixel_values": torch.randn(1, 3, 32, 32), "decoder_input_ids": torch.zeros(1, 2, dtype=torch.long)}
+    assert can_be_fused(model, inputs)
+    assert torch.equal(model(**inputs).logits, model(**inputs).logits)  # the head is itself again
+
+
+class HeadOfItsOwn(nn.Linear):
+    def forward(self, x):
+        return super().forward(x)
+
+
+def test_a_head_or_decoder_that_does_more_than_multiply_is_not_fused():
+    inputs = {"pixel_values": torch.randn(1, 3, 32, 32), "decoder_input_ids": torch.zeros(1, 2, dtype=torch.long)}
+    model = tiny_model()
+    model.decoder.lm_head = HeadOfItsOwn(32, 6)
+    assert not can_be_fused(model, inputs)
+    model = tiny_model()
+    model.decoder.register_forward_hook(lambda module, args, output: replace(output, logits=output.logits.tanh()))
+    assert not can_be_fused(model, inputs)
+
+
+def test_an_error_inside_leaves_the_head_as_it_was():
+    head = nn.Linear(D, V)
+    with pytest.raises(RuntimeError, match="mine"), FusedHead(head).loss_of(weighted_tokens()):
+        raise RuntimeError("mine")
+    assert "forward" not in vars(head)
+
+
+# --- the trainer's gradient -----------------------------------------------------------------------------------------
+
+
+def says_b_and_shares_a(completions, completion_ids, **kwargs):
+    """A reward and, for every third completion, targets of its first and last token."""
+    positions = [(i, token) for i in range(0, len(completions), 3) for token in {0, len(completion_ids[i]) - 1}]
+    count = len(positions)
+    targets = TokenTargets(
+        torch.tensor(positions), torch.tensor([[2, 3]] * count), torch.tensor([[0.25, 0.75]] * count), weight=0.3
+    )
+    return RewardOutput(share_of_a(completions), targets)
+
+
+def rewards_only_row_3(completions, references, **kwargs):
+    """All but one image get the same reward for all of their samples."""
+    row = text_dataset(16)["text"][3]
+    return [float(len(text)) if of == row else 1.0 for text, of in zip(completions, references, strict=True)]
+
+
+def nothing_to_learn(completions, **kwargs):
+    return [1.0] * len(completions)
+
+
+def naive_loss(model, trainer, inputs, completions, rewards, targets):
+    """The formulas, with every image encoded for each of its samples and the logits of everything."""
+    advantages = trainer._advantages(rewards, completions, inputs)
+    times, rows = trainer.num_generations, completions.completion_ids.flatten(0, 1)
+    logits = model(
+        pixel_values=inputs["pixel_values"].repeat_interleave(times, dim=0),
+        decoder_input_ids=F.pad(rows[:, :-1], (1, 0), value=START),
+    ).logits
+    logits = policy_logits(logits, trainer.temperature, base_model(model).generation_config.suppress_tokens)
+    mask = completions.completion_mask.flatten(0, 1)
+    loss = reinforce_loss(selective_log_softmax(logits, rows), mask, advantages.flatten())
+    for each in targets:
+        loss = loss + each.weight * trainer.max_completion_length * token_target_loss(logits, each)
+    return loss / len(rows)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+
+def both_gradients(tmp_path, reward, decoder="ours", suppress=None, model=None, fused=True, **options):
+    model = model or tiny_model(decoder, sharp=0.5, length=24)
+    base_model(model).generation_config.suppress_tokens = suppress
+    peft_config = options.pop("peft_config", None)
+    args = VisionRewardConfig(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        per_device_train_batch_size=6,
+        max_completion_length=8,
+        num_generations=3,
+        **options,
+    )
+    trainer = VisionRewardTrainer(
+        model, reward, args, text_dataset(16), processing_class=text_processor(), peft_config=peft_config
+    )
+    naive = copy.deepcopy(trainer.model).train()  # in float32
+    trainer.model.train()
+    trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)  # autocast, as in training
+    inputs = trainer._draw(next(iter(trainer.get_train_dataloader())))
+    rewards, targets = trainer._score(inputs["completions"], inputs)
+    naive_loss(naive, trainer, inputs, inputs["completions"], rewards, targets).backward()
+    loss = trainer.compute_loss(trainer.model_wrapped, inputs)
+    loss.backward()
+    assert trainer._fuses_head is fused
+    return gradients(naive), gradients(trainer.model)
+
+
+def assert_same(naive, ours, relative=1e-5):
+    assert naive.keys() == ours.keys()
+    scale = max(gradient.abs().max() for gradient in naive.values())
+    for name, gradient in naive.items():
+        assert (ours[name] - gradient).abs().max() <= relative * scale, name
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert", "trocr"])
+@pytest.mark.parametrize("reward", [share_of_a, says_b_and_shares_a, rewards_only_row_3])
+def test_the_trainers_gradient_is_the_naive_scripts(tmp_path, decoder, reward):
+    assert_same(*both_gradients(tmp_path, reward, decoder))
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2"])
+def test_it_is_so_with_temperature_forbidden_tokens_and_activation_checkpointing(tmp_path, decoder):
+    options = {"temperature": 0.7, "activation_checkpointing": True, "suppress": [2]}
+    assert_same(*both_gradients(tmp_path, share_of_a, decoder, **options))
+
+
+def test_it_is_so_with_a_projection_between_encoder_and_decoder(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from vision_rl.models import vision_encoder_decoder
+
+    decoder = GPT2LMHeadModel(GPT2Config(vocab_size=6, n_embd=16, n_layer=1, n_head=2, add_cross_attention=True))
+    model = vision_encoder_decoder(tiny_model().encoder, decoder, START, START, 1)
+    naive, ours = both_gradients(tmp_path, share_of_a, model=model)
+    assert "enc_to_dec_proj.weight" in naive
+    assert_same(naive, ours)
+
+
+@pytest.mark.parametrize("adapters", [{}, {"modules_to_save": ["lm_head"]}])
+def test_it_is_so_with_adapters(tmp_path, adapters):
+    """A copy of the head that an adapter trains is no plain layer: that takes the plain way."""
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, **adapters)
+    assert_same(*both_gradients(tmp_path, share_of_a, peft_config=lora, fused=not adapters))
+
+
+def test_the_plain_way_gives_the_same_gradient(tmp_path):
+    model = tiny_model(sharp=0.5)
+    model.decoder.lm_head = HeadOfItsOwn(32, 6)
+    assert_same(*both_gradients(tmp_path, says_b_and_shares_a, model=model, fused=False))
+
+
+def test_images_without_an_advantage_are_not_decoded_again(tmp_path):
+    trainer = make_trainer("reward", tmp_path, max_steps=1, rows=16)
+    trainer.reward = type(trainer.reward)(rewards_only_row_3)
+    learned = []
+    trainer.model.decoder.register_forward_pre_hook(
+        lambda module, args, kwargs: learned.append(tuple(kwargs["input_ids"].shape)) if module.training else None,
+        with_kwargs=True,
+    )
+    trainer.train()
+    rows = {row for _, row, _ in trainer.seen}
+    longest = max(len(ids) for _, row, drawn in trainer.seen if row == 3 for ids in drawn) if 3 in rows else 1
+    assert learned == [(2, longest)]
+
+
+def test_nothing_to_learn_gives_every_parameter_a_gradient_of_zero(tmp_path):
+    """Not none: the other ranks wait for it, and an optimiser with momentum moves on."""
+    _, ours = both_gradients(tmp_path, nothing_to_learn)
+    assert all((gradient == 0).all() for gradient in ours.values())
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2"])
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"baseline": "greedy"}, {"activation_checkpointing": True}])
+def test_in_bf16_every_parameter_gets_its_gradient(tmp_path, decoder, options):
+    """autocast keeps the weights it has cast; those cast while sampling, without gradient, must not serve to learn."""
+    naive, ours = both_gradients(tmp_path, says_b_and_shares_a, decoder, bf16=True, **options)
+    # the bias of a key has no gradient but what rounding leaves, hence the constant
+    errors = [(ours[name] - gradient).norm() / (gradient.norm() + 0.01) for name, gradient in naive.items()]
+    assert 1e-4 < max(errors) < 0.1  # it did run in bfloat16
