@@ -11,8 +11,8 @@ Memory is what the whole call takes beyond weights and images.
 from dataclasses import dataclass, field, replace
 
 import torch
+from baselines import Script, mask_of
 from measuring import in_turns, peak_memory, ratio, report
-from scripts import Script, mask_of
 from transformers import HfArgumentParser
 from transformers.modeling_outputs import BaseModelOutput
 from turns import LOGP_TOLERANCE, pixels

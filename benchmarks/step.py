@@ -15,8 +15,8 @@ step takes beyond weights, optimiser state and images.
 from dataclasses import dataclass, field, replace
 
 import torch
+from baselines import OutsideScript
 from measuring import report
-from scripts import OutsideScript
 from transformers import HfArgumentParser
 from turns import OURS, Scripts, check_equal, make_scripts, step_peaks, step_times
 from workload import Workload, make_model

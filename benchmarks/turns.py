@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from baselines import OutsideScript, Script, mask_of
 from measuring import Peak, peak_memory, ratio
-from scripts import OutsideScript, Script, mask_of
 from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, VisionEncoderDecoderModel
 from workload import NoiseProcessor, Workload, noise_images, share_of_sevens

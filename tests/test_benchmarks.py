@@ -57,9 +57,9 @@ def test_a_script_that_learns_something_else_is_found_out(benchmark):
 
 
 def test_a_script_that_averages_otherwise_is_found_out(benchmark):
-    turns, scripts, sizes = benchmark("turns"), benchmark("scripts"), workload(benchmark)
+    turns, baselines, sizes = benchmark("turns"), benchmark("baselines"), workload(benchmark)
 
-    class Halved(scripts.Script):
+    class Halved(baselines.Script):
         def loss(self, *args):
             return super().loss(*args) / 2
 
