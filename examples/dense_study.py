@@ -248,7 +248,7 @@ class Study:
     def draw(self, predictions: dict[str, list]) -> Image.Image:
         """Some test images, a row each: what the first seed's models make of them."""
         strips = []
-        for index in range(NUM_DRAWN):
+        for index in range(min(NUM_DRAWN, len(self.rows["test"]))):
             row = self.rows["test"][index]
             made = {name: of_row[index] for name, of_row in predictions.items()}
             strips.append(_strip(self.args.task, self.processor, row, made))
