@@ -8,7 +8,6 @@ stopped early by CIDEr on validation. "MLE continued" takes longer than tuning d
 best on validation with the first seed. Tuning is shown with all its rates. What is finished is kept in `work_dir`.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +17,19 @@ import pretrain_captioning
 import torch
 import tune_captioning
 from captioning_data import DataArguments, captioning_data
-from intervals import cost, resampled_weights, summary
+from studies import (
+    SHORT_TRAINING,
+    SPENT,
+    best_rate,
+    cost,
+    differences,
+    markdown,
+    resampled_weights,
+    summaries,
+    train_and_save,
+    with_interval,
+    write_json,
+)
 from transformers import EarlyStoppingCallback, VisionEncoderDecoderModel
 from trl import TrlParser
 
@@ -106,14 +117,7 @@ class Study:
             trainer = VisionMLETrainer(model, args, callbacks=[EarlyStoppingCallback(4)], **data)
         else:
             model = self.frozen(self.trained("mle", self.args.mle_learning_rate, self.args.mle_seed))
-            # A constant rate after the warm-up, as in the paper, would leave every row with the noise of its last steps.
-            settings |= {
-                "warmup_steps": 20,
-                "lr_scheduler_type": "linear",
-                "eval_strategy": "no",
-                "save_strategy": "no",
-            }
-            settings |= {"load_best_model_at_end": False}
+            settings |= SHORT_TRAINING
             if row == "tuned":
                 settings |= {"max_steps": self.args.steps, "per_device_train_batch_size": 8}
                 args = VisionRewardConfig(**tune_captioning.DEFAULTS | settings)
@@ -122,10 +126,7 @@ class Study:
                 settings["max_steps"] = self.args.control_steps
                 args = VisionMLEConfig(**pretrain_captioning.DEFAULTS | settings)
                 trainer = VisionMLETrainer(model, args, **data)
-        seconds = trainer.train().metrics["train_runtime"]
-        trainer.save_model()
-        best = trainer.state.best_global_step if row == "mle" else trainer.state.global_step
-        (folder / "run.json").write_text(json.dumps({"steps": best, "seconds": round(seconds)}))
+        train_and_save(trainer)
         return folder
 
     def frozen(self, folder: Path) -> VisionEncoderDecoderModel:
@@ -173,19 +174,16 @@ class Study:
         columns["bleu_4"] = np.full(len(weights), together["bleu_4"])  # of the whole set: no interval
         return columns, captions
 
-    def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict[str, float]]:
-        """The rate that has the best CIDEr on validation with the first seed, and what each has."""
-        reached = {}
-        for rate in learning_rates:
-            columns, _ = self.measure(self.trained(row, rate, self.args.seeds[0]), "validation")
-            reached[rate] = round(float(columns["cider"][0]), 4)
-        return max(reached, key=lambda rate: reached[rate]), {f"{rate:g}": value for rate, value in reached.items()}
+    def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict]:
+        """The rate that has the best CIDEr on validation with the first seed, and a record of what each has."""
+        folders = {rate: self.trained(row, rate, self.args.seeds[0]) for rate in learning_rates}
+        return best_rate({rate: self.measure(folder, "validation")[0]["cider"][0] for rate, folder in folders.items()})
 
 
 def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, data_args: DataArguments) -> dict:
     torch.set_num_threads(args.threads)
     study = Study(args, model_args, data_args)
-    chosen, tried = study.choose("mle_continued", args.control_learning_rates)
+    chosen, rates = study.choose("mle_continued", args.control_learning_rates)
     rows = [("mle", args.mle_learning_rate), ("mle_continued", chosen), *(("tuned", r) for r in args.learning_rates)]
     columns, costs, captions = {}, {}, {}
     for name, rate in rows:
@@ -199,61 +197,42 @@ def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, d
     results = {
         "settings": {name: value for name, value in paths.items() if name not in PATHS},
         "num_images": {split: len(rows) for split, rows in study.encoded.items()},
-        "learning_rate_of_mle_continued": {"chosen": chosen, "validation": tried},
-        "rows": {
-            row: {
-                **{name: summary(values) for name, values in of_row.items()},
-                "steps": [run["steps"] for run in costs[row]],
-                "seconds": [run["seconds"] for run in costs[row]],
-            }
-            for row, of_row in columns.items()
-        },
-        "differences": {  # of the same resamples, so that their images cancel out
-            f"{row} - {other}": {
-                name: summary([np.mean(columns[row][name], axis=0) - np.mean(columns[other][name], axis=0)])
-                for name in COLUMNS
-            }
-            for row in columns
-            if row.startswith("tuned")
-            for other in list(columns)[:2]
-        },
+        "learning_rate_of_mle_continued": rates,
+        "rows": summaries(columns, costs),
+        "differences": differences(columns, list(columns)[2:], list(columns)[:2]),
         "captions": [
             dict(zip(captions, texts, strict=True)) for texts in list(zip(*captions.values(), strict=True))[:10]
         ],
     }
     for of_row in (*results["rows"].values(), *results["differences"].values()):
         of_row["bleu_4"]["interval"] = None  # of the whole set: resampling its images would need it counted anew
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+    write_json(results, args.output)
     print(table(results), difference_table(results), sep="\n\n")
     return results
 
 
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
-    lines = ["| | " + " | ".join(COLUMNS.values()) + " | steps | seconds |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for row, values in results["rows"].items():
-        numbers = [f"{values[name]['mean']:.3f}" for name in COLUMNS]
-        steps, seconds = (f"{np.mean(values[name]):.0f}" for name in ("steps", "seconds"))
-        lines.append("| " + " | ".join([label(row), *numbers, steps, seconds]) + " |")
-    return "\n".join(lines)
+    rows = [
+        [label(row), *(f"{values[c]['mean']:.3f}" for c in COLUMNS), *(f"{np.mean(values[s]):.0f}" for s in SPENT)]
+        for row, values in results["rows"].items()
+    ]
+    return markdown(["", *COLUMNS.values(), *SPENT], rows)
 
 
 def difference_table(results: dict, columns: Sequence[str] = ("cider", "rouge_l", "sampled_reward")) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
-    lines = ["| | " + " | ".join(COLUMNS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for pair, values in results["differences"].items():
-        shown = [values[name] for name in columns]
-        cells = [f"{value['mean']:+.3f} [{value['interval'][0]:+.3f}, {value['interval'][1]:+.3f}]" for value in shown]
-        lines.append(f"| {', over '.join(map(label, pair.split(' - ')))} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        [", over ".join(map(label, pair.split(" - "))), *(with_interval(values[name]) for name in columns)]
+        for pair, values in results["differences"].items()
+    ]
+    return markdown(["", *(COLUMNS[name] for name in columns)], rows)
 
 
 def caption_table(results: dict) -> str:
     """What the first seed's models say of ten test images, as Markdown."""
     rows = list(results["rows"])
-    lines = ["| " + " | ".join(map(label, rows)) + " |", "|---" * len(rows) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(texts[row] for row in rows) + " |" for texts in results["captions"]])
+    return markdown([label(row) for row in rows], [[texts[row] for row in rows] for texts in results["captions"]])
 
 
 def label(row: str) -> str:

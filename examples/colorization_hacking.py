@@ -16,6 +16,7 @@ import torch
 import tune_colorization
 from dense_data import DataArguments, colorization_data
 from PIL import Image
+from studies import joined, markdown, write_json
 from transformers import TrainerCallback, VisionEncoderDecoderModel
 from trl import TrlParser
 
@@ -144,8 +145,7 @@ def main(args: HackingArguments, data_args: DataArguments) -> dict:
         "photos": {name: round(of_photos[name], 4) for name in SHOWN if name in of_photos},
         "curves": curves,
     }
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+    write_json(results, args.output)
     pictures_dir = Path(args.pictures_dir)
     pictures_dir.mkdir(parents=True, exist_ok=True)
     plot(results).savefig(pictures_dir / "reward_hacking_curves.png", dpi=110)
@@ -168,10 +168,7 @@ def _strips(runs: Runs, curves: dict[str, list[dict]], photos: list[Image.Image]
         draw(photo, {title: made[index] for title, made in columns.items()}, references[index], side=128)
         for index, photo in enumerate(photos)
     ]
-    picture = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
-    for index, strip in enumerate(strips):
-        picture.paste(strip, (0, sum(s.height for s in strips[:index])))
-    return picture
+    return joined(strips, down=True, gap=0)
 
 
 def plot(results: dict) -> plt.Figure:
@@ -191,14 +188,15 @@ def plot(results: dict) -> plt.Figure:
 
 def table(results: dict) -> str:
     """Where each run ends, as Markdown."""
-    lines = ["| | steps | vivid share | hue entropy | colourfulness | PSNR |", "|---|---|---|---|---|---|"]
     ends = {"MLE": results["curves"]["reward alone"][0]}
     ends |= {name: curve[-1] for name, curve in results["curves"].items()}
-    for name, end in ends.items():
-        numbers = [f"{end[key]:.3f}" for key in ("vivid_fraction", "hue_entropy", "colorfulness")]
-        lines.append(f"| {name} | {end['step']} | {' | '.join(numbers)} | {end['psnr']:.1f} |")
-    numbers = [f"{results['photos'][key]:.3f}" for key in ("vivid_fraction", "hue_entropy", "colorfulness")]
-    return "\n".join([*lines, f"| true photos | | {' | '.join(numbers)} | |"])
+    rows = [[name, str(end["step"]), *_colours(end), f"{end['psnr']:.1f}"] for name, end in ends.items()]
+    rows.append(["true photos", "", *_colours(results["photos"]), ""])
+    return markdown(["", "steps", "vivid share", "hue entropy", "colourfulness", "PSNR"], rows)
+
+
+def _colours(metrics: dict[str, float]) -> list[str]:
+    return [f"{metrics[key]:.3f}" for key in ("vivid_fraction", "hue_entropy", "colorfulness")]
 
 
 if __name__ == "__main__":

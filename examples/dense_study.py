@@ -8,7 +8,6 @@ than tuning does; its learning rate is the one that does best on validation with
 its rates. "Stage I" is what is read back of the true codes: the ceiling. What is finished is kept in `work_dir`.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +20,21 @@ import torch
 import tune_colorization
 import tune_panoptic
 from dense_data import DataArguments, colorization_data, panoptic_data
-from intervals import cost, resampled_weights, summary
 from PIL import Image
+from studies import (
+    SHORT_TRAINING,
+    SPENT,
+    best_rate,
+    cost,
+    differences,
+    joined,
+    markdown,
+    resampled_weights,
+    summaries,
+    train_and_save,
+    with_interval,
+    write_json,
+)
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
@@ -161,10 +173,6 @@ class Study:
             "report_to": "none",
             "disable_tqdm": True,
         }
-        # A constant rate after the warm-up, as in the paper, would leave every row with the noise of its last steps.
-        short = {"lr_scheduler_type": "linear", "warmup_steps": 20, "eval_strategy": "no", "save_strategy": "no"}
-        short |= {"load_best_model_at_end": False}
-        batch = {"per_device_train_batch_size": self.args.mle_batch_size}
         data = {
             "train_dataset": self.rows["train"],
             "eval_dataset": self.rows["validation"],
@@ -177,20 +185,18 @@ class Study:
             torch.manual_seed(seed)
             steps = self.args.mle_steps
             settings |= {"max_steps": steps, "eval_steps": steps // 16, "save_steps": steps // 16}
-            args = VisionMLEConfig(**self.task.mle_defaults | settings | batch)
+            settings["per_device_train_batch_size"] = self.args.mle_batch_size
+            args = VisionMLEConfig(**self.task.mle_defaults | settings)
             trainer = VisionMLETrainer(pretrain_panoptic.code_writer(self.model_args, self.stage1), args, **data)
         elif row == "mle_continued":
-            args = VisionMLEConfig(
-                **self.task.mle_defaults | settings | short | {"max_steps": self.args.control_steps}
-            )
+            settings |= SHORT_TRAINING | {"max_steps": self.args.control_steps}
+            args = VisionMLEConfig(**self.task.mle_defaults | settings)
             trainer = VisionMLETrainer(self.mle(), args, **data)
         else:
-            args = VisionRewardConfig(**self.task.tune_defaults | settings | short | {"max_steps": self.args.steps})
+            settings |= SHORT_TRAINING | {"max_steps": self.args.steps}
+            args = VisionRewardConfig(**self.task.tune_defaults | settings)
             trainer = VisionRewardTrainer(self.mle(), self.task.reward, args, **data)
-        seconds = trainer.train().metrics["train_runtime"]
-        trainer.save_model()
-        best = trainer.state.best_global_step if row == "mle" else trainer.state.global_step
-        (folder / "run.json").write_text(json.dumps({"steps": best, "seconds": round(seconds)}))
+        train_and_save(trainer)
         return folder
 
     def mle(self) -> VisionEncoderDecoderModel:
@@ -237,13 +243,11 @@ class Study:
             name: weights @ np.array(paid) / len(rows) for name, paid in rewards.items() if paid
         }, predictions
 
-    def choose(self, learning_rates: Sequence[float]) -> tuple[float, dict[str, float]]:
-        """The control's rate that does best on validation with the first seed, and what each reaches."""
-        reached = {}
-        for rate in learning_rates:
-            columns, _ = self.measure(self.trained("mle_continued", rate, self.args.seeds[0]), "validation")
-            reached[rate] = round(float(columns[self.task.chosen_by][0]), 4)
-        return max(reached, key=lambda rate: reached[rate]), {f"{rate:g}": value for rate, value in reached.items()}
+    def choose(self, learning_rates: Sequence[float]) -> tuple[float, dict]:
+        """The control's rate that does best on validation with the first seed, and a record of what each reaches."""
+        folders = {rate: self.trained("mle_continued", rate, self.args.seeds[0]) for rate in learning_rates}
+        reached = {rate: self.measure(folder, "validation")[0] for rate, folder in folders.items()}
+        return best_rate({rate: columns[self.task.chosen_by][0] for rate, columns in reached.items()})
 
     def draw(self, predictions: dict[str, list]) -> Image.Image:
         """Some test images, a row each: what the first seed's models make of them."""
@@ -252,12 +256,7 @@ class Study:
             row = self.rows["test"][index]
             made = {name: of_row[index] for name, of_row in predictions.items()}
             strips.append(_strip(self.args.task, self.processor, row, made))
-        picture = Image.new("RGB", (max(s.width for s in strips), sum(s.height + 6 for s in strips) - 6), "white")
-        top = 0
-        for strip in strips:
-            picture.paste(strip, (0, top))
-            top += strip.height + 6
-        return picture
+        return joined(strips, down=True)
 
 
 def _strip(task: str, processor, row: dict, made: dict) -> Image.Image:
@@ -266,16 +265,13 @@ def _strip(task: str, processor, row: dict, made: dict) -> Image.Image:
         return colorization.draw(row["image"], made, reference, side=160)
     cells = [panoptic.draw(row["image"], reference, None, processor.categories, scale=4)]
     cells += [panoptic.draw(row["image"], one, reference, processor.categories, scale=4) for one in made.values()]
-    strip = Image.new("RGB", (sum(cell.width + 6 for cell in cells) - 6, cells[0].height), "white")
-    for column, cell in enumerate(cells):
-        strip.paste(cell, (column * (cells[0].width + 6), 0))
-    return strip
+    return joined(cells)
 
 
 def main(args: StudyArguments, model_args: pretrain_panoptic.ModelArguments, data_args: DataArguments) -> dict:
     torch.set_num_threads(args.threads)
     study = Study(args, model_args, data_args)
-    chosen, tried = study.choose(args.control_learning_rates)
+    chosen, rates = study.choose(args.control_learning_rates)
     rows = {"mle": ("mle", args.mle_learning_rate), f"mle_continued {chosen:g}": ("mle_continued", chosen)}
     rows |= {f"tuned {rate:g}": ("tuned", rate) for rate in args.learning_rates}
     ceiling, _ = study.measure(None, "test")
@@ -290,30 +286,13 @@ def main(args: StudyArguments, model_args: pretrain_panoptic.ModelArguments, dat
     results = {
         "settings": {name: value for name, value in settings.items() if name not in PATHS},
         "num_images": {split: len(rows) for split, rows in study.rows.items()},
-        "learning_rate_of_mle_continued": {"chosen": chosen, "validation": tried},
-        "rows": {
-            row: {
-                **{name: summary(values) for name, values in of_row.items()},
-                "steps": [run["steps"] for run in costs[row]],
-                "seconds": [run["seconds"] for run in costs[row]],
-            }
-            for row, of_row in columns.items()
-        },
-        "differences": {  # of the same resamples, so that their images cancel out
-            f"{row} - {other}": {
-                name: summary([np.mean(columns[row][name], axis=0) - np.mean(columns[other][name], axis=0)])
-                for name in columns[row]
-            }
-            for row in columns
-            if row.startswith("tuned")
-            for other in list(columns)[1:3]
-        },
+        "learning_rate_of_mle_continued": rates,
+        "rows": summaries(columns, costs),
+        "differences": differences(columns, list(columns)[3:], list(columns)[1:3]),
     }
-    output = Path(args.output or f"results/{args.task}.json")
+    write_json(results, args.output or f"results/{args.task}.json")
     picture = Path(args.picture or f"docs/images/{args.task}.png")
-    for path in (output, picture):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n")
+    picture.parent.mkdir(parents=True, exist_ok=True)
     study.draw(drawn).save(picture)
     print(table(results), difference_table(results), sep="\n\n")
     return results
@@ -326,30 +305,25 @@ def column_names(results: dict) -> dict[str, str]:
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
     names = column_names(results)
-    lines = ["| | " + " | ".join(names.values()) + " | steps | seconds |", "|---" * (len(names) + 3) + "|"]
+    rows = []
     for row, values in results["rows"].items():
-        numbers = [_number(name, values[name]["mean"]) if name in values else "" for name in names]
-        spent = [f"{np.mean(values[name]):.0f}" if values[name] else "" for name in ("steps", "seconds")]
-        lines.append("| " + " | ".join([label(row), *numbers, *spent]) + " |")
-    return "\n".join(lines)
+        numbers = [f"{values[name]['mean']:{_form(name)}}" if name in values else "" for name in names]
+        rows.append([label(row), *numbers, *(f"{np.mean(values[s]):.0f}" if values[s] else "" for s in SPENT)])
+    return markdown(["", *names.values(), *SPENT], rows)
 
 
 def difference_table(results: dict) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
     names = column_names(results)
-    lines = ["| | " + " | ".join(names.values()) + " |", "|---" * (len(names) + 1) + "|"]
-    for pair, values in results["differences"].items():
-        cells = [
-            f"{_number(name, values[name]['mean'], '+')} "
-            f"[{', '.join(_number(name, end, '+') for end in values[name]['interval'])}]"
-            for name in names
-        ]
-        lines.append(f"| {', over '.join(map(label, pair.split(' - ')))} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        [", over ".join(map(label, pair.split(" - "))), *(with_interval(values[name], _form(name)) for name in names)]
+        for pair, values in results["differences"].items()
+    ]
+    return markdown(["", *names.values()], rows)
 
 
-def _number(name: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.1f}" if name in ("psnr", "hasler_colorfulness") else f"{value:{sign}.3f}"
+def _form(name: str) -> str:
+    return ".1f" if name in ("psnr", "hasler_colorfulness") else ".3f"
 
 
 def label(row: str) -> str:

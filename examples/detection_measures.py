@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from intervals import resampled_weights
+from studies import resampled_weights
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl.models.sampling import SampledCompletions, sample

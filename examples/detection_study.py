@@ -10,7 +10,6 @@ tuning for mAP does. "MLE on complete labels" tells, where labels are incomplete
 What is finished is kept in `work_dir`: an interrupted study goes on from there.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,17 @@ import tune_detection
 from datasets import Dataset
 from detection_data import DataArguments, Situation, Split, situation_scenes
 from detection_measures import Measured, bootstrap, measure
-from intervals import cost, summary
+from studies import (
+    SHORT_TRAINING,
+    SPENT,
+    cost,
+    differences,
+    markdown,
+    summaries,
+    train_and_save,
+    with_interval,
+    write_json,
+)
 from transformers import VisionEncoderDecoderModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
@@ -121,22 +130,18 @@ class Study:
 
     def train(self, row: str, learning_rate: float, seed: int, folder: Path) -> None:
         """Train and save; `run.json` in the folder then says in how many steps and seconds."""
-        steps = self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1)
         settings = {
             "output_dir": str(folder),
             "learning_rate": learning_rate,
-            "lr_scheduler_type": "linear",  # a constant rate would leave every row with the noise of its last steps
             "optim": "adamw_torch",
             "adam_beta2": 0.95,
-            "warmup_steps": 20,
             "max_grad_norm": 1.0,
-            "max_steps": steps,
+            "max_steps": self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1),
             "seed": seed,
             "logging_steps": 50,
             "use_cpu": True,
             "report_to": "none",
-            "eval_strategy": "no",
-            "save_strategy": "no",
+            **SHORT_TRAINING,
         }
         data = {"train_dataset": self.train_dataset, "processing_class": self.processor}
         model = VisionEncoderDecoderModel.from_pretrained(self.checkpoint)
@@ -149,9 +154,7 @@ class Study:
                 trainer = ConfidenceMLETrainer(model, args, reward=self.rewards["map"], **data)
             else:
                 trainer = VisionMLETrainer(model, args, **data)
-        seconds = trainer.train().metrics["train_runtime"]
-        trainer.save_model()
-        (folder / "run.json").write_text(json.dumps({"steps": steps, "seconds": round(seconds)}))
+        train_and_save(trainer)
 
     def scenes(self, split: Split) -> Dataset:
         """The images that are measured, made once."""
@@ -225,50 +228,32 @@ def main(args: StudyArguments) -> dict:
     results = {
         "settings": {key: value for key, value in asdict(args).items() if key not in PATHS},
         "learning_rates": rates,
-        "rows": {
-            row: {
-                **{name: summary(values) for name, values in of_row.items()},
-                "steps": rows[row][0]["steps"],
-                "seconds": [run["seconds"] for run in rows[row]],
-            }
-            for row, of_row in columns.items()
-        },
-        "differences": {  # of the same resamples, so that their images cancel out
-            f"{tuned} - {other}": {
-                name: summary([np.mean(columns[tuned][name], axis=0) - np.mean(columns[other][name], axis=0)])
-                for name in COLUMNS
-            }
-            for tuned in ("tuned_recall", "tuned_map")
-            for other in ("mle", "mle_forbidden", "mle_continued", "mle_confidence")
-        },
+        "rows": summaries(columns, rows),
+        "differences": differences(
+            columns, ("tuned_recall", "tuned_map"), ("mle", "mle_forbidden", "mle_continued", "mle_confidence")
+        ),
     }
-    output = Path(args.output or f"results/detection-{args.situation}.json")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(results, args.output or f"results/detection-{args.situation}.json")
     print(table(results), difference_table(results), sep="\n\n")
     return results
 
 
 def table(results: dict, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """The rows as Markdown: means over the seeds."""
-    lines = ["| | " + " | ".join(COLUMNS[name] for name in columns) + " | steps | seconds |"]
-    lines.append("|---" * (len(columns) + 3) + "|")
-    for row, values in results["rows"].items():
-        numbers = [f"{values[name]['mean']:.3f}" for name in columns]
-        cells = [ROWS[row], *numbers, str(values["steps"]), str(min(values["seconds"]))]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        [ROWS[row], *(f"{values[name]['mean']:.3f}" for name in columns), *(str(min(values[s])) for s in SPENT)]
+        for row, values in results["rows"].items()
+    ]
+    return markdown(["", *(COLUMNS[name] for name in columns), *SPENT], rows)
 
 
 def difference_table(results: dict, columns: Sequence[str] = IN_SHORT[:3]) -> str:
     """What tuning gains over each control, with intervals of 95 %, as Markdown."""
-    lines = ["| | " + " | ".join(COLUMNS[name] for name in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for pair, values in results["differences"].items():
-        tuned, other = pair.split(" - ")
-        shown = [values[name] for name in columns]
-        cells = [f"{value['mean']:+.3f} [{value['interval'][0]:+.3f}, {value['interval'][1]:+.3f}]" for value in shown]
-        lines.append(f"| {ROWS[tuned]}, over {ROWS[other]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rows = [
+        [", over ".join(ROWS[row] for row in pair.split(" - ")), *(with_interval(values[name]) for name in columns)]
+        for pair, values in results["differences"].items()
+    ]
+    return markdown(["", *(COLUMNS[name] for name in columns)], rows)
 
 
 if __name__ == "__main__":

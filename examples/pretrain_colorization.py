@@ -6,6 +6,7 @@
 Stage I makes the labels as they are needed. Without a folder of photos the images are scenes of digits (dense_data.py).
 """
 
+import pretrain_panoptic
 from dense_data import DataArguments, colorization_data
 from pretrain_panoptic import ModelArguments, code_writer
 from transformers import set_seed
@@ -16,21 +17,7 @@ from vision_rl.models.uvim import UViMDecoder, UViMModel
 from vision_rl.tasks.colorization import ColorizationProcessor, colorization_metrics
 
 
-DEFAULTS = {
-    "output_dir": "runs/colorization-mle",
-    "max_steps": 10_000,
-    "per_device_train_batch_size": 32,
-    "learning_rate": 1e-3,
-    "adam_beta2": 0.95,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 200,
-    "eval_strategy": "steps",
-    "eval_steps": 1000,
-    "save_steps": 1000,
-    "save_total_limit": 1,
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "loss",
-}
+DEFAULTS = pretrain_panoptic.DEFAULTS | {"output_dir": "runs/colorization-mle", "metric_for_best_model": "loss"}
 
 
 def main(args: ModelArguments, data_args: DataArguments, training_args: VisionMLEConfig) -> VisionMLETrainer:

@@ -8,6 +8,7 @@ photo too, `--beta 0.05` holds on to the MLE model, and a warning comes when PSN
 
 from dataclasses import dataclass
 
+import tune_panoptic
 from dense_data import DataArguments, colorization_data
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
@@ -23,19 +24,9 @@ from vision_rl.tasks.colorization import (
 from vision_rl.trainer.callbacks import RewardMetricDivergenceCallback
 
 
-DEFAULTS = {
+DEFAULTS = tune_panoptic.DEFAULTS | {
     "output_dir": "runs/colorization-vivid",
     "reward_weights": [1.0, 0.0],  # colourfulness; likeness to the photo, which the paper does not pay for
-    "max_steps": 500,
-    "per_device_train_batch_size": 16,
-    "num_generations": 4,
-    "learning_rate": 1e-4,
-    "adam_beta2": 0.95,
-    "max_grad_norm": 1.0,
-    "warmup_steps": 20,
-    "eval_strategy": "steps",
-    "eval_steps": 100,
-    "save_strategy": "no",
 }
 
 
