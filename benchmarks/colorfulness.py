@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 import torch
-from measuring import clock_of, in_turns, ratio, report
+from measuring import clock_of, compared, report
 from PIL import Image
 from skimage import data
 from skimage.color import rgb2lab
@@ -46,14 +46,11 @@ def compare(name: str, image: np.ndarray, rounds: int) -> list[dict]:
     for what, (theirs, ours, expected, tolerance) in runs.items():
         difference = float(np.abs(np.squeeze(np.asarray(ours())) - expected).max())
         assert difference < tolerance, f"{what} of {name} differ by {difference:.1e}"
-        seconds = in_turns({"theirs": theirs, "ours": ours}, rounds, clock_of(kind="cpu"))
         rows.append(
             {
                 "image": name,
                 "what": what,
-                "scikit-image, images/s": 1 / min(seconds["theirs"]),
-                "vision_rl, images/s": 1 / min(seconds["ours"]),
-                "times": ratio(seconds["theirs"], seconds["ours"]),
+                **compared("scikit-image", theirs, ours, 1, rounds, clock_of(kind="cpu")),
                 "differs by": difference,
             }
         )

@@ -14,7 +14,7 @@ import os
 
 import numpy as np
 import torch
-from measuring import clock_of, in_turns, ratio, report
+from measuring import clock_of, compared, report
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -78,19 +78,19 @@ def reward_row(rng: np.random.Generator, num_true: int, num_completions: int, ro
     ids = [as_ids(predicted) for predicted, _ in pairs]
     references = [{"target_ids": as_ids(true)} for _, true in pairs]
     reward = RecallReward(NUM_BINS, NUM_LABELS, THRESHOLDS)
-    runs = {
-        "theirs": lambda: [by_loops(*pair) for pair in pairs],
-        "ours": lambda: reward(ids, references),
-    }
-    difference = np.abs(np.subtract(runs["theirs"](), runs["ours"]())).max()
+
+    def theirs() -> list[float]:
+        return [by_loops(*pair) for pair in pairs]
+
+    def ours() -> list[float]:
+        return reward(ids, references)
+
+    difference = np.abs(np.subtract(theirs(), ours())).max()
     assert difference < 1e-5, f"rewards differ by {difference:.1e}"
-    seconds = in_turns(runs, rounds, clock_of(kind="cpu"))
     return {
         "what": f"reward, completions of {NUM_PREDICTIONS} boxes, {num_true} true ones or fewer",
         "against": "loops, NumPy",
-        "theirs, a second": num_completions / min(seconds["theirs"]),
-        "vision_rl, a second": num_completions / min(seconds["ours"]),
-        "times": ratio(seconds["theirs"], seconds["ours"]),
+        **compared("theirs", theirs, ours, num_completions, rounds, clock_of(kind="cpu")),
         "differs by": float(difference),
     }
 
@@ -102,20 +102,19 @@ def map_row(rng: np.random.Generator, num_images: int, rounds: int) -> dict:
         for predicted, _ in pairs
     ]
     references = [{"boxes": true[:, [1, 0, 3, 2]], "labels": true[:, 4]} for _, true in pairs]
-    runs = {
-        "theirs": lambda: by_pycocotools(predictions, references),
-        "ours": lambda: coco_map(predictions, references, NUM_LABELS),
-    }
-    stats, ours = runs["theirs"](), runs["ours"]()
-    difference = np.abs(stats - [value for value in ours.values() if isinstance(value, float)]).max()
+
+    def theirs() -> np.ndarray:
+        return by_pycocotools(predictions, references)
+
+    def ours() -> dict:
+        return coco_map(predictions, references, NUM_LABELS)
+
+    difference = np.abs(theirs() - [value for value in ours().values() if isinstance(value, float)]).max()
     assert difference < 1e-9, f"mAP differs by {difference:.1e}"
-    seconds = in_turns(runs, rounds, clock_of(kind="cpu"))
     return {
         "what": f"mAP of {num_images} images of {NUM_PREDICTIONS} boxes, 20 true ones or fewer",
         "against": "pycocotools",
-        "theirs, a second": num_images / min(seconds["theirs"]),
-        "vision_rl, a second": num_images / min(seconds["ours"]),
-        "times": ratio(seconds["theirs"], seconds["ours"]),
+        **compared("theirs", theirs, ours, num_images, rounds, clock_of(kind="cpu")),
         "differs by": float(difference),
     }
 

@@ -50,6 +50,18 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
+def compared(
+    other: str, theirs: Callable[[], object], ours: Callable[[], object], count: int, rounds: int, now: Clock
+) -> dict[str, float]:
+    """Columns of a table: of `count` things, how many the other's code and ours do in a second, and how often as many."""
+    seconds = in_turns({"theirs": theirs, "ours": ours}, rounds, now)
+    return {
+        f"{other}, a second": count / min(seconds["theirs"]),
+        "vision_rl, a second": count / min(seconds["ours"]),
+        "times": ratio(seconds["theirs"], seconds["ours"]),
+    }
+
+
 @dataclass
 class Peak:
     """The most bytes that were in use at once, beyond those that were in use before."""

@@ -15,7 +15,6 @@ from vision_rl.models.sampling import SampledCompletions, sample
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
 from vision_rl.tasks.detection.drawing import match_boxes
 from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS
-from vision_rl.trainer.losses import selective_log_softmax
 
 
 SCORES = ("confidence", "likelihood")
@@ -83,7 +82,7 @@ def model_logps(model, pixel_values: torch.Tensor, completions: SampledCompletio
     ids = completions.completion_ids[:, 0]
     start = model.generation_config.decoder_start_token_id
     logits = model(pixel_values=pixel_values, decoder_input_ids=F.pad(ids[:, :-1], (1, 0), value=start)).logits
-    return selective_log_softmax(logits.float(), ids)
+    return logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
 
 
 class Resampled:

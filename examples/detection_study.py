@@ -37,9 +37,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
 from vision_rl.tasks.detection.rewards import ABSENT, TOKENS_PER_BOX, confidence_targets
-from vision_rl.trainer.losses import token_target_loss
+from vision_rl.trainer.losses import token_target_weights
 
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -102,7 +103,7 @@ class ConfidenceMLETrainer(VisionMLETrainer):
         scored = self.reward.score(ids, inputs["columns"].references)
         targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0])
         _, outputs = super().compute_loss(model, {**inputs, "labels": ids}, return_outputs=True)
-        confidence_loss = token_target_loss(outputs.logits, targets) / len(ids)
+        confidence_loss, _ = weigh_logits(outputs.logits, token_target_weights(targets, 1 / len(ids)))
         return loss + self.reward.confidence_weight * confidence_loss
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -11,17 +12,26 @@ import pytest
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no deadline")
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+
+
+def _modules_of(folder: Path, monkeypatch) -> Iterator[Callable]:
+    """An import of the folder's modules by name, which are forgotten again."""
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name}/ is not part of the installed package")
+    monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module
+    for name in [name for name, module in sys.modules.items() if str(folder) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
 
 
 @pytest.fixture
 def example(monkeypatch):
     """Imports a module of examples/."""
-    if not EXAMPLES.is_dir():
-        pytest.skip("the examples are not part of the installed package")
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    yield importlib.import_module
-    for name in [
-        name for name, module in sys.modules.items() if str(EXAMPLES) in str(getattr(module, "__file__", ""))
-    ]:
-        del sys.modules[name]
+    yield from _modules_of(ROOT / "examples", monkeypatch)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Imports a module of benchmarks/."""
+    yield from _modules_of(ROOT / "benchmarks", monkeypatch)

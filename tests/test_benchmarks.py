@@ -1,30 +1,14 @@
 """The benchmarks run, on sizes of seconds, and refuse to compare what is not equal. No time is asserted."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 BASELINES = Path(__file__).resolve().parents[2] / "shared" / "bench" / "reinforce_baselines.py"
 TINY = {"vit": "xs", "image_size": 32, "decoder_layers": 1, "vocab_size": 50, "length": 8, "images": 2}
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    """Imports a module of benchmarks/."""
-    if not BENCHMARKS.is_dir():
-        pytest.skip("the benchmarks are not part of the installed package")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module
-    for name in [
-        name for name, module in sys.modules.items() if str(BENCHMARKS) in str(getattr(module, "__file__", ""))
-    ]:
-        del sys.modules[name]
 
 
 def workload(benchmark, **sizes):

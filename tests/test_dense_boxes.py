@@ -1,8 +1,5 @@
 """The auxiliary dense loss of the detection example: its targets, its scale, its head in checkpoints."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,24 +10,17 @@ from vision_rl import VisionMLEConfig
 from vision_rl.trainer.collator import BatchColumns
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
 @pytest.fixture
-def dense_trainer(monkeypatch):
-    if not EXAMPLES.is_dir():
-        pytest.skip("the examples are not part of the installed package")
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    from dense_boxes import DenseBoxesMLETrainer
-
+def dense_trainer(example):
     def make(folder, **more):
         torch.manual_seed(0)
         p = processor(num_bins=32)
         args = VisionMLEConfig(**options(folder, **more))
-        return DenseBoxesMLETrainer(tiny_detector(p), args, train_dataset=box_dataset(), processing_class=p)
+        return example("dense_boxes").DenseBoxesMLETrainer(
+            tiny_detector(p), args, train_dataset=box_dataset(), processing_class=p
+        )
 
-    yield make
-    sys.modules.pop("dense_boxes", None)
+    return make
 
 
 def test_a_patch_learns_the_smallest_box_that_its_centre_lies_in(dense_trainer, tmp_path):

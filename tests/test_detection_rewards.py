@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection.rewards import (
     ABSENT,
     HIGH,
@@ -21,7 +22,7 @@ from vision_rl.tasks.detection.rewards import (
     read_tokens,
 )
 from vision_rl.trainer.advantages import first_advantages
-from vision_rl.trainer.losses import reinforce_loss, selective_log_softmax, token_target_loss
+from vision_rl.trainer.losses import reinforce_weights, token_target_weights
 
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -93,9 +94,9 @@ def test_the_loss_and_its_gradient_equal_the_released_docstring():
     num_rows, length = ids.shape
     present = read_tokens(ids).present
     targets = confidence_targets(torch.tensor(z["match_iou"])[:, 0], present, float(z["conf_w"]))
-    per_token_logps = selective_log_softmax(logits, ids)
-    reinforce = reinforce_loss(per_token_logps, torch.ones_like(ids), advantages) / (length * num_rows)
-    confidence = token_target_loss(logits, targets) / num_rows
+    drawn = reinforce_weights(ids, torch.ones_like(ids), advantages / (length * num_rows))
+    reinforce, _ = weigh_logits(logits, drawn)
+    confidence, _ = weigh_logits(logits, token_target_weights(targets, 1 / num_rows))
     assert reinforce.item() == pytest.approx(float(z["loss_reward"]), rel=1e-5)
     assert confidence.item() == pytest.approx(float(z["loss_conf"]), rel=1e-5)
     loss = reinforce + targets.weight * confidence

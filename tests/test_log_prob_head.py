@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
+from plain_losses import reinforce_loss, selective_log_softmax, token_target_loss
 from scripts.train import make_trainer
 from tiny import START, share_of_a, text_dataset, text_processor, tiny_model
 from torch import nn
@@ -17,13 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_hidden, weigh_logits
 from vision_rl.models.sampling import base_model, policy_logits
-from vision_rl.trainer.losses import (
-    reinforce_loss,
-    reinforce_weights,
-    selective_log_softmax,
-    token_target_loss,
-    token_target_weights,
-)
+from vision_rl.trainer.losses import reinforce_weights, token_target_weights
 
 
 R, T, V, D = 4, 5, 17, 6

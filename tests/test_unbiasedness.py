@@ -1,10 +1,12 @@
 """The estimators' expected gradient, by going through every sequence there is, against the exact gradient."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
+from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.trainer.advantages import (
     first_advantages,
     greedy_advantages,
@@ -12,7 +14,7 @@ from vision_rl.trainer.advantages import (
     mean_advantages,
     no_baseline_advantages,
 )
-from vision_rl.trainer.losses import reinforce_loss, selective_log_softmax
+from vision_rl.trainer.losses import reinforce_weights
 
 
 VOCAB, LENGTH, GENERATIONS = 3, 2, 3
@@ -27,30 +29,33 @@ def policy():
     sequences = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))  # (9, 2)
     rewards = torch.randn(len(sequences), dtype=torch.float64)
 
-    def per_token_logps(ids):
-        logits = torch.stack([first.expand(len(ids), -1), second[ids[:, 0]]], dim=1)  # (R, 2, V)
-        return selective_log_softmax(logits, ids)
+    def logits_of(ids):
+        return torch.stack([first.expand(len(ids), -1), second[ids[:, 0]]], dim=1)  # (R, 2, V)
 
-    return (first, second), sequences, rewards, per_token_logps
+    return (first, second), sequences, rewards, logits_of
+
+
+def probabilities(logits_of, ids):
+    return logits_of(ids).softmax(-1).gather(-1, ids[..., None]).squeeze(-1).prod(1)  # (R,)
 
 
 def exact_gradient(policy):
-    parameters, sequences, rewards, per_token_logps = policy
-    expected_reward = (per_token_logps(sequences).sum(1).exp() * rewards).sum()
+    parameters, sequences, rewards, logits_of = policy
+    expected_reward = (probabilities(logits_of, sequences) * rewards).sum()
     return torch.autograd.grad(-expected_reward, parameters)  # a loss: the negative
 
 
 def expected_gradient(policy, advantages_of, num_learning):
     """Sum over all groups of G sequences of their probability times the gradient of the loss."""
-    parameters, sequences, rewards, per_token_logps = policy
+    parameters, sequences, rewards, logits_of = policy
     groups = torch.tensor(list(itertools.product(range(len(sequences)), repeat=GENERATIONS)))  # (9^G, G)
     with torch.no_grad():
-        probability = per_token_logps(sequences).sum(1).exp()[groups].prod(1)
+        probability = probabilities(logits_of, sequences)[groups].prod(1)
     advantages = advantages_of(rewards[groups])  # (9^G, G)
-    logps = per_token_logps(sequences[groups.flatten()])  # (9^G * G, 2)
+    ids = sequences[groups.flatten()]  # (9^G * G, 2)
     weighted = (probability[:, None] * advantages).flatten()
-    loss = reinforce_loss(logps, torch.ones_like(logps), weighted) / num_learning
-    return torch.autograd.grad(loss, parameters)
+    loss, _ = weigh_logits(logits_of(ids), reinforce_weights(ids, torch.ones_like(ids), weighted))
+    return torch.autograd.grad(loss / num_learning, parameters)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +63,8 @@ def expected_gradient(policy, advantages_of, num_learning):
     [("leave_one_out", GENERATIONS), ("first", 1), ("greedy", GENERATIONS), ("none", GENERATIONS)],
 )
 def test_the_expected_gradient_is_the_exact_gradient_of_the_expected_reward(policy, name, num_learning):
-    _, sequences, rewards, per_token_logps = policy
-    greedy_reward = rewards[per_token_logps(sequences).sum(1).argmax()]  # any constant of the samples would do
+    _, sequences, rewards, logits_of = policy
+    greedy_reward = rewards[probabilities(logits_of, sequences).argmax()]  # any constant of the samples would do
     advantages_of = {
         "leave_one_out": leave_one_out_advantages,
         "first": first_advantages,
@@ -99,8 +104,9 @@ def test_a_group_of_equal_rewards_has_no_gradient():
 
 
 def test_what_lies_behind_the_end_token_has_no_gradient_even_where_it_is_forbidden():
-    logps = torch.tensor([[-1.0, float("-inf")]], requires_grad=True)
-    loss = reinforce_loss(logps, torch.tensor([[1, 0]]), torch.tensor([2.0]))
+    logits = torch.tensor([[[0.0, 0.0], [float("-inf"), 0.0]]], requires_grad=True)
+    tokens = reinforce_weights(torch.tensor([[1, 0]]), torch.tensor([[1, 0]]), torch.tensor([2.0]))
+    loss, _ = weigh_logits(logits, tokens)
     loss.backward()
-    assert loss.item() == 2.0
-    assert logps.grad.tolist() == [[-2.0, 0.0]]
+    assert loss.item() == pytest.approx(2.0 * math.log(2))
+    assert logits.grad.tolist() == [[[1.0, -1.0], [0.0, 0.0]]]

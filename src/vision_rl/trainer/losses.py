@@ -1,4 +1,4 @@
-"""The losses of both steps as pure functions on tensors."""
+"""The losses of both steps as pure functions on tensors; those of tuning as weights of the tokens' log-probabilities."""
 
 import torch
 import torch.nn.functional as F
@@ -7,48 +7,22 @@ from vision_rl.models.log_prob_head import WeightedTokens
 from vision_rl.rewards import TokenTargets
 
 
-def selective_log_softmax(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities `(..., T)` of `ids (..., T)`, without a second tensor as large as `logits (..., T, V)`."""
-    return logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-def reinforce_loss(
-    per_token_logps: torch.Tensor, completion_mask: torch.Tensor, advantages: torch.Tensor
-) -> torch.Tensor:
-    """Algorithm 2 of the paper, before averaging: the sum over samples of -advantage * log p(whole sequence).
-
-    Args:
-        per_token_logps: `(R, T)`, completion_mask: `(R, T)`, advantages: `(R,)`, a constant of the gradient.
-    """
-    # masked_fill, not a product: the pad after an end may be a forbidden token, with log-probability -inf
-    sequence_logps = per_token_logps.masked_fill(completion_mask == 0, 0.0).sum(-1)  # (R,)
-    return -(advantages.detach() * sequence_logps).sum()
-
-
-def token_target_loss(logits: torch.Tensor, targets: TokenTargets) -> torch.Tensor:
-    """Cross-entropy of `targets` against the full-vocabulary softmax of `logits (R, T, V)`.
-
-    The mean over the positions of each sequence, summed over sequences. Weight not applied.
-    """
-    rows, tokens = targets.positions.to(logits.device).unbind(1)
-    logps = logits[rows, tokens].float().log_softmax(-1).gather(-1, targets.ids.to(logits.device))  # (K, C)
-    probabilities = targets.probabilities.to(logps)
-    # a forbidden candidate has log-probability -inf, and 0 * -inf is no number
-    cross_entropy = -(probabilities * logps.masked_fill(probabilities == 0, 0.0)).sum(-1)  # (K,)
-    positions_of_row = torch.bincount(rows, minlength=len(logits))
-    return (cross_entropy / positions_of_row[rows]).sum()
-
-
 def reinforce_weights(
     completion_ids: torch.Tensor, completion_mask: torch.Tensor, advantages: torch.Tensor
 ) -> WeightedTokens:
-    """`reinforce_loss` as weights of log-probabilities: -advantage for every token of `completion_ids (R, T)`."""
+    """Algorithm 2 of the paper: -advantage is the weight of the log-probability of each of a sample's tokens.
+
+    `completion_ids (R, T)`, `completion_mask (R, T)`, and `advantages (R,)`, a constant of the gradient.
+    """
     rows, positions = completion_mask.nonzero(as_tuple=True)
     return WeightedTokens(rows, positions, completion_ids[rows, positions], -advantages.detach().float()[rows])
 
 
 def token_target_weights(targets: TokenTargets, weight: float = 1.0) -> WeightedTokens:
-    """`token_target_loss` times `weight` as weights of log-probabilities: of each candidate, minus its probability."""
+    """Cross-entropy with `targets`, times `weight`: minus its probability is the weight of each candidate's log-probability.
+
+    The mean over the positions of each sequence, summed over sequences.
+    """
     rows, positions = targets.positions.unbind(1)
     share = weight / torch.bincount(rows)[rows]  # (K,) of one position of its sequence
     candidates = targets.ids.shape[1]
