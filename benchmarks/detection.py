@@ -58,7 +58,7 @@ def by_loops(predicted: np.ndarray, true: np.ndarray) -> float:
     areas, true_areas = ((rows[:, 2:4] - rows[:, :2]).prod(-1) for rows in (predicted, true))
     iou = shared / (areas[:, None] + true_areas - shared + 1e-9 * NUM_BINS**2)  # (N, M)
     total = 0.0
-    for threshold in np.float32(THRESHOLDS):
+    for threshold in THRESHOLDS:
         best: dict[int, float] = {}
         num_kept = 0
         for p in range(len(predicted)):

@@ -136,34 +136,34 @@ def _kept_truth(found: BoxTokens, true: BoxTokens, num_bins: int) -> tuple[torch
     """For each prediction the true box of its class that it overlaps most, the first of equals: IoU and index `(B, G, N)`."""
     if true.labels.shape[-1] == 0:
         return torch.zeros(found.labels.shape, device=found.labels.device), torch.zeros_like(found.labels)
-    labels, present = true.labels[:, None, None], true.present[:, None, None]  # (B, 1, 1, M)
     # In levels, whose areas are exact: the IoU at a threshold is not above it. The constant is the released one.
     iou = _box_iou(found.levels.float(), true.levels[:, None].float(), epsilon=1e-9 * num_bins**2)  # (B, G, N, M)
-    possible = (found.labels[..., None] == labels) & found.present[..., None] & present
-    return first_max(torch.where(possible, iou, 0.0))
+    labels = found.labels.masked_fill(~found.present, -1)  # so that an absent box is of no class
+    true_labels = true.labels.masked_fill(~true.present, -2)[:, None]
+    iou *= labels[..., :, None] == true_labels[..., None, :]
+    kept = iou.argmax(-1, keepdim=True)
+    return iou.gather(-1, kept).squeeze(-1), kept.squeeze(-1)
 
 
 def _is_best_of_its_truth(kept_iou: torch.Tensor, kept_truth: torch.Tensor, num_true: int) -> torch.Tensor:
     """Whether no other prediction of the same true box overlaps it more, or as much and comes first: `(B, G, N)` bool."""
     if num_true == 0 or kept_iou.shape[-1] == 0:
         return torch.zeros_like(kept_iou, dtype=torch.bool)
-    keeps = kept_truth[..., None] == torch.arange(num_true, device=kept_truth.device)  # (B, G, N, M)
-    _, best = first_max(torch.where(keeps, kept_iou[..., None], -1.0).transpose(-1, -2))  # (B, G, M)
-    index = torch.arange(kept_iou.shape[-1], device=kept_truth.device)
-    return best.gather(-1, kept_truth) == index
-
-
-def first_max(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest of the last dimension and its index, the first of equals, on every device."""
-    top = values.max(-1).values
-    return top, (values == top[..., None]).int().argmax(-1)
+    size, num_boxes = (*kept_iou.shape[:-1], num_true), kept_iou.shape[-1]
+    best = kept_iou.new_zeros(size).scatter_reduce(-1, kept_truth, kept_iou, "amax")  # (B, G, M)
+    index = torch.arange(num_boxes, device=kept_truth.device).expand_as(kept_truth)
+    candidates = index.masked_fill(kept_iou < best.gather(-1, kept_truth), num_boxes)
+    first = index.new_full(size, num_boxes).scatter_reduce(-1, kept_truth, candidates, "amin")
+    return first.gather(-1, kept_truth) == index
 
 
 def _box_iou(a: torch.Tensor, b: torch.Tensor, epsilon: float) -> torch.Tensor:
     """IoU `(..., N, M)` of `a (..., N, 4)` and `b (..., M, 4)`; a box written backwards has its absolute area."""
-    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    intersection = (high - low).clamp(min=0).prod(-1)
+    top, left, bottom, right = a[..., :, None, :].unbind(-1)  # (..., N, 1) each
+    other_top, other_left, other_bottom, other_right = b[..., None, :, :].unbind(-1)  # (..., 1, M)
+    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp_(min=0)
+    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp_(min=0)
+    intersection = height * width
     area_a, area_b = ((boxes[..., 2:] - boxes[..., :2]).prod(-1).abs() for boxes in (a, b))
     return intersection / (area_a[..., :, None] + area_b[..., None, :] - intersection + epsilon)
 
