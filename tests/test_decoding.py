@@ -12,12 +12,12 @@ from test_sampling import DECODERS, pixels, teacher_forced_logps
 from tiny import END, START, tiny_model
 
 from vision_rl.models import VisionDecoderForCausalLM
-from vision_rl.models.decode_step import Clock, OwnForwardStep, VisionStep, decode_step
+from vision_rl.models.decode_step import Clock, OwnForwardStep, PackedLinear, VisionStep, decode_step
 from vision_rl.models.decoding import Decoding, Eager, draw, inverse_cdf, policy_logits
 from vision_rl.models.sampling import sample, share_images
 
 
-B, G, T = 3, 4, 12
+B, G, T = 3, 4, 16  # long enough for weights to be packed
 # Ends that make completions of many lengths: tied embeddings would rather say the same token again.
 SHARP_AND_ENDS = {"ours": (0.2, [1]), "bert": (0.1, [1]), "gpt2": (0.1, [1, 3, 4]), "trocr": (0.1, [1, 2, 3, 4])}
 
@@ -209,7 +209,7 @@ def test_steps_with_a_mask_and_a_position_on_the_device_write_the_same(decoder, 
     for a, b in zip(actual[1:], expected[1:], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert run.forgotten and max(run.counts.values()) > 2
-    assert {seen for _, _, seen in run.counts} <= {4, 8, 12}
+    assert {seen for _, _, seen in run.counts} <= set(range(4, T + 1, 4))
 
 
 def test_a_step_leaves_its_buffers_where_they_are():
@@ -252,6 +252,28 @@ def test_adapters_are_part_of_the_policy():
     assert not torch.equal(before.per_token_logps, after.per_token_logps)
     logps = teacher_forced_logps(adapted.eval(), pixels(B), after.completion_ids)
     assert (logps - after.per_token_logps).masked_fill(after.completion_mask == 0, 0).abs().max() < 1e-5
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+def test_long_completions_on_a_cpu_pack_the_weights_as_they_are_at_each_call():
+    model = model_of()
+    decoding = decoding_of(model, uniforms())
+    linears = [decoding.next_logits.lm_head, *(vars(layer)[n] for layer in decoding.next_logits.layers for n in "qkv")]
+    assert all(isinstance(linear, PackedLinear) for linear in linears)
+    with torch.no_grad():
+        model.decoder.lm_head.weight.neg_()
+    ids = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T).completion_ids
+    assert torch.equal(ids, slowly(model, pixels(B), uniforms())[0].where(ids != START, START))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 33])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_linear_is_the_linear(rows, bias):
+    linear = torch.nn.Linear(48, 130, bias=bias)
+    x = torch.randn(rows, 1, 48)
+    packed = PackedLinear(linear)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), linear(x), rtol=0, atol=1e-5)
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_asked_itself():

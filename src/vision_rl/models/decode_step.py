@@ -155,9 +155,10 @@ class VisionStep:
 
     def __init__(self, decoder: VisionDecoderForCausalLM, images: Tensor, clock: Clock):
         self.clock = clock
+        packs = _packs_weights(images, clock)
         self.embed_tokens, self.embed_positions = _forward(decoder.embed_tokens), _forward(decoder.embed_positions)
-        self.layers = [LayerStep(layer, images, clock) for layer in decoder.layers]
-        self.layer_norm, self.lm_head = _forward(decoder.layer_norm), _forward(decoder.lm_head)
+        self.layers = [LayerStep(layer, images, clock, packs) for layer in decoder.layers]
+        self.layer_norm, self.lm_head = _forward(decoder.layer_norm), _forward(decoder.lm_head, packs)
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """`tokens (R, 1)` -> logits `(R, V)`."""
@@ -181,13 +182,14 @@ class LayerStep:
     keys: Tensor  # (R, length, width)
     values: Tensor
 
-    def __init__(self, layer: Any, images: Tensor, clock: Clock):
+    def __init__(self, layer: Any, images: Tensor, clock: Clock, packs: bool):
         own, cross, mlp = layer.self_attn, layer.cross_attn, layer.mlp
         self.clock, self.num_heads, self.started = clock, own.num_heads, False
         self.norm1, self.norm2, self.norm3 = map(_forward, (layer.layer_norm1, layer.layer_norm2, layer.layer_norm3))
-        self.q, self.k, self.v, self.out = map(_forward, (own.q_proj, own.k_proj, own.v_proj, own.out_proj))
-        self.image_q, self.image_out = _forward(cross.q_proj), _forward(cross.out_proj)
-        self.fc1, self.activation, self.fc2 = _forward(mlp.fc1), mlp.activation_fn.forward, _forward(mlp.fc2)
+        self.activation = mlp.activation_fn.forward
+        linears = (own.q_proj, own.k_proj, own.v_proj, own.out_proj, cross.q_proj, cross.out_proj, mlp.fc1, mlp.fc2)
+        forwards = (_forward(linear, packs) for linear in linears)
+        self.q, self.k, self.v, self.out, self.image_q, self.image_out, self.fc1, self.fc2 = forwards
         self.image_keys = cross.split_heads(cross.k_proj(images))  # (B, heads, N, D)
         self.image_values = cross.split_heads(cross.v_proj(images))
 
@@ -212,6 +214,32 @@ class LayerStep:
         return x + self.fc2(self.activation(self.fc1(self.norm3(x))))
 
 
-def _forward(module: nn.Module) -> Callable[[Tensor], Tensor]:
+def _packs_weights(images: Tensor, clock: Clock) -> bool:
+    """Whether weights are packed for oneDNN: a product with 8 rows takes half of the time then, packing that of 4 to 8."""
+    return (
+        images.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and clock.length >= 16
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )
+
+
+def _forward(module: nn.Module, packs: bool = False) -> Callable[[Tensor], Tensor]:
     """What computes the module: its bare forward, or where something is wrapped around it (LoRA) the module itself."""
+    if packs and type(module) is nn.Linear and module.weight.dtype == torch.float32:
+        return PackedLinear(module)
     return module.forward if type(module) in (nn.Linear, nn.LayerNorm, nn.Embedding) else module
+
+
+class PackedLinear:
+    """An `nn.Linear` on a CPU whose weights, as they are now, stand in the order in which oneDNN reads them."""
+
+    FEW_ROWS = 8  # the order is chosen for so many; it serves any number
+
+    def __init__(self, linear: nn.Linear):
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), self.FEW_ROWS)
+        self.bias = linear.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
