@@ -23,6 +23,7 @@ from vision_rl.models.sampling import sample
 
 FIGURES = (
     {"image_size": 512, "images": 1, "num_generations": 8, "length": 48},  # 1024 image tokens
+    {"image_size": 512, "images": 2, "num_generations": 8, "length": 48},
     {"images": 4, "num_generations": 2, "length": 64},
     {"images": 4, "num_generations": 8, "length": 32, "vocab_size": 30_000},
     {"images": 4, "num_generations": 8, "length": 64, "vocab_size": 30_000, "captions": True},

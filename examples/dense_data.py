@@ -10,7 +10,7 @@ from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
 from vision_rl.tasks.colorization import without_grey
 
 
-SCENES = {"size": 64, "max_digits": 3, "min_height": 20, "max_height": 32}
+SCENES = {"size": 64, "max_digits": 3, "min_height": 26, "max_height": 40}
 
 
 @dataclass

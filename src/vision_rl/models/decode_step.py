@@ -215,7 +215,7 @@ class LayerStep:
 
 
 def _packs_weights(images: Tensor, clock: Clock) -> bool:
-    """Whether weights are packed for oneDNN: a product with 8 rows takes half of the time then, packing that of 4 to 8."""
+    """Whether weights are packed for oneDNN: products with 8 rows take half of the time then, and packing that of 4 to 8."""
     return (
         images.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
