@@ -22,6 +22,11 @@ B, G, T = 3, 4, 16  # long enough for weights to be packed
 SHARP_AND_ENDS = {"ours": (0.2, [1]), "bert": (0.1, [1]), "gpt2": (0.1, [1, 3, 4]), "trocr": (0.1, [1, 2, 3, 4])}
 
 
+@pytest.fixture(autouse=True)
+def small_weights_are_packed_too(monkeypatch):
+    monkeypatch.setattr(PackedLinear, "pays", lambda weight: weight.dtype == torch.float32)
+
+
 def model_of(decoder="ours"):
     sharp, ends = SHARP_AND_ENDS[decoder]
     model = tiny_model(decoder, sharp=sharp)
