@@ -31,7 +31,7 @@ def preprocessed(
     the data set itself lies on disk. Rewards that read the image column see the smaller image.
 
     Args:
-        dataset: rows with an image; without a transform.
+        dataset: rows with an image; without a transform or format.
         processor: with an `image_processor`; not a `DenseProcessor`, whose stage I mirrors and cuts the photos themselves.
         image_column: name of the column with the image.
         target_columns: the column for each target keyword of the processor; as in the trainers' config.
@@ -39,13 +39,13 @@ def preprocessed(
 
     Raises:
         TypeError: for another kind of data set.
-        ValueError: for a processor that would not see the same, with the row; for a data set with a transform.
+        ValueError: for a processor that would not see the same, with the row; for a data set with a transform or format.
     """
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(f"The data set is a {type(dataset).__name__}; it must be a datasets.Dataset to be stored.")
-    if dataset.format["type"] == "custom":
+    if dataset.format["type"] is not None:
         raise ValueError(
-            "The data set has a transform, which may be random: preprocess first, then set the transform."
+            "The data set has a transform, which may be random, or a format of tensors: preprocess first, without it."
         )
     if isinstance(processor, DenseProcessor):
         raise ValueError(
@@ -106,7 +106,7 @@ def _check_same(dataset, stored, processor: VisionProcessor, image_column: str, 
     """The processor makes of stored rows what it makes of the rows themselves."""
     columns = {keyword: named.get(keyword, keyword) for keyword in processor.target_columns}
     columns = {keyword: name for keyword, name in columns.items() if name in dataset.column_names}
-    for row in range(0, len(dataset), -(-len(dataset) // NUM_CHECKED_ROWS)):
+    for row in range(0, len(dataset), max(1, -(-len(dataset) // NUM_CHECKED_ROWS))):
         expected, made = (_made_of(rows[row], row, processor, image_column, columns) for rows in (dataset, stored))
         for name in expected:
             if not _equal(expected[name], made[name]):

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from transformers import BertLMHeadModel, Cache, DynamicCache, EncoderDecoderCache, GPT2LMHeadModel, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from vision_rl.models.decoder import VisionDecoderForCausalLM, VisionDecoderLayer
+from vision_rl.models.decoder import (
+    VisionDecoderCrossAttention,
+    VisionDecoderForCausalLM,
+    VisionDecoderLayer,
+    VisionDecoderMLP,
+    VisionDecoderSelfAttention,
+)
 
 
 class Clock:
@@ -54,8 +60,7 @@ def decode_step(decoder: Any, images: Tensor, clock: Clock, synced: bool) -> "Ow
             f"Completions of {clock.length} tokens do not fit the decoder's {decoder.config.max_position_embeddings} "
             "learned positions: make max_position_embeddings larger, or max_completion_length smaller."
         )
-    plain = type(decoder) is VisionDecoderForCausalLM and all(type(x) is VisionDecoderLayer for x in decoder.layers)
-    if plain and not synced and not any(_is_watched(module) for module in decoder.modules()):
+    if _is_plain(decoder) and not synced and not any(_is_watched(module) for module in decoder.modules()):
         return VisionStep(decoder, images, clock)
     return OwnForwardStep(decoder, images, clock, synced)
 
@@ -64,6 +69,15 @@ def takes_positions(decoder: PreTrainedModel) -> bool:
     """Whether the decoder's forward can be given position and mask as tensors, and then asks the host for nothing."""
     return isinstance(decoder, VisionDecoderForCausalLM) or (
         isinstance(decoder, GPT2LMHeadModel | BertLMHeadModel) and decoder.config._attn_implementation == "sdpa"
+    )
+
+
+def _is_plain(decoder: PreTrainedModel) -> bool:
+    """Whether the decoder and its parts are ours and no subclass, whose forward may be another."""
+    kinds = (VisionDecoderSelfAttention, VisionDecoderCrossAttention, VisionDecoderMLP)
+    return type(decoder) is VisionDecoderForCausalLM and all(
+        type(layer) is VisionDecoderLayer and tuple(map(type, (layer.self_attn, layer.cross_attn, layer.mlp))) == kinds
+        for layer in decoder.layers
     )
 
 

@@ -185,8 +185,8 @@ class Decoding:
         self.tokens = torch.full((num_rows, 1), start, device=device)
         self.done = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.ids = torch.full((num_rows, length), pad, device=device)
-        self.logps = torch.zeros(num_rows, length, device=device)
-        self.watched_logps = torch.zeros(num_rows, length, len(watched), device=device)
+        self.logps = torch.zeros(num_rows, length, device=device, dtype=torch.float32)
+        self.watched_logps = torch.zeros(num_rows, length, len(watched), device=device, dtype=torch.float32)
 
     def write(self, run: Eager, synced: bool = False) -> None:
         """All tokens of all completions; `synced` goes on until every rank has ended, with all rows."""

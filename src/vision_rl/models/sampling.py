@@ -154,9 +154,8 @@ def encode(
     """The images `(B, N, d)` as the decoder's cross-attention reads them."""
     if encoder_outputs is None:
         encoder_outputs = policy.encoder(pixel_values=pixel_values, return_dict=True).last_hidden_state
-    if projects_images(policy):
-        encoder_outputs = policy.enc_to_dec_proj(encoder_outputs)
-    return encoder_outputs
+    encoder_outputs = encoder_outputs.to(policy.dtype)  # a data set may hold them in float32
+    return policy.enc_to_dec_proj(encoder_outputs) if projects_images(policy) else encoder_outputs
 
 
 def projects_images(policy: VisionEncoderDecoderModel) -> bool:

@@ -132,7 +132,7 @@ class CompletingTrainer(Trainer):
         records = []
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad():
                 records.extend(self._evaluate_batch(model, batch))
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         # The last batch of a rank may be filled up with rows that another rank has as well.

@@ -128,7 +128,8 @@ class VisionMLETrainer(VisionTrainer):
         records = super()._evaluate_batch(model, batch)
         if "labels" not in batch:
             return records
-        outputs, labels = self._teacher_forced(model, batch)
+        with self.accelerator.autocast():
+            outputs, labels = self._teacher_forced(model, batch)
         losses = mle_loss(outputs.logits, labels, label_weights=batch.get("label_weights"))  # (B, T)
         for record, loss, tokens in zip(records, losses.sum(1), _token_weights(batch).sum(1), strict=True):
             record["loss"], record["tokens"] = loss.item(), tokens.item()

@@ -123,6 +123,10 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         inputs = {**inputs, "completions": completions}
         if self.args.reward_num_workers:
             inputs["scores"] = self._start_rewards(completions, inputs)
+        if self.args.baseline == "greedy":
+            self._clock.enter("sample")
+            greedy = self.complete(inputs, do_sample=False)
+            inputs["greedy_scores"] = self._start_rewards(greedy, inputs)
         self._clock.enter(None)
         return inputs
 
@@ -152,6 +156,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
     def _advantages(self, rewards: torch.Tensor, completions: SampledCompletions, inputs) -> torch.Tensor:
         """Each sample's reward minus its baseline: `(B, G)`."""
         if self.ref_model is not None:
+            self._clock.enter("reference")
             rewards = rewards - self.args.beta * self._kl(completions, inputs)
         match self.args.baseline:
             case "leave_one_out":
@@ -159,9 +164,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
             case "first":
                 return first_advantages(rewards)
             case "greedy":
-                self._clock.enter("sample")
-                greedy = self.complete(inputs, do_sample=False)
-                return greedy_advantages(rewards, self._finished(self._start_rewards(greedy, inputs)).rewards)
+                return greedy_advantages(rewards, self._finished(inputs["greedy_scores"]).rewards)
             case "mean":
                 return mean_advantages(rewards)
         return no_baseline_advantages(rewards)

@@ -20,8 +20,12 @@ class RewardWorkers:
         calls: queue.SimpleQueue = queue.SimpleQueue()
         for number in range(count):
             threading.Thread(target=_work, args=(calls,), name=f"vision_rl rewards {number}", daemon=True).start()
-        self._calls = calls
+        self.count, self._calls = count, calls
         weakref.finalize(self, _stop, calls, count)
+
+    def __reduce__(self):
+        """Copies and pickles have threads of their own."""
+        return RewardWorkers, (self.count,)
 
     def submit(self, function: Callable, *args) -> Future:
         future: Future = Future()

@@ -159,12 +159,14 @@ class _Call:
             try:
                 output = output.result()
             except Exception as error:
-                raise self._explained(error) from error
+                raise self._explained(error, calls_again=timeout is None) from error
         return output
 
-    def _explained(self, error: Exception) -> RuntimeError:
-        culprit = None if isinstance(error, OSError) else self._first_failing(error, 0, len(self.rows))
-        where = ""
+    def _explained(self, error: Exception, calls_again: bool = True) -> RuntimeError:
+        """With the completion that fails, found by calling the reward again: not where a call may take for ever."""
+        culprit, where = None, f" on the rows {sorted(set(self.rows))}"
+        if calls_again and not isinstance(error, OSError):
+            culprit, where = self._first_failing(error, 0, len(self.rows)), ""
         if culprit is not None:
             where = f" on row {self.rows[culprit]}, completion {self.arguments['completions'][culprit]!r}"
         return RuntimeError(f"The reward `{self.name}` raised {type(error).__name__}{where}: {error}")

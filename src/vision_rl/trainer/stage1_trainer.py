@@ -108,7 +108,8 @@ class Stage1Trainer(VisionTrainer):
         records = super()._evaluate_batch(model, batch)
         for row, record in enumerate(records):  # one by one: the loss is a mean over the batch
             one = {name: target[row : row + 1] for name, target in batch["targets"].items()}
-            record["loss"] = model(batch["pixel_values"][row : row + 1], one).loss.item()
+            with self.accelerator.autocast():
+                record["loss"] = model(batch["pixel_values"][row : row + 1], one).loss.item()
         if self.compute_metrics is not None:
             stage1 = self.bare(model)
             codes = stage1.encode(batch["targets"], batch["pixel_values"])

@@ -223,7 +223,7 @@ class VisionTrainer(CompletingTrainer):
     def model_inputs(self, batch: dict) -> dict[str, Any]:
         """The images of a batch as the model takes them; a batch may carry `encoder_outputs (B, N, d)` instead."""
         if "encoder_outputs" in batch:
-            return {"encoder_outputs": (batch["encoder_outputs"],)}
+            return {"encoder_outputs": (batch["encoder_outputs"].to(self.bare(self.model).dtype),)}
         return {"pixel_values": batch["pixel_values"]}
 
     # --- optimiser --------------------------------------------------------------------------------------------------
