@@ -13,6 +13,7 @@ from tiny import END, START, tiny_model
 
 from vision_rl.models import VisionDecoderForCausalLM
 from vision_rl.models.decode_step import Clock, OwnForwardStep, PackedLinear, VisionStep, decode_step
+from vision_rl.models.decoder import VisionDecoderSelfAttention
 from vision_rl.models.decoding import Decoding, Eager, draw, inverse_cdf, policy_logits
 from vision_rl.models.sampling import sample, share_images
 
@@ -308,6 +309,31 @@ def test_bfloat16_autocast_samples_close_to_its_own_teacher_forced_pass(decoder)
 def test_more_tokens_than_positions_are_refused_before_anything_is_drawn():
     with pytest.raises(ValueError, match="17 tokens do not fit the decoder's 16 learned positions"):
         sample(model_of(), pixels(1), 2, max_completion_length=17)
+
+
+def test_an_attention_of_another_class_is_asked_itself():
+    class Louder(VisionDecoderSelfAttention):
+        def forward(self, *args, **kwargs):
+            return 2 * super().forward(*args, **kwargs)
+
+    model = model_of()
+    for layer in model.decoder.layers:
+        layer.self_attn.__class__ = Louder
+    completions = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    logps = teacher_forced_logps(model, pixels(B), completions.completion_ids)
+    assert (logps - completions.per_token_logps).masked_fill(completions.completion_mask == 0, 0).abs().max() < 1e-5
+
+
+def test_torch_s_default_dtype_changes_nothing():
+    model = model_of()
+    how = {"uniforms": uniforms(), "max_completion_length": T}
+    expected = sample(model, pixels(B), G, **how)
+    torch.set_default_dtype(torch.float64)
+    try:
+        completions = sample(model, pixels(B), G, **how)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(completions.completion_ids, expected.completion_ids)
 
 
 def test_an_image_is_projected_once_a_call():

@@ -105,6 +105,11 @@ def test_the_loss_and_its_gradient_equal_the_released_docstring():
     torch.testing.assert_close(gradient[:, :, ::7], torch.tensor(z["grad_logits_sub"]), atol=1e-7, rtol=1e-4)
 
 
+def test_counts_without_a_box_are_refused():
+    with pytest.raises(ValueError, match="class_counts are all 0"):
+        AveragePrecisionReward(num_bins=32, num_labels=2, class_counts=[0, 0])
+
+
 # --- by hand --------------------------------------------------------------------------------------------------------
 
 TRUE = (0, 0, 400, 400, 7, HIGH)

@@ -30,6 +30,14 @@ def trained(trainer) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_takes_encoded_images(tmp_path, dtype):
+    model = frozen_model().to(dtype)
+    data = EncodedDataset(text_dataset(8), model, text_processor())
+    args = VisionRewardConfig(str(tmp_path), max_completion_length=5, **COMMON)
+    VisionRewardTrainer(model, share_of_a, args, data, processing_class=text_processor()).train()
+
+
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
 @pytest.mark.parametrize("step", ["mle", "reward"])
 def test_training_on_encoded_images_equals_training_on_the_images(tmp_path, decoder, step):

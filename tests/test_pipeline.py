@@ -1,5 +1,7 @@
 """Micro-batches as a pipeline: rewards in threads while the next one is sampled, with the serial order's results."""
 
+import copy
+import pickle
 import subprocess
 import sys
 import threading
@@ -272,6 +274,50 @@ def test_a_reward_that_takes_too_long_is_named(tmp_path, kind):
     released.set()
 
 
+def test_a_reward_that_has_a_timeout_is_not_called_again_after_it_has_raised(tmp_path):
+    calls = []
+
+    def loses_its_connection(completions, **kwargs):
+        calls.append(len(completions))
+        raise KeyError("gone")  # a second call might hang
+
+    with pytest.raises(RuntimeError, match=r"`loses_its_connection` raised KeyError on the rows \["):
+        scored_by(loses_its_connection, tmp_path, reward_num_workers=1, reward_timeout=5.0).train()
+    before = len(calls)
+    assert set(calls) == {2 * 2} and before <= 2  # of the first micro-batch, and perhaps of the next
+
+
+def test_the_greedy_completions_are_scored_right_after_the_samples_of_their_micro_batch(tmp_path):
+    sizes = []
+
+    def counted(completions, **kwargs):
+        sizes.append(len(completions))
+        return share_of_a(completions)
+
+    scored_by(counted, tmp_path, reward_num_workers=1, baseline="greedy", max_steps=1).train()
+    assert sizes == [4, 2] * 4
+
+
+def test_copies_of_workers_have_threads_of_their_own():
+    workers = RewardWorkers(2)
+    for copied in (copy.deepcopy(workers), pickle.loads(pickle.dumps(workers))):
+        assert copied.submit(int, "7").result() == 7
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rewards_are_asked_outside_of_autocast_in_training_and_in_evaluation(tmp_path, workers):
+    seen = set()
+
+    def looks(completions, **kwargs):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return share_of_a(completions)
+
+    trainer = scored_by(looks, tmp_path, bf16=True, reward_num_workers=workers, max_steps=1)
+    trainer.train()
+    trainer.evaluate()
+    assert seen == {False}
+
+
 def test_a_reward_that_hangs_does_not_keep_the_interpreter_from_exiting(tmp_path):
     script = f"""
 import sys, time
@@ -312,17 +358,17 @@ def test_options_that_cannot_be_honoured_are_refused(options, what):
 # --- timing ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_log_says_where_the_time_of_a_step_went(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "beta"), [(0, 0.0), (2, 0.0), (0, 0.1)])
+def test_the_log_says_where_the_time_of_a_step_went(tmp_path, workers, beta):
     def slow(completions, **kwargs):
         time.sleep(0.02)
         return share_of_a(completions)
 
-    trainer = scored_by(slow, tmp_path, reward_num_workers=workers, logging_steps=3)
+    trainer = scored_by(slow, tmp_path, reward_num_workers=workers, beta=beta, logging_steps=3)
     trainer.train()
     (log,) = (log for log in trainer.state.log_history if "loss" in log)
     timing = {key.removeprefix("timing/"): value for key, value in log.items() if key.startswith("timing/")}
-    assert set(timing) == PARTS
+    assert set(timing) == (PARTS | {"reference"} if beta else PARTS)
     inside = sum(value for part, value in timing.items() if part not in ("data", "optimizer"))
     assert 0.8 * log["step_time"] < inside <= log["step_time"]
     if not workers:

@@ -147,6 +147,8 @@ def test_stage_one_and_data_sets_with_transforms_are_refused():
         preprocessed(photos(), processor)
     with pytest.raises(ValueError, match="preprocess first"):
         preprocessed(photos().with_transform(lambda batch: batch), text_processor())
+    with pytest.raises(ValueError, match="format of tensors: preprocess first"):
+        preprocessed(photos().with_format("torch"), text_processor())
     with pytest.raises(TypeError, match=r"datasets\.Dataset"):
         preprocessed([{"image": 0}], text_processor())
 

@@ -268,6 +268,8 @@ class AveragePrecisionReward(_DetectionReward):
 def class_weights(counts: Sequence[int]) -> torch.Tensor:
     """Weights of mean 1, about inverse to the class's `counts`; none is more than 20 times as rare as all together."""
     numbers = torch.as_tensor(counts, dtype=torch.float64)
+    if not numbers.any():
+        raise ValueError("class_counts are all 0: count the boxes of the training set.")
     inverse = 1 / (numbers + 0.05 * numbers.sum())
     return (len(numbers) * inverse / inverse.sum()).float()
 
