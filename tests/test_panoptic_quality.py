@@ -22,7 +22,7 @@ from vision_rl.tasks.panoptic import (
     save_coco_panoptic,
     to_segmentation,
 )
-from vision_rl.tasks.panoptic.segments import ids_from_rgb, resize_nearest, rgb_from_ids
+from vision_rl.tasks.panoptic.segments import ids_from_rgb, places_of, resize_nearest, rgb_from_ids, run_starts
 
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -478,3 +478,27 @@ def test_the_example_of_the_module_and_its_card_is_true(modules, name):
     assert repr(eval(lines[last][4:], names)) == lines[last + 1]
     card = Path(vision_rl.metric_path(name), "README.md").read_text()
     assert f"{lines[last][4:]}\n# {lines[last + 1]}" in card
+
+
+# --- how it is counted ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**31), st.integers(1, 13), st.integers(1, 13), st.integers(1, 4))
+def test_runs_start_where_a_map_changes(seed, height, width, num_ids):
+    rng = np.random.default_rng(seed)
+    ids, others = rng.integers(0, num_ids, (2, height, width)).astype(np.int32)
+    starts = [0] + [
+        place
+        for place in range(1, ids.size)
+        if ids.flat[place] != ids.flat[place - 1] or others.flat[place] != others.flat[place - 1]
+    ]
+    assert run_starts(ids, others).tolist() == starts
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])
+def test_values_are_found_among_ids_in_every_integer_type(dtype):
+    ids = np.array([3, 200, 17, 0, 90])
+    values = np.array([200, 3, 0, 91, 17, 5]).astype(dtype)
+    assert places_of(values, ids).tolist() == [
+        ids.tolist().index(value) if value in ids else -1 for value in values.tolist()
+    ]

@@ -71,12 +71,11 @@ def match_segments(prediction: Segmentation, reference: Segmentation) -> Segment
     overlap, on_void = overlap[:n, :m], overlap[:n, m]
 
     candidates = (overlap > 0) & (predicted.categories[:, None] == true.categories) & ~true.iscrowd
-    matched = np.argwhere(candidates)
-    rows, columns = matched.T
+    rows, columns = np.nonzero(candidates)
     shared = overlap[rows, columns]
     ious = shared / (areas[rows] + true_areas[columns] - shared - on_void[rows])  # void leaves the union
     fits = ious > 0.5  # an IoU of exactly 0.5 is a miss; so no segment fits two
-    matched, ious = matched[fits], ious[fits]
+    matched, ious = np.stack([rows[fits], columns[fits]], axis=1), ious[fits]
 
     # Of a class's crowd segments only the last one excuses a prediction: panopticapi keeps one a class.
     ignored = on_void.copy()
