@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pretrain_captioning
+import studies
 import torch
 import tune_captioning
 from captioning_data import DataArguments, captioning_data
 from studies import (
     SHORT_TRAINING,
-    SPENT,
     best_rate,
     cost,
     differences,
@@ -27,7 +27,6 @@ from studies import (
     resampled_weights,
     summaries,
     train_and_save,
-    with_interval,
     write_json,
 )
 from transformers import EarlyStoppingCallback, VisionEncoderDecoderModel
@@ -213,20 +212,12 @@ def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, d
 
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
-    rows = [
-        [label(row), *(f"{values[c]['mean']:.3f}" for c in COLUMNS), *(f"{np.mean(values[s]):.0f}" for s in SPENT)]
-        for row, values in results["rows"].items()
-    ]
-    return markdown(["", *COLUMNS.values(), *SPENT], rows)
+    return studies.row_table(results, COLUMNS, label)
 
 
 def difference_table(results: dict, columns: Sequence[str] = ("cider", "rouge_l", "sampled_reward")) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
-    rows = [
-        [", over ".join(map(label, pair.split(" - "))), *(with_interval(values[name]) for name in columns)]
-        for pair, values in results["differences"].items()
-    ]
-    return markdown(["", *(COLUMNS[name] for name in columns)], rows)
+    return studies.difference_table(results, {name: COLUMNS[name] for name in columns}, label)
 
 
 def caption_table(results: dict) -> str:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pretrain_colorization
 import pretrain_panoptic
+import studies
 import torch
 import tune_colorization
 import tune_panoptic
@@ -23,16 +24,13 @@ from dense_data import DataArguments, colorization_data, panoptic_data
 from PIL import Image
 from studies import (
     SHORT_TRAINING,
-    SPENT,
     best_rate,
     cost,
     differences,
     joined,
-    markdown,
     resampled_weights,
     summaries,
     train_and_save,
-    with_interval,
     write_json,
 )
 from transformers import VisionEncoderDecoderModel
@@ -304,22 +302,12 @@ def column_names(results: dict) -> dict[str, str]:
 
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
-    names = column_names(results)
-    rows = []
-    for row, values in results["rows"].items():
-        numbers = [f"{values[name]['mean']:{_form(name)}}" if name in values else "" for name in names]
-        rows.append([label(row), *numbers, *(f"{np.mean(values[s]):.0f}" if values[s] else "" for s in SPENT)])
-    return markdown(["", *names.values(), *SPENT], rows)
+    return studies.row_table(results, column_names(results), label, _form)
 
 
 def difference_table(results: dict) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
-    names = column_names(results)
-    rows = [
-        [", over ".join(map(label, pair.split(" - "))), *(with_interval(values[name], _form(name)) for name in names)]
-        for pair, values in results["differences"].items()
-    ]
-    return markdown(["", *names.values()], rows)
+    return studies.difference_table(results, column_names(results), label, _form)
 
 
 def _form(name: str) -> str:

@@ -16,22 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pretrain_detection
+import studies
 import torch
 import tune_detection
 from datasets import Dataset
 from detection_data import DataArguments, Situation, Split, situation_scenes
 from detection_measures import Measured, bootstrap, measure
-from studies import (
-    SHORT_TRAINING,
-    SPENT,
-    cost,
-    differences,
-    markdown,
-    summaries,
-    train_and_save,
-    with_interval,
-    write_json,
-)
+from studies import SHORT_TRAINING, cost, differences, summaries, train_and_save, write_json
 from transformers import VisionEncoderDecoderModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
@@ -103,7 +94,7 @@ class ConfidenceMLETrainer(VisionMLETrainer):
         scored = self.reward.score(ids, inputs["columns"].references)
         targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0])
         _, outputs = super().compute_loss(model, {**inputs, "labels": ids}, return_outputs=True)
-        confidence_loss, _ = weigh_logits(outputs.logits, token_target_weights(targets, 1 / len(ids)))
+        confidence_loss, _ = weigh_logits(outputs.logits.float(), token_target_weights(targets, 1 / len(ids)))
         return loss + self.reward.confidence_weight * confidence_loss
 
 
@@ -241,20 +232,12 @@ def main(args: StudyArguments) -> dict:
 
 def table(results: dict, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """The rows as Markdown: means over the seeds."""
-    rows = [
-        [ROWS[row], *(f"{values[name]['mean']:.3f}" for name in columns), *(str(min(values[s])) for s in SPENT)]
-        for row, values in results["rows"].items()
-    ]
-    return markdown(["", *(COLUMNS[name] for name in columns), *SPENT], rows)
+    return studies.row_table(results, {name: COLUMNS[name] for name in columns}, ROWS.__getitem__, over_seeds=np.min)
 
 
 def difference_table(results: dict, columns: Sequence[str] = IN_SHORT[:3]) -> str:
     """What tuning gains over each control, with intervals of 95 %, as Markdown."""
-    rows = [
-        [", over ".join(ROWS[row] for row in pair.split(" - ")), *(with_interval(values[name]) for name in columns)]
-        for pair, values in results["differences"].items()
-    ]
-    return markdown(["", *(COLUMNS[name] for name in columns)], rows)
+    return studies.difference_table(results, {name: COLUMNS[name] for name in columns}, ROWS.__getitem__)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the experiments share: trainings that are kept, intervals from resampling the test images, tables and pictures."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +65,8 @@ def summaries(columns: Mapping[str, Columns], costs: Mapping[str, list[dict[str,
     }
 
 
-def differences(columns: Mapping[str, Columns], rows: Iterable[str], others: Iterable[str]) -> dict[str, dict]:
+def differences(columns: Mapping[str, Columns], rows: Sequence[str], others: Sequence[str]) -> dict[str, dict]:
     """Each row less each other one, of the same resamples, so that their images cancel out."""
-    others = list(others)
     return {
         f"{row} - {other}": {
             name: summary([np.mean(columns[row][name], axis=0) - np.mean(columns[other][name], axis=0)])
@@ -91,7 +90,42 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def with_interval(value: dict, form: str = ".3f") -> str:
+def three_digits(name: str) -> str:
+    """The format of a number in every column."""
+    return ".3f"
+
+
+def row_table(
+    results: dict,
+    titles: Mapping[str, str],
+    label: Callable[[str], str],
+    form: Callable[[str], str] = three_digits,
+    over_seeds: Callable = np.mean,
+) -> str:
+    """The rows as Markdown: means over the seeds, and of steps and seconds what `over_seeds` says."""
+    rows = []
+    for row, values in results["rows"].items():
+        numbers = [f"{values[name]['mean']:{form(name)}}" if name in values else "" for name in titles]
+        spent = [f"{over_seeds(values[name]):.0f}" if values[name] else "" for name in SPENT]
+        rows.append([label(row), *numbers, *spent])
+    return markdown(["", *titles.values(), *SPENT], rows)
+
+
+def difference_table(
+    results: dict,
+    titles: Mapping[str, str],
+    label: Callable[[str], str],
+    form: Callable[[str], str] = three_digits,
+) -> str:
+    """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
+    rows = [
+        [", over ".join(map(label, pair.split(" - "))), *(with_interval(values[name], form(name)) for name in titles)]
+        for pair, values in results["differences"].items()
+    ]
+    return markdown(["", *titles.values()], rows)
+
+
+def with_interval(value: dict, form: str) -> str:
     """A difference and its interval: `+0.020 [-0.016, +0.057]`."""
     low, high = value["interval"]
     return f"{value['mean']:+{form}} [{low:+{form}}, {high:+{form}}]"

@@ -7,10 +7,21 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import torch
 
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no deadline")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """A file's tests on one thread of torch: tiny tensors, or several processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,6 +10,8 @@ from tiny import SIZE, text_dataset, tiny_model
 from transformers import VisionEncoderDecoderModel
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLOSE = {"rel": 1e-4, "abs": 1e-6}
 KINDS = ("mle", "reward")
 # How 8 images a step are split: images a micro-batch, micro-batches a rank. 20 rows leave 4 for the next epoch.
@@ -35,14 +37,6 @@ def zero(stage: int) -> dict:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,10 @@ from vision_rl.trainer.reward_workers import RewardWorkers
 from vision_rl.trainer.timing import StepClock
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 3}
 PARTS = {"data", "encode", "sample", "decode", "reward", "learn", "optimizer"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def scored_by(reward, tmp_path, cls=None, **options):

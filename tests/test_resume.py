@@ -14,6 +14,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, VisionEnco
 from vision_rl import TextProcessor, VisionRewardConfig, VisionRewardTrainer
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # 20 rows and 8 images a step: two steps an epoch, and four rows that wait for the next one.
 STEPS = {"rows": 20, "max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -25,14 +27,6 @@ PAPERS_OPTIMIZER = {
     "warmup_steps": 2,
 }
 LORA = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class ShuffledLetters(TextProcessor):

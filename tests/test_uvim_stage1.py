@@ -34,6 +34,8 @@ from vision_rl.models.uvim.modeling import (
 )
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference"
 SIZES = {
     "image_size": 16,
@@ -50,14 +52,6 @@ SIZES = {
 }
 OUTPUTS = {"semantics": 5, "instances": 6}
 TASKS = ("panoptic", "color")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny_config(task: str = "panoptic", **changes) -> UViMConfig:

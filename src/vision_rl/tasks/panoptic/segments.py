@@ -111,7 +111,9 @@ def run_starts(ids: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def _indices_of(few: np.ndarray) -> np.ndarray:
     """`np.flatnonzero`, in two thirds of its time where few are set: eight bytes at a time."""
-    eights = np.append(few, np.zeros(-len(few) % 8, bool)).view(np.uint64) if len(few) % 8 else few.view(np.uint64)
+    if len(few) % 8:
+        few = np.append(few, np.zeros(-len(few) % 8, bool))
+    eights = few.view(np.uint64)
     places = np.flatnonzero(eights != 0)
     found = np.flatnonzero(eights[places].view(bool))
     return places[found // 8] * 8 + found % 8
