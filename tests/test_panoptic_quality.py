@@ -22,7 +22,7 @@ from vision_rl.tasks.panoptic import (
     save_coco_panoptic,
     to_segmentation,
 )
-from vision_rl.tasks.panoptic.segments import ids_from_rgb, places_of, resize_nearest, rgb_from_ids, run_starts
+from vision_rl.tasks.panoptic.segments import ids_from_rgb, places_of, resize_nearest, rgb_from_ids, run_bounds
 
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
@@ -484,15 +484,15 @@ def test_the_example_of_the_module_and_its_card_is_true(modules, name):
 
 
 @given(st.integers(0, 2**31), st.integers(1, 13), st.integers(1, 13), st.integers(1, 4))
-def test_runs_start_where_a_map_changes(seed, height, width, num_ids):
+def test_runs_begin_where_a_map_changes_and_the_last_ends_with_it(seed, height, width, num_ids):
     rng = np.random.default_rng(seed)
     ids, others = rng.integers(0, num_ids, (2, height, width)).astype(np.int32)
-    starts = [0] + [
+    changes = [
         place
         for place in range(1, ids.size)
         if ids.flat[place] != ids.flat[place - 1] or others.flat[place] != others.flat[place - 1]
     ]
-    assert run_starts(ids, others).tolist() == starts
+    assert run_bounds(ids, others).tolist() == [0, *changes, ids.size]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64])

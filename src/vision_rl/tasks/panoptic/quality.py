@@ -13,7 +13,7 @@ from vision_rl.tasks.panoptic.segments import (
     places_of,
     read_segments,
     resized,
-    run_starts,
+    run_bounds,
 )
 
 
@@ -70,23 +70,28 @@ def match_segments(prediction: Segmentation, reference: Segmentation) -> Segment
         )
     overlap, on_void = overlap[:n, :m], overlap[:n, m]
 
-    candidates = (overlap > 0) & (predicted.categories[:, None] == true.categories) & ~true.iscrowd
-    rows, columns = np.nonzero(candidates)
+    both = (areas - on_void)[:, None] + true_areas  # union and intersection: void leaves the union
+    rows, columns = np.nonzero(3 * overlap > both)  # an IoU above 0.5: exactly 0.5 is a miss, so no segment fits two
+    fits = (predicted.categories[rows] == true.categories[columns]) & ~true.iscrowd[columns]
+    rows, columns = rows[fits], columns[fits]
     shared = overlap[rows, columns]
-    ious = shared / (areas[rows] + true_areas[columns] - shared - on_void[rows])  # void leaves the union
-    fits = ious > 0.5  # an IoU of exactly 0.5 is a miss; so no segment fits two
-    matched, ious = np.stack([rows[fits], columns[fits]], axis=1), ious[fits]
+    ious = shared / (both[rows, columns] - shared)
 
     # Of a class's crowd segments only the last one excuses a prediction: panopticapi keeps one a class.
     ignored = on_void.copy()
     for category, crowd in {true.categories[place]: place for place in np.flatnonzero(true.iscrowd)}.items():
         ignored += overlap[:, crowd] * (predicted.categories == category)
     excused = ignored / areas > 0.5
-    excused[matched[:, 0]] = True
+    excused[rows] = True
     found = true.iscrowd.copy()
-    found[matched[:, 1]] = True
+    found[columns] = True
     return SegmentMatches(
-        matched, ious, np.flatnonzero(~excused), np.flatnonzero(~found), predicted.categories, true.categories
+        np.array([rows, columns]).T,
+        ious,
+        np.flatnonzero(~excused),
+        np.flatnonzero(~found),
+        predicted.categories,
+        true.categories,
     )
 
 
@@ -95,13 +100,13 @@ def _overlap(predicted: Segments, true: Segments) -> np.ndarray:
 
     One count over runs of equal pixels, of which a map has a hundredth of its pixels: no sort of the whole image.
     """
-    starts = run_starts(predicted.map, true.map)
-    lengths = np.diff(starts, append=predicted.map.size)
+    bounds = run_bounds(predicted.map, true.map)
+    starts, lengths = bounds[:-1], np.diff(bounds)
     n, m = len(predicted.ids), len(true.ids)
-    rows = places_of(predicted.map.reshape(-1)[starts], np.append(predicted.ids, VOID))
-    columns = places_of(true.map.reshape(-1)[starts], np.append(true.ids, VOID))
-    if (rows < 0).any():
-        unlisted = np.unique(predicted.map.reshape(-1)[starts[rows < 0]])
+    rows = places_of(predicted.map.take(starts), np.concatenate([predicted.ids, [VOID]]))
+    columns = places_of(true.map.take(starts), np.concatenate([true.ids, [VOID]]))
+    if rows.min() < 0:
+        unlisted = np.unique(predicted.map.take(starts[rows < 0]))
         raise ValueError(
             f"{len(unlisted)} ids of the predicted map are not in its segments_info; the first is {unlisted[0]}."
         )
