@@ -71,6 +71,19 @@ def test_the_log_has_trls_keys(tmp_path):
     }
 
 
+def test_a_second_training_logs_none_of_the_steps_that_the_first_did_not_log(tmp_path):
+    tuned = trainer(tmp_path, max_steps=3, logging_steps=2)
+    tuned.train()
+    assert "step_time" in tuned._metrics  # of the third step
+    drawn = []
+    record = tuned._record
+    tuned._record = lambda scores, rewards, completions: (drawn.append(rewards), record(scores, rewards, completions))
+    tuned.train()
+    first = next(log for log in tuned.state.log_history if "reward" in log)
+    assert first["step"] == 2
+    assert first["reward"] == pytest.approx(torch.cat(drawn[:2]).mean().item())
+
+
 def test_the_first_step_is_on_policy(tmp_path):
     tuned = trainer(tmp_path, model=tiny_model("bert", sharp=1.0), max_steps=1, beta=0.1)  # BERT has dropout
     tuned.train()

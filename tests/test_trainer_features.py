@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, VisionEncoderDecoderModel
 
 from vision_rl import TextProcessor, VisionMLETrainer, VisionRewardTrainer
-from vision_rl.models.sampling import sample, special_ids
+from vision_rl.models.sampling import decoder_of, sample, special_ids
 
 
 def greedy_texts(model, processor, length: int = 12) -> list[str]:
@@ -80,6 +80,29 @@ def test_a_model_that_is_already_inside_peft_is_tuned(tmp_path):
     trainer.train()
     learned = changed(model, before)
     assert learned and all("lora_" in name for name in learned)
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2"])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_decoder_that_peft_trains_whole_is_sampled_and_checked_as_any_other(tmp_path, caplog, decoder, given):
+    from peft import get_peft_model
+
+    lora = LoraConfig(target_modules=r"encoder\..*(query|value|q_proj|v_proj)", modules_to_save=["decoder"])
+    model = tiny_model(decoder, sharp=0.2, seed=2)
+    model, options = (get_peft_model(model, lora), {}) if given else (model, {"peft_config": lora})
+    trainer = make_trainer("reward", tmp_path, model=model, **options)
+    before = weights(trainer.model)
+    trainer.train()
+    learned = changed(trainer.model, before)
+    assert any("decoder.modules_to_save" in name for name in learned) and any("lora_" in name for name in learned)
+    assert not any("original_module" in name for name in learned)
+    assert "reads each image once for every completion" not in caplog.text
+    assert type(decoder_of(trainer.bare(trainer.model))) is type(tiny_model(decoder).decoder)
+
+    trainer.save_model()
+    reloaded = PeftModel.from_pretrained(tiny_model(decoder, sharp=0.2, seed=2), tmp_path)
+    texts = trainer.predict(text_dataset(EVAL_ROWS, seed=1)).predictions
+    assert greedy_texts(reloaded, TextProcessor.from_pretrained(tmp_path)) == texts
 
 
 # --- precision ------------------------------------------------------------------------------------------------------

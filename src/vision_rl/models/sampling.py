@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
 
@@ -98,8 +99,9 @@ def sample(
             uniforms = None
         elif uniforms is None:
             uniforms = torch.rand(len(images), num_generations, length, device=device)
-        images = images_for(policy.decoder, images, num_rows)
-        step = decode_step(policy.decoder, images, Clock(length, device), synced)
+        decoder = decoder_of(policy)
+        images = images_for(decoder, images, num_rows)
+        step = decode_step(decoder, images, Clock(length, device), synced)
         decoding = Decoding(
             step,
             len(images),
@@ -143,6 +145,15 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def decoder_of(policy: VisionEncoderDecoderModel) -> Any:
+    """The decoder as it is trained: of PEFT's `modules_to_save=["decoder"]` the copy, not what holds it."""
+    decoder: Any = policy.decoder
+    if not isinstance(decoder, ModulesToSaveWrapper):
+        return decoder
+    active = [] if decoder.disable_adapters else decoder.active_adapters
+    return decoder.modules_to_save[active[0]] if active else decoder.original_module
+
+
 def serves(model: nn.Module) -> bool:
     """Whether `sample` draws itself (exact, reproducible); otherwise it falls back to `generate`."""
     return isinstance(base_model(model), VisionEncoderDecoderModel)
@@ -171,7 +182,7 @@ def share_images(model: PreTrainedModel | PeftModel) -> None:
     once for its G rows by itself, transformers' get hooks (`vision_rl.models.shared_images`). Calling it twice changes
     nothing.
     """
-    share_images_of(base_model(model).decoder)
+    share_images_of(decoder_of(base_model(model)))
 
 
 @contextmanager

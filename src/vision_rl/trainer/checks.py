@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
 
-from vision_rl.models.sampling import base_model, completion_length, num_positions, special_ids
+from vision_rl.models.sampling import base_model, completion_length, decoder_of, num_positions, special_ids
 from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import VisionProcessor
 from vision_rl.trainer.data_order import RowDataset, RowKey
@@ -33,7 +33,7 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
     ids = special_ids(policy)
     if not isinstance(policy, VisionEncoderDecoderModel):
         return
-    decoder = policy.decoder
+    decoder = decoder_of(policy)
     accepts_images = "encoder_hidden_states" in inspect.signature(decoder.forward).parameters
     attends = any("cross" in name or "encoder_attn" in name for name, _ in decoder.named_modules())
     if not (accepts_images and attends):

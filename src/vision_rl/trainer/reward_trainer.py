@@ -104,6 +104,13 @@ class VisionRewardTrainer(TeacherForcedTrainer):
             disable_dropout(self.model)
         self.ref_model = self._reference_model(adapters_are_new=peft_config is not None)
 
+    def train(self, *args, **kwargs):
+        """As Trainer's; steps of an earlier training that were not logged are none of this one's."""
+        self._metrics.clear()
+        self._clock.read()
+        self._step_time = 0.0
+        return super().train(*args, **kwargs)
+
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

@@ -21,7 +21,7 @@ from transformers import (
 
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.preparation import align_special_ids, freeze_unused_parameters
-from vision_rl.models.sampling import base_model, completion_length, serves, share_images
+from vision_rl.models.sampling import base_model, completion_length, decoder_of, serves, share_images
 from vision_rl.models.uvim import UViMDecoder
 from vision_rl.processing import as_vision_processor
 from vision_rl.trainer import checks
@@ -162,7 +162,7 @@ class VisionTrainer(CompletingTrainer):
         return {keyword: column for keyword, column in columns.items() if column in present or keyword in named}
 
     def _check_data(self, args: VisionConfig, datasets: dict, collator: VisionCollator, policy) -> None:
-        vocab_size = policy.decoder.config.vocab_size if serves(policy) else None
+        vocab_size = decoder_of(policy).config.vocab_size if serves(policy) else None
         for name, dataset in datasets.items():
             checks.check_columns(
                 name, checks.column_names(dataset), [args.image_column, *self.target_columns.values()]
