@@ -73,10 +73,6 @@ def dense_task(
 
 
 def stage1_model(args: ModelArguments, processor: PanopticProcessor | ColorizationProcessor) -> UViMModel:
-    if isinstance(processor, PanopticProcessor):
-        outputs = {"semantics": processor.num_classes, "instances": args.max_instances}
-    else:
-        outputs = {"color": 3}
     return UViMModel(
         UViMConfig(
             image_size=args.image_size,
@@ -91,8 +87,8 @@ def stage1_model(args: ModelArguments, processor: PanopticProcessor | Colorizati
             code_length=args.code_len,
             code_dropout=args.code_dropout,
             codebook_momentum=args.codebook_momentum,
-            outputs=outputs,
-            regression="color" in outputs,
+            outputs=processor.outputs,
+            regression=args.task == "colorization",
         )
     )
 

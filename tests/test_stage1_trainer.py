@@ -14,6 +14,7 @@ from vision_rl.tasks.colorization import (
     fidelity_reward,
 )
 from vision_rl.tasks.panoptic import PanopticProcessor, PanopticQuality, PanopticReward
+from vision_rl.trainer.data_order import RowKey
 
 
 SIZE, CODES, LENGTH = 32, 16, 4
@@ -212,6 +213,59 @@ def test_stage_one_the_processor_and_the_model_must_agree_about_the_codes(tmp_pa
     other = ColorizationProcessor(image_processor(SIZE), num_codes=8, code_len=LENGTH)
     with pytest.raises(ValueError, match="Stage I has 16 different codes, the processor 8"):
         VisionMLETrainer(code_writer(), VisionMLEConfig(**settings(tmp_path)), processing_class=other, **parts)
+
+
+def test_stage_one_and_its_processor_must_agree_about_codes_and_outputs(tmp_path):
+    model, data, sizes = stage1("panoptic"), scenes(8), {"num_codes": CODES, "code_len": LENGTH}
+    others = {
+        "4 codes an image .*, the processor 256": {**sizes, "code_len": 256},
+        "16 different codes .*, the processor 4096": {**sizes, "num_codes": 4096},
+        r"makes targets for \{'semantics': 15, 'instances': 100\}": sizes,
+    }
+    for message, options in others.items():
+        other = PanopticProcessor(image_processor(SIZE), PANOPTIC_CATEGORIES, **options)
+        with pytest.raises(ValueError, match=message):
+            Stage1Trainer(model, VisionMLEConfig(**settings(tmp_path)), data, processing_class=other)
+    made = processor("panoptic")
+    with pytest.raises(ValueError, match="makes targets for"):
+        VisionMLETrainer(
+            code_writer(),
+            VisionMLEConfig(**settings(tmp_path)),
+            data,
+            processing_class=made,
+            completion_decoder=UViMDecoder(model, PanopticProcessor(image_processor(SIZE), PANOPTIC_CATEGORIES, **sizes)),
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stage_one_predicts_reconstructions_with_or_without_a_metric(tmp_path, kind):
+    trainer = Stage1Trainer(
+        stage1(kind), VisionMLEConfig(**settings(tmp_path)), scenes(8), processing_class=processor(kind)
+    )
+    predicted = trainer.predict(scenes(3, "validation"))
+    trainer.compute_metrics = metric(kind)
+    again = trainer.predict(scenes(3, "validation"))
+    for one, other in zip(predicted.predictions, again.predictions, strict=True):
+        assert one[1] == other[1] if kind == "panoptic" else one.tobytes() == other.tobytes()
+    assert len(predicted.label_ids) == 3 and all(reference is not None for reference in predicted.label_ids)
+
+
+def test_passes_before_training_teach_the_codebook_nothing(tmp_path):
+    trained = []
+    for passes in (0, 2):
+        trainer = Stage1Trainer(
+            stage1("color"),
+            VisionMLEConfig(**settings(tmp_path, max_steps=1)),
+            scenes(8),
+            processing_class=processor("color"),
+        )
+        batch = trainer.data_collator([trainer.get_train_dataloader().dataset[RowKey(0, 0)]])
+        for _ in range(passes):
+            trainer.model.train()(batch["pixel_values"], batch["targets"])
+        torch.manual_seed(0)
+        trainer.train()
+        trained.append(trainer.model.codebook.counts.sum().item())
+    assert trained[0] == trained[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -121,6 +121,11 @@ class DenseProcessor(VisionProcessor):
     code_len: int  # codes of an image
 
     @property
+    def outputs(self) -> dict[str, int] | None:
+        """The outputs of stage I that `dense` makes targets for, with their classes or channels; `None`: not checked."""
+        return None
+
+    @property
     def vocab_size(self) -> int:
         """The codes, and token 0, which starts the decoder."""
         return self.num_codes + 1

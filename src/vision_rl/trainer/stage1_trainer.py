@@ -8,6 +8,7 @@ from transformers import TrainerCallback
 
 from vision_rl.models.uvim import UViMModel
 from vision_rl.processing import DenseProcessor
+from vision_rl.trainer import checks
 from vision_rl.trainer.collator import VisionCollator
 from vision_rl.trainer.mle_config import VisionMLEConfig
 from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
@@ -18,6 +19,9 @@ class CodebookCallback(TrainerCallback):
 
     def __init__(self, trainer: "Stage1Trainer"):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.bare(self.trainer.model).codebook.collected = None  # of passes that belong to no step
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.codebook_metrics = self.trainer.bare(self.trainer.model_wrapped).update_codebook()
@@ -75,6 +79,7 @@ class Stage1Trainer(VisionTrainer):
                 f"processing_class is a {type(processing_class).__name__}; stage I needs one that makes dense targets, "
                 "such as PanopticProcessor, ColorizationProcessor, or a DenseProcessor of yours."
             )
+        checks.check_stage1(policy.config, processing_class)
         self.processor = processing_class
         self.max_completion_length = policy.config.code_length
 
@@ -100,7 +105,7 @@ class Stage1Trainer(VisionTrainer):
     # --- evaluation: how much of a map its codes keep ------------------------------------------------------------------
 
     def _needs_completions(self) -> bool:
-        return False  # nothing is sampled here
+        return False  # nothing is sampled: `_evaluate_batch` makes the reconstructions
 
     def _evaluate_batch(self, model, batch) -> list[dict]:
         if "targets" not in batch:
@@ -110,7 +115,7 @@ class Stage1Trainer(VisionTrainer):
             one = {name: target[row : row + 1] for name, target in batch["targets"].items()}
             with self.accelerator.autocast():
                 record["loss"] = model(batch["pixel_values"][row : row + 1], one).loss.item()
-        if self.compute_metrics is not None:
+        if super()._needs_completions():
             stage1 = self.bare(model)
             codes = stage1.encode(batch["targets"], batch["pixel_values"])
             outputs = stage1.decode(codes, batch["pixel_values"])

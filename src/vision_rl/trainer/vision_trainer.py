@@ -98,7 +98,8 @@ class VisionTrainer(CompletingTrainer):
             )
         self.completion_decoder = completion_decoder
         if isinstance(completion_decoder, UViMDecoder):
-            checks.check_stage1(completion_decoder.stage1.config, self.processor, self.max_completion_length)
+            checks.check_code_writer(completion_decoder.stage1.config, self.processor, self.max_completion_length)
+            checks.check_stage1(completion_decoder.stage1.config, completion_decoder.processor)
         datasets = checks.named_datasets(train_dataset, eval_dataset)
         for name, dataset in datasets.items():
             checks.check_dataset(name, dataset)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from datasets import Dataset
 from tokenizers.decoders import WordPiece
 from transformers import BatchFeature
 
+from vision_rl.data.rows import column_values
 from vision_rl.processing import TextProcessor
 
 
@@ -82,11 +82,11 @@ class CaptioningProcessor(TextProcessor):
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Every row has a caption, and captions are strings."""
-        if "captions" not in columns or not isinstance(dataset, Dataset):
+        if "captions" not in columns:
             return
-        for row, captions in enumerate(dataset.with_format(None).select_columns([columns["captions"]])):
+        for row, captions in column_values(dataset, columns["captions"]):
             try:
-                checked_captions(captions[columns["captions"]])
+                checked_captions(captions)
             except ValueError as error:
                 raise ValueError(f"Row {row}, column `{columns['captions']}`: {error}") from error
 

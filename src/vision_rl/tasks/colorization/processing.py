@@ -10,6 +10,7 @@ from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.data.rows import sampled_rows
 from vision_rl.processing import DenseProcessor, random_box, rgb_image
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
@@ -19,7 +20,6 @@ logger = logging.getLogger(__name__)
 GREY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green, blue (op `rgb_to_grayscale_to_rgb` of the authors)
 GREY_TOLERANCE = 8  # of 255: JPEG leaves up to 2 between the channels of grey photos, a faint tone more
 SMALLEST_SIDE = 16  # pixels: one patch of the paper's encoder
-NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images
 
 
 class ColorizationProcessor(DenseProcessor):
@@ -81,6 +81,10 @@ class ColorizationProcessor(DenseProcessor):
                 )
 
     @property
+    def outputs(self) -> dict[str, int]:
+        return {"color": 3}
+
+    @property
     def makes_references(self) -> bool:
         return True  # of the image itself
 
@@ -133,8 +137,7 @@ class ColorizationProcessor(DenseProcessor):
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Opens some photos: those that are grey already, or hardly have pixels, are counted and told."""
-        opened = range(0, len(dataset), -(-len(dataset) // NUM_SAMPLED_ROWS))
-        images = [rgb_image(dataset[index][columns["image"]], index) for index in opened]
+        images = [rgb_image(dataset[index][columns["image"]], index) for index in sampled_rows(dataset)]
         num_grey = sum(map(is_grey, images))
         if num_grey:
             logger.warning(

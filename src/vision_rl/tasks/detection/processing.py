@@ -1,7 +1,7 @@
 """Boxes as tokens: the processor of detection (paper, section 4.2; tokens of the authors' `detection_reward.py`)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import datasets
@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from vision_rl.data.coco import category_names
+from vision_rl.data.rows import column_values, sampled_rows
 from vision_rl.processing import VisionProcessor, image_size, rgb_image
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
 
@@ -18,7 +19,6 @@ from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TO
 logger = logging.getLogger(__name__)
 
 PADDING = (128, 128, 128)  # of a letterboxed image
-NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images
 
 
 class DetectionProcessor(VisionProcessor):
@@ -228,7 +228,7 @@ class DetectionProcessor(VisionProcessor):
         if names is not None and names != self.categories:
             raise ValueError(f"The data set's categories are {names}, the processor's are {self.categories}.")
         rows_over = boxes_over = num_flat = 0
-        for index, objects in _rows_of(dataset, column):
+        for index, objects in column_values(dataset, column):
             try:
                 boxes, _, crowd = self._parse(objects)
             except ValueError as error:
@@ -250,7 +250,7 @@ class DetectionProcessor(VisionProcessor):
     def count_classes(self, dataset, column: str = "objects") -> list[int]:
         """How often each category occurs in a training set, crowds apart: for `AveragePrecisionReward`."""
         counts = np.zeros(self.num_labels, np.int64)
-        for _, objects in _rows_of(dataset, column, sample=False):
+        for _, objects in column_values(dataset, column, sample=False):
             _, labels, iscrowd = self._parse(objects)
             counts += np.bincount(labels[~iscrowd], minlength=self.num_labels)
         return counts.tolist()
@@ -258,7 +258,7 @@ class DetectionProcessor(VisionProcessor):
     def _check_inside(self, dataset, columns: dict[str, str]) -> None:
         """Opens some images: boxes that leave theirs are clipped, most of them leaving it are xyxy."""
         num_boxes = num_leaving = 0
-        for index in _sampled(len(dataset)):
+        for index in sampled_rows(dataset):
             row = dataset[index]
             boxes, _, _ = self._parse(row[columns["objects"]])
             ends = boxes[:, :2] + boxes[:, 2:]
@@ -321,18 +321,3 @@ def _as_lists(objects: dict | list[dict]) -> dict:
     if not {"bbox", "category"} <= set(objects):
         raise ValueError(f"The objects have {sorted(objects)}, they need `bbox` and `category`.")
     return dict(objects)
-
-
-def _rows_of(dataset, column: str, sample: bool = True) -> Iterator[tuple[int, dict]]:
-    """Row numbers and values of one column, all of them where that decodes no images; else of sampled rows."""
-    if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
-        dataset = dataset.select_columns(column)
-    elif sample and not isinstance(dataset, list | tuple):
-        yield from ((index, dataset[index][column]) for index in _sampled(len(dataset)))
-        return
-    yield from ((index, dataset[index][column]) for index in range(len(dataset)))
-
-
-def _sampled(count: int) -> range:
-    """Some of `count` rows, evenly spread."""
-    return range(0, count, -(-count // NUM_SAMPLED_ROWS))

@@ -1,15 +1,15 @@
 """Panoptic maps for a model that writes codes: the processor of panoptic segmentation (paper, section 4.1; UViM)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.data.rows import column_values, sampled_rows
 from vision_rl.processing import DenseProcessor, random_box, rgb_image
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
 from vision_rl.tasks.panoptic.segments import (
@@ -27,7 +27,6 @@ from vision_rl.tasks.panoptic.segments import (
 
 logger = logging.getLogger(__name__)
 
-NUM_SAMPLED_ROWS = 200  # of which `check_dataset` opens the images and maps
 NOT_LEARNED = -1  # as an instance: one-hot it is all zeros
 
 
@@ -108,6 +107,10 @@ class PanopticProcessor(DenseProcessor):
     def num_classes(self) -> int:
         """Channels of the semantic head: the categories and void."""
         return len(self.categories) + 1
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        return {"semantics": self.num_classes, "instances": self.max_instances}
 
     @property
     def model_size(self) -> tuple[int, int]:
@@ -234,7 +237,7 @@ class PanopticProcessor(DenseProcessor):
         if not {"segmentation", "segments_info"} <= set(columns):
             return
         rows_over = segments_over = 0
-        for index, infos in _infos_of(dataset, columns["segments_info"]):
+        for index, infos in column_values(dataset, columns["segments_info"]):
             infos = _as_list(infos)
             try:
                 self._check_categories([segment.get("category_id") for segment in infos])
@@ -250,7 +253,7 @@ class PanopticProcessor(DenseProcessor):
                 self.max_instances - 1,
                 segments_over,
             )
-        for index in _sampled(len(dataset)):
+        for index in sampled_rows(dataset):
             row = dataset[index]
             values, infos = row[columns["segmentation"]], row[columns["segments_info"]]
             try:
@@ -316,16 +319,3 @@ def _as_list(infos: Any) -> list[dict]:
     if isinstance(infos, Mapping):
         infos = [dict(zip(infos, values, strict=True)) for values in zip(*infos.values(), strict=True)]
     return list(infos)
-
-
-def _infos_of(dataset, column: str) -> Iterator[tuple[int, Any]]:
-    """Row numbers and segments, all of them where that decodes no images; else of sampled rows."""
-    if isinstance(dataset, datasets.Dataset) and column in dataset.column_names:
-        yield from enumerate(dataset.select_columns(column)[column])
-    else:
-        yield from ((index, dataset[index][column]) for index in _sampled(len(dataset)))
-
-
-def _sampled(count: int) -> range:
-    """Some of `count` rows, evenly spread."""
-    return range(0, count, -(-count // NUM_SAMPLED_ROWS))
