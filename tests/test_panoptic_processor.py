@@ -2,12 +2,13 @@
 
 import json
 import logging
+import pickle
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -321,7 +322,57 @@ def test_a_model_that_writes_codes_is_trained_tuned_and_measured(tmp_path):
     metrics = tuned.evaluate()
     assert {"eval_pq", "eval_pq_things", "eval_rq_stuff", "eval_reward"} <= set(metrics)
     assert "eval_per_class_pq" not in metrics
-    assert tuned.predict(rows).label_ids[0][0].shape == (64, 48)
+    predicted = tuned.predict(rows)
+    assert predicted.label_ids[0][0].shape == (64, 48)
+    pairs = predicted.predictions, predicted.label_ids
+    assert metrics["eval_pq"] == predicted.metrics["test_pq"] == PanopticQuality(p.categories)(*pairs)["pq"]
+
+
+def test_an_evaluation_keeps_no_maps(tmp_path):
+    p, rows = processor(), [row(quarters(64, 48)) for _ in range(5)]
+    seen = []
+
+    class Watched(VisionRewardTrainer):
+        def _evaluation_metrics(self, records):
+            seen.extend(records)
+            return super()._evaluation_metrics(records)
+
+    trainer = Watched(
+        tiny_model(vocab_size=p.vocab_size, end=None, length=4),
+        PanopticReward(),
+        VisionRewardConfig(str(tmp_path), per_device_eval_batch_size=2, report_to="none", use_cpu=True),
+        eval_dataset=rows,
+        processing_class=p,
+        compute_metrics=PanopticQuality(p.categories),
+        completion_decoder=FourCodes(p),
+    )
+    assert {"eval_pq", "eval_reward"} <= set(trainer.evaluate())
+    assert len(seen) == 5 and not any({"completion", "reference"} & set(record) for record in seen)
+    assert len(pickle.dumps(seen[0])) < 48 * 64
+
+
+def test_a_data_set_with_a_transform_is_checked_as_its_rows_come():
+    given = [row(quarters(64, 48)) for _ in range(3)]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "segmentation": datasets.Image(),
+            "segments_info": datasets.List({key: datasets.Value("int64") for key in ("id", "category_id", "iscrowd")}),
+        }
+    )
+    rows = [{**one, "segmentation": Image.fromarray(rgb_from_ids(one["segmentation"]))} for one in given]
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    columns = {name: name for name in features}
+
+    def brightened(batch):
+        return {**batch, "image": [image.point(lambda value: value // 2) for image in batch["image"]]}
+
+    def unlisted(batch):
+        return {**batch, "segments_info": [infos[1:] for infos in batch["segments_info"]]}
+
+    processor().check_dataset(dataset.with_transform(brightened), columns)
+    with pytest.raises(ValueError, match="Row 0, column `segmentation`: 1 segment ids of the map are not in"):
+        processor().check_dataset(dataset.with_transform(unlisted), columns)
 
 
 # --- saved ----------------------------------------------------------------------------------------------------------
@@ -435,7 +486,7 @@ def folder(tmp_path):
     return tmp_path, content
 
 
-def load(folder, **change) -> Dataset:
+def load(folder, **change) -> datasets.Dataset:
     path, content = folder
     (path / "panoptic.json").write_text(json.dumps({**content, **change}))
     return load_coco_panoptic(path / "images", path / "maps", path / "panoptic.json")
@@ -471,7 +522,7 @@ def test_what_is_wrong_with_a_file_is_counted(folder):
         load(folder)
 
 
-def coco() -> tuple[Dataset, list[dict]]:
+def coco() -> tuple[datasets.Dataset, list[dict]]:
     path = SHARED / "data" / "coco_panoptic_200"
     if not path.exists():
         pytest.skip(f"{path} is not there: images of COCO with panoptic maps")

@@ -166,7 +166,8 @@ def test_categories_that_do_not_occur_leave_the_mean():
     assert quality["All"] == {"pq": 1, "sq": 1, "rq": 1, "n": 1}
     assert quality["Stuff"] == {"pq": 0, "sq": 0, "rq": 0, "n": 0}
     assert quality["per_class"][2] == {"pq": 0, "sq": 0, "rq": 0}
-    assert PanopticQuality(CATEGORIES)(pair, pair)["per_class_pq"] == [1, -1, -1]
+    of_classes = PanopticQuality(CATEGORIES)(pair, pair)
+    assert all(of_classes[f"per_class_{key}"] == [1, -1, -1] for key in ("pq", "sq", "rq"))
 
 
 def test_a_set_is_pooled_before_the_mean_over_categories():
@@ -395,9 +396,30 @@ def test_predictions_are_written_as_coco_has_them_and_read_again(tmp_path):
         save_coco_panoptic(predictions, [1, 1], tmp_path, tmp_path / "x.json")
     with pytest.raises(ValueError, match="2 predictions but 1 image_ids"):
         save_coco_panoptic(predictions, [1], tmp_path, tmp_path / "x.json")
+    with pytest.raises(ValueError, match="Image 5: 1 ids of the map are not in its segments_info, the first 8"):
+        save_coco_panoptic([(row(7, 8), infos(s7=1))], [5], tmp_path, tmp_path / "x.json")
+
+
+def test_predictions_of_the_models_size_are_written_at_the_images(tmp_path):
+    small = np.array([[7, 7], [8, 8]]), infos(s7=1, s8=2)
+    save_coco_panoptic([small], [1], tmp_path, tmp_path / "maps.json", image_sizes=[(6, 4)])
+    ((ids, _),), _ = read_coco_panoptic(tmp_path, tmp_path / "maps.json")
+    assert ids.tolist() == [[7] * 6] * 2 + [[8] * 6] * 2
+    with pytest.raises(ValueError, match="1 predictions but 2 image_sizes"):
+        save_coco_panoptic([small], [1], tmp_path, tmp_path / "maps.json", image_sizes=[(6, 4)] * 2)
 
 
 # What is wrong is said
+
+
+def test_rows_in_place_of_pairs_are_refused_by_reward_and_metric():
+    given = {"map": row(7, 7), "segments_info": infos(s7=1)}
+    good = row(7, 7), infos(s7=1)
+    for prediction, reference in ((given, good), (good, given)):
+        with pytest.raises(ValueError, match="A segmentation is a pair .*; this is a dict"):
+            PanopticQuality(CATEGORIES)([prediction], [reference])
+        with pytest.raises(ValueError, match="A segmentation is a pair .*; this is a dict"):
+            PanopticReward()([prediction], [reference])
 
 
 @pytest.mark.parametrize(

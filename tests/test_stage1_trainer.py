@@ -233,7 +233,9 @@ def test_stage_one_and_its_processor_must_agree_about_codes_and_outputs(tmp_path
             VisionMLEConfig(**settings(tmp_path)),
             data,
             processing_class=made,
-            completion_decoder=UViMDecoder(model, PanopticProcessor(image_processor(SIZE), PANOPTIC_CATEGORIES, **sizes)),
+            completion_decoder=UViMDecoder(
+                model, PanopticProcessor(image_processor(SIZE), PANOPTIC_CATEGORIES, **sizes)
+            ),
         )
 
 

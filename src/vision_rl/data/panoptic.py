@@ -69,6 +69,11 @@ def load_coco_panoptic(images_dir: str | Path, masks_dir: str | Path, annotation
 def panoptic_categories(annotation_file: str | Path) -> list[dict[str, Any]]:
     """The categories of a COCO panoptic file, in the order of their ids: dicts with `id`, `name` and `isthing`."""
     categories = read_json(annotation_file, ("categories",), "panoptic maps")["categories"]
+    for category in categories:
+        if not {"id", "name", "isthing"} <= set(category):
+            raise ValueError(
+                f"{annotation_file} is no panoptic file: its category {category} lacks `id`, `name` or `isthing`."
+            )
     return [
         {key: category[key] for key in ("id", "name", "isthing")}
         for category in sorted(categories, key=lambda category: category["id"])

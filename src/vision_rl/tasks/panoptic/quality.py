@@ -10,6 +10,7 @@ from vision_rl.tasks.panoptic.segments import (
     VOID,
     Segmentation,
     Segments,
+    map_and_segments,
     places_of,
     read_segments,
     resized,
@@ -141,7 +142,8 @@ class PanopticQuality:
     """Panoptic quality in the form that trainers call: `compute_metrics=PanopticQuality(processor.categories)`.
 
     A prediction of another size than its reference is brought to the reference's, as the authors evaluate: trainers'
-    completions have the model's size, and references the image's.
+    completions have the model's size, and references the image's. Trainers call `per_image` batch by batch and `summary` at
+    the end, so that an evaluation holds matches, and not the maps of the whole set.
 
     Args:
         categories: dicts with `id` and `isthing`, as in COCO's JSON.
@@ -154,22 +156,34 @@ class PanopticQuality:
         """The numbers of `panoptic_quality` in a flat dict.
 
         Returns:
-            `pq`, `sq`, `rq`; the same with `_things` and `_stuff`; `per_class_pq`, in the order of the categories, -1 for
-            one that occurs nowhere; and of each image `per_image_iou`, the sum of the matched pairs' IoU, and
+            `pq`, `sq`, `rq`; the same with `_things` and `_stuff`; `per_class_pq`, `per_class_sq` and `per_class_rq`, in the
+            order of the categories, -1 for one that occurs nowhere; and of each image `per_image_iou`, the sum of the matched pairs' IoU, and
             `per_image_tp`, `per_image_fp`, `per_image_fn`, the numbers of segments.
         """
+        return self.summary(self.per_image(predictions, references))
+
+    def per_image(
+        self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]
+    ) -> list[SegmentMatches]:
+        """What `summary` needs of each image."""
         if len(predictions) == len(references):
             predictions = [
-                resized(prediction, np.shape(reference[0]))
+                resized(prediction, map_and_segments(reference)[0].shape)
                 for prediction, reference in zip(predictions, references, strict=True)
             ]
-        matches = _matches(predictions, references)
+        return _matches(predictions, references)
+
+    def summary(self, matches: list[SegmentMatches]) -> dict[str, Any]:
+        """The numbers of `__call__`, from what `per_image` gave of all images."""
         totals = _totals(matches, self.categories)
         result, occurs = _summary(totals, self.categories), totals[1:].any(0)
-        per_class = [result["per_class"][category["id"]]["pq"] for category in self.categories]
+        per_class = {
+            f"per_class_{key}": [result["per_class"][category["id"]][key] for category in self.categories]
+            for key in ("pq", "sq", "rq")
+        }
         return {
             **{f"{key}{suffix}": result[part][key] for part, suffix in _PARTS.items() for key in ("pq", "sq", "rq")},
-            "per_class_pq": np.where(occurs, per_class, -1.0).tolist(),
+            **{name: np.where(occurs, values, -1.0).tolist() for name, values in per_class.items()},
             "per_image_iou": [float(image.ious.sum()) for image in matches],
             "per_image_tp": [len(image.matched) for image in matches],
             "per_image_fp": [len(image.spurious) for image in matches],

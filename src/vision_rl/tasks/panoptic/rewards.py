@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from vision_rl.tasks.panoptic.quality import SegmentMatches, match_segments
-from vision_rl.tasks.panoptic.segments import Segmentation, resized
+from vision_rl.tasks.panoptic.segments import Segmentation, map_and_segments, resized
 
 
 class PanopticReward:
@@ -56,4 +54,4 @@ class PanopticReward:
 
 
 def _matched(prediction: Segmentation, reference: Segmentation) -> SegmentMatches:
-    return match_segments(prediction, resized(reference, np.shape(prediction[0])))
+    return match_segments(prediction, resized(reference, map_and_segments(prediction)[0].shape))

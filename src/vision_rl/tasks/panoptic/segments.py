@@ -32,14 +32,9 @@ def read_segments(segmentation: Segmentation) -> Segments:
         ValueError: for a map that is not `(H, W)` of integers, and for segments without an id or category, with the id
             of void, or with one id twice.
     """
-    if not isinstance(segmentation, tuple | list) or len(segmentation) != 2:
-        raise ValueError(
-            f"A segmentation is a pair (map, segments_info); this is a {type(segmentation).__name__}: a map of ids "
-            "(H, W), and a list with a dict a segment."
-        )
-    ids = as_map(segmentation[0])
+    ids, segments_info = map_and_segments(segmentation)
     rows = []
-    for segment in segmentation[1]:
+    for segment in segments_info:
         if segment.get("id") is None or segment.get("category_id") is None:
             raise ValueError(f"A segment needs `id` and `category_id`; this one has {dict(segment)}.")
         rows.append((segment["id"], segment["category_id"], segment.get("iscrowd") or 0))
@@ -50,6 +45,16 @@ def read_segments(segmentation: Segmentation) -> Segments:
             f"The ids of an image's segments must differ, and none may be {VOID}, which is void; they are {listed}."
         )
     return Segments(ids, table[:, 0], table[:, 1], table[:, 2] == 1)
+
+
+def map_and_segments(segmentation: Segmentation) -> Segmentation:
+    """The two parts of a segmentation, the map as an array."""
+    if not isinstance(segmentation, tuple | list) or len(segmentation) != 2:
+        raise ValueError(
+            f"A segmentation is a pair (map, segments_info); this is a {type(segmentation).__name__}: a map of ids "
+            "(H, W), and a list with a dict a segment."
+        )
+    return as_map(segmentation[0]), segmentation[1]
 
 
 def as_map(ids: Any) -> np.ndarray:
@@ -92,7 +97,7 @@ def resized(segmentation: Segmentation, size: tuple[int, int]) -> Segmentation:
 
     So the authors' evaluation brings a prediction to the image's size, and their labels come to the model's size.
     """
-    ids, segments_info = as_map(segmentation[0]), segmentation[1]
+    ids, segments_info = map_and_segments(segmentation)
     if ids.shape == tuple(size):
         return ids, segments_info
     ids = resize_nearest(ids, size)

@@ -21,7 +21,7 @@ Args:
 Returns:
     pq, sq, rq (float): panoptic, segmentation and recognition quality, from 0 to 1.
     pq_things, sq_things, rq_things, pq_stuff, sq_stuff, rq_stuff (float): over those categories alone.
-    per_class_pq (list of float): of each category, -1 for one that occurs nowhere.
+    per_class_pq, per_class_sq, per_class_rq (list of float): of each category, -1 for one that occurs nowhere.
     per_image_iou (list of float): the sum of the matched segments' IoU.
     per_image_tp, per_image_fp, per_image_fn (list of int): matched, unmatched and missed segments.
 Examples:
