@@ -3,9 +3,10 @@
     python examples/dense_study.py --stage1 runs/panoptic-stage1
     python examples/dense_study.py --task colorization --stage1 runs/colorization-stage1 --images_dir photos
 
-Made for two CPU cores. All start from one MLE model, the best on validation of its training. "MLE continued" takes longer
-than tuning does; its learning rate is the one that does best on validation with the first seed. Tuning is shown with all
-its rates. "Stage I" is what is read back of the true codes: the ceiling. What is finished is kept in `work_dir`.
+Made for two CPU cores. All start from MLE models, each the best on validation of its training: one, or one a seed. "MLE
+continued" takes longer than tuning does. The learning rates of both are chosen on validation with the first seed; tuning is
+shown with all its rates. "Stage I" is what is read back of the true codes: the ceiling. What is finished is kept in
+`work_dir`.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Task(NamedTuple):
     metrics: Callable[..., Callable]  # of the processor
     columns: Callable[..., dict[str, np.ndarray]]
     names: dict[str, str]  # of the columns
-    chosen_by: str  # the column that chooses the control's learning rate
+    chosen_by: str  # the column that chooses learning rates
     mle_defaults: dict
     tune_defaults: dict
 
@@ -74,16 +75,19 @@ def panoptic_columns(predictions: list, references: list, weights: np.ndarray, p
         np.add.at(totals[image, 0], matched, found.ious)
         for row, places in enumerate((matched, predicted[found.spurious], true[found.missed]), start=1):
             np.add.at(totals[image, row], places, 1)
-    occurs = totals[:, 1:].any((0, 1))
-    iou, tp, fp, fn = np.tensordot(weights, totals[:, :, occurs], 1).swapaxes(0, 1)  # (1 + R, C) each
-    count = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5)
-    pq, isthing = iou / count, np.isin(ids[occurs], list(things))
+    iou, tp, fp, fn = np.tensordot(weights, totals, 1).swapaxes(0, 1)  # (1 + R, C) each
+    occurs = tp + fp + fn > 0
+    count, isthing = np.maximum(tp + 0.5 * fp + 0.5 * fn, 0.5), np.isin(ids, list(things))
+
+    def mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return (values * chosen).sum(1) / np.maximum(chosen.sum(1), 1)
+
     return {
-        "pq": pq.mean(1),
-        "sq": (iou / np.maximum(tp, 1)).mean(1),
-        "rq": (tp / count).mean(1),
-        "pq_things": pq[:, isthing].mean(1),
-        "pq_stuff": pq[:, ~isthing].mean(1),
+        "pq": mean(iou / count, occurs),
+        "sq": mean(iou / np.maximum(tp, 1), occurs),
+        "rq": mean(tp / count, occurs),
+        "pq_things": mean(iou / count, occurs & isthing),
+        "pq_stuff": mean(iou / count, occurs & ~isthing),
     }
 
 
@@ -132,6 +136,7 @@ REWARDS = {"greedy_reward": "reward, greedy", "sampled_reward": "reward, sampled
 class StudyArguments:
     task: Literal["panoptic", "colorization"] = "panoptic"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    mle_seeds: list[int] = field(default_factory=lambda: [0])  # each run starts from the MLE model at its place, in turn
     mle_steps: int = 8000
     mle_learning_rate: float = 1e-3
     mle_batch_size: int = 32  # of MLE; MLE continued has 32
@@ -189,16 +194,18 @@ class Study:
         elif row == "mle_continued":
             settings |= SHORT_TRAINING | {"max_steps": self.args.control_steps}
             args = VisionMLEConfig(**self.task.mle_defaults | settings)
-            trainer = VisionMLETrainer(self.mle(), args, **data)
+            trainer = VisionMLETrainer(self.mle(seed), args, **data)
         else:
             settings |= SHORT_TRAINING | {"max_steps": self.args.steps}
             args = VisionRewardConfig(**self.task.tune_defaults | settings)
-            trainer = VisionRewardTrainer(self.mle(), self.task.reward, args, **data)
+            trainer = VisionRewardTrainer(self.mle(seed), self.task.reward, args, **data)
         train_and_save(trainer)
         return folder
 
-    def mle(self) -> VisionEncoderDecoderModel:
-        return VisionEncoderDecoderModel.from_pretrained(self.trained("mle", self.args.mle_learning_rate, 0))
+    def mle(self, seed: int) -> VisionEncoderDecoderModel:
+        """What the run of this seed starts from."""
+        of_mle = self.args.mle_seeds[self.args.seeds.index(seed) % len(self.args.mle_seeds)]
+        return VisionEncoderDecoderModel.from_pretrained(self.trained("mle", self.args.mle_learning_rate, of_mle))
 
     @torch.no_grad()
     def measure(self, folder: Path | None, split: str) -> tuple[dict[str, np.ndarray], list]:
@@ -241,9 +248,9 @@ class Study:
             name: weights @ np.array(paid) / len(rows) for name, paid in rewards.items() if paid
         }, predictions
 
-    def choose(self, learning_rates: Sequence[float]) -> tuple[float, dict]:
-        """The control's rate that does best on validation with the first seed, and a record of what each reaches."""
-        folders = {rate: self.trained("mle_continued", rate, self.args.seeds[0]) for rate in learning_rates}
+    def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict]:
+        """The row's rate that does best on validation with the first seed, and a record of what each reaches."""
+        folders = {rate: self.trained(row, rate, self.args.seeds[0]) for rate in learning_rates}
         reached = {rate: self.measure(folder, "validation")[0] for rate, folder in folders.items()}
         return best_rate({rate: columns[self.task.chosen_by][0] for rate, columns in reached.items()})
 
@@ -269,13 +276,14 @@ def _strip(task: str, processor, row: dict, made: dict) -> Image.Image:
 def main(args: StudyArguments, model_args: pretrain_panoptic.ModelArguments, data_args: DataArguments) -> dict:
     torch.set_num_threads(args.threads)
     study = Study(args, model_args, data_args)
-    chosen, rates = study.choose(args.control_learning_rates)
+    chosen, rates = study.choose("mle_continued", args.control_learning_rates)
+    _, rates_of_tuned = study.choose("tuned", args.learning_rates)
     rows = {"mle": ("mle", args.mle_learning_rate), f"mle_continued {chosen:g}": ("mle_continued", chosen)}
     rows |= {f"tuned {rate:g}": ("tuned", rate) for rate in args.learning_rates}
     ceiling, _ = study.measure(None, "test")
     columns, costs, drawn = {"stage1": {name: [value] for name, value in ceiling.items()}}, {"stage1": []}, {}
     for row, (name, rate) in rows.items():
-        folders = [study.trained(name, rate, seed) for seed in (args.seeds if name != "mle" else [0])]
+        folders = [study.trained(name, rate, seed) for seed in (args.mle_seeds if name == "mle" else args.seeds)]
         measured = [study.measure(folder, "test") for folder in folders]
         columns[row] = {name: [run[name] for run, _ in measured] for name in measured[0][0]}
         costs[row] = [cost(folder) for folder in folders]
@@ -285,6 +293,7 @@ def main(args: StudyArguments, model_args: pretrain_panoptic.ModelArguments, dat
         "settings": {name: value for name, value in settings.items() if name not in PATHS},
         "num_images": {split: len(rows) for split, rows in study.rows.items()},
         "learning_rate_of_mle_continued": rates,
+        "learning_rate_of_tuned": rates_of_tuned,
         "rows": summaries(columns, costs),
         "differences": differences(columns, list(columns)[3:], list(columns)[1:3]),
     }

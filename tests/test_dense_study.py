@@ -40,6 +40,7 @@ def test_pq_of_resampled_images_is_pq_of_these_images(example):
         ]
 
     references = [segmentation() for _ in range(6)]
+    references[2][1][0]["category_id"] = 9  # which only this image has, and the resample lacks
     predictions = [reference if image % 2 else segmentation() for image, reference in enumerate(references)]
     weights = np.array([[1, 1, 1, 1, 1, 1], [2, 1, 0, 1, 1, 1]])
     columns = example("dense_study").panoptic_columns(predictions, references, weights, Processor)

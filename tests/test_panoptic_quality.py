@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+import torchmetrics.detection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -313,8 +314,7 @@ def test_a_prediction_segment_is_counted_once_at_most(prediction, reference):
 
 def test_torchmetrics_finds_the_same_quality():
     """Where both have one rule: without crowds, without void in the prediction, with one segment a kind of stuff."""
-    detection = pytest.importorskip("torchmetrics.detection")
-    theirs = detection.PanopticQuality(things={1, 2}, stuffs={20}, allow_unknown_preds_category=True)
+    theirs = torchmetrics.detection.PanopticQuality(things={1, 2}, stuffs={20}, allow_unknown_preds_category=True)
     category = np.array([99, 1, 1, 2, 20])  # of segments 0 to 4; 99 is unknown there, and thus void
     rng = np.random.default_rng(0)
     predictions, references = [], []

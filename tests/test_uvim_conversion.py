@@ -9,15 +9,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import zoom
-from transformers import AutoModel, SiglipVisionModel, VisionEncoderDecoderModel
+from transformers import (
+    AutoModel,
+    SiglipVisionModel,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    ViTImageProcessorPil,
+)
 
+from vision_rl import VisionRewardConfig
 from vision_rl.cli import main
+from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES
 from vision_rl.models import (
     VisionDecoderConfig,
     VisionDecoderForCausalLM,
     vision_encoder_decoder,
     vit_encoder,
 )
+from vision_rl.models.sampling import sample
 from vision_rl.models.uvim import (
     UViMConfig,
     UViMModel,
@@ -27,6 +36,7 @@ from vision_rl.models.uvim import (
     load_big_vision_vit,
 )
 from vision_rl.models.uvim.conversion import BigVisionArrays, stage1_entries, stage2_entries, vit_entries
+from vision_rl.tasks.panoptic import PanopticProcessor
 
 
 GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference"
@@ -49,10 +59,12 @@ def randomised(model):
     return model.eval()
 
 
-def stage1(task: str = "panoptic") -> UViMModel:
+def stage1(task: str = "panoptic", **options) -> UViMModel:
     sizes = {"image_size": 16, "patch_size": 4, "hidden_size": WIDTH, "intermediate_size": MLP, "code_length": 4}
     depths = {"num_encoder_layers": 2, "num_decoder_layers": 3, "num_attention_heads": HEADS}
-    return randomised(UViMModel(UViMConfig(**sizes, **depths, codebook_size=12, code_dim=8, **TASKS[task])))
+    return randomised(
+        UViMModel(UViMConfig(**sizes, **depths, codebook_size=12, code_dim=8, **{**TASKS[task], **options}))
+    )
 
 
 def vit(num_layers: int = 2) -> SiglipVisionModel:
@@ -398,6 +410,34 @@ def test_a_converted_stage_2_is_loaded_with_its_special_ids(tmp_path):
     assert_equal_models(loaded, model)
     for place in (loaded.config, loaded.generation_config):
         assert (place.decoder_start_token_id, place.pad_token_id, place.eos_token_id) == (0, 0, None)
+    assert loaded.generate(torch.zeros(1, 3, 16, 16), do_sample=False).shape == (1, 1 + 4)  # the start and all codes
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_checkpoints_are_read_at_another_image_size(task):
+    model, other = stage1(task), stage2()
+    config = UViMConfig(**{**model.config.to_dict(), "image_size": 24})
+    larger = load_big_vision_stage1(to_jax(model), config)
+    positions = "embeddings.position_embedding.weight"
+    for part in ("encoder", "decoder"):
+        old, new = (getattr(of, part).state_dict()[positions].reshape(-1, WIDTH) for of in (model, larger))
+        expected = zoom(old.reshape(4, 4, WIDTH), (1.5, 1.5, 1), order=1)
+        np.testing.assert_allclose(new.reshape(6, 6, WIDTH), expected, atol=1e-6)
+    outputs = larger.decode(torch.zeros(1, 4, dtype=torch.long), torch.zeros(1, 3, 24, 24))
+    assert all(output.shape[1:3] == (24, 24) for output in outputs.values())
+
+    config = copy.deepcopy(other.config)
+    config.encoder.image_size = 24
+    larger = load_big_vision_stage2(to_jax(other), config)
+    assert larger.generate(torch.zeros(1, 3, 24, 24), do_sample=False).shape == (1, 1 + 4)
+
+
+def test_a_stage_2_model_of_a_given_config_can_be_sampled_and_trained():
+    model = stage2()
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(model.encoder.config, model.decoder.config)
+    loaded = load_big_vision_stage2(to_jax(model), config)
+    assert sample(loaded, torch.zeros(1, 3, 16, 16), 2).completion_ids.shape == (1, 2, 4)
+    assert loaded(pixel_values=torch.zeros(1, 3, 16, 16), labels=torch.ones(1, 4, dtype=torch.long)).loss > 0
 
 
 # --- the authors' arrays --------------------------------------------------------------------------------------------
@@ -429,12 +469,50 @@ def test_the_command_converts_a_checkpoint_and_says_what_it_made(tmp_path, capsy
     assert_equal_models(AutoModel.from_pretrained(tmp_path / "out"), stage1())
 
 
+def test_converted_checkpoints_and_a_processor_are_what_the_script_tunes(tmp_path, example):
+    model = stage1(outputs={"semantics": len(PANOPTIC_CATEGORIES) + 1, "instances": 6})
+    for made, folder in ((model, "panoptic/stage1"), (stage2(), "panoptic")):
+        convert_uvim(as_npz(to_jax(made), tmp_path), tmp_path / folder)
+    image_processor = ViTImageProcessorPil(size={"height": 16, "width": 16})
+    PanopticProcessor(
+        image_processor, PANOPTIC_CATEGORIES, max_instances=6, num_codes=12, code_len=4, flip=False
+    ).save_pretrained(tmp_path / "panoptic")
+    tune, data = example("tune_panoptic"), example("dense_data").DataArguments(num_train_images=8, num_eval_images=4)
+    args = VisionRewardConfig(
+        str(tmp_path / "tuned"), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True
+    )
+    trainer = tune.main(tune.ScriptArguments(model=str(tmp_path / "panoptic")), data, args)
+    assert "eval_pq" in trainer.evaluate()
+
+
 def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, capsys):
     assert main(["convert-uvim", str(tmp_path / "absent.npz"), str(tmp_path)]) == 1
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
     assert main(["convert-uvim", str(tmp_path / "other.npz"), str(tmp_path)]) == 1
     absent, other = capsys.readouterr().err.splitlines()
     assert "absent.npz" in absent and "This is no checkpoint of UViM" in other
+
+
+def test_the_command_tells_of_files_that_were_not_fetched_whole(tmp_path, capsys):
+    path = as_npz(to_jax(stage1()), tmp_path)
+    content = path.read_bytes()
+    place = content.index(b"head_semantics/kernel.npy") + 200
+    broken = {
+        "cut.npz": content[: len(content) // 2],
+        "empty.npz": b"",
+        "page.npz": b"<html>not found</html>",
+        "flipped.npz": content[:place] + bytes(8) + content[place + 8 :],
+    }
+    for name, given in broken.items():
+        (tmp_path / name).write_bytes(given)
+        assert main(["convert-uvim", str(tmp_path / name), str(tmp_path / "out")]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line and line.endswith("fetch it again.")
+    np.save(tmp_path / "single.npy", np.ones(3))
+    assert main(["convert-uvim", str(tmp_path / "single.npy"), str(tmp_path / "out")]) == 1
+    assert "holds a single array" in capsys.readouterr().err
+    assert main(["convert-uvim", str(path), str(tmp_path / "page.npz")]) == 1
+    assert "page.npz is a file: the model needs a folder" in capsys.readouterr().err
 
 
 def test_a_stage_2_checkpoint_is_checked_against_a_given_config():

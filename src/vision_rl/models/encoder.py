@@ -47,8 +47,11 @@ def vit_encoder(
 
     It reads `pixel_values` (B, 3, image_size, image_size), in [-1, 1] in the paper, and gives `last_hidden_state`
     (B, N, hidden_size), one row of patches after the other. `conv_stem` makes the patches by small convolutions
-    (`vision_rl.models.conv_stem`), which is not in the paper: a small model trained from scratch needs it.
+    (`vision_rl.models.conv_stem`), which is not in the paper: a small model trained from scratch needs it. Raises
+    `ValueError` for an image that cannot be cut into patches.
     """
+    if image_size % patch_size:
+        raise ValueError(f"image_size {image_size} cannot be cut into patches of {patch_size}: choose a multiple.")
     config = (ConvStemVisionConfig if conv_stem else SiglipVisionConfig)(
         image_size=image_size,
         patch_size=patch_size,
@@ -173,14 +176,14 @@ def resize_position_embeddings(model: PreTrainedModel, image_size: int | tuple[i
     embeddings: Any = encoder.embeddings
     if isinstance(encoder, SiglipVisionModel):
         old = embeddings.position_embedding.weight  # (N, width)
-        new = _resize_grid(old, old_grid, grid)
+        new = resize_grid(old, old_grid, grid)
         embeddings.position_embedding = nn.Embedding.from_pretrained(new, freeze=not old.requires_grad)
         embeddings.position_ids = torch.arange(len(new), device=new.device)[None]
         embeddings.num_patches = embeddings.num_positions = len(new)
         embeddings.image_size = new_size[0]
     else:
         old = embeddings.position_embeddings  # (1, 1 + N, width), the class token first
-        new = torch.cat([old[0, :1], _resize_grid(old[0, 1:], old_grid, grid)])
+        new = torch.cat([old[0, :1], resize_grid(old[0, 1:], old_grid, grid)])
         embeddings.position_embeddings = nn.Parameter(new[None], requires_grad=old.requires_grad)
         embeddings.patch_embeddings.num_patches = grid[0] * grid[1]
         embeddings.patch_embeddings.image_size = new_size
@@ -207,8 +210,8 @@ def _grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int
     return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
 
 
-def _resize_grid(positions: Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """(old height * old width, d) -> (height * width, d)."""
+def resize_grid(positions: Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Positions `(old height * old width, d)` as `(height * width, d)`, bilinearly; the corners stay."""
     image = positions.float().T.reshape(1, -1, *old_grid)  # (1, d, h, w)
     image = F.interpolate(image, size=grid, mode="bilinear", align_corners=True)
     return image.flatten(2)[0].T.contiguous().to(positions.dtype)

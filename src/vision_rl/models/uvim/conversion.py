@@ -7,18 +7,21 @@ understand are understood here. Sizes are read off the arrays.
 
 import math
 import re
+import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import SiglipVisionModel, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from transformers import GenerationConfig, SiglipVisionModel, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM
-from vision_rl.models.encoder import resize_position_embeddings, vision_encoder_decoder, vit_encoder
+from vision_rl.models.encoder import resize_grid, vision_encoder_decoder, vit_encoder
 from vision_rl.models.uvim.configuration import UViMConfig
 from vision_rl.models.uvim.modeling import UViMModel
 
@@ -32,10 +35,12 @@ def load_big_vision_stage1(checkpoint: Checkpoint, config: UViMConfig | None = N
     Args:
         checkpoint: path of an npz file, or its arrays by their names.
         config: sizes and settings. By default sizes are those of the arrays, and what no array tells is as in the
-            published models: one code for four patches; the output "color" is of numbers, others are of classes.
+            published models: one code for four patches; the output "color" is of numbers, others are of classes. With
+            another `image_size` the positions of the patches are resized, bilinearly and with their corners kept.
 
     Raises:
-        ValueError: for missing or unexpected arrays, and for arrays of another shape than the model's.
+        ValueError: for missing or unexpected arrays, for arrays of another shape than the model's, and for a file that
+            is no npz or is broken.
     """
     arrays = BigVisionArrays(checkpoint)
     model = UViMModel(config or _stage1_config(arrays))
@@ -50,13 +55,21 @@ def load_big_vision_stage2(
 
     Token 0 starts a sequence and pads, token `c + 1` is code `c`, and nothing ends a sequence: all have the length of
     `model.config.decoder.max_position_embeddings`, 256 in the published models. Token 0 is not written
-    (`suppress_tokens`); the reference lets it through, as the last code. A `config` is only checked against the arrays.
+    (`suppress_tokens`); the reference lets it through, as the last code.
     """
     arrays = BigVisionArrays(checkpoint)
-    if config is not None:
-        model = VisionEncoderDecoderModel(config)
-        _load(stage2_entries(model), arrays)
-        return _without_token_0(model)
+    model = _stage2_model(arrays) if config is None else VisionEncoderDecoderModel(config)
+    _load(stage2_entries(model), arrays)
+    length = model.decoder.config.max_position_embeddings
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=0, pad_token_id=0, suppress_tokens=[0], max_new_tokens=length
+    )
+    model.config.decoder_start_token_id = model.config.pad_token_id = 0
+    model.config.eos_token_id = None
+    return model.eval()
+
+
+def _stage2_model(arrays: "BigVisionArrays") -> VisionEncoderDecoderModel:
     vocab_size, width = arrays["decoder/EmbedTargets/embedding"].shape
     decoder_config = VisionDecoderConfig(
         vocab_size=vocab_size,
@@ -68,20 +81,13 @@ def load_big_vision_stage2(
     )
     encoder = vit_encoder(**_vit_sizes(arrays, "encoder", "EmbedPatches", "pos_embedding_encoder"))
     decoder = VisionDecoderForCausalLM(decoder_config)
-    model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0)
-    _load(stage2_entries(model), arrays)
-    return _without_token_0(model)
-
-
-def _without_token_0(model: VisionEncoderDecoderModel) -> VisionEncoderDecoderModel:
-    model.generation_config.suppress_tokens = [0]
-    return model.eval()
+    return vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0)
 
 
 def load_big_vision_vit(checkpoint: Checkpoint, image_size: int | None = None) -> SiglipVisionModel:
     """The paper's ViT encoder from a checkpoint of a classifier, whose head and class token are left behind.
 
-    `image_size` resizes the positions, see `resize_position_embeddings`; the rest is as in `load_big_vision_stage1`.
+    `image_size` resizes the positions; the rest is as in `load_big_vision_stage1`.
     """
     arrays = BigVisionArrays(checkpoint)
     positions = arrays["pos_embedding"]
@@ -89,15 +95,16 @@ def load_big_vision_vit(checkpoint: Checkpoint, image_size: int | None = None) -
     of_encoder = {name: array for name, array in arrays.items() if not re.match("cls$|head/|pre_logits/", name)}
     of_encoder["pos_embedding"] = positions[:, -num_patches:]  # (1, N, width)
 
-    encoder = vit_encoder(**_vit_sizes(arrays, "Transformer", "embedding", "pos_embedding"))
+    sizes = _vit_sizes(arrays, "Transformer", "embedding", "pos_embedding")
+    encoder = vit_encoder(**sizes | ({} if image_size is None else {"image_size": image_size}))
     _load(vit_entries(encoder, "Transformer", "embedding", "pos_embedding"), of_encoder)
-    if image_size is not None:
-        resize_position_embeddings(encoder, image_size)
     return encoder.eval()
 
 
 def convert_uvim(checkpoint: Checkpoint, output_dir: str | PathLike) -> UViMModel | VisionEncoderDecoderModel:
     """Save a checkpoint of stage I or stage II, whichever it is, so that `from_pretrained(output_dir)` loads it."""
+    if Path(output_dir).is_file():
+        raise ValueError(f"{output_dir} is a file: the model needs a folder.")
     arrays = BigVisionArrays(checkpoint)
     model: UViMModel | VisionEncoderDecoderModel
     if "state/dictionary" in arrays:
@@ -124,13 +131,17 @@ class BigVisionArrays(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, checkpoint: Checkpoint):
-        self._arrays = checkpoint if isinstance(checkpoint, Mapping) else np.load(checkpoint)
+        self._file = None if isinstance(checkpoint, Mapping) else checkpoint
+        self._arrays = checkpoint if isinstance(checkpoint, Mapping) else _open_npz(checkpoint)
         self._stored_names = present_names(self._arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._stored_names:  # a KeyError would print its sentence in quotes
             raise ValueError(f"The checkpoint has no `{name}`. It has: {_listed(self)}.")
-        array = np.asarray(self._arrays[self._stored_names[name]])
+        try:
+            array = np.asarray(self._arrays[self._stored_names[name]])
+        except _BROKEN as error:
+            raise ValueError(f"{self._file} is broken at `{name}` ({error}): fetch it again.") from error
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy does not know
             array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return array.astype(np.float32, copy=False)
@@ -147,6 +158,19 @@ class BigVisionArrays(Mapping[str, np.ndarray]):
     def num_blocks(self, prefix: str) -> int:
         """How many transformer blocks there are whose names are `prefix` and a number."""
         return len({match[0] for name in self if (match := re.match(rf"{prefix}\d+/", name))})
+
+
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
+def _open_npz(path: str | PathLike) -> Mapping[str, np.ndarray]:
+    try:
+        arrays = np.load(path)
+    except (*_BROKEN, ValueError) as error:  # ValueError: something pickled, or no format of numpy's
+        raise ValueError(f"{path} is no npz file of arrays, or was not fetched whole: fetch it again.") from error
+    if not isinstance(arrays, Mapping):
+        raise ValueError(f"{path} holds a single array; a checkpoint is an npz file, of many.")
+    return arrays
 
 
 def present_names(stored_names: Iterable[str]) -> dict[str, str]:
@@ -178,13 +202,24 @@ def present_names(stored_names: Iterable[str]) -> dict[str, str]:
 class Entry(NamedTuple):
     """An array of a checkpoint, the tensor that it becomes, the array's shape, and the tensor's order of its axes.
 
-    `axes` counts the array's axes after those of the heads are merged with their neighbours, as torch has them.
+    `axes` counts the array's axes after those of the heads are merged with their neighbours, as torch has them. `is_grid`
+    tells positions of patches, which may come from images of another size.
     """
 
     name: str
     tensor: Tensor
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+    is_grid: bool = False
+
+    def fitted(self, array: np.ndarray) -> np.ndarray:
+        """The array, its grid of positions resized to the model's."""
+        if not self.is_grid or array.ndim != 3 or array.shape[::2] != self.shape[::2]:
+            return array
+        old, new = math.isqrt(array.shape[1]), math.isqrt(self.shape[1])
+        if old == new or old**2 != array.shape[1]:
+            return array
+        return resize_grid(torch.tensor(array[0]), (old, old), (new, new))[None].numpy()
 
     def to_torch(self, array: np.ndarray) -> Tensor:
         merged = [self.tensor.shape[self.axes.index(axis)] for axis in range(len(self.axes))]
@@ -232,7 +267,7 @@ def vit_entries(encoder: Any, transformer: str, patches: str, positions: str) ->
     width, channels, height, columns = conv.weight.shape
     yield Entry(f"{patches}/kernel", conv.weight, (height, columns, channels, width), (3, 2, 0, 1))
     yield from _as_it_is(patches, bias=conv.bias)
-    yield _positions(positions, encoder.embeddings.position_embedding)
+    yield _positions(positions, encoder.embeddings.position_embedding)._replace(is_grid=True)
     for i, layer in enumerate(encoder.encoder.layers):
         block = f"{transformer}/encoderblock_{i}"
         yield from _layer_norm(f"{block}/LayerNorm_0", layer.layer_norm1)
@@ -327,7 +362,7 @@ def _load(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]) -> None:
             + (f" Unexpected: {_listed(unexpected)}." if unexpected else "")
         )
     for name, entry in wanted.items():
-        array = arrays[name]
+        array = entry.fitted(arrays[name])
         if array.shape != entry.shape:
             raise ValueError(f"`{name}` has the shape {array.shape} in the checkpoint; the model needs {entry.shape}.")
         entry.tensor.copy_(entry.to_torch(array))
