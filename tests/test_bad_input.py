@@ -146,6 +146,34 @@ class TestDataSets:
         with pytest.raises(ValueError, match=r"columns \['completions'\] have names that rewards are given"):
             reward_trainer(tmp_path, dataset=dataset)
 
+    def test_a_column_called_codes_is_no_ones_labels_but_of_stage_one(self, tmp_path):
+        mle_trainer(tmp_path, text_dataset(8).add_column("codes", [["A12"]] * 8)).train()
+
+    def test_what_a_processor_makes_must_be_tensors_and_labels(self, tmp_path):
+        class Processor(TextProcessor):
+            make = staticmethod(lambda batch: batch)
+
+            def __call__(self, *args, **kwargs):
+                return self.make(super().__call__(*args, **kwargs))
+
+        class Arrays(Processor):
+            make = staticmethod(lambda batch: {**batch, "pixel_values": batch["pixel_values"].numpy()})
+
+        class Lists(Processor):
+            make = staticmethod(lambda batch: {**batch, "labels": batch["labels"].tolist()})
+
+        class Without(Processor):
+            make = staticmethod(lambda batch: {"pixel_values": batch["pixel_values"]})
+
+        parts = (text_processor().image_processor, text_processor().tokenizer)
+        for made, error, message in (
+            (Arrays(*parts), TypeError, "Arrays made `pixel_values` as a ndarray; it must be a tensor"),
+            (Lists(*parts), TypeError, "Lists made `labels` as a list; it must be a tensor"),
+            (Without(*parts), ValueError, "Without made no labels of the targets"),
+        ):
+            with pytest.raises(error, match=message):
+                mle_trainer(tmp_path, text_dataset(8), processor=made)
+
     def test_a_list_of_dicts_is_a_data_set(self, tmp_path):
         mle_trainer(tmp_path, [{"image": image, "text": "ab"} for image in tiny_images(4)]).train()
 
@@ -176,6 +204,16 @@ class TestImages:
         tiny_images(1)[0].save(tmp_path / "a.png")
         assert rgb_image(str(tmp_path / "a.png"), 0).size == rgb_image(tmp_path / "a.png", 0).size == (SIZE, SIZE)
         assert rgb_image(np.zeros((5, 7), np.uint8), 0).size == (7, 5)
+
+    def test_a_grey_array_may_have_an_axis_of_one_channel(self):
+        assert rgb_image(np.full((5, 7, 1), 9, np.uint8), 0).getpixel((0, 0)) == (9, 9, 9)
+
+    def test_a_photo_is_turned_as_its_camera_says_however_a_row_holds_it(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # Orientation: a quarter turn
+        Image.new("RGB", (8, 4)).save(tmp_path / "photo.jpg", exif=exif)
+        opened = Dataset.from_dict({"image": [str(tmp_path / "photo.jpg")]}).cast_column("image", ImageFeature())
+        assert rgb_image(str(tmp_path / "photo.jpg"), 0).size == rgb_image(opened[0]["image"], 0).size == (4, 8)
 
     def test_a_truncated_file_is_named_with_its_row(self, tmp_path):
         tiny_images(1)[0].save(tmp_path / "whole.png")
@@ -230,6 +268,10 @@ class TestConfig:
             ("remove_unused_columns", True),
             ("auto_find_batch_size", True),
             ("bf16_full_eval", True),
+            ("train_sampling_strategy", "sequential"),
+            ("include_num_input_tokens_seen", "all"),
+            ("include_for_metrics", ["loss"]),
+            ("prediction_loss_only", True),
         ],
     )
     def test_a_value_out_of_range_names_its_option(self, option, value):

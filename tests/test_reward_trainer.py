@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from scripts.train import share_exact
 from tiny import START, share_of_a, text_dataset, text_processor, tiny_model
+from transformers import VisionEncoderDecoderModel
 
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models.sampling import SampledCompletions
@@ -69,6 +71,70 @@ def test_the_log_has_trls_keys(tmp_path):
         "step_time",
         "completions/clipped_ratio",
     }
+
+
+@pytest.mark.parametrize("name", ["reward", "loss", "rewards/share_of_a/mean", "timing/learn"])
+def test_a_reward_cannot_log_under_a_name_of_the_trainers(tmp_path, name):
+    def logging_reward(completions, log_metric, **kwargs):
+        log_metric(name, 99.0)
+        return [1.0] * len(completions)
+
+    with pytest.raises(RuntimeError, match=f"log_metric\\('{name}', ...\\): the trainer itself logs this name"):
+        trainer(tmp_path, reward=logging_reward, max_steps=1).train()
+
+
+def rarely(completions, trainer_state, **kwargs) -> list:
+    """A reward that applies to the first step only."""
+    return [len(completion) if trainer_state.global_step == 0 else None for completion in completions]
+
+
+def test_a_run_with_rare_rewards_is_resumed_and_evaluated_without_an_error(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "logging_steps": 1}
+    trainer(tmp_path, reward=rarely, **saving).train()
+    resumed = trainer(tmp_path, reward=rarely, **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+
+
+def test_an_evaluation_before_the_first_log_asks_for_no_reward(tmp_path):
+    def later(completions, trainer_state, **kwargs):
+        return [len(completion) if trainer_state.global_step == 1 else None for completion in completions]
+
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "logging_steps": 2, "max_steps": 2}
+    trainer(tmp_path, reward=later, eval_dataset=text_dataset(4), **evaluating).train()
+
+
+def test_images_without_labels_are_tuned_on_and_others_with_labels_evaluated(tmp_path):
+    bare = text_dataset(8).select_columns(["image"])
+    tuned = trainer(tmp_path, dataset=bare, eval_dataset=text_dataset(4), compute_metrics=share_exact, max_steps=2)
+    tuned.train()
+    assert {"eval_exact", "eval_reward"} <= set(tuned.evaluate())
+
+    def comparing(completions, references, **kwargs):
+        return [float(one == other) for one, other in zip(completions, references, strict=True)]
+
+    with pytest.raises(ValueError, match="compares with `references`, but the data set lacks the target columns"):
+        trainer(tmp_path, reward=comparing, dataset=bare, eval_dataset=text_dataset(4))
+
+
+def test_a_metric_without_references_is_told_at_the_start(tmp_path, caplog):
+    bare = text_dataset(8).select_columns(["image"])
+    trainer(tmp_path, dataset=bare, eval_dataset=bare, compute_metrics=share_exact)
+    assert "eval_dataset has no column `text`: compute_metrics will be given None" in caplog.text
+
+
+def test_a_saved_model_knows_how_long_its_completions_are(tmp_path):
+    trainer(tmp_path, max_completion_length=5, max_steps=1).save_model()
+    model = VisionEncoderDecoderModel.from_pretrained(tmp_path)
+    model.generation_config.eos_token_id = None
+    assert model.generate(torch.zeros(1, 3, 32, 32), do_sample=False).shape == (1, 1 + 5)
+
+
+def test_two_different_start_tokens_are_told(tmp_path, caplog):
+    model = tiny_model()
+    model.config.decoder_start_token_id = 5
+    trainer(tmp_path, model=model)
+    assert "decoder_start_token_id is 5 in model.config and 0 in model.generation_config" in caplog.text
 
 
 def test_a_second_training_logs_none_of_the_steps_that_the_first_did_not_log(tmp_path):

@@ -3,6 +3,7 @@
 import datasets
 import pytest
 from PIL import Image
+from scripts.train import make_trainer
 
 from vision_rl.data.rows import NUM_SAMPLED_ROWS, column_values, sampled_rows
 
@@ -52,3 +53,11 @@ def test_of_other_data_sets_some_rows_are_read_evenly_spread():
     found = list(column_values(Rows(), "label"))
     assert found[:2] == [(0, 0), (4, 4)] and len(found) <= NUM_SAMPLED_ROWS
     assert len(list(column_values(Rows(), "label", sample=False))) == COUNT
+
+
+def test_without_a_shuffle_every_row_has_its_turn(tmp_path):
+    trainer = make_trainer(
+        "reward", tmp_path, rows=10, per_device_train_batch_size=4, shuffle_dataset=False, max_steps=5, num_generations=2
+    )
+    trainer.train()
+    assert [row for _, row, _ in trainer.seen] == [*range(10), *range(10)]

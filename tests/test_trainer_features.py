@@ -105,6 +105,59 @@ def test_a_decoder_that_peft_trains_whole_is_sampled_and_checked_as_any_other(tm
     assert greedy_texts(reloaded, TextProcessor.from_pretrained(tmp_path)) == texts
 
 
+def test_a_path_of_adapters_is_trained_on_and_never_replaced(tmp_path, caplog):
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    tiny_model(sharp=0.2, seed=2).save_pretrained(tmp_path / "base")
+    first = make_trainer("mle", tmp_path / "lora", model=str(tmp_path / "base"), peft_config=lora)
+    first.train()
+    first.save_model()
+    again = make_trainer("reward", tmp_path / "tuned", model=str(tmp_path / "lora"))
+    before = weights(again.model)
+    assert not changed(first.model, before)
+    again.train()
+    assert all("lora_" in name for name in changed(again.model, before))
+    with pytest.raises(ValueError, match="The model has adapters already: leave out peft_config"):
+        make_trainer("reward", tmp_path, model=str(tmp_path / "lora"), peft_config=lora)
+    injected = VisionEncoderDecoderModel.from_pretrained(tmp_path / "lora")  # transformers' own way: frozen
+    with pytest.raises(ValueError, match="No parameter of the model is trained"):
+        make_trainer("reward", tmp_path, model=injected)
+    with pytest.raises(ValueError, match="The model has adapters already"):
+        make_trainer("reward", tmp_path, model=injected, peft_config=lora)
+
+
+def test_adapters_and_reentrant_checkpoints_are_refused_together(tmp_path):
+    lora = LoraConfig(r=4, target_modules="all-linear")
+    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": True}}
+    with pytest.raises(ValueError, match="use_reentrant=True gives no gradient to adapters"):
+        make_trainer("reward", tmp_path, peft_config=lora, **options)
+
+
+# --- decoders whose positions leave out the padding -------------------------------------------------------------------
+
+
+def roberta(start: int = 4):
+    """Its tokens are the start and pad 0, end 1, a to d; the decoder starts with an id of its own."""
+    model = tiny_model("roberta", vocab_size=7, sharp=0.2, seed=2)
+    for holder in (model.config, model.generation_config):
+        holder.decoder_start_token_id = start
+    return model
+
+
+def test_roberta_learns_at_the_positions_at_which_it_was_sampled(tmp_path):
+    trainer = make_trainer("reward", tmp_path, model=roberta(), num_generations=4)
+    assert trainer.model.generation_config.suppress_tokens == [0]
+    trainer.train()
+    assert max(log["sampling/sampling_logp_difference/max"] for log in logs(trainer)) < 1e-4
+
+
+def test_roberta_must_not_start_with_its_padding_and_has_fewer_positions(tmp_path):
+    with pytest.raises(ValueError, match="do not count the id 0, its padding, which is also decoder_start_token_id"):
+        make_trainer("reward", tmp_path, model=roberta(start=0))
+    with pytest.raises(ValueError, match="max_completion_length is 16, the decoder has only 15 positions"):
+        make_trainer("reward", tmp_path, model=roberta(), max_completion_length=16)
+    assert make_trainer("reward", tmp_path, model=roberta(), max_completion_length=None).max_completion_length == 15
+
+
 # --- precision ------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from PIL import Image as PILImage
 from transformers import (
     BertConfig,
     GPT2Config,
+    RobertaConfig,
     SiglipVisionConfig,
     TrOCRConfig,
     VisionEncoderDecoderConfig,
@@ -69,6 +70,15 @@ def tiny_model(
                 num_attention_heads=2,
                 intermediate_size=64,
                 max_position_embeddings=length,
+            ),
+            "roberta": RobertaConfig(
+                vocab_size=vocab_size,
+                hidden_size=WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                max_position_embeddings=length,
+                pad_token_id=START,
             ),
             "trocr": TrOCRConfig(
                 vocab_size=vocab_size,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 
@@ -270,11 +270,11 @@ def rgb_image(image, row: int) -> Image.Image:
     path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
     try:
         if isinstance(image, str | os.PathLike):
-            image = Image.open(image)
+            image = ImageOps.exif_transpose(Image.open(image))  # as `datasets` turns the photos it opens
         elif isinstance(image, np.ndarray):
             if image.dtype != np.uint8:
                 raise TypeError(f"an array of {image.dtype} has no known range (expected uint8, 0 to 255)")
-            image = Image.fromarray(image)
+            image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
         elif not isinstance(image, Image.Image):
             raise TypeError(f"a {type(image).__name__} is no image (expected a PIL image, a path or an array)")
         image.load()

@@ -1,9 +1,15 @@
 """What a model needs before it is trained here: no dropout, no parameter that never gets a gradient."""
 
+import logging
+
 from torch import nn
 from transformers import PreTrainedModel, VisionEncoderDecoderModel
 from transformers.trainer_utils import align_special_tokens
 
+from vision_rl.models.sampling import decoder_of, special_ids, uncounted_id
+
+
+logger = logging.getLogger(__name__)
 
 # Parts of transformers' image encoders that do not lie on the way to `last_hidden_state`.
 UNUSED_BY_LAST_HIDDEN_STATE = ("pooler", "head", "mask_token", "post_layernorm")
@@ -39,12 +45,37 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
     return frozen
 
 
+def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:
+    """Never let the model write the id that its decoder's positions do not count; see `uncounted_id`.
+
+    Raises:
+        ValueError: where that id starts the decoder.
+    """
+    uncounted, ids = uncounted_id(policy), special_ids(policy)
+    if uncounted is None:
+        return
+    if uncounted == ids.decoder_start:
+        raise ValueError(
+            f"The positions of {type(decoder_of(policy)).__name__} do not count the id {uncounted}, its padding, which is "
+            "also decoder_start_token_id: the model would learn at other positions than it writes. Set "
+            "decoder_start_token_id, in config and generation_config, to another one, such as the tokenizer's bos or cls."
+        )
+    if uncounted not in (*ids.ends, *ids.suppressed):
+        policy.generation_config.suppress_tokens = [*ids.suppressed, uncounted]
+
+
 def align_special_ids(policy: PreTrainedModel, processing_class) -> None:
     """The same special ids in every config of the model, and the tokenizer's among them.
 
     Trainer does the latter when training starts; an evaluation before it would decode with other ids.
     """
     tokenizer = getattr(processing_class, "tokenizer", None)
+    starts = policy.config.decoder_start_token_id, policy.generation_config.decoder_start_token_id
+    if None not in starts and starts[0] != starts[1]:
+        logger.warning(
+            "decoder_start_token_id is %d in model.config and %d in model.generation_config, which counts: set both.",
+            *starts,
+        )
     _mirror_special_ids(policy, tokenizer)
     if tokenizer is not None:
         align_special_tokens(policy, processing_class)  # warns where they differ

@@ -2,18 +2,23 @@
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
 
 from vision_rl.models.sampling import base_model, completion_length, decoder_of, num_positions, special_ids
 from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import DenseProcessor, VisionProcessor
+from vision_rl.trainer.collator import VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
 
+
+logger = logging.getLogger(__name__)
 
 # What every reward is given beside the data set's columns (TRL's names).
 REWARD_ARGUMENTS = (
@@ -138,6 +143,35 @@ def check_columns(name: str, columns: list[str], wanted: Iterable[str]) -> None:
             )
 
 
+def check_trainable(model: nn.Module, args: TrainingArguments) -> None:
+    """Something is trained, and nothing that is trained is cut off by how activations are recomputed."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "No parameter of the model is trained. For adapters, load them as PeftModel.from_pretrained(base_model, path, "
+            "is_trainable=True), or give a peft_config."
+        )
+    options: Any = args.activation_checkpointing_kwargs or {}
+    reentrant = options.get("use_reentrant")
+    if isinstance(model, PeftModel) and args.activation_checkpointing and reentrant:
+        raise ValueError(
+            "use_reentrant=True gives no gradient to adapters of a frozen model: leave it out, or set it to False."
+        )
+
+
+def check_references(name: str, processor: VisionProcessor, target_columns: dict[str, str], dataset) -> None:
+    """Warns of an evaluation whose metric will be given `None` for references."""
+    columns = column_names(dataset)
+    missing = [
+        column for name in processor.target_columns if (column := target_columns.get(name, name)) not in columns
+    ]
+    if processor.makes_references and missing:
+        logger.warning(
+            "%s has no column %s: compute_metrics will be given None in place of references, or is not called.",
+            name,
+            ", ".join(f"`{column}`" for column in missing),
+        )
+
+
 def check_reserved_columns(columns: list[str], has_references: bool) -> None:
     """No column has the name of something else that rewards are given."""
     taken = [name for name in REWARD_ARGUMENTS if name in columns and (name != "references" or has_references)]
@@ -167,11 +201,19 @@ def check_reward_signature(name: str, reward: Callable, columns: list[str], has_
     )
 
 
-def check_first_row(collator: Callable, rows, processor: VisionProcessor, vocab_size: int | None) -> None:
+def check_first_row(collator: VisionCollator, rows, processor: VisionProcessor, vocab_size: int | None) -> None:
     """One row through the processor: shape and range of what it makes."""
     batch = collator([rows[RowKey(0, 0)]])
     if "pixel_values" not in batch and "encoder_outputs" not in batch:
         raise ValueError(f"{type(processor).__name__} made no pixel_values; it made {sorted(batch)}.")
+    if collator.with_labels and not {"labels", "targets"} & set(batch):
+        raise ValueError(f"{type(processor).__name__} made no labels of the targets; it made {sorted(batch)}.")
+    for name in ("pixel_values", "labels"):
+        if not isinstance(batch.get(name, torch.empty(0)), torch.Tensor):
+            raise TypeError(
+                f"{type(processor).__name__} made `{name}` as a {type(batch[name]).__name__}; it must be a tensor "
+                '(return_tensors="pt").'
+            )
     labels: torch.Tensor | None = batch.get("labels")
     if labels is not None and vocab_size is not None and labels.max() >= vocab_size:
         raise ValueError(

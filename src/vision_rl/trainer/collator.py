@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vision_rl.processing import VisionProcessor, image_size, rgb_image
+from vision_rl.processing import DenseProcessor, VisionProcessor, image_size, rgb_image
 from vision_rl.trainer.data_order import Row
 
 
@@ -32,7 +32,7 @@ class VisionCollator:
     """Makes `pixel_values (B, C, H, W)`, `labels (B, T)` if asked for, `row_index (B,)` and `columns`.
 
     Rows that have `encoder_outputs (N, d)` give `encoder_outputs (B, N, d)` in place of `pixel_values`. Rows that have
-    `codes` give labels made of these, not of the targets.
+    `codes` give a `DenseProcessor` these to make labels of, not the targets.
 
     Args:
         processor: the processor of the data protocol.
@@ -59,8 +59,9 @@ class VisionCollator:
 
     def __call__(self, rows: list[Row]) -> dict:
         targets = self.target_columns
-        if rows[0].seed is None and not set(targets.values()) <= set(rows[0].columns):
-            targets = {}  # images without targets, which `predict` takes
+        may_lack = rows[0].seed is None or not self.with_labels
+        if may_lack and not set(targets.values()) <= set(rows[0].columns):
+            targets = {}  # images without targets, which `predict` takes, and tuning
         names = dict.fromkeys([self.image_column, *targets.values(), *rows[0].columns])
         columns = {name: [_value(row, name) for row in rows] for name in names}
         encoder_outputs = columns.pop(ENCODER_OUTPUTS, None)
@@ -87,7 +88,8 @@ class VisionCollator:
         complete = len(targets) == len(self.processor.target_columns)
         process = self.process if complete else self.processor  # dense targets are made of what `predict` lacks
         keys = list(targets) if self.with_labels else []
-        if self.with_labels and CODES in named[0] and self.process is self.processor:
+        reads_codes = isinstance(self.processor, DenseProcessor) and self.process is self.processor
+        if self.with_labels and reads_codes and CODES in named[0]:
             keys = [CODES]
         learned = {key: [row[key] for row in named] for key in keys}
         seeds = [row.seed for row in rows if row.seed is not None] or None

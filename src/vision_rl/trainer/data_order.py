@@ -69,7 +69,10 @@ class RowDataset(Dataset):
 
 
 class EpochSampler(Sampler[RowKey]):
-    """The keys of one epoch: shuffled by (seed, epoch), cut to whole optimisation steps of `step_size` rows."""
+    """The keys of one epoch: shuffled by (seed, epoch), cut to whole optimisation steps of `step_size` rows.
+
+    Without a shuffle each epoch goes on in the rows' order where the last one has ended.
+    """
 
     def __init__(self, rows: RowDataset, seed: int = 0, shuffle: bool = True, step_size: int = 1):
         self.rows = rows
@@ -84,8 +87,9 @@ class EpochSampler(Sampler[RowKey]):
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[RowKey]:
-        order = range(len(self.rows))
+        epoch, count = self.rows.epoch, len(self.rows)
         if self.shuffle:
-            order = keyed_generator(self.seed, DATA_ORDER, self.rows.epoch).permutation(len(self.rows)).tolist()
-        epoch = self.rows.epoch
+            order = keyed_generator(self.seed, DATA_ORDER, epoch).permutation(count).tolist()
+        else:  # on from where the last epoch has ended, or the rows behind the last whole step would never come
+            order = [(epoch * len(self) + place) % count for place in range(count)]
         yield from (RowKey(epoch, index) for index in order[: len(self)])

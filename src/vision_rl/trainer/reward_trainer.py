@@ -32,6 +32,19 @@ from vision_rl.trainer.timing import OptimizerClock
 from vision_rl.trainer.vision_trainer import name_of_model
 
 
+class RunBeginning(TrainerCallback):
+    """Forgets what an earlier training has not logged; a run that goes on is known to have had rewards."""
+
+    def __init__(self, trainer: "VisionRewardTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._metrics.clear()
+        self.trainer._clock.read()
+        self.trainer._step_time = 0.0
+        self.trainer._rewarded = state.global_step > 0
+
+
 class VisionRewardTrainer(TeacherForcedTrainer):
     """Tunes a vision model for a reward by REINFORCE (paper, section 3, Algorithm 2).
 
@@ -98,18 +111,12 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         self._rewarded = False
         self._step_time = 0.0
         self.add_callback(OptimizerClock(self._clock))
+        self.add_callback(RunBeginning(self))
         self._waiting: deque[dict] = deque()  # micro-batches of this update step that are not sampled yet
         self._drawn: deque[dict] = deque()  # those that are, and whose turn to learn has not come
         if args.disable_dropout:
             disable_dropout(self.model)
         self.ref_model = self._reference_model(adapters_are_new=peft_config is not None)
-
-    def train(self, *args, **kwargs):
-        """As Trainer's; steps of an earlier training that were not logged are none of this one's."""
-        self._metrics.clear()
-        self._clock.read()
-        self._step_time = 0.0
-        return super().train(*args, **kwargs)
 
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
 
@@ -258,8 +265,9 @@ class VisionRewardTrainer(TeacherForcedTrainer):
 
     def _check_rewards(self, dataset) -> None:
         complete = len(self.target_columns) == len(self.processor.target_columns)
-        has_references = self.processor.makes_references and complete
-        self.reward.check(checks.column_names(dataset), has_references)
+        columns = checks.column_names(dataset)
+        complete = complete and set(self.target_columns.values()) <= set(columns)
+        self.reward.check(columns, self.processor.makes_references and complete)
 
     def _save(self, output_dir=None, state_dict=None):
         """As both steps do, and what the rewards need to be made again."""
@@ -360,8 +368,8 @@ class VisionRewardTrainer(TeacherForcedTrainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._check_rewarded()
         if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
+            self._check_rewarded()
             num_steps = len(self._metrics.get("step_time", [None]))
             for name, values in self._metrics.items():
                 logs[name] = sum(values) / len(values)

@@ -18,6 +18,13 @@ from vision_rl.trainer.collator import BatchColumns
 from vision_rl.trainer.reward_workers import RewardWorkers
 
 
+LOGGED_NAMES = (
+    *("loss", "grad_norm", "learning_rate", "epoch", "step", "step_time", "num_tokens", "num_input_tokens_seen"),
+    *("entropy", "kl", "reward", "reward_std", "frac_reward_zero_std"),
+)
+LOGGED_PREFIXES = ("rewards/", "completions/", "timing/", "sampling/", "eval_", "train_")
+
+
 @dataclass
 class Scores:
     """What the rewards say of `N = B*G` completions; NaN where one does not apply."""
@@ -88,6 +95,8 @@ class RewardSum:
         logged: dict[str, float] = {}
 
         def log_metric(key: str, value: float) -> None:
+            if key in LOGGED_NAMES or key.startswith(LOGGED_PREFIXES):
+                raise ValueError(f"log_metric({key!r}, ...): the trainer itself logs this name; take another one.")
             logged[key] = float(value)
 
         arguments = {name: _repeat(values, repeats) for name, values in columns.columns.items()}

@@ -12,8 +12,7 @@ BIG_VISION_ADAFACTOR = "big_vision_adafactor"
 class VisionConfig(TrainingArguments):
     """`TrainingArguments` with what a model that writes its answer as tokens needs. Batch sizes count images.
 
-    An epoch consists of whole optimisation steps: the images of a shuffled epoch that do not fill one wait for the
-    next epoch, so that a step has the same images for every split into micro-batches and ranks.
+    An epoch consists of whole optimisation steps: the images of an epoch that do not fill one wait for the next epoch, so that a step has the same images for every split into micro-batches and ranks.
     """
 
     # Changed defaults of TrainingArguments
@@ -74,6 +73,15 @@ class VisionConfig(TrainingArguments):
             raise ValueError(
                 "dataloader_drop_last must be False: training takes whole steps anyway, and an evaluation would lose rows."
             )
+        ignored = {
+            "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
+            "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
+            "include_for_metrics": ([], "compute_metrics is given predictions and references"),
+            "prediction_loss_only": (False, "leave out compute_metrics instead"),
+        }
+        for name, (default, instead) in ignored.items():
+            if getattr(self, name) != default:
+                raise ValueError(f"{name}={getattr(self, name)!r} has no effect here: {instead}. Leave it out.")
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size changes the batch in the middle of training; set per_device_train_batch_size."

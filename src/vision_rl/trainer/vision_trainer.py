@@ -1,7 +1,9 @@
 """What both steps share: data, loss scaling, optimiser groups, checkpoints. The parts of Trainer that we own."""
 
+import importlib
 import logging
 import os
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ from transformers import (
     VisionEncoderDecoderModel,
     set_seed,
 )
+from transformers.utils import find_adapter_config_file
 
+from vision_rl import tasks
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.preparation import align_special_ids, freeze_unused_parameters
+from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
 from vision_rl.models.sampling import base_model, completion_length, decoder_of, serves, share_images
 from vision_rl.models.uvim import UViMDecoder
 from vision_rl.processing import as_vision_processor
@@ -74,15 +78,16 @@ class VisionTrainer(CompletingTrainer):
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         if isinstance(model, str):
             if processing_class is None:
+                register_processors()
                 processing_class = AutoProcessor.from_pretrained(model)
-            model = VisionEncoderDecoderModel.from_pretrained(
-                model,
-                **{"dtype": torch.float32, **(args.model_init_kwargs or {})},  # type: ignore[dict-item]
-            )
+            options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+            model = load_policy(model, options)
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
 
-        if peft_config is not None and isinstance(model, PeftModel):
+        if peft_config is not None and (
+            isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False)
+        ):
             raise ValueError(
                 "The model has adapters already: leave out peft_config to train them, or give "
                 "model.merge_and_unload() to put new ones on top."
@@ -90,6 +95,8 @@ class VisionTrainer(CompletingTrainer):
         self._prepare_model(base_model(model), args, processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
+        if train_dataset is not None:
+            checks.check_trainable(model, args)
 
         if completion_decoder is not None and not isinstance(completion_decoder, nn.Module):
             raise TypeError(
@@ -106,6 +113,9 @@ class VisionTrainer(CompletingTrainer):
         self.target_columns = self._resolve_target_columns(args, datasets)
         collator = self._make_collator(args, datasets)
         self._check_data(args, datasets, collator, base_model(model))
+        for name, dataset in datasets.items():
+            if compute_metrics is not None and name != "train_dataset":
+                checks.check_references(name, self.processor, self.target_columns, dataset)
         checks.check_best_metric(args, eval_dataset)
         super().__init__(
             model=model,
@@ -131,8 +141,11 @@ class VisionTrainer(CompletingTrainer):
         align_special_ids(policy, processing_class)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         length = args.max_completion_length or self.processor.completion_length
+        if serves(policy):
+            forbid_uncounted_id(policy)
         checks.check_model(policy, self.processor, length)
         self.max_completion_length = completion_length(policy, length)
+        policy.generation_config.max_new_tokens = self.max_completion_length  # saved: `generate` would stop at 20
         freeze_unused_parameters(policy)
         if serves(policy):
             share_images(policy)
@@ -165,11 +178,12 @@ class VisionTrainer(CompletingTrainer):
     def _check_data(self, args: VisionConfig, datasets: dict, collator: VisionCollator, policy) -> None:
         vocab_size = decoder_of(policy).config.vocab_size if serves(policy) else None
         for name, dataset in datasets.items():
-            checks.check_columns(
-                name, checks.column_names(dataset), [args.image_column, *self.target_columns.values()]
-            )
+            columns = checks.column_names(dataset)
+            needed: Any = self.target_columns if self.learns_from_labels else args.target_columns or {}
+            checks.check_columns(name, columns, [args.image_column, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
-            self.processor.check_dataset(rows, {"image": args.image_column, **self.target_columns})
+            present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
+            self.processor.check_dataset(rows, {"image": args.image_column, **present})
             if isinstance(self.completion_decoder, UViMDecoder) and rows is not dataset:
                 raise ValueError(
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
@@ -301,6 +315,26 @@ class VisionTrainer(CompletingTrainer):
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # Trainer's estimate counts the tokens of a language model's input
+
+
+def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:
+    """The model of a name or path; of saved adapters, the model that they belong to with the adapters, to train on."""
+    if find_adapter_config_file(name_or_path) is None:
+        return VisionEncoderDecoderModel.from_pretrained(name_or_path, **options)
+    base = PeftConfig.from_pretrained(name_or_path).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"{name_or_path} holds adapters and does not say of which model. Load it yourself: "
+            f"PeftModel.from_pretrained(base_model, {name_or_path!r}, is_trainable=True)."
+        )
+    model = VisionEncoderDecoderModel.from_pretrained(base, **options)
+    return PeftModel.from_pretrained(model, name_or_path, is_trainable=True)
+
+
+def register_processors() -> None:
+    """Import every task, so that `AutoProcessor` knows their processors."""
+    for task in pkgutil.iter_modules(tasks.__path__, f"{tasks.__name__}."):
+        importlib.import_module(task.name)
 
 
 def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
