@@ -178,6 +178,16 @@ class TestDataSets:
         mle_trainer(tmp_path, [{"image": image, "text": "ab"} for image in tiny_images(4)]).train()
 
 
+class TestProcessors:
+    def test_a_processor_whose_module_is_not_imported_is_named(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path)
+        text_processor().save_pretrained(tmp_path)
+        saved = tmp_path / "processor_config.json"
+        saved.write_text(saved.read_text().replace("TextProcessor", "ElsewhereProcessor"))
+        with pytest.raises(ValueError, match="has a ElsewhereProcessor, whose module nothing has imported"):
+            VisionMLETrainer(str(tmp_path), VisionMLEConfig(str(tmp_path), use_cpu=True), text_dataset(8))
+
+
 class TestImages:
     @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "CMYK", "1", "I;16", "I", "F"])
     def test_every_mode_becomes_rgb(self, mode):

@@ -1,9 +1,7 @@
 """What both steps share: data, loss scaling, optimiser groups, checkpoints. The parts of Trainer that we own."""
 
-import importlib
 import logging
 import os
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ from torch.utils.data import DataLoader
 from transformers import (
     AutoProcessor,
     PreTrainedModel,
+    ProcessorMixin,
     TrainerCallback,
     VisionEncoderDecoderModel,
     set_seed,
 )
 from transformers.utils import find_adapter_config_file
 
-from vision_rl import tasks
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
 from vision_rl.models.sampling import base_model, completion_length, decoder_of, serves, share_images
@@ -78,8 +76,7 @@ class VisionTrainer(CompletingTrainer):
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         if isinstance(model, str):
             if processing_class is None:
-                register_processors()
-                processing_class = AutoProcessor.from_pretrained(model)
+                processing_class = load_processor(model)
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
             model = load_policy(model, options)
         if processing_class is None:
@@ -331,10 +328,16 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
     return PeftModel.from_pretrained(model, name_or_path, is_trainable=True)
 
 
-def register_processors() -> None:
-    """Import every task, so that `AutoProcessor` knows their processors."""
-    for task in pkgutil.iter_modules(tasks.__path__, f"{tasks.__name__}."):
-        importlib.import_module(task.name)
+def load_processor(name_or_path: str) -> Any:
+    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported."""
+    processor = AutoProcessor.from_pretrained(name_or_path)
+    saved = ProcessorMixin.get_processor_dict(name_or_path)[0].get("processor_class")
+    if isinstance(processor, ProcessorMixin) or saved is None:
+        return processor
+    raise ValueError(
+        f"{name_or_path} has a {saved}, whose module nothing has imported: import it before "
+        "(vision_rl.tasks.detection, ...), or give the trainer a processing_class."
+    )
 
 
 def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
