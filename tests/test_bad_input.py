@@ -11,6 +11,7 @@ from transformers import (
     LlamaConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
+    TrainingArguments,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -143,7 +144,9 @@ class TestDataSets:
 
     def test_a_column_with_the_name_of_a_reward_argument(self, tmp_path):
         dataset = text_dataset(8).add_column("completions", ["x"] * 8)
-        with pytest.raises(ValueError, match=r"columns \['completions'\] have names that rewards are given"):
+        with pytest.raises(
+            ValueError, match=r"train_dataset has columns \['completions'\] with names that rewards are given"
+        ):
             reward_trainer(tmp_path, dataset=dataset)
 
     def test_a_column_called_codes_is_no_ones_labels_but_of_stage_one(self, tmp_path):
@@ -255,6 +258,14 @@ class TestImages:
 
 
 class TestConfig:
+    def test_the_options_of_another_trainer_are_refused(self, tmp_path):
+        parts = {"train_dataset": text_dataset(8), "processing_class": text_processor()}
+        for args in (VisionMLEConfig(str(tmp_path), use_cpu=True), TrainingArguments(str(tmp_path), use_cpu=True)):
+            with pytest.raises(TypeError, match="; VisionRewardTrainer takes a VisionRewardConfig"):
+                VisionRewardTrainer(tiny_model(), share_of_a, args, **parts)
+        with pytest.raises(TypeError, match="args is a VisionRewardConfig; VisionMLETrainer takes a VisionMLEConfig"):
+            VisionMLETrainer(tiny_model(), VisionRewardConfig(str(tmp_path), use_cpu=True), **parts)
+
     @pytest.mark.parametrize("baseline", ["leave_one_out", "first", "mean"])
     def test_one_generation_has_no_siblings(self, baseline):
         with pytest.raises(

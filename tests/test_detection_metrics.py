@@ -399,6 +399,17 @@ def test_the_example_of_the_module_and_its_card_is_true(module):
     assert f"{lines[last][4:]}\n# {lines[last + 1]}" in card
 
 
+def test_the_example_of_the_reward_and_its_card_is_true():
+    module = evaluate.load(vision_rl.metric_path("detection_reward"))
+    lines = [line.strip() for line in module.inputs_description.splitlines()]
+    *_, first, last = [index for index, line in enumerate(lines) if line.startswith(">>>")]
+    names = {"reward": module}
+    exec(lines[first][4:], names)
+    assert repr(eval(lines[last][4:], names)) == lines[last + 1]
+    card = Path(vision_rl.metric_path("detection_reward"), "README.md").read_text()
+    assert f"{lines[last][4:]}\n# {lines[last + 1]}" in card
+
+
 # Results for COCO's server
 
 

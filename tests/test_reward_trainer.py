@@ -113,7 +113,7 @@ def test_images_without_labels_are_tuned_on_and_others_with_labels_evaluated(tmp
     def comparing(completions, references, **kwargs):
         return [float(one == other) for one, other in zip(completions, references, strict=True)]
 
-    with pytest.raises(ValueError, match="compares with `references`, but the data set lacks the target columns"):
+    with pytest.raises(ValueError, match="compares with `references`, but train_dataset lacks the target columns"):
         trainer(tmp_path, reward=comparing, dataset=bare, eval_dataset=text_dataset(4))
 
 
@@ -241,6 +241,16 @@ def test_an_evaluate_module_is_a_reward(tmp_path):
     tuned.train()
     entry = history(tuned)[0]
     assert entry["rewards/ocr_reward/mean"] == pytest.approx(entry["rewards/character_accuracy_reward/mean"])
+
+
+def test_an_evaluate_module_that_is_no_reward_is_told_what_it_lacks(tmp_path):
+    import evaluate
+
+    import vision_rl
+
+    module = evaluate.load(vision_rl.metric_path("character_error_rate"))
+    with pytest.raises(RuntimeError, match="The evaluate module `.*` gives cer.*; a reward needs `rewards`"):
+        trainer(tmp_path, reward=module, max_steps=1).train()
 
 
 def test_reward_weights_scale_and_none_means_not_applicable(tmp_path):

@@ -57,7 +57,13 @@ def test_of_other_data_sets_some_rows_are_read_evenly_spread():
 
 def test_without_a_shuffle_every_row_has_its_turn(tmp_path):
     trainer = make_trainer(
-        "reward", tmp_path, rows=10, per_device_train_batch_size=4, shuffle_dataset=False, max_steps=5, num_generations=2
+        "reward",
+        tmp_path,
+        rows=10,
+        per_device_train_batch_size=4,
+        shuffle_dataset=False,
+        max_steps=5,
+        num_generations=2,
     )
     trainer.train()
     assert [row for _, row, _ in trainer.seen] == [*range(10), *range(10)]

@@ -200,6 +200,9 @@ def test_what_is_no_stage_one_and_what_makes_no_dense_targets_is_refused(tmp_pat
         Stage1Trainer(code_writer(), args, scenes(8), processing_class=processor("color"))
     with pytest.raises(TypeError, match="stage I needs one that makes dense targets"):
         Stage1Trainer(stage1("color"), args, text_dataset(8), processing_class=text_processor())
+    smoothed = VisionMLEConfig(**settings(tmp_path, label_smoothing_factor=0.1))
+    with pytest.raises(ValueError, match="label_smoothing_factor has no effect on stage I"):
+        Stage1Trainer(stage1("color"), smoothed, scenes(8), processing_class=processor("color"))
     with pytest.raises(ValueError, match="batch_size must be positive"):
         UViMDecoder(stage1("color"), processor("color"), batch_size=0)
 

@@ -32,6 +32,12 @@ REWARD_ARGUMENTS = (
 )
 
 
+def check_config(trainer: object, args: Any, kind: type) -> None:
+    """The options are those of this step."""
+    if not isinstance(args, kind):
+        raise TypeError(f"args is a {type(args).__name__}; {type(trainer).__name__} takes a {kind.__name__}.")
+
+
 def check_model(model: nn.Module, processor: VisionProcessor, max_completion_length: int | None) -> None:
     """A decoder with cross-attention, its special ids, a vocabulary and positions that suffice."""
     policy = base_model(model)
@@ -172,17 +178,19 @@ def check_references(name: str, processor: VisionProcessor, target_columns: dict
         )
 
 
-def check_reserved_columns(columns: list[str], has_references: bool) -> None:
+def check_reserved_columns(dataset_name: str, columns: list[str], has_references: bool) -> None:
     """No column has the name of something else that rewards are given."""
     taken = [name for name in REWARD_ARGUMENTS if name in columns and (name != "references" or has_references)]
     if taken:
         raise ValueError(
-            f"The data set's columns {taken} have names that rewards are given for something else: rename them "
+            f"{dataset_name} has columns {taken} with names that rewards are given for something else: rename them "
             "(dataset.rename_column)."
         )
 
 
-def check_reward_signature(name: str, reward: Callable, columns: list[str], has_references: bool) -> None:
+def check_reward_signature(
+    name: str, reward: Callable, dataset_name: str, columns: list[str], has_references: bool
+) -> None:
     """A reward takes **kwargs, and what it asks for by name exists."""
     parameters = inspect.signature(reward).parameters.values()
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -191,11 +199,11 @@ def check_reward_signature(name: str, reward: Callable, columns: list[str], has_
     required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
     if "references" in required and not has_references and "references" not in columns:
         raise ValueError(
-            f"The reward `{name}` compares with `references`, but the data set lacks the target columns that the "
+            f"The reward `{name}` compares with `references`, but {dataset_name} lacks the target columns that the "
             "processor makes them from. Add the columns, or name them in `target_columns`."
         )
     check_columns(
-        f"The reward `{name}` asks for a column that is not there: the data set",
+        f"The reward `{name}` asks for a column that is not there: {dataset_name}",
         [*columns, *REWARD_ARGUMENTS],
         required,
     )

@@ -63,9 +63,11 @@ class VisionMLETrainer(VisionTrainer):
         peft_config: PeftConfig | None = None,
         completion_decoder: nn.Module | None = None,
     ):
+        args = args or VisionMLEConfig(f"{name_of_model(model)}-MLE")
+        checks.check_config(self, args, VisionMLEConfig)
         super().__init__(
             model=model,
-            args=args or VisionMLEConfig(f"{name_of_model(model)}-MLE"),
+            args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

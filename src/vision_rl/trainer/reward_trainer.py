@@ -85,6 +85,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         completion_decoder: nn.Module | None = None,
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
+        checks.check_config(self, args, VisionRewardConfig)
         self.reward = RewardSum(
             reward_funcs,
             args.reward_weights,
@@ -255,19 +256,19 @@ class VisionRewardTrainer(TeacherForcedTrainer):
 
     def _check_data(self, args, datasets, collator, policy) -> None:
         super()._check_data(args, datasets, collator, policy)
-        for dataset in datasets.values():
-            self._check_rewards(dataset)
+        for name, dataset in datasets.items():
+            self._check_rewards(name, dataset)
 
     def _check_evaluated(self, name, dataset, columns) -> None:
         super()._check_evaluated(name, dataset, columns)
         if set(self.target_columns.values()) <= set(checks.column_names(dataset)):
-            self._check_rewards(dataset)
+            self._check_rewards(name, dataset)
 
-    def _check_rewards(self, dataset) -> None:
+    def _check_rewards(self, name: str, dataset) -> None:
         complete = len(self.target_columns) == len(self.processor.target_columns)
         columns = checks.column_names(dataset)
         complete = complete and set(self.target_columns.values()) <= set(columns)
-        self.reward.check(columns, self.processor.makes_references and complete)
+        self.reward.check(name, columns, self.processor.makes_references and complete)
 
     def _save(self, output_dir=None, state_dict=None):
         """As both steps do, and what the rewards need to be made again."""

@@ -73,11 +73,11 @@ class RewardSum:
             raise ValueError(f"reward_weights has {len(weights)} numbers for {len(functions)} reward functions.")
         self.weights = torch.tensor(weights if weights is not None else [1.0] * len(functions), dtype=torch.float32)
 
-    def check(self, columns: list[str], has_references: bool) -> None:
+    def check(self, dataset_name: str, columns: list[str], has_references: bool) -> None:
         """What the rewards ask for is there; `has_references` is whether the processor makes them."""
-        checks.check_reserved_columns(columns, has_references)
+        checks.check_reserved_columns(dataset_name, columns, has_references)
         for name, function in zip(self.names, self.functions, strict=True):
-            checks.check_reward_signature(name, function, columns, has_references)
+            checks.check_reward_signature(name, function, dataset_name, columns, has_references)
 
     def __call__(
         self, completions: list, completion_ids: list[list[int]], columns: BatchColumns, rows: list[int], state
@@ -263,7 +263,12 @@ def _as_function(reward, name: str) -> Callable:
     if isinstance(reward, evaluate.EvaluationModule):
 
         def reward_of_module(completions, references=None, **kwargs):
-            return reward._compute(predictions=completions, references=references)["rewards"]
+            result = reward._compute(predictions=completions, references=references)
+            if "rewards" not in result:
+                raise TypeError(
+                    f"The evaluate module `{name}` gives {', '.join(sorted(result))}; a reward needs `rewards`, one a completion."
+                )
+            return result["rewards"]
 
         return reward_of_module
     if not callable(reward):

@@ -60,9 +60,13 @@ class Stage1Trainer(VisionTrainer):
     ):
         if not isinstance(model, UViMModel):
             raise TypeError(f"Stage1Trainer trains a UViMModel, not a {type(model).__name__}.")
+        args = args or VisionMLEConfig(f"{name_of_model(model)}-stage1")
+        checks.check_config(self, args, VisionMLEConfig)
+        if args.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor has no effect on stage I: leave it out.")
         super().__init__(
             model=model,
-            args=args or VisionMLEConfig(f"{name_of_model(model)}-stage1"),
+            args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,

@@ -12,7 +12,8 @@ BIG_VISION_ADAFACTOR = "big_vision_adafactor"
 class VisionConfig(TrainingArguments):
     """`TrainingArguments` with what a model that writes its answer as tokens needs. Batch sizes count images.
 
-    An epoch consists of whole optimisation steps: the images of an epoch that do not fill one wait for the next epoch, so that a step has the same images for every split into micro-batches and ranks.
+    An epoch consists of whole optimisation steps: the images of an epoch that do not fill one wait for the next epoch, so
+    that a step has the same images for every split into micro-batches and ranks.
     """
 
     # Changed defaults of TrainingArguments

@@ -316,16 +316,19 @@ class VisionTrainer(CompletingTrainer):
 
 def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:
     """The model of a name or path; of saved adapters, the model that they belong to with the adapters, to train on."""
-    if find_adapter_config_file(name_or_path) is None:
+    where = {name: options[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in options}
+    if find_adapter_config_file(name_or_path, **where) is None:
         return VisionEncoderDecoderModel.from_pretrained(name_or_path, **options)
-    base = PeftConfig.from_pretrained(name_or_path).base_model_name_or_path
+    base = PeftConfig.from_pretrained(name_or_path, **where).base_model_name_or_path
     if not base:
         raise ValueError(
             f"{name_or_path} holds adapters and does not say of which model. Load it yourself: "
             f"PeftModel.from_pretrained(base_model, {name_or_path!r}, is_trainable=True)."
         )
+    revision = where.pop("revision", None)  # of the adapters; the base has a history of its own
+    options = {name: value for name, value in options.items() if name != "revision"}
     model = VisionEncoderDecoderModel.from_pretrained(base, **options)
-    return PeftModel.from_pretrained(model, name_or_path, is_trainable=True)
+    return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
 
 
 def load_processor(name_or_path: str) -> Any:
