@@ -70,7 +70,7 @@ def align_special_ids(policy: PreTrainedModel, processing_class) -> None:
     Trainer does the latter when training starts; an evaluation before it would decode with other ids.
     """
     tokenizer = getattr(processing_class, "tokenizer", None)
-    starts = policy.config.decoder_start_token_id, policy.generation_config.decoder_start_token_id
+    starts = [getattr(config, "decoder_start_token_id", None) for config in (policy.config, policy.generation_config)]
     if None not in starts and starts[0] != starts[1]:
         logger.warning(
             "decoder_start_token_id is %d in model.config and %d in model.generation_config, which counts: set both.",

@@ -369,8 +369,9 @@ class VisionRewardTrainer(TeacherForcedTrainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
+        if "loss" in logs or "train_loss" in logs:  # of training, not of an evaluation before its first log
             self._check_rewarded()
+        if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
             num_steps = len(self._metrics.get("step_time", [None]))
             for name, values in self._metrics.items():
                 logs[name] = sum(values) / len(values)
