@@ -50,8 +50,6 @@ def vit_encoder(
     (`vision_rl.models.conv_stem`), which is not in the paper: a small model trained from scratch needs it. Raises
     `ValueError` for an image that cannot be cut into patches.
     """
-    if image_size % patch_size:
-        raise ValueError(f"image_size {image_size} cannot be cut into patches of {patch_size}: choose a multiple.")
     config = (ConvStemVisionConfig if conv_stem else SiglipVisionConfig)(
         image_size=image_size,
         patch_size=patch_size,
@@ -63,7 +61,11 @@ def vit_encoder(
         layer_norm_eps=1e-6,
         vision_use_head=False,
     )
-    return ConvStemVisionModel(config) if isinstance(config, ConvStemVisionConfig) else SiglipVisionModel(config)
+    if isinstance(config, ConvStemVisionConfig):
+        return ConvStemVisionModel(config)
+    if image_size % patch_size:
+        raise ValueError(f"image_size {image_size} cannot be cut into patches of {patch_size}: choose a multiple.")
+    return SiglipVisionModel(config)
 
 
 def load_encoder(
