@@ -136,7 +136,7 @@ REWARDS = {"greedy_reward": "reward, greedy", "sampled_reward": "reward, sampled
 class StudyArguments:
     task: Literal["panoptic", "colorization"] = "panoptic"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    mle_seeds: list[int] = field(default_factory=lambda: [0])  # each run starts from the MLE model at its place, in turn
+    mle_seeds: list[int] = field(default_factory=lambda: [0])  # a run starts from the MLE model at its place, in turn
     mle_steps: int = 8000
     mle_learning_rate: float = 1e-3
     mle_batch_size: int = 32  # of MLE; MLE continued has 32
