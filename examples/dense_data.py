@@ -19,7 +19,8 @@ class DataArguments:
     masks_dir: str | None = None  # with annotation_file, COCO's panoptic JSON: the maps of the photos
     annotation_file: str | None = None
     num_train_images: int = 20_000  # digit scenes, without any of the above
-    num_eval_images: int = 300  # of validation and of test
+    num_eval_images: int = 300  # of validation, and of test
+    num_test_images: int | None = None  # of test, if other
 
 
 def panoptic_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
@@ -57,7 +58,7 @@ def _scenes(args: DataArguments, annotations: list[str]) -> tuple[Dataset, Datas
         for split, count in (
             ("train", args.num_train_images),
             ("validation", args.num_eval_images),
-            ("test", args.num_eval_images),
+            ("test", args.num_test_images or args.num_eval_images),
         )
     )
     return train, validation, test
