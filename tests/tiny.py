@@ -35,6 +35,14 @@ def tiny_model(
 ) -> VisionEncoderDecoderModel:
     """An image encoder of 32 px with a decoder of any kind; `sharp` scales the head so that tokens are unequal."""
     torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": vocab_size,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": length,
+    }
     if decoder == "ours":
         model = vision_encoder_decoder(
             vit_encoder(
@@ -45,16 +53,7 @@ def tiny_model(
                 num_attention_heads=2,
                 intermediate_size=64,
             ),
-            VisionDecoderForCausalLM(
-                VisionDecoderConfig(
-                    vocab_size=vocab_size,
-                    hidden_size=WIDTH,
-                    num_hidden_layers=2,
-                    num_attention_heads=2,
-                    intermediate_size=64,
-                    max_position_embeddings=length,
-                )
-            ),
+            VisionDecoderForCausalLM(VisionDecoderConfig(**sizes)),
             decoder_start_token_id=START,
             pad_token_id=START,
             eos_token_id=end,
@@ -63,23 +62,8 @@ def tiny_model(
     else:
         config = {
             "gpt2": GPT2Config(vocab_size=vocab_size, n_embd=WIDTH, n_layer=2, n_head=2, n_positions=length),
-            "bert": BertConfig(
-                vocab_size=vocab_size,
-                hidden_size=WIDTH,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                max_position_embeddings=length,
-            ),
-            "roberta": RobertaConfig(
-                vocab_size=vocab_size,
-                hidden_size=WIDTH,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                max_position_embeddings=length,
-                pad_token_id=START,
-            ),
+            "bert": BertConfig(**sizes),
+            "roberta": RobertaConfig(**sizes, pad_token_id=START),
             "trocr": TrOCRConfig(
                 vocab_size=vocab_size,
                 d_model=WIDTH,

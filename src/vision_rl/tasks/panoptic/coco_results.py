@@ -9,13 +9,12 @@ from PIL import Image
 
 from vision_rl.data.coco import read_json
 from vision_rl.tasks.panoptic.segments import (
-    VOID,
     Segmentation,
-    distinct_ids,
     ids_from_rgb,
     read_segments,
     resized,
     rgb_from_ids,
+    unlisted_ids,
 )
 
 
@@ -56,7 +55,7 @@ def save_coco_panoptic(
     annotations = []
     for prediction, image_id in zip(predictions, image_ids, strict=True):
         segments = read_segments(prediction)
-        unlisted = np.setdiff1d(distinct_ids(segments.map), [VOID, *segments.ids])
+        unlisted = unlisted_ids(segments)
         if len(unlisted):
             raise ValueError(
                 f"Image {image_id!r}: {len(unlisted)} ids of the map are not in its segments_info, the first {unlisted[0]}."

@@ -22,6 +22,7 @@ from vision_rl.tasks.panoptic.segments import (
     places_of,
     read_segments,
     resize_nearest,
+    unlisted_ids,
 )
 
 
@@ -189,7 +190,7 @@ class PanopticProcessor(DenseProcessor):
                 "one size."
             )
         self._check_categories(segments.categories.tolist())
-        unlisted = np.setdiff1d(distinct_ids(segments.map), np.append(VOID, segments.ids))
+        unlisted = unlisted_ids(segments)
         if len(unlisted):
             raise ValueError(
                 f"{len(unlisted)} segment ids of the map are not in segments_info, the first {unlisted[0]}: list them, "

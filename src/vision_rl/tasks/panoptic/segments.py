@@ -129,6 +129,11 @@ def distinct_ids(ids: np.ndarray) -> np.ndarray:
     return np.unique(ids[np.append(True, ids[1:] != ids[:-1])])
 
 
+def unlisted_ids(segments: Segments) -> np.ndarray:
+    """The ids of the map that belong to no segment and are not void, sorted."""
+    return np.setdiff1d(distinct_ids(segments.map), np.append(VOID, segments.ids))
+
+
 def ids_from_rgb(pixels: np.ndarray) -> np.ndarray:
     """COCO's colours `(H, W, 3)` to segment ids `(H, W)`: R + 256 G + 65536 B."""
     if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
