@@ -2,6 +2,8 @@
 
 from transformers import GenerationMixin, PreTrainedModel, VisionEncoderDecoderModel
 
+from vision_rl.models.cache_name import CACHE
+
 
 class ForeignEncoderDecoder(PreTrainedModel, GenerationMixin):
     """The same network behind a class that the sampler does not know."""
@@ -20,12 +22,11 @@ class ForeignEncoderDecoder(PreTrainedModel, GenerationMixin):
     def get_encoder(self, modality=None):
         return self.inner.encoder
 
-    def forward(self, pixel_values=None, decoder_input_ids=None, encoder_outputs=None, past_key_values=None, **kwargs):
-        kwargs = {name: kwargs[name] for name in ("use_cache", "return_dict") if name in kwargs}
+    def forward(self, pixel_values=None, decoder_input_ids=None, encoder_outputs=None, **kwargs):
+        kwargs = {name: kwargs[name] for name in (CACHE, "use_cache", "return_dict") if name in kwargs}
         return self.inner(
             pixel_values=pixel_values,
             decoder_input_ids=decoder_input_ids,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
             **kwargs,
         )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, DynamicCache, VisionEncoderDecoderModel
 
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
+from vision_rl.models.cache_name import cache_of
 
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference" / "uvim_stage2_tiny.npz"
@@ -270,7 +271,7 @@ def test_a_row_reads_its_own_image_only(images, ids):
 
 
 def test_the_cache_holds_an_image_once(images, ids):
-    cache = tiny_decoder()(ids, encoder_hidden_states=images).past_key_values
+    cache = cache_of(tiny_decoder()(ids, encoder_hidden_states=images))
     assert cache.cross_attention_cache.layers[0].keys.shape == (B, 4, N, WIDTH // 4)
     assert cache.self_attention_cache.layers[0].keys.shape == (B * G, 4, T, WIDTH // 4)
 
@@ -298,13 +299,11 @@ def test_decoding_with_a_cache_equals_teacher_forcing(images, ids, chunks, make_
     decoder = tiny_decoder()
     logits, cache = [], make_cache()
     for i, chunk in enumerate(ids.split(chunks, dim=1)):
-        output = decoder(
-            chunk, encoder_hidden_states=images if i == 0 else None, past_key_values=cache, use_cache=True
-        )
+        output = decoder(chunk, encoder_hidden_states=images if i == 0 else None, cache=cache, use_cache=True)
         logits.append(output.logits)
-        cache = output.past_key_values
+        cache = cache_of(output)
     full = decoder(ids, encoder_hidden_states=images, use_cache=False)
-    assert full.past_key_values is None
+    assert cache_of(full) is None
     torch.testing.assert_close(torch.cat(logits, dim=1), full.logits, rtol=0, atol=1e-5)
 
 
@@ -340,9 +339,7 @@ def test_padding_on_the_left_changes_nothing_given_mask_and_positions(images, id
     start = decoder(
         padded[:, :6], encoder_hidden_states=images, attention_mask=mask[:, :6], position_ids=positions[:, :6]
     )
-    rest = decoder(
-        padded[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], past_key_values=start.past_key_values
-    )
+    rest = decoder(padded[:, 6:], attention_mask=mask, position_ids=positions[:, 6:], cache=cache_of(start))
     torch.testing.assert_close(rest.logits, expected[:, 3:], rtol=0, atol=1e-5)
 
 
@@ -430,7 +427,7 @@ def test_outputs_are_those_of_a_transformers_decoder(pixel_values, ids):
     assert output.decoder_attentions is None and output.cross_attentions is None
     logits, *_ = model(pixel_values=pixel_values, decoder_input_ids=ids, return_dict=False)
     torch.testing.assert_close(logits, output.logits)
-    assert model.train()(pixel_values=pixel_values, decoder_input_ids=ids).past_key_values is None
+    assert cache_of(model.train()(pixel_values=pixel_values, decoder_input_ids=ids)) is None
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(pixel_values, ids):
@@ -516,3 +513,14 @@ torch.save((logits, model.generate(pixel_values, max_new_tokens=8, do_sample=Fal
 
 def test_auto_classes_know_the_decoder():
     assert isinstance(AutoModelForCausalLM.from_config(tiny_config()), VisionDecoderForCausalLM)
+
+
+def test_either_name_of_the_cache_gives_the_same_logits_and_both_together_are_refused(images, ids):
+    decoder = tiny_decoder()
+    said = [
+        decoder(ids[:, 4:], **{name: cache_of(decoder(ids[:, :4], encoder_hidden_states=images))}).logits
+        for name in ("cache", "past_key_values")
+    ]
+    torch.testing.assert_close(said[0], said[1], rtol=0, atol=0)
+    with pytest.raises(TypeError, match="pass only `cache`"):
+        decoder(ids, encoder_hidden_states=images, cache=DynamicCache(), past_key_values=DynamicCache())

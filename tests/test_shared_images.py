@@ -14,6 +14,7 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
+from vision_rl.models.cache_name import named
 from vision_rl.models.sampling import sample, share_images
 from vision_rl.models.shared_images import images_for, reads_images_once, share_images_of
 
@@ -101,7 +102,7 @@ def test_keys_and_values_of_an_image_are_cached_once(family, ids, images):
     decoder = tiny_decoder(family)
     share_images_of(decoder)
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    how = {"encoder_hidden_states": images, "past_key_values": cache, "use_cache": True}
+    how = {"encoder_hidden_states": images, "use_cache": True, **named(cache)}
     with torch.no_grad():
         full = decoder(input_ids=ids, encoder_hidden_states=images, use_cache=False).logits
         steps = [decoder(input_ids=ids[:, t : t + 1], **how).logits for t in range(T)]

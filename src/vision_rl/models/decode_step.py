@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import BertLMHeadModel, Cache, DynamicCache, EncoderDecoderCache, GPT2LMHeadModel, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from vision_rl.models.cache_name import named
 from vision_rl.models.decoder import (
     VisionDecoderCrossAttention,
     VisionDecoderForCausalLM,
@@ -109,9 +110,9 @@ class OwnForwardStep:
         outputs = self.decoder(
             input_ids=tokens,
             encoder_hidden_states=self.images,
-            past_key_values=self.cache,
             use_cache=True,
             return_dict=True,
+            **named(self.cache),
             **given,
         )
         return outputs.logits[:, -1]

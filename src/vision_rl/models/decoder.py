@@ -27,6 +27,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
+from vision_rl.models.cache_name import named, takes_either_name
+
 
 @strict
 class VisionDecoderConfig(PreTrainedConfig):
@@ -39,7 +41,7 @@ class VisionDecoderConfig(PreTrainedConfig):
     """
 
     model_type = "vision_decoder"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
 
     vocab_size: int = 4097  # UViM: 4096 codes and the start token
     hidden_size: int = 768
@@ -87,10 +89,10 @@ class VisionDecoderAttention(nn.Module):
 
 
 class VisionDecoderSelfAttention(VisionDecoderAttention):
-    def forward(self, x: Tensor, mask: Tensor | None, past_key_values: EncoderDecoderCache | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: EncoderDecoderCache | None) -> Tensor:
         q, k, v = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if past_key_values is not None:
-            k, v = past_key_values.self_attention_cache.update(k, v, self.layer_idx)  # (B*G, heads, S, D)
+        if cache is not None:
+            k, v = cache.self_attention_cache.update(k, v, self.layer_idx)  # (B*G, heads, S, D)
         # Without a mask either there is one query, which sees all of the past, or there is no past.
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1)
         return self.out_proj(self.join_heads(x))
@@ -104,16 +106,16 @@ class VisionDecoderCrossAttention(VisionDecoderAttention):
         x: Tensor,
         encoder_hidden_states: Tensor | None,
         mask: Tensor | None,
-        past_key_values: EncoderDecoderCache | None,
+        cache: EncoderDecoderCache | None,
     ) -> Tensor:
-        if past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
-            cached: Any = past_key_values.cross_attention_cache.layers[self.layer_idx]
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            cached: Any = cache.cross_attention_cache.layers[self.layer_idx]
             k, v = cached.keys, cached.values
         else:
             k, v = (self.split_heads(proj(encoder_hidden_states)) for proj in (self.k_proj, self.v_proj))
-            if past_key_values is not None:
-                k, v = past_key_values.cross_attention_cache.update(k, v, self.layer_idx)  # (B, heads, N, D)
-                past_key_values.is_updated[self.layer_idx] = True
+            if cache is not None:
+                k, v = cache.cross_attention_cache.update(k, v, self.layer_idx)  # (B, heads, N, D)
+                cache.is_updated[self.layer_idx] = True
         rows, length, width = x.shape
         q = self.split_heads(self.q_proj(x).reshape(k.shape[0], -1, width))  # (B, heads, G*T, D)
         x = self.join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))  # (B, G*T, width)
@@ -148,10 +150,10 @@ class VisionDecoderLayer(GradientCheckpointingLayer):
         encoder_hidden_states: Tensor | None,
         mask: Tensor | None = None,
         encoder_mask: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), mask, past_key_values)
-        x = x + self.cross_attn(self.layer_norm2(x), encoder_hidden_states, encoder_mask, past_key_values)
+        x = x + self.self_attn(self.layer_norm1(x), mask, cache)
+        x = x + self.cross_attn(self.layer_norm2(x), encoder_hidden_states, encoder_mask, cache)
         return x + self.mlp(self.layer_norm3(x))
 
 
@@ -163,7 +165,7 @@ class VisionDecoderForCausalLM(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["VisionDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
 
     def __init__(self, config: VisionDecoderConfig):
         super().__init__(config)
@@ -199,6 +201,7 @@ class VisionDecoderForCausalLM(PreTrainedModel):
         else:
             super()._init_weights(module)
 
+    @takes_either_name
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -206,7 +209,7 @@ class VisionDecoderForCausalLM(PreTrainedModel):
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -221,15 +224,16 @@ class VisionDecoderForCausalLM(PreTrainedModel):
         Args:
             input_ids: (B*G, T), the start token first; or `inputs_embeds` (B*G, T, hidden_size), without positions.
             attention_mask: (B*G, S), S with the cached tokens; 0 hides a token. Padding on the right needs none.
-            encoder_hidden_states: (B, N, width); may be left out once `past_key_values` holds the images.
+            encoder_hidden_states: (B, N, width); may be left out once `cache` holds the images.
             encoder_attention_mask: (B, N); 0 hides a patch.
             position_ids: (B*G, T); by default positions count from the left, cached tokens and padding included, so
                 sequences that are padded on the left need them.
-            past_key_values: an `EncoderDecoderCache`; a plain cache is taken for the self-attention's half of one.
+            cache: an `EncoderDecoderCache`; a plain cache is taken for the self-attention's half of one. Also taken by
+                its older name, `past_key_values`.
             use_cache: make one where none is given; by default only outside of training.
 
         Returns:
-            `logits` (B*G, T, vocab_size), `past_key_values`, and with `output_hidden_states` what enters each layer
+            `logits` (B*G, T, vocab_size), the cache under transformers' name of it, and with `output_hidden_states` what enters each layer
             and what the head reads, each (B*G, T, hidden_size). A tuple if `return_dict` is False.
 
         Raises:
@@ -242,18 +246,18 @@ class VisionDecoderForCausalLM(PreTrainedModel):
             raise ValueError("Pass either input_ids or inputs_embeds, and only one of them.")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache()
-        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
-            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+        if cache is None and use_cache:
+            cache = DynamicCache()
+        if cache is not None and not isinstance(cache, EncoderDecoderCache):
+            cache = EncoderDecoderCache(cache, DynamicCache())
         checkpointing = self.training and any(layer.gradient_checkpointing for layer in self.layers)
-        if checkpointing and past_key_values is not None:
+        if checkpointing and cache is not None:
             raise ValueError("A checkpointed layer runs twice and would cache its tokens twice: call model.eval().")
 
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B*G, T, width)
         rows, length, _ = x.shape
-        if past_key_values is not None and past_key_values.is_updated.get(0):
-            cached: Any = past_key_values.cross_attention_cache.layers[0]
+        if cache is not None and cache.is_updated.get(0):
+            cached: Any = cache.cross_attention_cache.layers[0]
             images = cached.keys.shape[0]
         elif encoder_hidden_states is not None:
             images = encoder_hidden_states.shape[0]
@@ -266,13 +270,13 @@ class VisionDecoderForCausalLM(PreTrainedModel):
             )
 
         mask = create_causal_mask(
-            config=self.config, inputs_embeds=x, attention_mask=attention_mask, past_key_values=past_key_values
+            config=self.config, inputs_embeds=x, attention_mask=attention_mask, **named(cache)
         )  # (B*G, 1, T, S), or None where the order of the tokens says it all
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask[:, None, None, :].bool()  # (B, 1, 1, N)
 
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             if isinstance(past, int) and past + length > self.config.max_position_embeddings:
                 raise ValueError(
                     f"A sequence of {past + length} tokens does not fit {self.config.max_position_embeddings} learned "
@@ -291,13 +295,13 @@ class VisionDecoderForCausalLM(PreTrainedModel):
                 encoder_hidden_states,
                 mask=mask,
                 encoder_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
             )
         x = self.layer_norm(x)
 
         output = CausalLMOutputWithCrossAttentions(
             logits=self.lm_head(x),
-            past_key_values=past_key_values,
+            **named(cache),
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
         )
         return output.to_tuple() if return_dict is False else output
