@@ -126,6 +126,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         completions = inputs["completions"]
         rewards, token_targets = self._score(completions, inputs)
         advantages = self._advantages(rewards, completions, inputs)
+        self.finite_check.note_scores(inputs["row_index"], rewards=rewards, advantages=advantages)
         self._clock.enter("learn")
         loss = self._learn(model, inputs, completions, advantages, token_targets, num_items_in_batch)
         return (loss, completions) if return_outputs else loss

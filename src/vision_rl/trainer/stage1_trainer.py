@@ -24,7 +24,9 @@ class CodebookCallback(TrainerCallback):
         self.trainer.bare(self.trainer.model).codebook.collected = None  # of passes that belong to no step
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.codebook_metrics = self.trainer.bare(self.trainer.model_wrapped).update_codebook()
+        stage1 = self.trainer.bare(self.trainer.model_wrapped)
+        if stage1.codebook.collected is not None:  # not of a step that was left out
+            self.trainer.codebook_metrics = stage1.update_codebook()
 
 
 class Stage1Trainer(VisionTrainer):
@@ -100,6 +102,10 @@ class Stage1Trainer(VisionTrainer):
 
     def _count_items(self, batch) -> float:
         return len(batch["row_index"])
+
+    def leave_out_step(self) -> None:
+        super().leave_out_step()
+        self.accelerator.unwrap_model(self.model).codebook.collected = None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

@@ -21,15 +21,17 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
+from vision_rl.manifest import TRAINING_STATE, check_if_listed
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
 from vision_rl.models.sampling import base_model, completion_length, decoder_of, serves, share_images
 from vision_rl.models.uvim import UViMDecoder
 from vision_rl.processing import as_vision_processor
-from vision_rl.trainer import checks
+from vision_rl.trainer import checkpoints, checks
 from vision_rl.trainer.collator import VisionCollator
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.evaluation import CompletingTrainer
+from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
 from vision_rl.trainer.optim import (
     BigVisionAdafactor,
     attention_view_shapes,
@@ -37,6 +39,7 @@ from vision_rl.trainer.optim import (
     parameter_groups,
     parse_optim_args,
 )
+from vision_rl.trainer.ranks import check_same_data
 from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR, VisionConfig
 
 
@@ -56,6 +59,7 @@ class VisionTrainer(CompletingTrainer):
 
     learns_from_labels: bool
     _tag_names: list[str]
+    _save_failed = False
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
 
     def __init__(
@@ -75,9 +79,10 @@ class VisionTrainer(CompletingTrainer):
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         if isinstance(model, str):
-            if processing_class is None:
-                processing_class = load_processor(model)
+            check_if_listed(model, without=TRAINING_STATE)
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+            if processing_class is None:
+                processing_class = load_processor(model, options.get("trust_remote_code", False))
             model = load_policy(model, options)
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
@@ -129,6 +134,10 @@ class VisionTrainer(CompletingTrainer):
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         self.num_images_in_step: int | None = None
+        self.finite_check = FiniteCheck(self)
+        self._boundary = checkpoints.StepBoundary()
+        self.add_callback(self._boundary)
+        check_same_data(self.accelerator, datasets)
         if completion_decoder is not None:
             completion_decoder.requires_grad_(False)
             self.completion_decoder = self.accelerator.prepare_model(completion_decoder, evaluation_mode=True).eval()
@@ -209,6 +218,7 @@ class VisionTrainer(CompletingTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one update step, and how many items the loss of the whole step is averaged over."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.finite_check.begin_step()
         counts = (
             torch.tensor([[self._count_items(b), len(b["row_index"])] for b in batches], device=device)
             .reshape(-1, 2)
@@ -237,6 +247,27 @@ class VisionTrainer(CompletingTrainer):
         if "encoder_outputs" in batch:
             return {"encoder_outputs": (batch["encoder_outputs"].to(self.bare(self.model).dtype),)}
         return {"pixel_values": batch["pixel_values"]}
+
+    # --- what is not finite ------------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return self.finite_check.watch(inputs, loss)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called between the last gradient of an update step and the optimizer, on all ranks."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.finite_check.check(grad_norm)
+        return grad_norm
+
+    def leave_out_step(self) -> None:
+        """Without gradients the optimizer moves nothing, neither weights nor its own moments."""
+        self.model_wrapped.zero_grad()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.finite_check.num_skipped:
+            logs["skipped_steps"] = self.finite_check.num_skipped
+        super().log(logs, start_time)
 
     # --- optimiser --------------------------------------------------------------------------------------------------
 
@@ -280,7 +311,56 @@ class VisionTrainer(CompletingTrainer):
             resume_from_checkpoint = self.args.resume_from_checkpoint
         if str(resume_from_checkpoint).lower() in ("true", "false"):  # from a command line
             resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(checkpoints.newest_whole(self, Path(str(self.args.output_dir))))
+        elif resume_from_checkpoint:
+            checkpoints.check_resumable(self, Path(resume_from_checkpoint))
+        if resume_from_checkpoint:
+            checkpoints.compare_runs(self, Path(resume_from_checkpoint))
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception as error:
+            self._keep_what_was_done(error)
+            raise
+
+    def _run_epoch(self, *args, **kwargs):
+        """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _keep_what_was_done(self, error: Exception) -> None:
+        """A run that ends by an error leaves a checkpoint of its last whole step, where all ranks are there to write it."""
+        all_ranks = self.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
+        if not all_ranks or isinstance(error, checkpoints.SaveError):
+            return
+        try:
+            folder = self._boundary.save(self)
+        except Exception as again:
+            logger.warning("What was done since the last checkpoint is lost: %s", again)
+        else:
+            if folder is not None:
+                logger.warning("The run ends by an error; %s has what was done before.", folder)
+
+    def _save_checkpoint(self, model, trial):
+        """Aside, then renamed. With `save_retry` the run goes on without one, if the next can be written."""
+        try:
+            checkpoints.save_checkpoint(self, trial)
+            self._save_failed = False
+        except checkpoints.SaveError as error:
+            if self._save_failed or not self.args.save_retry:
+                raise
+            self._save_failed = True
+            logger.warning("%s. The run goes on; if the next checkpoint fails too it ends (save_retry).", error)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As Trainer's; a model that was saved there before is replaced when all of the new one is written."""
+        folder = Path(str(output_dir or self.args.output_dir))
+        if checkpoints.is_aside(folder):
+            super().save_model(str(folder), _internal_call=True)
+            return
+        checkpoints.save_model(self, folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
@@ -296,6 +376,7 @@ class VisionTrainer(CompletingTrainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
+        checkpoints.check_best(self, Path(str(self.state.best_model_checkpoint)))
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
@@ -331,9 +412,13 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
     return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
 
 
-def load_processor(name_or_path: str) -> Any:
-    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported."""
-    processor = AutoProcessor.from_pretrained(name_or_path)
+def load_processor(name_or_path: str, trust_remote_code: bool = False) -> Any:
+    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported.
+
+    Code that comes with the folder runs only if asked for (`model_init_kwargs={"trust_remote_code": True}`): transformers
+    would otherwise ask on standard input, where a pipe may answer.
+    """
+    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     saved = ProcessorMixin.get_processor_dict(name_or_path)[0].get("processor_class")
     if isinstance(processor, ProcessorMixin) or saved is None:
         return processor
