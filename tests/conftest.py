@@ -2,8 +2,8 @@
 
 import importlib
 import sys
-from importlib.metadata import version
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis
