@@ -35,7 +35,11 @@ def trainer_of(kind: str, folder: Path, **options):
     fixed = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
     config = VisionMLEConfig(str(folder), per_device_train_batch_size=4, max_steps=4, **{**fixed, **options})
     return Stage1Trainer(
-        stage1("panoptic"), config, train_dataset=scenes(8), processing_class=stage1_processor("panoptic"), callbacks=callbacks
+        stage1("panoptic"),
+        config,
+        train_dataset=scenes(8),
+        processing_class=stage1_processor("panoptic"),
+        callbacks=callbacks,
     )
 
 
@@ -202,8 +206,6 @@ def test_weights_that_are_not_finite_are_not_saved_whoever_spoilt_them(tmp_path)
 
 
 # --- faults that can be looked at ---------------------------------------------------------------------------------------
-
-
 
 
 @pytest.mark.parametrize("kind", ["mle", "stage1", "lora"])

@@ -284,7 +284,7 @@ def rgb_image(image, row: int) -> Image.Image:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("RGB")
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
+    except Exception as error:  # Pillow's plugins raise errors of many kinds
         raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error
 
 

@@ -33,7 +33,7 @@ from vision_rl.manifest import (
     write_manifest,
 )
 from vision_rl.trainer.finite import check_finite_state
-from vision_rl.trainer.ranks import OtherRankFailed, together
+from vision_rl.trainer.ranks import together
 
 
 if TYPE_CHECKING:
@@ -217,13 +217,11 @@ def _explained(trainer: "VisionTrainer", folder: Path, name: str) -> Iterator[No
     """Any failure of writing as a `SaveError` that says where, why, and what is still there."""
     try:
         yield
-    except OtherRankFailed as error:
-        raise SaveError(errno.EIO, str(error), str(folder)) from error
     except Exception as error:
         cause = _first_os_error(error)
         text, free = str(cause or error).splitlines()[0], _free_bytes(folder)
         full = (cause is not None and cause.errno in _FULL) or "No space left" in text or free < _ALMOST_NOTHING
-        why = f"the disk is full ({free / 1e6:.0f} MB are free)" if full else f"{type(error).__name__}: {text}"
+        why = f"the disk is full ({free / 1e6:.0f} MB are free): {text}" if full else f"{type(error).__name__}: {text}"
         if trainer.args.should_save:
             for left in folder.glob(f"{ASIDE}*"):
                 shutil.rmtree(left, ignore_errors=True)

@@ -32,6 +32,7 @@ class CompletingTrainer(Trainer):
     target_columns: dict[str, str]
     max_completion_length: int
     completion_decoder: nn.Module | None
+    check_of_rows: Any
     _predicting = False
 
     def bare(self, model: nn.Module) -> Any:
@@ -101,7 +102,7 @@ class CompletingTrainer(Trainer):
         checks.check_columns(name, checks.column_names(dataset), columns)
 
     def _evaluation_dataloader(self, dataset, key: str | None) -> DataLoader:
-        rows = RowDataset(dataset)
+        rows = RowDataset(dataset, check=self.check_of_rows())
         return self._get_dataloader(
             rows,
             "Evaluation",

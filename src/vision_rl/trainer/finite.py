@@ -155,25 +155,27 @@ class FiniteCheck:
         """The model before the step, and each rank's micro-batches as tensors and JSON: nothing that is unpickled."""
         trainer, rank = self._trainer, self._trainer.args.process_index
         try:
-            if trainer.args.should_save:
-                shutil.rmtree(folder, ignore_errors=True)
-            trainer.accelerator.wait_for_everyone()
-            folder.mkdir(parents=True, exist_ok=True)
-            for place, batch in enumerate(self._batches):
-                tensors = {**plain_tensors(batch), **self._scores_of(batch), "loss": self._losses[place].float()}
-                tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-                save_file(tensors, folder / f"batch-{rank}-{place}.safetensors")
-                columns = batch["columns"].columns if "columns" in batch else {}
-                rows = {name: [_shown(value) for value in values] for name, values in columns.items()}
-                (folder / f"batch-{rank}-{place}.json").write_text(json.dumps(rows, indent=1) + "\n")
+            with together(trainer.accelerator):
+                if trainer.args.should_save:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir(parents=True)
+            with together(trainer.accelerator):
+                for place, batch in enumerate(self._batches):
+                    self._write_batch(folder / f"batch-{rank}-{place}", batch, self._losses[place])
             trainer.save_model(str(folder / "_saving-model"), _internal_call=True)
             if trainer.args.should_save:
                 (folder / "_saving-model").rename(folder / "model")
-                (folder / "fault.json").write_text(
-                    json.dumps({"step": trainer.state.global_step, "what": message}) + "\n"
-                )
+                fault = {"step": trainer.state.global_step, "what": message}
+                (folder / "fault.json").write_text(json.dumps(fault) + "\n")
         except Exception as error:  # the fault itself is what must be told
             logger.warning("The fault could not be written to %s: %s", folder, error)
+
+    def _write_batch(self, path: Path, batch: dict[str, Any], loss: torch.Tensor) -> None:
+        tensors = {**plain_tensors(batch), **self._scores_of(batch), "loss": loss.float()}
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, f"{path}.safetensors")
+        columns = batch["columns"].columns if "columns" in batch else {}
+        rows = {name: [_shown(value) for value in values] for name, values in columns.items()}
+        Path(f"{path}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def plain_tensors(batch: dict[str, Any], prefix: str = "") -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
@@ -134,6 +135,7 @@ class VisionTrainer(CompletingTrainer):
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         self.num_images_in_step: int | None = None
+        self._bad_rows: set[str] = set()
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
@@ -209,7 +211,7 @@ class VisionTrainer(CompletingTrainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
-        rows = RowDataset(self.train_dataset, seed=self.data_seed)
+        rows = RowDataset(self.train_dataset, seed=self.data_seed, check=self.check_of_rows())
         sampler = EpochSampler(rows, self.data_seed, self.args.shuffle_dataset, self._step_size(self.args))
         return self._get_dataloader(
             rows, "Training", self._train_batch_size, sampler_fn=lambda _: sampler, is_training=True
@@ -227,6 +229,22 @@ class VisionTrainer(CompletingTrainer):
         items, num_images = self.accelerator.gather(counts[None]).sum(0).tolist()
         self.num_images_in_step = int(num_images)
         return batches, items
+
+    def check_of_rows(self) -> Callable | None:
+        """What tells a row that is skipped, if there is any."""
+        collator: Any = self.data_collator
+        return collator.check_image if self.args.on_bad_row == "skip" else None
+
+    def _prepare_inputs(self, inputs):
+        """On the device; rows that were skipped are told once."""
+        self._tell_bad_rows(inputs)
+        return super()._prepare_inputs(inputs)
+
+    def _tell_bad_rows(self, batch: dict) -> None:
+        for problem in batch["columns"].bad_rows:
+            if problem not in self._bad_rows:
+                self._bad_rows.add(problem)
+                logger.warning("%s The next row takes its place (on_bad_row).", problem)
 
     def _count_items(self, batch: dict) -> float:
         """What the loss is a mean of: tokens in MLE, images in tuning."""
@@ -267,6 +285,9 @@ class VisionTrainer(CompletingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self.finite_check.num_skipped:
             logs["skipped_steps"] = self.finite_check.num_skipped
+        if "loss" in logs and self.args.on_bad_row == "skip":
+            problems = set(gather_object(sorted(self._bad_rows))) if self.args.world_size > 1 else self._bad_rows
+            logs["skipped_rows"] = len(problems)
         super().log(logs, start_time)
 
     # --- optimiser --------------------------------------------------------------------------------------------------
