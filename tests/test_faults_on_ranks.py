@@ -74,7 +74,10 @@ def test_what_is_not_finite_on_one_rank_is_told_with_rank_and_rows_and_nothing_i
 
 def test_a_disk_that_fails_on_one_rank_ends_both_and_leaves_the_checkpoint_before(told, killed):
     for rank in told:
-        assert "SaveError: [Errno 28] checkpoint-2 could not be written: the disk is full" in rank["a_disk_that_fails_on_one_rank"]
+        assert (
+            "SaveError: [Errno 28] checkpoint-2 could not be written: the disk is full"
+            in rank["a_disk_that_fails_on_one_rank"]
+        )
     folder = killed[0] / "a_disk_that_fails_on_one_rank"
     assert [path.name for path in folder.iterdir() if path.is_dir()] == ["checkpoint-1"]
     check_whole(folder / "checkpoint-1")

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,21 +91,43 @@ def check_whole(folder: str | Path, within: str = "", without: Iterable[str] = (
     return content
 
 
-def check_if_listed(path: str | Path, without: Iterable[str] = ()) -> None:
-    """`check_whole` for what lies at `path`, if this folder, or one of the two above it, has a manifest that lists it.
+@contextmanager
+def loading(path: str | Path, without: Iterable[str] = ()) -> Iterator[None]:
+    """Around what loads a saved folder, or a part of one such as `stage1/`: any error of it names the folder.
 
-    For whatever loads a saved part, such as `stage1/` or `reward/cider/`; folders from elsewhere pass.
+    First the files are compared with the manifest of the folder, or of one of the two above it, that lists them; names on
+    the Hub and folders from elsewhere have none.
+
+    Args:
+        path: what is loaded.
+        without: files that are not read.
 
     Raises:
-        DamagedFolder: naming the first file that is missing, or is not what was saved.
+        DamagedFolder: naming the first file that is missing, or is not what was saved; or with the error of the block.
+            An OSError stays one.
     """
-    path = Path(path).absolute()
-    if not path.is_dir():  # a name on the Hub
-        return
-    for folder in (path, *path.parents[:2]):
-        if (folder / MANIFEST).is_file() and not _is_of_others(folder / MANIFEST):
-            check_whole(folder, "" if folder == path else path.relative_to(folder).as_posix(), without)
-            return
+    path = Path(path)
+    if path.is_dir():
+        for folder in (path.absolute(), *path.absolute().parents[:2]):
+            if (folder / MANIFEST).is_file() and not _is_of_others(folder / MANIFEST):
+                within = path.absolute().relative_to(folder).as_posix()
+                check_whole(folder, "" if within == "." else within, without)
+                break
+    with naming(path):
+        yield
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Any error of loading `path` names it; an OSError stays one, others are a `DamagedFolder`."""
+    try:
+        yield
+    except (OSError, DamagedFolder):
+        raise
+    except Exception as error:
+        if str(path) in str(error) and isinstance(error, ValueError | TypeError):
+            raise
+        raise DamagedFolder(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def flush_folder(folder: str | Path) -> None:

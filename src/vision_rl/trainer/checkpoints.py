@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -407,6 +407,10 @@ def _check_has_state(trainer: "VisionTrainer", folder: Path, content: dict) -> N
     missing = [name for name in needed if name not in names]
     if missing:
         raise DamagedFolder(f"{folder} cannot be resumed here: it has no {', '.join(missing)}.")
+    try:
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedFolder(f"{folder} is damaged: {TRAINER_STATE_NAME} holds no state ({error}).") from None
 
 
 def _way_back(trainer: "VisionTrainer", folder: Path) -> str:

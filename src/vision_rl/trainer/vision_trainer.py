@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file
 
-from vision_rl.manifest import TRAINING_STATE, check_if_listed
+from vision_rl.manifest import TRAINING_STATE, loading, naming
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
 from vision_rl.models.sampling import base_model, completion_length, decoder_of, serves, share_images
@@ -80,11 +80,11 @@ class VisionTrainer(CompletingTrainer):
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         if isinstance(model, str):
-            check_if_listed(model, without=TRAINING_STATE)
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
-            if processing_class is None:
-                processing_class = load_processor(model, options.get("trust_remote_code", False))
-            model = load_policy(model, options)
+            with loading(model, without=TRAINING_STATE):
+                if processing_class is None:
+                    processing_class = load_processor(model, options.get("trust_remote_code", False))
+                model = load_policy(model, options)
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
 
@@ -387,7 +387,8 @@ class VisionTrainer(CompletingTrainer):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
+            with naming(resume_from_checkpoint):
+                restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
             names = set(model.state_dict())
             restored |= _saved_tensors(
                 resume_from_checkpoint, names - set(restored)
@@ -395,6 +396,16 @@ class VisionTrainer(CompletingTrainer):
             model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        """As Trainer's; an error names the checkpoint."""
+        with naming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint):
+        """As Trainer's; an error names the checkpoint."""
+        with naming(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self):
         checkpoints.check_best(self, Path(str(self.state.best_model_checkpoint)))

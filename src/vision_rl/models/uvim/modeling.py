@@ -18,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from vision_rl.manifest import TRAINING_STATE, check_if_listed
+from vision_rl.manifest import TRAINING_STATE, loading
 from vision_rl.models.encoder import vit_encoder
 from vision_rl.models.uvim.codebook import Codebook, nearest_codewords
 from vision_rl.models.uvim.configuration import UViMConfig
@@ -168,9 +168,8 @@ class UViMModel(PreTrainedModel):
         Raises:
             DamagedFolder: naming the file that is missing, or is not what was saved.
         """
-        if pretrained_model_name_or_path is not None:
-            check_if_listed(Path(pretrained_model_name_or_path) / subfolder, without=TRAINING_STATE)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs)
+        with loading(Path(pretrained_model_name_or_path or "") / subfolder, without=TRAINING_STATE):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs)
 
     def _transformer(self, num_layers: int) -> PreTrainedModel:
         config = self.config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vision_rl.manifest import check_if_listed
+from vision_rl.manifest import loading
 from vision_rl.rewards import SavedReward, completion_texts
 from vision_rl.tasks.captioning.cider import cider_d, plain_cider
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
@@ -106,7 +106,7 @@ class CiderReward(SavedReward):
         folder = Path(save_directory) / _FOLDER
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{save_directory} has no {_FOLDER}: no CiderReward was saved there.")
-        check_if_listed(folder)
-        options = json.loads((folder / "config.json").read_text())
-        frequency = DocumentFrequency.load(folder / "document_frequency.npz")
-        return cls(frequency, options["append_eos"], options["eos_token_id"], _SCORES[options["score"]])
+        with loading(folder):
+            options = json.loads((folder / "config.json").read_text())
+            frequency = DocumentFrequency.load(folder / "document_frequency.npz")
+            return cls(frequency, options["append_eos"], options["eos_token_id"], _SCORES[options["score"]])
