@@ -29,6 +29,7 @@ CALLS = {
     "mle_bert": {"kind": "mle", "decoder": "bert", CHECKPOINTING: True},  # with dropout
 }
 SAVED_STEP = 3  # of 4, two an epoch: in the middle of epoch 1
+SKIP = {"on_nonfinite": "skip", "spoilt_step": 1}
 SAVING = {"save_strategy": "steps", "save_steps": SAVED_STEP}
 
 
@@ -199,6 +200,7 @@ def deepspeed(tmp_path_factory) -> dict[str, list[dict]]:
         "reward": {**reward, **HALF},
         "reward_zero3": {**zero3, **SAVING, "evaluate": True, "save": True},
         "reward_zero3_resumed": {**zero3, "resume": str(folder / "reward_zero3" / f"checkpoint-{SAVED_STEP}")},
+        **{f"zero{stage}_skip": {**CALLS["mle"], **HALF, **SKIP, "deepspeed": zero(stage)} for stage in (2, 3)},
         "gpt2_zero3": {
             "kind": "reward",
             "model": str(folder / "gpt2"),
@@ -252,6 +254,17 @@ def test_zero_resumed_ends_where_it_would_have(deepspeed, name):
         assert resumed["world_size"] == 2
         assert steps(resumed) == steps(whole)
         assert resumed["weights"] == whole["weights"]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_leaves_out_a_step_that_is_not_finite_on_one_rank(deepspeed, stage):
+    first, second = deepspeed[f"zero{stage}_skip"]
+    assert first["world_size"] == second["world_size"] == 2
+    assert first["weights"] == second["weights"]
+    for record in (first, second):
+        assert [log.get("skipped_steps", 0) for log in record["logs"]] == [0, 1, 1, 1]
+        assert all(log["loss"] == log["loss"] for log in record["logs"])
 
 
 @needs_deepspeed

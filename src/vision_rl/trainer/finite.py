@@ -207,7 +207,9 @@ def _shown(value: Any) -> Any:
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
     """The names of the floating point tensors with a NaN or an infinity in them, found by one reading of all."""
     named = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    if get_total_norm([tensor for _, tensor in named], float("inf")).isfinite():
+    if get_total_norm(
+        [tensor for _, tensor in named]
+    ).isfinite():  # large numbers may overflow in it: look at each then
         return []
     return [name for name, tensor in named if not tensor.isfinite().all()]
 
