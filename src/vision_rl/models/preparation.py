@@ -6,7 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel, VisionEncoderDecoderModel
 from transformers.trainer_utils import align_special_tokens
 
-from vision_rl.models.sampling import decoder_of, special_ids, uncounted_id
+from vision_rl.models.lengths import uncounted_id
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import decoder_of
 
 
 logger = logging.getLogger(__name__)

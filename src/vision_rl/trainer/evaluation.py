@@ -10,7 +10,9 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
 
-from vision_rl.models.sampling import SampledCompletions, base_model, sample
+from vision_rl.models.completions import SampledCompletions
+from vision_rl.models.sampling import sample
+from vision_rl.models.unwrapping import base_model
 from vision_rl.processing import VisionProcessor
 from vision_rl.trainer import checks
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
