@@ -23,7 +23,12 @@ from transformers.utils import find_adapter_config_file
 
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.lengths import completion_length
-from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
+from vision_rl.models.preparation import (
+    align_special_ids,
+    forbid_uncounted_id,
+    freeze_unused_parameters,
+    prepare_for_fsdp,
+)
 from vision_rl.models.shared_images import share_images
 from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
 from vision_rl.models.uvim import UViMDecoder
@@ -127,6 +132,8 @@ class VisionTrainer(CompletingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         self.bare(self.model).add_model_tags(self._tag_names)
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
