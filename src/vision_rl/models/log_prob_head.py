@@ -6,7 +6,7 @@ memory: a vocabulary of 30k needs three copies of the logits otherwise. Time sta
 a weight are read, which leaves out the padding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vision_rl.models.sampling import policy_logits
+from vision_rl.models.token_draw import policy_logits
+from vision_rl.models.unwrapping import replaced_forward
 
 
 CHUNK_ELEMENTS = 2**22  # logits at once: 16 MB of float32, 139 tokens at V = 30k
@@ -58,7 +59,7 @@ class WeightedTokens:
     def _fields(self) -> tuple[Tensor, ...]:
         return self.rows, self.positions, self.ids, self.weights
 
-    def that_learn(self) -> "WeightedTokens":
+    def nonzero(self) -> "WeightedTokens":
         """Those with a weight other than 0; one token where there is none, for a step of nothing is a step too.
 
         A token of a group stays: without a weight, too, it has a share of the group's probability.
@@ -242,7 +243,7 @@ class FusedHead:
             )
             return loss
 
-        with _forward_of(self.head, forward):
+        with replaced_forward(self.head, forward):
             yield
 
 
@@ -264,15 +265,6 @@ def can_be_fused(model: PreTrainedModel, inputs: dict) -> bool:
         said.append(torch.linspace(-50, 50, head.out_features, device=hidden.device).expand(*hidden.shape[:-1], -1))
         return said[-1]
 
-    with torch.no_grad(), _forward_of(head, forward):
+    with torch.no_grad(), replaced_forward(head, forward):
         logits = model(**inputs, use_cache=False).logits
     return len(said) == 1 and torch.equal(logits, said[0])
-
-
-@contextmanager
-def _forward_of(module: nn.Module, forward: Callable) -> Iterator[None]:
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
