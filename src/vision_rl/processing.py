@@ -7,14 +7,15 @@ rewards and metrics compare them with. Only the collator calls it.
 
 import copy
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from vision_rl.pictures import rgb_image as rgb_image  # where others look for it
 
 
 ORIGINAL_SIZE = "original_size"  # in a picture's `info`: what `vision_rl.data.preprocessed` has resized remembers it
@@ -259,33 +260,6 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
 def image_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image as it is in the data set, also where its pixels have been resized beforehand."""
     return image.info.get(ORIGINAL_SIZE, image.size)
-
-
-def rgb_image(image, row: int) -> Image.Image:
-    """Any picture as 8-bit RGB: grey, 16-bit, CMYK, alpha (over white) and palette ones are converted.
-
-    Takes a PIL image, a path, or a uint8 array `(H, W)` or `(H, W, C)`. Raises `ValueError` with the row, and the file
-    where there is one, when it cannot be decoded.
-    """
-    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
-    try:
-        if isinstance(image, str | os.PathLike):
-            image = ImageOps.exif_transpose(Image.open(image))  # as `datasets` turns the photos it opens
-        elif isinstance(image, np.ndarray):
-            if image.dtype != np.uint8:
-                raise TypeError(f"an array of {image.dtype} has no known range (expected uint8, 0 to 255)")
-            image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-        elif not isinstance(image, Image.Image):
-            raise TypeError(f"a {type(image).__name__} is no image (expected a PIL image, a path or an array)")
-        image.load()
-        if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error
 
 
 def random_box(size: tuple[int, int], areas: Sequence[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
