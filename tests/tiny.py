@@ -7,6 +7,7 @@ from PIL import Image as PILImage
 from transformers import (
     BertConfig,
     GPT2Config,
+    PreTrainedModel,
     RobertaConfig,
     SiglipVisionConfig,
     TrOCRConfig,
@@ -16,6 +17,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
 from vision_rl.processing import TextProcessor
 from vision_rl.tasks.ocr import character_tokenizer
@@ -89,6 +91,11 @@ def tiny_model(
         if sharp:
             torch.nn.init.normal_(model.decoder.get_output_embeddings().weight, std=sharp)
     return model.eval()
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep no activations for the backward pass: transformers' own call, by the name that the installed version has."""
+    getattr(model, f"{CHECKPOINTING}_enable")()
 
 
 def siglip_config(**kwargs) -> SiglipVisionConfig:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import share_of_a, text_dataset, text_processor, tiny_model
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.compatibility import CHECKPOINTING
 
 
 MAX_LENGTH = 12
@@ -109,7 +110,7 @@ def train(kind: str, folder: str | Path, resume: str | None = None, evaluate: bo
         "widths": trainer.widths,
         "weights": digest(trainer.model),
         "frozen": [name for name, p in trainer.model.named_parameters() if not p.requires_grad],
-        "checkpointing": trainer.model.is_gradient_checkpointing,
+        "checkpointing": getattr(trainer.model, f"is_{CHECKPOINTING}"),
         "after": _evaluate(trainer) if evaluate else None,
     }
     if save:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertLMHeadModel, Cache, DynamicCache, EncoderDecoderCache, GPT2LMHeadModel, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from vision_rl.models.cache_name import named
+from vision_rl.compatibility import named
 from vision_rl.models.decoder import (
     VisionDecoderCrossAttention,
     VisionDecoderForCausalLM,
