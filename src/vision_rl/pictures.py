@@ -1,6 +1,8 @@
 """Any picture that a row may hold as 8-bit RGB. A range of values that is not known is an error, for guessed it may be black."""
 
+import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from PIL import Image, ImageOps
 
 
 DEEP = 4095  # most of 12 bits: a 16-bit picture that reaches no further is hardly one of the full range
+CROP_RATIOS = (0.75, 1.33)  # width to height of a random crop (TensorFlow's `sample_distorted_bounding_box`)
 CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -96,3 +99,19 @@ def _bytes_of_floats(pixels: np.ndarray) -> np.ndarray:
             "as (array * 255).round().astype(np.uint8) of values from 0 to 1"
         )
     return pixels.astype(np.uint8)
+
+
+def random_box(size: tuple[int, int], areas: Sequence[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """A part of an image for training, as x0, y0, x1, y1: of random area, shape and place.
+
+    All heights that give such an area are equally likely, as in TensorFlow's `sample_distorted_bounding_box`. It is smaller
+    than asked where none of that shape fits.
+    """
+    width, height = size
+    ratio = rng.uniform(*CROP_RATIOS)
+    lowest, highest = (math.sqrt(area * width * height / ratio) for area in areas)
+    highest = min(highest, height, width / ratio)
+    new_height = rng.uniform(min(lowest, highest), highest)
+    new_width, new_height = min(width, max(1, round(new_height * ratio))), min(height, max(1, round(new_height)))
+    x, y = int(rng.integers(width - new_width + 1)), int(rng.integers(height - new_height + 1))
+    return x, y, x + new_width, y + new_height

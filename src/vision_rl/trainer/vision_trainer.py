@@ -23,7 +23,14 @@ from transformers.utils import find_adapter_config_file
 
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
-from vision_rl.models.sampling import base_model, completion_length, decoder_of, serves, share_images
+from vision_rl.models.sampling import (
+    base_model,
+    completion_length,
+    decoder_of,
+    num_positions,
+    serves,
+    share_images,
+)
 from vision_rl.models.uvim import UViMDecoder
 from vision_rl.processing import as_vision_processor
 from vision_rl.trainer import checks
@@ -114,6 +121,7 @@ class VisionTrainer(CompletingTrainer):
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
         checks.check_best_metric(args, eval_dataset)
+        checks.check_metric(compute_metrics)
         super().__init__(
             model=model,
             args=args,
@@ -180,12 +188,15 @@ class VisionTrainer(CompletingTrainer):
             checks.check_columns(name, columns, [args.image_column, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
             present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
-            self.processor.check_dataset(rows, {"image": args.image_column, **present})
+            positions = num_positions(policy) if self.learns_from_labels and serves(policy) else None
+            checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
             if isinstance(self.completion_decoder, UViMDecoder) and rows is not dataset:
                 raise ValueError(
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
                 )
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
+            if self.completion_decoder is None:
+                checks.check_first_labels(name, collator, dataset)
         train_dataset, step = datasets.get("train_dataset"), self._step_size(args)
         if train_dataset is not None and len(train_dataset) < step:
             raise ValueError(

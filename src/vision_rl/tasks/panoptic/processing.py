@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import BatchFeature
 
 from vision_rl.data.rows import column_values, sampled_rows
-from vision_rl.processing import DenseProcessor, random_box, rgb_image
+from vision_rl.pictures import random_box, rgb_image
+from vision_rl.processing import DenseProcessor
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
 from vision_rl.tasks.panoptic.segments import (
     VOID,

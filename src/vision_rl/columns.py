@@ -1,0 +1,60 @@
+"""Whole columns of a data set, read before training: out of its Arrow table where there is one, so that no image is decoded."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from vision_rl.data.rows import sampled_rows
+
+
+CHUNK = 10_000  # rows at once
+
+
+def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
+    """Pieces of a stored column, each with the number of its first row; `None` where rows are made otherwise.
+
+    A transform (`with_transform`) may change any column of a row, so what is stored is not what it gives.
+    """
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return None
+    if column not in dataset.column_names:
+        return None
+    tables = dataset.select_columns(column).with_format("arrow").iter(CHUNK)
+    return ((number * CHUNK, table[column].combine_chunks()) for number, table in enumerate(tables))
+
+
+def column_values(dataset, column: str, sample: bool = True) -> Iterator[tuple[int, Any]]:
+    """Row numbers and values of a column: of all rows of a table or a list; of others of some, or of all if not `sample`."""
+    chunks = arrow_chunks(dataset, column)
+    if chunks is not None:
+        for first, values in chunks:
+            yield from enumerate(values.to_pylist(), first)
+        return
+    every = not sample or isinstance(dataset, list | tuple)
+    for row in range(len(dataset)) if every else sampled_rows(dataset):
+        yield row, row_value(dataset[row], column, row)
+
+
+def row_value(columns, column: str, row: int) -> Any:
+    """The value of a row's column. Raises `ValueError` with the row's number where it has none."""
+    if column not in columns:
+        raise ValueError(f"Row {row} has no column `{column}`; it has {', '.join(f'`{name}`' for name in columns)}.")
+    return columns[column]
+
+
+def check_values(
+    values: Iterator[tuple[int, Any]], column: str, num_rows: int, check: Callable[[Any], object]
+) -> None:
+    """Raise one `ValueError` for all the values that `check` raises one for: the first is told, and how many there are."""
+    bad, first = 0, None
+    for row, value in values:
+        try:
+            check(value)
+        except ValueError as error:
+            bad, first = bad + 1, first or (row, error)
+    if first is not None:
+        raise ValueError(
+            f"Row {first[0]}, column `{column}`: {first[1]} ({bad} of {num_rows} rows cannot be used.)"
+        ) from first[1]
