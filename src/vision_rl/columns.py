@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from vision_rl.data.rows import sampled_rows
 
@@ -58,3 +60,31 @@ def check_values(
         raise ValueError(
             f"Row {first[0]}, column `{column}`: {first[1]} ({bad} of {num_rows} rows cannot be used.)"
         ) from first[1]
+
+
+# --- nested columns as flat arrays ----------------------------------------------------------------------------------
+
+
+def flat_fields(chunk: pa.Array) -> dict[str, tuple[np.ndarray, pa.Array]]:
+    """Of each field how many entries each row has, -1 for none at all, and the entries of all rows behind each other."""
+    if pa.types.is_struct(chunk.type):  # a dict of lists
+        names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
+        lists = {name: field for name, field in zip(names, chunk.flatten(), strict=True) if is_list(field.type)}
+        return {name: (list_lengths(field), field.flatten()) for name, field in lists.items()}
+    if is_list(chunk.type) and pa.types.is_struct(chunk.type.value_type):  # a list of dicts
+        objects, lengths = chunk.flatten(), list_lengths(chunk)
+        names = [objects.type.field(i).name for i in range(objects.type.num_fields)]
+        return {name: (lengths, field) for name, field in zip(names, objects.flatten(), strict=True)}
+    return {}
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def list_lengths(lists: pa.Array) -> np.ndarray:
+    return pc.list_value_length(lists).cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

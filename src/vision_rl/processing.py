@@ -8,16 +8,18 @@ rewards and metrics compare them with. Only the collator calls it.
 import copy
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from vision_rl.columns import check_values, column_values
-from vision_rl.pictures import random_box as random_box, rgb_image as rgb_image  # where others look for them
+from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
+from vision_rl.pictures import random_box as random_box  # where others look for them
+from vision_rl.pictures import rgb_image as rgb_image
 
 
 NUM_TOKENIZED = 1000  # texts at once
@@ -72,7 +74,7 @@ class VisionProcessor(ProcessorMixin):
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(images, seeds=None, **targets).")
 
-    def batch_decode(self, sequences: Sequence[Sequence[int]], **kwargs) -> list:
+    def batch_decode(self, sequences) -> list:
         """Ids, one list a completion (after its end token is cut or not), to decoded objects: text, boxes, maps."""
         raise NotImplementedError(f"{type(self).__name__} must define batch_decode(sequences).")
 
@@ -166,6 +168,24 @@ class DenseProcessor(VisionProcessor):
                 )
         return torch.from_numpy(np.stack(rows).astype(np.int64)) + 1
 
+    def check_codes(self, dataset, column: str) -> None:
+        """Every row of a column of codes can be made labels of."""
+
+        def odd_rows() -> Iterator[tuple[int, Any]]:
+            chunks = arrow_chunks(dataset, column)
+            if chunks is None:
+                yield from column_values(dataset, column)
+                return
+            for first, chunk in chunks:
+                odd = np.ones(len(chunk), bool)
+                if is_list(chunk.type) and pa.types.is_integer(chunk.type.value_type):
+                    odd = list_lengths(chunk) != self.code_len
+                    codes = chunk.filter(pa.array(~odd)).flatten().fill_null(-1).to_numpy().reshape(-1, self.code_len)
+                    odd[~odd] = (codes.min(1) < 0) | (codes.max(1) >= self.num_codes)
+                yield from ((first + i, chunk[i].as_py()) for i in np.flatnonzero(odd).tolist())
+
+        check_values(odd_rows(), column, len(dataset), lambda codes: self.labels_of([codes]))
+
     def dense(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """Rows to what stage I learns.
 
@@ -239,7 +259,9 @@ class TextProcessor(VisionProcessor):
             ids = ids[:-1]
         in_front = list(itertools.takewhile(self._start_ids.__contains__, ids))
         starts_by_itself = start not in (None, tokenizer.pad_token_id, tokenizer.eos_token_id)
-        kept = 0 if starts_by_itself or start in in_front else 1  # of the tokenizer's: TrOCR learns its <s> behind </s>
+        kept = (
+            0 if starts_by_itself or start in in_front else 1
+        )  # of the tokenizer's: TrOCR learns its <s> behind </s>
         return [*in_front[len(in_front) - kept :], *ids[len(in_front) :], tokenizer.eos_token_id]
 
     @property
@@ -300,9 +322,7 @@ class TextProcessor(VisionProcessor):
     def _refuse_long_texts(self, texts_of_rows, column: str, num_rows: int, num_positions: int) -> None:
         """Of any text of a row; one has no more tokens than bytes, and those that are put around it."""
         shortest = num_positions - len(self.tokenizer("")["input_ids"]) - 2
-        long = [
-            (row, text) for row, texts in texts_of_rows for text in texts if len(text.encode()) > shortest
-        ]
+        long = [(row, text) for row, texts in texts_of_rows for text in texts if len(text.encode()) > shortest]
         lengths: dict[int, int] = {}
         for start in range(0, len(long), NUM_TOKENIZED):
             part = long[start : start + NUM_TOKENIZED]

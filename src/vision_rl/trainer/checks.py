@@ -18,7 +18,7 @@ from vision_rl.compatibility import checkpointing, checkpointing_kwargs
 from vision_rl.models.sampling import base_model, completion_length, decoder_of, num_positions, special_ids
 from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer.collator import VisionCollator
+from vision_rl.trainer.collator import CODES, VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
 
 
@@ -278,6 +278,8 @@ def check_rows(
     """What the processor says of the targets of all rows; with `num_positions`, of the lengths of their labels too."""
     try:
         processor.check_dataset(dataset, columns)
+        if isinstance(processor, DenseProcessor) and CODES in column_names(dataset):
+            processor.check_codes(dataset, CODES)
         if num_positions is not None:
             processor.check_label_lengths(dataset, columns, num_positions)
     except ValueError as error:

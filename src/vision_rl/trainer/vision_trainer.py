@@ -22,7 +22,12 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
+from vision_rl.models.preparation import (
+    align_special_ids,
+    drop_generation_options,
+    forbid_uncounted_id,
+    freeze_unused_parameters,
+)
 from vision_rl.models.sampling import (
     base_model,
     completion_length,
@@ -144,6 +149,7 @@ class VisionTrainer(CompletingTrainer):
     def _prepare_model(self, policy: Any, args: VisionConfig, processing_class) -> None:
         """Check the model against its processor, and free it of what hinders training."""
         align_special_ids(policy, processing_class)
+        drop_generation_options(policy)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         length = args.max_completion_length or self.processor.completion_length
         if serves(policy):

@@ -184,7 +184,7 @@ class ColorizationProcessor(DenseProcessor):
         """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
         return self.to_images(outputs["color"], pixel_values)
 
-    def batch_decode(self, sequences, **kwargs) -> list:
+    def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
             "Codes become colours only by the stage I network and the grey photo: give the trainer that network as "
             "completion_decoder."

@@ -9,7 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from vision_rl.columns import arrow_chunks, check_values, column_values
+from vision_rl.columns import (
+    arrow_chunks,
+    check_values,
+    column_values,
+    flat_fields,
+    is_list,
+    is_number,
+    list_lengths,
+)
 from vision_rl.data.coco import CLASS_FIELDS
 
 
@@ -194,7 +202,7 @@ def read_column(dataset, column: str, categories: Sequence[str], sample: bool = 
     Raises:
         ValueError: for all rows that cannot be used together, with the first.
     """
-    parts: list[Objects] = []
+    parts = [read_objects(None, categories)]
 
     def rows() -> Iterator[tuple[int, tuple[int, Any]]]:
         chunks = arrow_chunks(dataset, column)
@@ -217,7 +225,7 @@ def read_column(dataset, column: str, categories: Sequence[str], sample: bool = 
 
 def _read_usual(chunk: pa.Array, categories: Sequence[str], first: int) -> tuple[Objects, np.ndarray]:
     """The objects of the rows in which nothing is missing or odd, and the places `(m,)` of the other rows."""
-    fields = _flat_fields(chunk)
+    fields = flat_fields(chunk)
     name = next((name for name in CLASS_FIELDS if name in fields), None)
     if name is None or "bbox" not in fields:
         fields, count = {}, np.full(len(chunk), -1)
@@ -243,31 +251,6 @@ def _read_usual(chunk: pa.Array, categories: Sequence[str], first: int) -> tuple
     return objects, np.flatnonzero(~usual)
 
 
-def _flat_fields(chunk: pa.Array) -> dict[str, tuple[np.ndarray, pa.Array]]:
-    """Of each field how many entries each row has, -1 for none at all, and the entries of all rows behind each other."""
-    if pa.types.is_struct(chunk.type):  # a dict of lists
-        names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
-        lists = {name: field for name, field in zip(names, chunk.flatten(), strict=True) if _is_list(field.type)}
-        return {name: (_lengths(field), field.flatten()) for name, field in lists.items()}
-    if _is_list(chunk.type) and pa.types.is_struct(chunk.type.value_type):  # a list of dicts
-        objects, lengths = chunk.flatten(), _lengths(chunk)
-        names = [objects.type.field(i).name for i in range(objects.type.num_fields)]
-        return {name: (lengths, field) for name, field in zip(names, objects.flatten(), strict=True)}
-    return {}
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _lengths(lists: pa.Array) -> np.ndarray:
-    return pc.list_value_length(lists).cast(pa.int64()).fill_null(-1).to_numpy()
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
-
-
 def _nothing(values: pa.Array, shape: tuple[int, ...], dtype: type) -> tuple[np.ndarray, np.ndarray]:
     """Of a type that is not read at once."""
     return np.zeros((len(values), *shape), dtype), np.zeros(len(values), bool)
@@ -276,8 +259,8 @@ def _nothing(values: pa.Array, shape: tuple[int, ...], dtype: type) -> tuple[np.
 def _usual_boxes(values: pa.Array, categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """`(n, 4)`, and which of them are four finite numbers `(n,)`."""
     boxes, good = _nothing(values, (4,), np.float64)
-    if _is_list(values.type) and _is_number(values.type.value_type):
-        good = _lengths(values) == 4
+    if is_list(values.type) and is_number(values.type.value_type):
+        good = list_lengths(values) == 4
         numbers = values.filter(pa.array(good)).flatten().cast(pa.float64()).fill_null(MISSING)
         boxes[good] = numbers.to_numpy().reshape(-1, 4)
         good &= np.isfinite(boxes).all(1)
@@ -294,7 +277,7 @@ def _usual_labels(values: pa.Array, categories: Sequence[str]) -> tuple[np.ndarr
 
 
 def _usual_areas(values: pa.Array, categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    if not _is_number(values.type):
+    if not is_number(values.type):
         return _nothing(values, (), np.float64)
     areas = values.cast(pa.float64()).fill_null(MISSING).to_numpy()
     return areas, ~((areas < 0) | np.isinf(areas))

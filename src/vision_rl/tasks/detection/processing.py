@@ -261,7 +261,7 @@ class DetectionProcessor(VisionProcessor):
             raise ValueError(f"{odd} (If they are right: DetectionProcessor(..., trust_boxes=True).)")
         leaving = (looked_at[:, :2] < -1).any(1) | (looked_at[:, :2] + looked_at[:, 2:] > of_image + 1).any(1)
         if leaving.any():
-            logger.warning("%d of %d boxes leave their image and are clipped.", leaving.sum(), len(leaving))
+            logger.warning("%d of %d boxes leave their image and are clipped.", leaving.sum(), len(looked_at))
 
     # --- tokens to boxes --------------------------------------------------------------------------------------------
 
