@@ -113,7 +113,8 @@ class TestDataSets:
     def test_a_text_that_is_no_string_names_its_row(self, tmp_path):
         rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]
         with pytest.raises(
-            ValueError, match=r"train_dataset: Row 2, column `text`: text must be a string, .* \(1 of 4 rows cannot be used"
+            ValueError,
+            match=r"train_dataset: Row 2, column `text`: text must be a string, .* \(1 of 4 rows cannot be used",
         ):
             mle_trainer(tmp_path, rows)
 

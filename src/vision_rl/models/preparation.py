@@ -15,11 +15,22 @@ logger = logging.getLogger(__name__)
 UNUSED_BY_LAST_HIDDEN_STATE = ("pooler", "head", "mask_token", "post_layernorm")
 
 # What sampling here follows of a generation config, and what says nothing of which tokens are chosen.
-FOLLOWED = ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id", "suppress_tokens", "max_new_tokens")
+FOLLOWED = (
+    "decoder_start_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "suppress_tokens",
+    "max_new_tokens",
+)
 TECHNICAL = ("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile")
 TECHNICAL += ("continuous_batching_config", "prefill_chunk_size", "low_memory", "return_dict_in_generate")
 TECHNICAL += ("output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version")
-WITHOUT_EFFECT = {"max_length": 20, "top_k": 50, "early_stopping": False}  # transformers' own, in files of earlier versions
+WITHOUT_EFFECT = {
+    "max_length": 20,
+    "top_k": 50,
+    "early_stopping": False,
+}  # transformers' own, in files of earlier versions
 WITHOUT_EFFECT |= dict.fromkeys(
     ("num_beams", "num_beam_groups", "num_return_sequences", "temperature", "top_p", "typical_p")
     + ("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "guidance_scale"),
