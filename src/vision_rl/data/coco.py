@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 _ROUNDING = 0.1  # pixels: COCO's own boxes end up to a hundredth outside their image, which is no news
 _BOXES = ("images", "annotations", "categories")
-_CLASS_FIELDS = ("category", "categories", "label", "labels", "category_id")  # what Hub data sets call it
+CLASS_FIELDS = ("category", "categories", "label", "labels", "category_id")  # what Hub data sets call it
 
 
 def load_coco_detection(images_dir: str | Path, annotation_file: str | Path) -> datasets.Dataset:
@@ -113,7 +113,7 @@ def category_names(dataset: datasets.Dataset | datasets.IterableDataset, column:
     fields = _without_lists(features[column])
     if not isinstance(fields, Mapping):
         raise ValueError(f"The column {column!r} has no fields such as `bbox` and `category`; it is {fields}.")
-    for name in _CLASS_FIELDS:
+    for name in CLASS_FIELDS:
         feature = _without_lists(fields.get(name))
         if isinstance(feature, datasets.ClassLabel):
             return list(feature.names)
