@@ -14,7 +14,7 @@ from vision_rl.data.frames import Frame
 from vision_rl.data.stored_rows import stored_rows
 
 
-_CLASS_FIELDS = ("category", "categories", "label", "labels", "category_id")  # what Hub data sets call it
+CLASS_FIELDS = ("category", "categories", "label", "labels", "category_id")  # what Hub data sets call it
 
 
 def load_coco_detection(
@@ -89,7 +89,7 @@ def category_names(dataset: datasets.Dataset | datasets.IterableDataset, column:
     fields = _without_lists(features[column])
     if not isinstance(fields, Mapping):
         raise ValueError(f"The column {column!r} has no fields such as `bbox` and `category`; it is {fields}.")
-    for name in _CLASS_FIELDS:
+    for name in CLASS_FIELDS:
         feature = _without_lists(fields.get(name))
         if isinstance(feature, datasets.ClassLabel):
             return list(feature.names)

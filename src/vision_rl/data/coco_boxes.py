@@ -13,7 +13,7 @@ import pyarrow as pa
 from vision_rl.data.bad_rows import BadRows
 from vision_rl.data.coco_categories import read_categories
 from vision_rl.data.coco_images import CocoImages, frame_column, id_feature, image_column, places, shortened
-from vision_rl.data.fields import BadField, as_flag, as_number, is_missing
+from vision_rl.data.fields import BadField, a_field, as_flag, as_number, is_missing
 from vision_rl.data.frames import FRAME_FEATURE, Frame, Frames, choose_frames, to_picture
 from vision_rl.data.image_files import Headers, find_images, read_headers
 from vision_rl.data.json_entries import read_entries
@@ -100,7 +100,7 @@ class BoxAnnotations:
             return box, number, as_flag(crowd)
         except BadField as error:
             self.bad_rows.add(
-                "annotations", f"have a `{field}` that {error}", f"{name} with {field} {shortened(value)}"
+                "annotations", f"have {a_field(field)} that {error}", f"{name} with {field} {shortened(value)}"
             )
             return None, math.nan, 0
 

@@ -69,8 +69,12 @@ def read_field(entry: Mapping[str, Any], key: str, read: Callable[[Any], Any]) -
     try:
         return read(entry.get(key))
     except BadField as error:
-        article = "an" if key[0] in "aeiou" else "a"
-        raise BadField(f"no `{key}`" if is_missing(entry.get(key)) else f"{article} `{key}` that {error}") from error
+        raise BadField(f"no `{key}`" if is_missing(entry.get(key)) else f"{a_field(key)} that {error}") from error
+
+
+def a_field(key: str) -> str:
+    """ "an `id`", "a `bbox`"."""
+    return f"{'an' if key[0] in 'aeiou' else 'a'} `{key}`"
 
 
 def ids_of(name: str, values: Iterable[Any]) -> list[int | str | float]:

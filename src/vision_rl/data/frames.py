@@ -158,7 +158,10 @@ class _Sources:
         for name in names:
             if self._fits(name, judged) and not any(self._same(name, other, judged) for other in fitting):
                 fitting.append(name)
-        if len(fitting) == 1 and self.can_be[fitting[0]][judged].all():
+        possible = [name for name in fitting if self.can_be[name][judged].all()]
+        if any(name.startswith("json") for name in possible):  # else an impossible one tells that something is wrong
+            fitting = possible
+        if len(fitting) == 1 and fitting == possible:
             if fitting == ["shown"] and (self.says_shown | ~self.is_told)[judged].all():
                 return self.readings["shown"], ""  # nothing says otherwise
             return self.readings[fitting[0]], f"; their boxes fit them {_IN_WORDS[fitting[0]]} only, and are read so"

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from vision_rl.data.bad_rows import BadRows
 
@@ -71,12 +72,10 @@ def find_images(
 def _spellings(name: str) -> Iterator[str]:
     """What a file may be called: its name, with slashes of this system, unquoted, and with fewer folders."""
     yield name
-    plain = unquote(name.replace("\\", "/"))
+    plain = os.path.normpath(unquote(name.replace("\\", "/")))
     yield plain
-    while "/" in plain:
-        plain = plain.split("/", 1)[1]
-        if plain:
-            yield plain
+    parts = plain.split("/")
+    yield from ("/".join(parts[start:]) for start in range(1, len(parts)))
 
 
 def _is_file(path: str) -> bool:
@@ -152,7 +151,10 @@ def _header(path: str) -> tuple[int, int, int] | str:
             told = not isinstance(image, PngImageFile) or "exif" in image.info or _has_late_texts(path)
             exif = image.getexif() if told else Image.Image.getexif(image)
             orientation = exif.get(ExifTags.Base.Orientation, 1)
-            return *image.size, int(orientation) if orientation in range(2, 9) else 1
+            orientation = int(orientation) if orientation in range(2, 9) else 1
+            # Pillow turns TIFFs itself, and says so in the size already.
+            size = image.size[::-1] if isinstance(image, TiffImageFile) and orientation >= 5 else image.size
+            return *size, orientation
     except Image.DecompressionBombError as error:
         return f"{error} PIL.Image.MAX_IMAGE_PIXELS is the limit"
     except Exception as error:  # Pillow's readers of broken files raise whatever they stumble over

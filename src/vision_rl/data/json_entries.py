@@ -94,7 +94,7 @@ class _Text:
             except ValueError as error:  # a number of thousands of digits
                 raise self.error(str(error)) from error
             else:
-                if end < len(self.text) or not self._read_more():  # else a number may go on
+                if len(self.text) - end > 3 or not self._read_more():  # else a number may go on: 1, 1e+5
                     self.at = end
                     return value
 

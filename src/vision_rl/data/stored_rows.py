@@ -51,7 +51,7 @@ def stored_rows(kind: str, source: str | Path, settings: dict[str, Any], make: C
     path = _path_of(kind, source, settings)
     found = _opened(path)
     if found is None:
-        with _first_process(path):
+        with one_process_first(path):
             found = _opened(path) or _written(make(), path)
     rows, notes = found
     for note in notes:
@@ -83,13 +83,14 @@ def _opened(path: Path) -> tuple[datasets.Dataset, list[str]] | None:
 
 
 @contextmanager
-def _first_process(path: Path) -> Iterator[None]:
-    """One process at a time, where the disk can tell."""
+def one_process_first(path: Path | None) -> Iterator[None]:
+    """One process at a time makes this file, and the others find it then. `None`, or a disk without locks: all make it."""
     with ExitStack() as held:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(f"{path}.lock"))
-        except (OSError, NotImplementedError):  # nothing can be written there
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(f"{path}.lock"))
+        except (OSError, NotImplementedError):  # nothing can be written or locked there
             pass
         yield
 
