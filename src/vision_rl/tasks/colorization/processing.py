@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature
 
@@ -219,10 +218,3 @@ def is_grey(image: Image.Image, tolerance: int = GREY_TOLERANCE) -> bool:
     """Whether in no pixel two channels are more than `tolerance` of 255 apart. A sepia photo is not grey."""
     pixels = np.asarray(image.convert("RGB")).astype(np.int16)
     return int(np.ptp(pixels, axis=-1).max()) <= tolerance
-
-
-def without_grey(dataset: Dataset, image_column: str = "image", tolerance: int = GREY_TOLERANCE) -> Dataset:
-    """The rows whose photo is not grey. Opens every photo once."""
-    return dataset.filter(
-        lambda image, row: not is_grey(rgb_image(image, row), tolerance), input_columns=image_column, with_indices=True
-    )
