@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from tokenizers.decoders import WordPiece
 from transformers import BatchFeature
 
 from vision_rl.data.rows import column_values
 from vision_rl.processing import TextProcessor
+from vision_rl.tasks.captioning.drawing import draw as draw_caption
 
 
 class CaptioningProcessor(TextProcessor):
@@ -76,6 +78,10 @@ class CaptioningProcessor(TextProcessor):
         if backend is not None and isinstance(backend.decoder, WordPiece):
             texts = [rejoined(text) for text in texts]
         return texts
+
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The image with its caption below, and what people say of it."""
+        return draw_caption(image, completion, reference)
 
     def get_references(self, rows: list[dict]) -> list[list[str]]:
         return [checked_captions(row["captions"]) for row in rows]
