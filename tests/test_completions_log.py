@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 from tiny import SIZE, image_processor, share_of_a, text_dataset, text_processor, tiny_images, tiny_model
 from torch.utils.tensorboard import SummaryWriter
@@ -14,6 +15,7 @@ from transformers.integrations import TensorBoardCallback
 from vision_rl import VisionRewardConfig, VisionRewardTrainer, tasks
 from vision_rl.drawing import RIGHT, WRONG
 from vision_rl.processing import ORIGINAL_SIZE, VisionProcessor, completion_text
+from vision_rl.rewards import RewardOutput
 from vision_rl.tasks.captioning import CaptioningProcessor
 from vision_rl.tasks.colorization import ColorizationProcessor
 from vision_rl.tasks.detection import DetectionProcessor
@@ -26,7 +28,14 @@ def number_of_letters(completions, **kwargs) -> list[float | None]:
     return [len(text) if text else None for text in completions]
 
 
-def trainer_of(folder, reward_funcs=(share_of_a, number_of_letters), callbacks=None, eval_dataset=None, **kwargs):
+def trainer_of(
+    folder,
+    reward_funcs=(share_of_a, number_of_letters),
+    callbacks=None,
+    eval_dataset=None,
+    kind=VisionRewardTrainer,
+    **kwargs,
+):
     options = {
         "per_device_train_batch_size": 2,
         "num_generations": 3,
@@ -39,7 +48,7 @@ def trainer_of(folder, reward_funcs=(share_of_a, number_of_letters), callbacks=N
         "save_strategy": "no",
         "log_completions": True,
     }
-    return VisionRewardTrainer(
+    return kind(
         tiny_model(sharp=0.5),
         list(reward_funcs),
         VisionRewardConfig(str(folder), **{**options, **kwargs}),
@@ -98,6 +107,40 @@ def test_completions_are_the_same_with_reward_workers_and_a_greedy_baseline(tmp_
         tables.append(pyarrow.parquet.read_table(folder / "completions" / "completions_00004.parquet").to_pydict())
     assert str(tables[0]) == str(tables[1])
     assert len(set(tables[0]["completion"])) > 1
+
+
+def letters_as_they_come(completions, completion_ids, **kwargs) -> RewardOutput:
+    """Its prefix rewards: as many as there are tokens before."""
+    width = max(map(len, completion_ids))
+    return RewardOutput(
+        [float(len(ids)) for ids in completion_ids],
+        prefix_rewards=torch.arange(width, dtype=torch.float32).expand(len(completion_ids), width),
+    )
+
+
+def test_where_each_token_has_an_advantage_that_of_the_whole_sample_is_shown(tmp_path, one_thread):
+    trainer_of(tmp_path, [letters_as_they_come]).train()
+    table = pyarrow.parquet.read_table(tmp_path / "completions" / "completions_00004.parquet")
+    lengths = np.array([len(ids) for ids in table["completion_ids"].to_pylist()], float).reshape(2, 3)
+    np.testing.assert_allclose(table["reward"].to_numpy().reshape(2, 3), lengths)
+    others = (lengths.sum(1, keepdims=True) - lengths) / 2
+    np.testing.assert_allclose(table["advantage"].to_numpy().reshape(2, 3), lengths - others, atol=1e-5)
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_an_override_of_score_is_shown_as_what_it_returns_or_not_at_all(tmp_path, one_thread, itself):
+    class Scoring(VisionRewardTrainer):
+        def _score(self, completions, inputs):
+            if itself:
+                return torch.ones(completions.completion_ids.shape[:2]), []
+            rewards, targets = super()._score(completions, inputs)
+            return rewards + 100, targets
+
+    trainer_of(tmp_path, kind=Scoring, max_steps=2).train()
+    assert (tmp_path / "completions").exists() != itself
+    if not itself:
+        table = pyarrow.parquet.read_table(tmp_path / "completions" / "completions_00002.parquet")
+        assert min(table["reward"].to_pylist()) >= 100
 
 
 def test_several_evaluation_sets_are_told_apart_and_predict_writes_nothing(tmp_path, one_thread):

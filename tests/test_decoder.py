@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from recorded import golden
+from tiny import recompute_activations
 from transformers import AutoModelForCausalLM, DynamicCache, VisionEncoderDecoderModel
 
+from vision_rl.compatibility import cache_of
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
-from vision_rl.models.cache_name import cache_of
 
 
 B, G, T, N, VOCAB, WIDTH = 2, 3, 8, 16, 11, 32
@@ -359,7 +360,7 @@ def test_wrong_calls_are_refused_with_a_sentence(images, ids):
         decoder(ids.new_zeros(B, 17), encoder_hidden_states=images)
     with pytest.raises(ValueError, match="33 cannot be split among 4 attention heads"):
         tiny_config(hidden_size=33)
-    decoder.train().gradient_checkpointing_enable()
+    recompute_activations(decoder.train())
     with pytest.raises(ValueError, match=r"call model\.eval"):
         decoder(ids, encoder_hidden_states=images, use_cache=True)
 
@@ -435,7 +436,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(pixel_values, ids):
         logits = model(pixel_values=pixel_values, decoder_input_ids=ids).logits
         logits.log_softmax(-1)[..., 3].sum().backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-        model.gradient_checkpointing_enable()
+        recompute_activations(model)
     assert all(layer.gradient_checkpointing for layer in model.decoder.layers)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-6)
 

@@ -124,6 +124,7 @@ def scenes(seed, images=12, labels=4, most=12, **kwargs):
 # The twelve numbers, and each class
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("seed", range(24))
 def test_all_numbers_equal_pycocotools(seed):
     predictions, references = scenes(seed)

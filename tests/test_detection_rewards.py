@@ -82,7 +82,7 @@ def test_the_loss_and_its_gradient_equal_the_released_docstring():
     advantages = first_advantages(torch.tensor(z["sample_rewards"]))[:, 0]
     num_rows, length = ids.shape
     present = read_tokens(ids).present
-    targets = confidence_targets(torch.tensor(z["match_iou"])[:, 0], present, float(z["conf_w"]))
+    targets = confidence_targets(torch.tensor(z["match_iou"])[:, 0], present, float(z["conf_w"]), among="vocabulary")
     drawn = reinforce_weights(ids, torch.ones_like(ids), advantages / (length * num_rows))
     reinforce, _ = weigh_logits(logits, drawn)
     confidence, _ = weigh_logits(logits, token_target_weights(targets, 1 / num_rows))
@@ -92,6 +92,33 @@ def test_the_loss_and_its_gradient_equal_the_released_docstring():
     assert loss.item() == pytest.approx(float(z["loss"]), rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient[:, :, ::7], torch.tensor(z["grad_logits_sub"]), atol=1e-7, rtol=1e-4)
+
+
+box = st.tuples(*[st.integers(0, 12)] * 4, st.integers(0, 1), st.integers(0, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(box, max_size=8), st.lists(box, max_size=4), st.integers(0, 5), st.booleans())
+def test_prefix_rewards_are_those_of_the_completion_cut_there(found, true, cut, released):
+    options = {"class_weights": torch.linspace(0.5, 2, 80), "released_total": released}
+    ids = torch.cat([tokens(*found), tokens((1, 1, 5, 5, 0, 1))[:cut]])
+    prefixes = detection_reward(ids[None, None], tokens(*true)[None], **options).prefix_rewards(len(ids))
+    cuts = [detection_reward(ids[None, None, :t], tokens(*true)[None], **options).rewards for t in range(len(ids))]
+    torch.testing.assert_close(prefixes.flatten(), torch.cat([torch.zeros(0, 1), *cuts]).flatten(), atol=1e-6, rtol=0)
+
+
+def test_a_box_earns_when_it_is_the_first_to_find_and_pays_when_it_repeats():
+    near = (
+        0,
+        0,
+        300,
+        400,
+        7,
+        LOW,
+    )  # IoU 0.75: at 0.5 the box behind it is a duplicate, at 0.9 it is the one that finds
+    out = score([near, TRUE], [TRUE], thresholds=(0.5, 0.9))
+    assert out.rewards_per_box.flatten().tolist() == pytest.approx([0.5, (-0.3 + 1) / 2])
+    assert out.prefix_rewards(12).flatten().tolist() == pytest.approx([0.0] * 6 + [0.5] * 6)
 
 
 def test_counts_without_a_box_are_refused():
@@ -208,7 +235,9 @@ def test_recall_reward_scores_each_completion_against_its_own_reference():
         {"target_ids": tokens(TRUE, (600, 600, 800, 800, 3, 1)).tolist()},
     ]
     completion_ids = [tokens(TRUE, TRUE).tolist(), tokens((600, 600, 800, 800, 3, 1), TRUE).tolist()]
-    assert reward(completion_ids=completion_ids, references=references) == pytest.approx([0.7, 2.0])
+    output = reward(completion_ids=completion_ids, references=references)
+    assert output.rewards == pytest.approx([0.7, 2.0])
+    assert output.prefix_rewards[:, ::6].tolist() == [[0.0, 1.0], [0.0, 1.0]]
 
 
 def test_average_precision_reward_teaches_confidences_the_iou():
@@ -219,9 +248,17 @@ def test_average_precision_reward_teaches_confidences_the_iou():
     targets = output.token_targets
     assert targets.weight == 0.3
     assert targets.positions.tolist() == [[0, 5], [0, 11]]
-    assert targets.ids.tolist() == [[ABSENT, LOW, HIGH]] * 2
-    assert targets.probabilities[0].tolist() == pytest.approx([0, 0.25, 0.75])
-    assert targets.probabilities[1].tolist() == [1, 0, 0]
+    assert (targets.among, targets.ids.tolist()) == ("candidates", [[LOW, HIGH]] * 2)
+    assert targets.probabilities.tolist() == [pytest.approx([0.25, 0.75]), [0, 0]]
+
+
+def test_the_released_confidence_loss_is_there_by_name():
+    reward = AveragePrecisionReward(num_bins=1000, num_labels=80, confidence_among="vocabulary")
+    near, hole = (0, 0, 300, 400, 7, LOW), (0, 0, 0, 0, 0, ABSENT)
+    output = reward(completion_ids=[tokens(near, hole).tolist()], references=[{"target_ids": tokens(TRUE).tolist()}])
+    targets = output.token_targets
+    assert (targets.among, targets.ids.tolist()) == ("vocabulary", [[ABSENT, LOW, HIGH]] * 2)
+    assert targets.probabilities.tolist() == [pytest.approx([0, 0.25, 0.75]), [1, 0, 0]]
 
 
 def test_the_rewards_can_be_pickled():

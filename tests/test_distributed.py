@@ -9,6 +9,8 @@ from scripts.train import EVAL_ROWS, train
 from tiny import SIZE, text_dataset, tiny_model
 from transformers import VisionEncoderDecoderModel
 
+from vision_rl.compatibility import CHECKPOINTING
+
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,9 +25,9 @@ CALLS = {
     "mle": {"kind": "mle", "rows": 20, "learning_rate": 1e-2},
     "reward": {"kind": "reward", "rows": 20},
     # ViT encoders with a pooling head that no loss reaches, decoders that get the images through a hook
-    "reward_gpt2": {"kind": "reward", "decoder": "gpt2", "activation_checkpointing": True},
+    "reward_gpt2": {"kind": "reward", "decoder": "gpt2", CHECKPOINTING: True},
     "stream": {"kind": "reward", "rows": 20, "shards": 3, "shuffle_dataset": False},  # each rank every other row
-    "mle_bert": {"kind": "mle", "decoder": "bert", "activation_checkpointing": True},  # with dropout
+    "mle_bert": {"kind": "mle", "decoder": "bert", CHECKPOINTING: True},  # with dropout
 }
 SAVED_STEP = 3  # of 4, two an epoch: in the middle of epoch 1
 

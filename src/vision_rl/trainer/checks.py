@@ -11,7 +11,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
 
-from vision_rl.models.sampling import base_model, completion_length, decoder_of, num_positions, special_ids
+from vision_rl.compatibility import checkpointing, checkpointing_kwargs
+from vision_rl.models.lengths import completion_length, num_positions
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import base_model, decoder_of
 from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer.collator import VisionCollator
@@ -174,9 +177,9 @@ def check_trainable(model: nn.Module, args: TrainingArguments) -> None:
             "No parameter of the model is trained. For adapters, load them as PeftModel.from_pretrained(base_model, path, "
             "is_trainable=True), or give a peft_config."
         )
-    options: Any = args.activation_checkpointing_kwargs or {}
+    options = checkpointing_kwargs(args)
     reentrant = options.get("use_reentrant")
-    if isinstance(model, PeftModel) and args.activation_checkpointing and reentrant:
+    if isinstance(model, PeftModel) and checkpointing(args) and reentrant:
         raise ValueError(
             "use_reentrant=True gives no gradient to adapters of a frozen model: leave it out, or set it to False."
         )
