@@ -183,6 +183,12 @@ class ColorizationProcessor(DenseProcessor):
         """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
         return self.to_images(outputs["color"], pixel_values)
 
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The grey photo, the true one and the prediction, side by side."""
+        from vision_rl.tasks.colorization.drawing import draw  # it imports this module
+
+        return draw(image, completion, reference)
+
     def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
             "Codes become colours only by the stage I network and the grey photo: give the trainer that network as "
