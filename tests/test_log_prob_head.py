@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_hidden, weigh_logits
-from vision_rl.models.sampling import base_model, policy_logits
+from vision_rl.models.token_draw import policy_logits
+from vision_rl.models.unwrapping import base_model
 from vision_rl.trainer.losses import reinforce_weights, token_target_weights
 
 
@@ -189,7 +190,7 @@ def test_the_weights_give_the_losses_that_the_formulas_give():
         (reinforce_weights(ids, mask, advantages) + token_target_weights(among, 0.3), reinforce + taught_among),
     ):
         torch.testing.assert_close(weigh_logits(logits, tokens)[0], expected)
-        torch.testing.assert_close(weigh_logits(logits, tokens.that_learn())[0], expected)
+        torch.testing.assert_close(weigh_logits(logits, tokens.nonzero())[0], expected)
 
 
 def test_each_token_has_an_advantage_of_its_own():
@@ -215,7 +216,7 @@ def test_among_two_candidates_the_gradient_is_their_share_minus_the_target():
 
 def test_a_step_without_any_weight_keeps_one_token():
     ids = torch.ones(2, 3, dtype=torch.long)
-    kept = reinforce_weights(ids, ids, torch.zeros(2)).that_learn()
+    kept = reinforce_weights(ids, ids, torch.zeros(2)).nonzero()
     assert len(kept.rows) == 1 and kept.weights.item() == 0
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.log_prob_head import WeightedTokens
-from vision_rl.models.sampling import SampledCompletions, serves
+from vision_rl.models.unwrapping import is_vision_encoder_decoder
 from vision_rl.trainer.encoding import SharedEncoding, images_of
 from vision_rl.trainer.rollout import chunks_of
 from vision_rl.trainer.scoring import Scores
@@ -68,7 +69,7 @@ class Drawing:
         """The inputs with `encoder_outputs (B, N, d)`, the images encoded once for whoever asks."""
         trainer = self.trainer
         policy = trainer.unwrap(trainer.model_wrapped)
-        if "encoder_outputs" in inputs or not serves(policy) or trainer._gathers_weights():
+        if "encoder_outputs" in inputs or not is_vision_encoder_decoder(policy) or trainer._gathers_weights():
             return inputs
         trainer.clock.enter("encode")
         encoder_outputs = self.encoding(policy, inputs["pixel_values"], self._encodes_to_learn)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from vision_rl.models.sampling import evaluation_mode
+from vision_rl.models.unwrapping import evaluation_mode
 
 
 def images_of(batch: dict) -> dict[str, torch.Tensor]:

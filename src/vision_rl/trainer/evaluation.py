@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_init
 
-from vision_rl.models.sampling import SampledCompletions
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.processing import VisionProcessor
 from vision_rl.trainer.scoring import Scores
 
@@ -120,20 +120,15 @@ def _is_scalar(value) -> bool:
 
 
 def model_for_evaluation(trainer: Trainer, gathers_weights: bool) -> nn.Module:
-    """The model as it is trained; before training the model itself, or an engine where ranks hold it in shards.
+    """The model as it is trained; before training the model itself, or ZeRO-3's engine, where ranks hold it in shards.
 
     Trainer would let accelerate prepare the model here, which marks it so that a later `train()` leaves out
     DistributedDataParallel: every rank would train a model of its own.
     """
     model: Any = trainer.model
-    if trainer.model_wrapped is model and gathers_weights:
-        if trainer.is_deepspeed_enabled:
-            deepspeed_init(trainer, num_training_steps=0, inference=True)
-        trainer.model_wrapped = trainer.accelerator.prepare(model)
-        if trainer.is_fsdp_enabled:
-            trainer.model = trainer.model_wrapped
-        if trainer.is_deepspeed_enabled:
-            trainer.deepspeed = trainer.model_wrapped  # type: ignore[assignment]
-    elif trainer.model_wrapped is model and trainer.is_deepspeed_enabled:
+    if trainer.model_wrapped is model and trainer.is_deepspeed_enabled and gathers_weights:
+        deepspeed_init(trainer, num_training_steps=0, inference=True)
+        trainer.deepspeed = trainer.model_wrapped = trainer.accelerator.prepare(model)
+    elif trainer.model_wrapped is model and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         model.to(trainer.args.device)  # Trainer leaves this to the engine, which only training makes
     return trainer.model_wrapped

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, VisionEncoderDecoderModel
 from transformers.utils import find_adapter_config_file
 
-from vision_rl.models.sampling import base_model
+from vision_rl.models.unwrapping import base_model
 
 
 def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.log_prob_head import WeightedTokens
-from vision_rl.models.sampling import SampledCompletions, special_ids
+from vision_rl.models.special_ids import special_ids
 from vision_rl.rewards import TokenTargets
 from vision_rl.trainer.clipping import ClippedRatio
 from vision_rl.trainer.losses import reinforce_weights, token_target_weights
@@ -55,7 +56,7 @@ class LearnedTokens:
         tokens = kept
         for each in targets:
             if len(each.rows):
-                tokens = tokens + each.that_learn()
+                tokens = tokens + each.nonzero()
         if not len(tokens.rows):
             tokens = kept = policy[:1]
         return LearnedTokens(tokens, len(kept.rows), sampled_logps[kept.rows, kept.positions], ratio)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vision_rl.models.sampling import SampledCompletions, evaluation_mode
+from vision_rl.models.completions import SampledCompletions
+from vision_rl.models.unwrapping import evaluation_mode
 from vision_rl.trainer.losses import reinforce_weights
 
 

@@ -9,8 +9,9 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.preparation import disable_dropout
-from vision_rl.models.sampling import SampledCompletions, special_ids
+from vision_rl.models.special_ids import special_ids
 from vision_rl.randomness import uniform_table
 from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import advantages as baselines

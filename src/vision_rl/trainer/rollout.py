@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from vision_rl.models.sampling import SampledCompletions
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.rewards import TokenTargets
 from vision_rl.trainer.collator import BatchColumns
 

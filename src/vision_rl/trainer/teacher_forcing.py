@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vision_rl.models.lengths import num_positions
 from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_logits
-from vision_rl.models.sampling import evaluation_mode, num_positions, policy_logits, serves, special_ids
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.token_draw import policy_logits
+from vision_rl.models.unwrapping import evaluation_mode, is_vision_encoder_decoder
 from vision_rl.trainer.losses import mle_loss
 
 
@@ -67,7 +70,7 @@ class TeacherForcing:
         """
         policy = self.trainer.unwrap(model)
         special = special_ids(policy)
-        if not serves(policy):
+        if not is_vision_encoder_decoder(policy):
             images = {name: value.repeat_interleave(completion_ids.shape[1], dim=0) for name, value in images.items()}
         completion_ids = completion_ids.flatten(0, 1)  # (B*L, T)
         decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=special.decoder_start)
@@ -88,7 +91,7 @@ class TeacherForcing:
 
     def _can_fuse_head(self, policy, images: dict) -> bool:
         """Whether the head may form the loss, asked once."""
-        if not serves(policy):
+        if not is_vision_encoder_decoder(policy):
             return False
         inputs = self.trainer.model_inputs({name: value[:1] for name, value in images.items()})
         device = next(iter(images.values())).device

@@ -13,17 +13,18 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from vision_rl.models.completion_decoder import CompletionDecoder
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
-from vision_rl.models.sampling import (
-    SampledCompletions,
-    base_model,
-    completion_length,
-    decoder_of,
-    sample,
-    serves,
-    share_images,
+from vision_rl.models.lengths import completion_length
+from vision_rl.models.preparation import (
+    align_special_ids,
+    forbid_uncounted_id,
+    freeze_unused_parameters,
+    prepare_for_fsdp,
 )
+from vision_rl.models.sampling import sample
+from vision_rl.models.shared_images import share_images
+from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
 from vision_rl.processing import DenseProcessor, VisionProcessor, as_vision_processor
 from vision_rl.trainer import checks, evaluation
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
@@ -116,6 +117,8 @@ class VisionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.unwrap(self.model).add_model_tags(self._tag_names)
         if completion_decoder is not None:
@@ -127,13 +130,13 @@ class VisionTrainer(Trainer):
         align_special_ids(policy, processing_class)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         length = args.max_completion_length or self.processor.completion_length
-        if serves(policy):
+        if is_vision_encoder_decoder(policy):
             forbid_uncounted_id(policy)
         checks.check_model(policy, self.processor, length)
         self.max_completion_length = completion_length(policy, length)
         policy.generation_config.max_new_tokens = self.max_completion_length  # saved: `generate` would stop at 20
         freeze_unused_parameters(policy)
-        if serves(policy):
+        if is_vision_encoder_decoder(policy):
             share_images(policy)
         else:
             logger.warning(
@@ -174,7 +177,7 @@ class VisionTrainer(Trainer):
         return VisionCollator(self.processor, args.image_column, columns, self.learns_from_labels, process, learned)
 
     def _check_data(self, args: VisionConfig, datasets: dict, collator: VisionCollator, policy) -> None:
-        vocab_size = decoder_of(policy).config.vocab_size if serves(policy) else None
+        vocab_size = decoder_of(policy).config.vocab_size if is_vision_encoder_decoder(policy) else None
         for name, dataset in datasets.items():
             columns = checks.column_names(dataset)
             needed: Any = self.target_columns if self.learns_from_labels else args.target_columns or {}
