@@ -113,9 +113,10 @@ class TestDataSets:
     def test_a_text_that_is_no_string_names_its_row(self, tmp_path):
         rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]
         with pytest.raises(
-            ValueError, match="TextProcessor cannot use row 2 .*`text`.*: text must be a string, it is a None"
+            ValueError,
+            match=r"train_dataset: Row 2, column `text`: text must be a string, .* \(1 of 4 rows cannot be used",
         ):
-            mle_trainer(tmp_path, rows, shuffle_dataset=False).train()
+            mle_trainer(tmp_path, rows)
 
     def test_a_row_of_a_list_that_lacks_a_column_is_named(self, tmp_path):
         rows = [{"image": image, "text": "ab"} for image in tiny_images(4)]

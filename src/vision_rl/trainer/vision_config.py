@@ -80,6 +80,7 @@ class VisionConfig(TrainingArguments):
             "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
             "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
             "include_for_metrics": ([], "compute_metrics is given predictions and references"),
+            "batch_eval_metrics": (False, "compute_metrics is given the whole evaluation set at once"),
             "prediction_loss_only": (False, "leave out compute_metrics instead"),
         }
         for name, (default, instead) in ignored.items():

@@ -22,9 +22,10 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.lengths import completion_length
+from vision_rl.models.lengths import completion_length, num_positions
 from vision_rl.models.preparation import (
     align_special_ids,
+    drop_generation_options,
     forbid_uncounted_id,
     freeze_unused_parameters,
     prepare_for_fsdp,
@@ -125,6 +126,7 @@ class VisionTrainer(CompletingTrainer):
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
         checks.check_best_metric(args, eval_dataset)
+        checks.check_metric(compute_metrics)
         super().__init__(
             model=model,
             args=args,
@@ -150,6 +152,7 @@ class VisionTrainer(CompletingTrainer):
     def _prepare_model(self, policy: Any, args: VisionConfig, processing_class) -> None:
         """Check the model against its processor, and free it of what hinders training."""
         align_special_ids(policy, processing_class)
+        drop_generation_options(policy)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         length = args.max_completion_length or self.processor.completion_length
         if is_vision_encoder_decoder(policy):
@@ -194,12 +197,17 @@ class VisionTrainer(CompletingTrainer):
             checks.check_columns(name, columns, [args.image_column, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
             present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
-            self.processor.check_dataset(rows, {"image": args.image_column, **present})
+            positions = (
+                num_positions(policy) if self.learns_from_labels and is_vision_encoder_decoder(policy) else None
+            )
+            checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
             if isinstance(self.completion_decoder, UViMDecoder) and rows is not dataset:
                 raise ValueError(
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
                 )
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
+            if self.completion_decoder is None:
+                checks.check_first_labels(name, collator, dataset)
         train_dataset, step = datasets.get("train_dataset"), self._step_size(args)
         if train_dataset is not None and len(train_dataset) < step and not isinstance(train_dataset, StreamHead):
             raise ValueError(
