@@ -3,14 +3,14 @@
 import copy
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from vision_rl.models.preparation import disable_dropout
 from vision_rl.models.sampling import SampledCompletions, evaluation_mode, special_ids
@@ -55,7 +55,8 @@ class VisionRewardTrainer(TeacherForcedTrainer):
     Args:
         model: an MLE-trained `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
         reward_funcs: one reward or a list: `reward(completions, completion_ids, references, **columns) ->
-            list[float | None] | RewardOutput`, as in TRL; also async functions and evaluate modules.
+            list[float | None] | RewardOutput`, as in TRL; also async functions, modules, text classifiers of transformers
+            or the name of one, and evaluate modules.
         args: options; default `VisionRewardConfig("<model>-Reward")`.
         train_dataset, eval_dataset: rows with an image and whatever columns the rewards want.
         processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
@@ -65,6 +66,8 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
             `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
+        reward_processing_classes: tokenizers of the rewards that are text classifiers, one a reward, `None` for the others;
+            default: the one beside each model.
     """
 
     args: VisionRewardConfig
@@ -84,6 +87,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
         completion_decoder: nn.Module | None = None,
+        reward_processing_classes: Sequence | PreTrainedTokenizerBase | None = None,
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
         checks.check_config(self, args, VisionRewardConfig)
@@ -93,6 +97,9 @@ class VisionRewardTrainer(TeacherForcedTrainer):
             args.completions_format == "conversational",
             args.reward_num_workers,
             args.reward_timeout,
+            args.on_reward_error,
+            args.find_failing_row,
+            reward_processing_classes,
         )
         super().__init__(
             model=model,
@@ -106,6 +113,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
             peft_config=peft_config,
             completion_decoder=completion_decoder,
         )
+        self.reward.prepare(self.accelerator)
         self.num_generations = args.num_generations
         self.temperature = args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
@@ -284,8 +292,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = self.args.output_dir if output_dir is None else output_dir
-            for reward in self.reward.saved:
-                reward.save_pretrained(str(folder))
+            self.reward.save_pretrained(str(folder))
 
     # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
 
