@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -13,6 +14,14 @@ import torch
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("no deadline")
+
+
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "peft", "trl", "numpy")
+
+
+def pytest_report_header() -> str:
+    """What a run was a run of: its first lines say so."""
+    return "libraries: " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import datasets
 
 from vision_rl.data.bad_rows import BadRows, OnBadRow
 from vision_rl.data.stored_rows import one_process_first
-from vision_rl.processing import rgb_image
+from vision_rl.pictures import rgb_image
 from vision_rl.tasks.colorization.processing import GREY_TOLERANCE, is_grey
 
 

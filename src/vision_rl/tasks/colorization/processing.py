@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import BatchFeature
 
 from vision_rl.data.rows import sampled_rows
-from vision_rl.processing import DenseProcessor, random_box, rgb_image
+from vision_rl.pictures import random_box, rgb_image
+from vision_rl.processing import DenseProcessor
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 
@@ -182,7 +183,13 @@ class ColorizationProcessor(DenseProcessor):
         """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
         return self.to_images(outputs["color"], pixel_values)
 
-    def batch_decode(self, sequences, **kwargs) -> list:
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The grey photo, the true one and the prediction, side by side."""
+        from vision_rl.tasks.colorization.drawing import draw  # it imports this module
+
+        return draw(image, completion, reference)
+
+    def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
             "Codes become colours only by the stage I network and the grey photo: give the trainer that network as "
             "completion_decoder."

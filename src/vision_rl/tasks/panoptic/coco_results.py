@@ -67,7 +67,7 @@ def save_coco_panoptic(
             raise ValueError(
                 f"Image {image_id!r}: {len(unlisted)} ids of the map are not in its segments_info, the first {unlisted[0]}."
             )
-        Image.fromarray(rgb_from_ids(segments.map)).save(folder / name, "PNG")
+        Image.fromarray(rgb_from_ids(segments.map)).save(folder / name, format="PNG")
         pairs = zip(segments.ids.tolist(), segments.categories.tolist(), strict=True)
         infos = [{"id": segment_id, "category_id": category} for segment_id, category in pairs]
         annotations.append({"image_id": image_id, "file_name": name, "segments_info": infos})
