@@ -31,11 +31,9 @@ WITHOUT_EFFECT = {
     "top_k": 50,
     "early_stopping": False,
 }  # transformers' own, in files of earlier versions
-WITHOUT_EFFECT |= dict.fromkeys(
-    ("num_beams", "num_beam_groups", "num_return_sequences", "temperature", "top_p", "typical_p")
-    + ("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "guidance_scale"),
-    1,
-)
+WITHOUT_EFFECT |= dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale"), 1)
+WITHOUT_EFFECT |= dict.fromkeys(("temperature", "top_p", "typical_p", "length_penalty"), 1)
+WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
 
 
 def disable_dropout(model: nn.Module) -> None:
