@@ -95,7 +95,8 @@ class VisionMLETrainer(VisionTrainer):
         inputs = super()._prepare_inputs(inputs)
         if "targets" in inputs:
             stage1: nn.Module = self.completion_decoder  # type: ignore[assignment]
-            inputs["labels"] = self.bare(stage1).labels(inputs)
+            with self.accelerator.autocast():
+                inputs["labels"] = self.bare(stage1).labels(inputs)
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
