@@ -25,6 +25,7 @@ from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.preparation import (
     align_special_ids,
     drop_generation_options,
+    drop_text_arguments,
     forbid_uncounted_id,
     freeze_unused_parameters,
 )
@@ -104,6 +105,8 @@ class VisionTrainer(CompletingTrainer):
         self._prepare_model(base_model(model), args, processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
+        if isinstance(model, PeftModel) and serves(model):
+            drop_text_arguments(base_model(model))
         if train_dataset is not None:
             checks.check_trainable(model, args)
 
