@@ -24,9 +24,9 @@ FOLLOWED = (
     "suppress_tokens",
     "max_new_tokens",
 )
-TECHNICAL = ("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile")
-TECHNICAL += ("continuous_batching_config", "prefill_chunk_size", "low_memory", "return_dict_in_generate")
-TECHNICAL += ("output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version")
+TECHNICAL = {"use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"}
+TECHNICAL |= {"continuous_batching_config", "prefill_chunk_size", "low_memory", "return_dict_in_generate"}
+TECHNICAL |= {"output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version"}
 WITHOUT_EFFECT = {
     "max_length": 20,
     "top_k": 50,

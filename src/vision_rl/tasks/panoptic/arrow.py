@@ -34,8 +34,7 @@ class SegmentationMetric(evaluate.Metric):
             rows = {"predictions": list(map(as_row, predictions)), "references": list(map(as_row, references))}
             super().add_batch(**rows)
             return
-        for pair in _pairs(predictions, references):
-            self._kept.append(tuple((_small_copy(ids), list(infos)) for ids, infos in map(map_and_segments, pair)))
+        self._kept += [(_copy(made), _copy(true)) for made, true in _pairs(predictions, references)]
 
     def add(self, *, prediction=None, reference=None):
         """Keeps an image for `compute`."""
@@ -61,9 +60,11 @@ def _pairs(predictions, references) -> list[tuple[Segmentation, Segmentation]]:
     return [(as_pair(p), as_pair(r)) for p, r in zip(predictions, references, strict=True)]
 
 
-def _small_copy(ids: np.ndarray) -> np.ndarray:
-    """In as few bytes a pixel as suffice."""
-    return ids.astype(np.promote_types(np.min_scalar_type(ids.min()), np.min_scalar_type(ids.max())))
+def _copy(segmentation: Segmentation) -> Segmentation:
+    """In as few bytes a pixel as suffice: the caller may use the array again."""
+    ids, segments_info = map_and_segments(segmentation)
+    kind = np.promote_types(np.min_scalar_type(ids.min()), np.min_scalar_type(ids.max()))
+    return ids.astype(kind), list(segments_info)
 
 
 def as_pair(segmentation: Segmentation | dict[str, Any]) -> Segmentation:
