@@ -106,9 +106,9 @@ class TestDataSets:
         with pytest.raises(ValueError, match="One step takes 4 images .*has only 3: lower the batch size"):
             reward_trainer(tmp_path, dataset=text_dataset(3))
 
-    def test_a_streaming_data_set_is_told_to_be_loaded(self, tmp_path):
+    def test_a_data_set_without_length_and_index_that_is_no_stream_is_told_to_be_loaded(self, tmp_path):
         with pytest.raises(TypeError, match="streaming=False"):
-            reward_trainer(tmp_path, dataset=text_dataset(8).to_iterable_dataset())
+            reward_trainer(tmp_path, dataset=iter(text_dataset(8)))
 
     def test_a_text_that_is_no_string_names_its_row(self, tmp_path):
         rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]

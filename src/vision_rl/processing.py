@@ -7,8 +7,9 @@ rewards and metrics compare them with. Only the collator calls it.
 
 import copy
 import itertools
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
+from vision_rl.drawing import LABEL, RIGHT, UNJUDGED, draw_text_below
 from vision_rl.pictures import random_box as random_box  # where others look for them
 from vision_rl.pictures import rgb_image as rgb_image
 
@@ -95,6 +97,22 @@ class VisionProcessor(ProcessorMixin):
             image_sizes: N pairs (width, height), of the images as they are in the data set.
         """
         return self.batch_decode(sequences)
+
+    def draw(self, image: Image.Image, completion: Any, reference: Any = None) -> Image.Image:
+        """A completion as a picture, for `log_completions`; override it where a picture says more than text.
+
+        Default: the image with the completion, and the reference in grey, written below it.
+
+        Args:
+            image: RGB, of the size that the data set's image has.
+            completion: one object of `decode_completions`.
+            reference: one of `get_references`, if there is one.
+        """
+        right = reference is not None and completion_text(completion) == completion_text(reference)
+        lines = [("", completion_text(completion) or "(empty)", RIGHT if right else UNJUDGED)]
+        if reference is not None:
+            lines.append(("true", completion_text(reference), LABEL))
+        return draw_text_below(image, lines)
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.
@@ -368,6 +386,28 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
         "processor with image_processor and tokenizer (TrOCRProcessor, DonutProcessor, ...), or "
         "TextProcessor(image_processor, tokenizer)."
     )
+
+
+def completion_text(completion: Any) -> str:
+    """A completion in words: text as it is, boxes and segments as JSON, of a map or a picture only its size."""
+    return completion if isinstance(completion, str) else json.dumps(_plain(completion), ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Image.Image):
+        return f"{value.width} x {value.height} picture"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        flat = np.asarray(value)
+        return f"{' x '.join(map(str, flat.shape))} map" if flat.size > 1000 else _plain(flat.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return round(value, 4)
+    return value if isinstance(value, str | int | bool | None) else str(value)
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:

@@ -15,11 +15,14 @@ from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
 
 from vision_rl.compatibility import checkpointing, checkpointing_kwargs
-from vision_rl.models.sampling import base_model, completion_length, decoder_of, num_positions, special_ids
+from vision_rl.models.lengths import completion_length, num_positions
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import base_model, decoder_of
 from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer.collator import CODES, VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
+from vision_rl.trainer.vision_config import VisionConfig
 
 
 logger = logging.getLogger(__name__)
@@ -118,11 +121,28 @@ def check_dataset(name: str, dataset) -> None:
     """A map-style data set with at least one row."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
-            f"{name} is a {type(dataset).__name__} without length and index. Rows need a number here (samples and "
-            "order are keyed by it): load it with streaming=False."
+            f"{name} is a {type(dataset).__name__} without length and index, which only a train_dataset may be, as a "
+            "datasets.IterableDataset or a torch one. Load it with streaming=False, or take some rows: "
+            "list(dataset.take(500))."
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: it has no rows.")
+
+
+def check_stream(args: VisionConfig) -> None:
+    """What a stream cannot do without, and what has no effect on it."""
+    if args.max_steps <= 0:
+        raise ValueError("train_dataset is a stream, whose end nobody knows: set max_steps.")
+    if args.dataloader_num_workers > 0:
+        raise ValueError(
+            "dataloader_num_workers must be 0 with a stream: each worker would read all of it. The stream itself can read "
+            "and decode ahead, in threads: dataset.decode(num_threads=8)."
+        )
+    if args.shuffle_dataset:
+        logger.warning(
+            "train_dataset is a stream: its rows come in its own order. Shuffle it with dataset.shuffle(seed=0, "
+            "buffer_size=1000); shuffle_dataset=False silences this warning."
+        )
 
 
 def check_best_metric(args: TrainingArguments, eval_dataset) -> None:

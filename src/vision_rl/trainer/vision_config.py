@@ -54,7 +54,9 @@ class VisionConfig(TrainingArguments):
             "None: they have the same names."
         },
     )
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the training rows anew each epoch."})
+    shuffle_dataset: bool = field(
+        default=True, metadata={"help": "Shuffle the training rows anew each epoch. A stream keeps its own order."}
+    )
 
     # TrainingArguments parses these from JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "target_columns"]

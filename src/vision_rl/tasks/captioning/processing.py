@@ -4,11 +4,13 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 from tokenizers.decoders import WordPiece
 from transformers import BatchFeature
 
 from vision_rl.columns import check_values, column_values
 from vision_rl.processing import TextProcessor
+from vision_rl.tasks.captioning.drawing import draw as draw_caption
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
@@ -78,6 +80,10 @@ class CaptioningProcessor(TextProcessor):
         if backend is not None and isinstance(backend.decoder, WordPiece):
             texts = [rejoined(text) for text in texts]
         return texts
+
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The image with its caption below, and what people say of it."""
+        return draw_caption(image, completion, reference)
 
     def get_references(self, rows: list[dict]) -> list[list[str]]:
         return [[self._bare(text) for text in checked_captions(row["captions"])] for row in rows]

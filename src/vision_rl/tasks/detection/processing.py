@@ -14,6 +14,7 @@ from vision_rl.data.coco import category_names
 from vision_rl.data.rows import sampled_rows
 from vision_rl.pictures import rgb_image
 from vision_rl.processing import VisionProcessor, image_size
+from vision_rl.tasks.detection.drawing import draw as draw_boxes
 from vision_rl.tasks.detection.objects import Objects, read_column, read_objects
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
 from vision_rl.tasks.detection.units import other_form, other_unit
@@ -268,6 +269,10 @@ class DetectionProcessor(VisionProcessor):
     def batch_decode(self, sequences, **kwargs) -> list[dict[str, np.ndarray]]:
         """Boxes in 0..1 of the model's frame, all with score 1: ids alone know neither the image nor the confidences."""
         return [self._decode(np.asarray(ids, np.int64), extent=(1.0, 1.0)) for ids in sequences]
+
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The boxes on the image, right, wrong and missed ones told apart."""
+        return draw_boxes(image, completion, reference, self.categories)
 
     def decode_completions(
         self, sequences, *, per_token_logps, watched_logps, image_sizes

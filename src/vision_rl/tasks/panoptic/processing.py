@@ -15,6 +15,7 @@ from vision_rl.data.rows import sampled_rows
 from vision_rl.pictures import random_box, rgb_image
 from vision_rl.processing import DenseProcessor
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
+from vision_rl.tasks.panoptic.drawing import draw as draw_segments
 from vision_rl.tasks.panoptic.row_values import segment_ids, segments_of
 from vision_rl.tasks.panoptic.segments import (
     VOID,
@@ -321,6 +322,10 @@ class PanopticProcessor(DenseProcessor):
         """
         labels = decode_logits(outputs["semantics"], outputs["instances"], self.min_fraction).cpu().numpy()
         return [to_segmentation(of_image, self.category_ids) for of_image in labels]
+
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The segments on the image, right, wrong and missed ones told apart."""
+        return draw_segments(image, completion, reference, self.categories)
 
     def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
