@@ -7,7 +7,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full results test quality format docs clean
+.PHONY: help demo demo-full results test gpu-check quality format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ results: $(VENV)/.demo  ## the whole detection experiment, about two hours: resu
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, at most 8 minutes; PYTHON= has torch
+	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu_check.py
 
 quality: $(VENV)/.quality  ## lint, format and types, as CI checks them
 	$(BIN)/ruff check src tests examples benchmarks setup.py

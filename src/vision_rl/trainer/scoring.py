@@ -4,6 +4,7 @@ import asyncio
 import functools
 import inspect
 import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -258,9 +259,7 @@ def _repeat(values: list, times: int) -> list:
 
 def _as_function(reward, name: str) -> Callable:
     """A callable; an evaluate module's own computation on the batch, without the Arrow files of its `compute`."""
-    import evaluate
-
-    if isinstance(reward, evaluate.EvaluationModule):
+    if _is_evaluate_module(reward):
 
         def reward_of_module(completions, references=None, **kwargs):
             result = reward._compute(predictions=completions, references=references)
@@ -276,13 +275,17 @@ def _as_function(reward, name: str) -> Callable:
     return reward
 
 
+def _is_evaluate_module(reward) -> bool:
+    """None is where nobody has imported evaluate, which need not be there."""
+    evaluate = sys.modules.get("evaluate")
+    return evaluate is not None and isinstance(reward, evaluate.EvaluationModule)
+
+
 def _saved_reward(reward) -> SavedReward | None:
     """The reward that is saved: itself, or the one inside a partial function or an evaluate module's `reward`."""
-    import evaluate
-
     if isinstance(reward, functools.partial):
         return _saved_reward(reward.func)
-    if isinstance(reward, evaluate.EvaluationModule):
+    if _is_evaluate_module(reward):
         reward = getattr(reward, "reward", None)
     return reward if isinstance(reward, SavedReward) else None
 
