@@ -173,6 +173,12 @@ def test_roofline_runs(benchmark, dtype):
     assert [row["unit"] for row in rows] == ["GB/s", "TFLOP/s"] and rows[1]["share"] > 0
 
 
+def test_every_way_to_run_faster_is_measured(benchmark):
+    ways = benchmark("ways")
+    rows = ways.main(workload(benchmark, length=16), ways.WaysArguments(rounds=1))
+    assert len(rows) == 6 and all(row["times as fast"] > 0 for row in rows)
+
+
 def test_overhead_runs(benchmark):
     overhead = benchmark("overhead")
     (row,) = overhead.main(workload(benchmark), overhead.OverheadArguments(rounds=3))
