@@ -368,6 +368,7 @@ def test_a_module_gives_what_its_function_gives_for_every_form_of_image(modules)
     assert rewards["reward"] == pytest.approx(rewards["rewards"][0])
 
 
+@pytest.mark.compatibility
 def test_a_module_takes_images_one_after_another(modules):
     metric, reward = modules["colorfulness"], modules["colorfulness_reward"]
     metric.add(prediction=noise(), reference=None)

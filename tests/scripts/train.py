@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -24,7 +27,7 @@ from vision_rl.compatibility import CHECKPOINTING
 
 MAX_LENGTH = 12
 EVAL_ROWS = 7  # divides by no number of ranks
-OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder")
+OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder", "train_dataset")
 
 
 class Recorder:
@@ -63,13 +66,17 @@ def share_exact(predictions, references) -> dict[str, float]:
     }
 
 
-def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, model=None, **options):
-    """A trainer with a tiny model, or a given one or its path, and `rows` images; `options` go to its config, or to itself if they are its own."""
+def make_trainer(
+    kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, shards: int = 0, model=None, **options
+):
+    """A trainer with a tiny model, or a given one or its path, and `rows` images, streamed from `shards` if given; `options` go to its config, or to itself if they are its own."""
     own = {
         "eval_dataset": text_dataset(EVAL_ROWS, seed=1),
         "processing_class": text_processor(),
         "compute_metrics": share_exact,
     }
+    dataset = text_dataset(rows)
+    own |= {"train_dataset": dataset.to_iterable_dataset(num_shards=shards) if shards else dataset}
     own |= {name: options.pop(name) for name in (*own, *OPTIONS_OF_TRAINERS) if name in options}
     config = {"mle": VisionMLEConfig, "reward": VisionRewardConfig}[kind](
         str(folder),
@@ -90,7 +97,6 @@ def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int
         model if model is not None else tiny_model(decoder, sharp=0.2, seed=2),
         *([share_of_a] if kind == "reward" else []),
         args=config,
-        train_dataset=text_dataset(rows),
         **own,
     )
 
@@ -155,8 +161,22 @@ def digest(model: torch.nn.Module) -> str:
     """A fingerprint of all weights, bit for bit."""
     sha = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        value = value.full_tensor() if isinstance(value, DTensor) else value
         sha.update(name.encode() + value.detach().float().numpy().tobytes())
     return sha.hexdigest()
+
+
+def allow_fsdp_on_cpus() -> None:
+    """accelerate makes DistributedDataParallel of FSDP where there is no GPU; FSDP2 itself runs on CPUs, over gloo."""
+    made = AcceleratorState.__init__
+
+    def make(self, *args, fsdp_plugin=None, **kwargs):
+        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = make
 
 
 def main() -> None:
@@ -166,6 +186,8 @@ def main() -> None:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, which takes a minute
         deepspeed.init_distributed("gloo")  # with a GPU accelerate does it; ZeRO-3 asks for it when a model is loaded
+    if any("fsdp" in call for call in calls.values()):
+        allow_fsdp_on_cpus()
     for name, call in calls.items():
         record = train(folder=folder / name, **call)
         (folder / f"{name}.{record['rank']}.json").write_text(json.dumps(record))

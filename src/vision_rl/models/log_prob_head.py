@@ -1,9 +1,11 @@
 """The output head and the log-probabilities in one: a loss without the logits `(R, T, V)` of all tokens.
 
-REINFORCE and supervised token targets are both a sum of weighted log-probabilities, and the weights are known before
-the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the backward pass. It buys
-memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same. Only tokens that have
-a weight are read, which leaves out the padding.
+REINFORCE, supervised token targets and maximum likelihood are all a sum of weighted log-probabilities, and the weights
+are known before the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the
+backward pass. It buys memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same.
+Only tokens that have a weight are read, which leaves out the padding. In tuning with G=8 the peak of a step is 0.66 of
+that with whole logits (`python benchmarks/learning.py`), in maximum likelihood 0.82, on a frozen encoder 0.54
+(`python benchmarks/ways.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,10 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vision_rl.models.sampling import policy_logits
+from vision_rl.models.token_draw import policy_logits
+from vision_rl.models.unwrapping import replaced_forward
 
 
-CHUNK_ELEMENTS = 2**22  # logits at once: 16 MB of float32, 139 tokens at V = 30k
+# Logits at once. On a CPU 16 MB of float32, 139 tokens at V = 30k; a GPU needs larger products to be busy: 256 MB.
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,14 @@ class WeightedTokens:
         taken = first.max() if len(first) else 0  # numbers of groups
         return replace(joined, groups=torch.cat([first, torch.where(second > 0, second + taken, 0)]))
 
-    def __getitem__(self, chosen: Tensor) -> "WeightedTokens":
+    def __getitem__(self, chosen: Tensor | slice) -> "WeightedTokens":
         part = WeightedTokens(*(field[chosen] for field in self._fields()))
         return part if self.groups is None else replace(part, groups=self.groups[chosen])
 
     def _fields(self) -> tuple[Tensor, ...]:
         return self.rows, self.positions, self.ids, self.weights
 
-    def that_learn(self) -> "WeightedTokens":
+    def nonzero(self) -> "WeightedTokens":
         """Those with a weight other than 0; one token where there is none, for a step of nothing is a step too.
 
         A token of a group stays: without a weight, too, it has a share of the group's probability.
@@ -73,6 +77,20 @@ class WeightedTokens:
         """Those of the sequences `kept` (sorted), which are then numbered anew."""
         chosen = self[torch.isin(self.rows, kept)]
         return replace(chosen, rows=torch.searchsorted(kept, chosen.rows))
+
+
+def label_tokens(labels: Tensor, label_weights: Tensor | None = None) -> WeightedTokens:
+    """Maximum likelihood as weighted tokens: minus its weight is that of a label's log-probability.
+
+    Without label smoothing, which gives every id of the vocabulary a weight.
+
+    Args:
+        labels: `LongTensor (B, T)`, -100 where nothing is learned.
+        label_weights: `FloatTensor (B, T)`; default: 1.
+    """
+    rows, positions = (labels != -100).nonzero(as_tuple=True)
+    weights = torch.ones_like(labels, dtype=torch.float32) if label_weights is None else label_weights.float()
+    return WeightedTokens(rows, positions, labels[rows, positions], -weights[rows, positions])
 
 
 def weigh_logits(logits: Tensor, tokens: WeightedTokens) -> tuple[Tensor, Tensor]:
@@ -111,7 +129,7 @@ def weigh_hidden(
     tokens: WeightedTokens,
     temperature: float = 1.0,
     suppressed: list[int] | None = None,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `weigh_logits(policy_logits(F.linear(hidden, weight, bias), ...), tokens)`, in less memory.
 
@@ -122,11 +140,14 @@ def weigh_hidden(
         weight: `(V, d)`, bias: `(V,)`, the head's.
         tokens: what is learned.
         temperature, suppressed: of the policy, as for `policy_logits`.
-        chunk_elements: most logits at a time.
+        chunk_elements: most logits at a time; by default what suits the device.
 
     Returns:
         The loss, and the log-probabilities `(E,)` without gradient.
     """
+    if chunk_elements is None:
+        chunk_elements = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
+    forbidden = torch.tensor(suppressed or [], dtype=torch.long, device=hidden.device)
     places, place_of = torch.unique(tokens.rows * hidden.shape[1] + tokens.positions, return_inverse=True)
     order = place_of.argsort(stable=True)
     loss, logps = _WeightedLogProbs.apply(
@@ -137,16 +158,19 @@ def weigh_hidden(
         tokens.ids[order],
         tokens.weights[order],
         None if tokens.groups is None else tokens.groups[order],
-        (temperature, suppressed, max(1, chunk_elements // len(weight)), torch.is_grad_enabled()),
+        forbidden,
+        (temperature, max(1, chunk_elements // len(weight)), torch.is_grad_enabled()),
     )
     return loss, torch.empty_like(logps).index_copy_(0, order, logps)
 
 
 class _WeightedLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, places, ids, weights, groups, options) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden, weight, bias, places, ids, weights, groups, suppressed, options
+    ) -> tuple[Tensor, Tensor]:
         """Of `hidden (N, d)`; `places (E,)`, sorted, says which of the N each of the E tokens belongs to."""
-        temperature, suppressed, chunk, learns = options
+        temperature, chunk, learns = options
         needs_hidden, needs_weight, needs_bias = (learns and needed for needed in ctx.needs_input_grad[:3])
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -166,8 +190,8 @@ class _WeightedLogProbs(torch.autograd.Function):
                 logps[entries], chosen[entries], grad = _log_probs_and_gradient(logits, *of_part, in_groups)
                 if temperature != 1:
                     grad.div_(temperature)
-                if suppressed:
-                    grad[:, suppressed] = 0.0
+                if len(suppressed):
+                    grad.index_fill_(1, suppressed, 0.0)
                 low_grad = grad.to(dtype)
                 if needs_hidden:
                     hidden_grad[part] = low_grad @ w
@@ -190,7 +214,7 @@ class _WeightedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, loss_grad, _):
         # in place: the weight's gradient may be the largest tensor of the step
         grads = (None if grad is None else grad.mul_(loss_grad.to(grad.dtype)) for grad in ctx.saved_tensors)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def _log_probs_and_gradient(
@@ -231,18 +255,26 @@ class FusedHead:
     def __init__(self, head: nn.Linear, temperature: float = 1.0, suppressed: list[int] | None = None):
         self.head, self.temperature, self.suppressed = head, temperature, suppressed
         self.logps: Any = None  # (E,) after a forward
+        self.tokens: Any = None  # with the weights that the loss has
 
     @contextmanager
-    def loss_of(self, tokens: WeightedTokens) -> Iterator[None]:
-        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set."""
+    def loss_of(self, tokens: WeightedTokens, reweigh: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set.
+
+        Where the weights depend on the log-probabilities, `reweigh` makes them `(E,)` of these: the head runs twice.
+        """
 
         def forward(hidden: Tensor) -> Tensor:
-            loss, self.logps = weigh_hidden(
-                hidden, self.head.weight, self.head.bias, tokens, self.temperature, self.suppressed
-            )
+            head = (self.head.weight, self.head.bias)
+            self.tokens = tokens
+            if reweigh is not None:
+                with torch.no_grad():
+                    _, logps = weigh_hidden(hidden, *head, tokens, self.temperature, self.suppressed)
+                    self.tokens = replace(tokens, weights=reweigh(logps))
+            loss, self.logps = weigh_hidden(hidden, *head, self.tokens, self.temperature, self.suppressed)
             return loss
 
-        with _forward_of(self.head, forward):
+        with replaced_forward(self.head, forward):
             yield
 
 
@@ -264,15 +296,6 @@ def can_be_fused(model: PreTrainedModel, inputs: dict) -> bool:
         said.append(torch.linspace(-50, 50, head.out_features, device=hidden.device).expand(*hidden.shape[:-1], -1))
         return said[-1]
 
-    with torch.no_grad(), _forward_of(head, forward):
+    with torch.no_grad(), replaced_forward(head, forward):
         logits = model(**inputs, use_cache=False).logits
     return len(said) == 1 and torch.equal(logits, said[0])
-
-
-@contextmanager
-def _forward_of(module: nn.Module, forward: Callable) -> Iterator[None]:
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward

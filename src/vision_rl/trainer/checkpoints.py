@@ -34,6 +34,7 @@ from vision_rl.manifest import (
 )
 from vision_rl.trainer.finite import check_finite_state
 from vision_rl.trainer.ranks import together
+from vision_rl.trainer.stream import is_stream
 
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _facts(trainer: "VisionTrainer") -> dict[str, Any]:
         "global_step": trainer.state.global_step,
         "world_size": args.world_size,
         "images_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "train_rows": len(cast(Sized, trainer.train_dataset)),
+        "train_rows": None if is_stream(trainer.train_dataset) else len(cast(Sized, trainer.train_dataset)),
         "save_only_model": args.save_only_model,
     }
 
@@ -250,29 +251,21 @@ class StepBoundary(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.saved_step, self._moving, self._first_in_epoch = 0, False, True
+        self.saved_step, self._moving = 0, False
         self._random_states: tuple | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.saved_step, self._moving, self._random_states = state.global_step, False, None
         control.should_training_stop = state.global_step >= state.max_steps
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self._first_in_epoch = True
-        self._keep()
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if (
-            not self._first_in_epoch
-        ):  # a resume at the start of an epoch restores them before the loader draws its seed
-            self._keep()
-        self._first_in_epoch = False
-
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self._moving = True
 
     def on_step_end(self, args, state, control, **kwargs):
         self._moving = False
+        self._keep()
+
+    def on_evaluate(self, args, state, control, **kwargs):
         self._keep()
 
     def on_save(self, args, state, control, **kwargs):

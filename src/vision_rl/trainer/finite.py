@@ -45,23 +45,19 @@ class FiniteCheck:
         self._trainer = trainer
         self._batches: list[dict[str, Any]] = []
         self._losses: list[torch.Tensor] = []
-        self._scores: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
         self._in_a_row = 0
         self.num_skipped = 0
         self.num_written = 0
 
-    def begin_step(self) -> None:
-        self._batches, self._losses, self._scores = [], [], []
+    def forget(self) -> None:
+        """What an update step has left, when it was looked at or did not come to its end."""
+        self._batches, self._losses = [], []
 
     def watch(self, batch: dict[str, Any], loss: torch.Tensor) -> torch.Tensor:
         """Remember a micro-batch; returns the loss as the log is to count it, which a skipped step must not spoil."""
         self._batches.append(batch)
         self._losses.append(loss.detach())
         return loss if self._trainer.args.on_nonfinite == "raise" else torch.nan_to_num(loss, 0.0, 0.0, 0.0)
-
-    def note_scores(self, row_index: torch.Tensor, **scores: torch.Tensor) -> None:
-        """Rewards and advantages `(B, G)` of the rows `row_index (B,)` of this step; a reward of NaN does not apply."""
-        self._scores.append((row_index, {name: value.detach() for name, value in scores.items()}))
 
     def check(self, grad_norm: torch.Tensor | float | None) -> None:
         """Before the optimizer moves: all ranks look at the step together.
@@ -73,16 +69,18 @@ class FiniteCheck:
         device = trainer.args.device
         grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=device).float()
         finite = [loss.float().isfinite() for loss in self._losses]
-        finite += [~value.isinf().any() for _, scores in self._scores for value in scores.values()]
+        finite += [~value.isinf().any() for batch in self._batches for value in scores_of(batch).values()]
         values = torch.stack([torch.stack(finite or [grad_norm.isfinite()]).all(), grad_norm.isfinite()])
         if trainer.accelerator.num_processes > 1:
             values = trainer.accelerator.gather(values[None]).all(0)
         losses_finite, gradient_finite = values.tolist()
         if losses_finite and (gradient_finite or self._is_left_to_the_scaler()):
             self._in_a_row = 0
+            self.forget()
             return
         self._in_a_row += 1
         message = self._fault(gradient_finite)
+        self.forget()
         if trainer.args.on_nonfinite == "raise":
             raise NotFiniteError(message)
         if self._in_a_row >= trainer.args.max_skipped_steps:
@@ -119,12 +117,12 @@ class FiniteCheck:
 
     def _told_of_this_rank(self) -> list[str]:
         told = []
-        for rows, scores in self._scores:
-            for name, value in scores.items():
+        for batch in self._batches:
+            for name, value in scores_of(batch).items():
                 if value.isinf().any():
                     image, sample = value.isinf().nonzero()[0, :2].tolist()
-                    worst = value[image, sample].abs().max().item()
-                    told.append(f"{name} of row {rows[image].item()}, sample {sample}, is {worst}")
+                    row, worst = batch["row_index"][image].item(), value[image, sample].abs().max().item()
+                    told.append(f"{name} of row {row}, sample {sample}, is {worst}")
         for place, loss in enumerate(self._losses):
             if not loss.isfinite():
                 told.append(f"the loss of {self._rows([place])} is {loss.item()}")
@@ -134,18 +132,6 @@ class FiniteCheck:
         rows = [row for place in places for row in self._batches[place]["row_index"].tolist()]
         more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
         return f"the rows {rows[:_SHOWN_ROWS]}{more}"
-
-    def _scores_of(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The rewards and advantages of a micro-batch's rows."""
-        of_row = {
-            row: {name: value[place] for name, value in scores.items()}
-            for rows, scores in self._scores
-            for place, row in enumerate(rows.tolist())
-        }
-        rows = batch["row_index"].tolist()
-        if not rows or any(row not in of_row for row in rows):
-            return {}
-        return {name: torch.stack([of_row[row][name] for row in rows]) for name in of_row[rows[0]]}
 
     def _gradients(self) -> list[str]:
         named = self._trainer.model.named_parameters()
@@ -171,7 +157,7 @@ class FiniteCheck:
             logger.warning("The fault could not be written to %s: %s", folder, error)
 
     def _write_batch(self, path: Path, batch: dict[str, Any], loss: torch.Tensor) -> None:
-        tensors = {**plain_tensors(batch), **self._scores_of(batch), "loss": loss.float()}
+        tensors = {**plain_tensors(batch), "loss": loss.float()}
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, f"{path}.safetensors")
         columns = batch["columns"].columns if "columns" in batch else {}
         rows = {name: [_shown(value) for value in values] for name, values in columns.items()}
@@ -190,6 +176,12 @@ def plain_tensors(batch: dict[str, Any], prefix: str = "") -> dict[str, torch.Te
         elif is_dataclass(value):
             tensors |= plain_tensors(vars(value), f"{prefix}{name}.")
     return tensors
+
+
+def scores_of(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The rewards and advantages of a micro-batch's samples, `(B, G)` or `(B, G, T)`; a reward of NaN does not apply."""
+    tensors = {name.rpartition(".")[2]: value for name, value in plain_tensors(batch).items()}
+    return {name: tensors[name] for name in ("rewards", "advantages") if name in tensors}
 
 
 def _shown(value: Any) -> Any:

@@ -21,9 +21,9 @@ from transformers.utils import find_adapter_config_file
 
 from vision_rl.models.sampling import base_model, special_ids
 from vision_rl.models.uvim import UViMConfig, UViMModel
-from vision_rl.trainer.finite import not_finite
+from vision_rl.trainer.finite import not_finite, scores_of
+from vision_rl.trainer.loading import load_policy
 from vision_rl.trainer.losses import mle_loss
-from vision_rl.trainer.vision_trainer import load_policy
 
 
 @dataclass
@@ -44,14 +44,14 @@ class ReplayedRow:
     loss: float
     grad_norm: float
     module: str | None
-    scores: dict[str, list[float]]
+    scores: dict[str, list]
 
     @property
     def finite(self) -> bool:
         """Whether loss, gradient and scores are; rewards that are NaN do not apply."""
-        values = [value for name, scores in self.scores.items() if name == "advantages" for value in scores]
-        infinite = any(value in (float("inf"), float("-inf")) for scores in self.scores.values() for value in scores)
-        return not infinite and all(value - value == 0 for value in (self.loss, self.grad_norm, *values))
+        values = torch.tensor([self.loss, self.grad_norm])
+        rewards, advantages = (torch.tensor(self.scores.get(name, [])) for name in ("rewards", "advantages"))
+        return bool(values.isfinite().all() and advantages.isfinite().all() and not rewards.isinf().any())
 
     def __str__(self) -> str:
         scores = "".join(f", {name} {values}" for name, values in self.scores.items())
@@ -77,7 +77,9 @@ def replay(folder: str | Path) -> Iterator[ReplayedRow]:
 
 
 def _load(folder: Path) -> nn.Module:
-    if find_adapter_config_file(str(folder)) is None and isinstance(AutoConfig.from_pretrained(folder), UViMConfig):
+    if find_adapter_config_file(str(folder)) is None and isinstance(
+        AutoConfig.from_pretrained(folder, trust_remote_code=False), UViMConfig
+    ):
         return UViMModel.from_pretrained(folder, dtype=torch.float32)
     return load_policy(str(folder), {"dtype": torch.float32})
 
@@ -111,9 +113,7 @@ def _replayed(model: nn.Module, batch: str, row: int, tensors: dict[str, torch.T
             hook.remove()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients).item()
-    scores: dict[str, list[float]] = {
-        name: tensors[name][0].tolist() for name in ("rewards", "advantages") if name in tensors
-    }
+    scores = {name: value[0].tolist() for name, value in scores_of(tensors).items()}
     return ReplayedRow(batch, row, loss.item(), norm, found[0] if found else None, scores)
 
 

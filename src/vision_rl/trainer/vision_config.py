@@ -55,7 +55,9 @@ class VisionConfig(TrainingArguments):
             "None: they have the same names."
         },
     )
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the training rows anew each epoch."})
+    shuffle_dataset: bool = field(
+        default=True, metadata={"help": "Shuffle the training rows anew each epoch. A stream keeps its own order."}
+    )
 
     # Faults
     on_bad_row: Literal["raise", "skip"] = field(
@@ -107,6 +109,7 @@ class VisionConfig(TrainingArguments):
             "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
             "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
             "include_for_metrics": ([], "compute_metrics is given predictions and references"),
+            "batch_eval_metrics": (False, "compute_metrics is given the whole evaluation set at once"),
             "prediction_loss_only": (False, "leave out compute_metrics instead"),
         }
         for name, (default, instead) in ignored.items():
