@@ -1,12 +1,11 @@
 """Detection rewards: equal to the authors' code where its outputs are at hand, and to a few cases worked out by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded import golden
 
 from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection.rewards import (
@@ -25,16 +24,6 @@ from vision_rl.trainer.advantages import first_advantages
 from vision_rl.trainer.losses import reinforce_weights, token_target_weights
 
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-
-
-def golden(name: str):
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"the recorded outputs of the authors' detection reward are not here ({path.name})")
-    return np.load(path)
-
-
 def tokens(*boxes) -> torch.Tensor:
     """Ids of boxes (y0, x0, y1, x1, class, confidence) with levels 0..1000 and 80 classes."""
     ids = [i for y0, x0, y1, x1, c, conf in boxes for i in (y0 + 3, x0 + 3, y1 + 3, x1 + 3, c + 1004, conf)]
@@ -50,7 +39,7 @@ def score(found, true, **options):
 
 @pytest.mark.parametrize("group", range(5))
 def test_rewards_equal_the_released_code(group):
-    z = golden("reference/detection_reward_public.npz")
+    z = golden("detection_reward.npz")
     part = {name.split("_", 1)[1]: torch.tensor(z[name]) for name in z.files if name.startswith(f"g{group}_")}
     weights = torch.tensor(z["class_weights"])
     out = detection_reward(part["pred"].long(), part["gt"].long(), class_weights=weights)
@@ -64,7 +53,7 @@ def test_rewards_equal_the_released_code(group):
 
 
 def test_rewards_equal_the_released_code_on_sampled_sequences():
-    z = golden("metrics/detection_reward_public.npz")
+    z = golden("detection_reward_sampled.npz")
     ids, targets = torch.tensor(z["seqs_pred"]).long(), torch.tensor(z["seqs_gt"]).long()
     weights = torch.tensor(z["class_weights"])
     out = detection_reward(ids, targets, class_weights=weights)
@@ -78,7 +67,7 @@ def test_rewards_equal_the_released_code_on_sampled_sequences():
 
 
 def test_tokens_are_read_as_the_released_code_reads_them():
-    z = golden("reference/detection_reward_public.npz")
+    z = golden("detection_reward.npz")
     found = read_tokens(torch.tensor(z["seq2box_in"]).long())
     torch.testing.assert_close(found.levels / 1000, torch.tensor(z["seq2box_boxes"]), atol=1e-6, rtol=0)
     assert torch.equal(found.labels.int(), torch.tensor(z["seq2box_labels"]))
@@ -87,7 +76,7 @@ def test_tokens_are_read_as_the_released_code_reads_them():
 
 def test_the_loss_and_its_gradient_equal_the_released_docstring():
     """`baseline="first"`, `loss_reduction="mean"`, and the confidences of sample 0."""
-    z = golden("reference/detection_loss.npz")
+    z = golden("detection_loss.npz")
     ids = torch.tensor(z["sample_seqs"][:, 0]).long()  # (B, L)
     logits = (2 * torch.tensor(z["logits"].astype(np.float32))).requires_grad_()
     advantages = first_advantages(torch.tensor(z["sample_rewards"]))[:, 0]

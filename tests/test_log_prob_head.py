@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_hidden, weigh_logits
 from vision_rl.models.token_draw import policy_logits
 from vision_rl.models.unwrapping import base_model
@@ -357,7 +358,7 @@ def test_the_trainers_gradient_is_the_naive_scripts(tmp_path, decoder, reward):
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
 def test_it_is_so_with_temperature_forbidden_tokens_and_activation_checkpointing(tmp_path, decoder):
-    options = {"temperature": 0.7, "activation_checkpointing": True, "suppress": [2]}
+    options = {"temperature": 0.7, CHECKPOINTING: True, "suppress": [2]}
     assert_same(*both_gradients(tmp_path, share_of_a, decoder, **options))
 
 
@@ -414,7 +415,7 @@ def test_nothing_to_learn_gives_every_parameter_a_gradient_of_zero(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"baseline": "greedy"}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"baseline": "greedy"}, {CHECKPOINTING: True}])
 def test_in_bf16_every_parameter_gets_its_gradient(tmp_path, decoder, options):
     """autocast keeps the weights it has cast; those cast while sampling, without gradient, must not serve to learn."""
     naive, ours = both_gradients(tmp_path, says_b_and_shares_a, decoder, bf16=True, **options)

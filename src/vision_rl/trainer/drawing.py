@@ -52,7 +52,7 @@ class Drawing:
 
     def _draw(self, inputs: dict) -> tuple[SampledCompletions, dict]:
         """The rewards of these completions have been started, where there are threads for them."""
-        trainer = self.trainer
+        trainer, inputs = self.trainer, dict(inputs)
         trainer.clock.enter("sample")
         completions = trainer._sample(inputs)
         started = [completions]
@@ -95,6 +95,9 @@ class Drawing:
         if trainer.processor.watched_ids and completions.watched_logps is None:
             completions = self._watched(completions, inputs)
         objects, ids = trainer.decode(completions, inputs)
+        inputs.setdefault(
+            "decoded", (objects, ids)
+        )  # of the sampled completions, which come first: what is shown of them
         trainer.clock.enter("reward")
         return trainer.reward.start(objects, ids, inputs["columns"], inputs["row_index"].tolist(), trainer.state)
 

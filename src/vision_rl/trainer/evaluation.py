@@ -12,6 +12,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.processing import VisionProcessor
+from vision_rl.trainer import checks
 from vision_rl.trainer.scoring import Scores
 
 
@@ -87,11 +88,7 @@ def metrics_of(records: list[Record], compute_metrics: Callable | None) -> dict[
             predictions=[record["completion"] for record in records],
             references=[record["reference"] for record in records],
         )
-    if not isinstance(metrics, dict):
-        raise TypeError(
-            f"compute_metrics returned a {type(metrics).__name__}; it must return a dict of numbers: "
-            "compute_metrics(predictions=, references=) -> dict."
-        )
+    checks.check_metric_result(metrics)
     return {key: float(value) for key, value in metrics.items() if _is_scalar(value)}
 
 

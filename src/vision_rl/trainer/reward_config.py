@@ -157,6 +157,21 @@ class VisionRewardConfig(VisionConfig):
         },
     )
 
+    # Looking at completions
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Every logging_steps, show a few images of the step with their completions, rewards and advantages: in "
+            "the terminal, under output_dir/completions/ as PNG and parquet, in TensorBoard, wandb and trackio. Each "
+            "evaluation shows the first rows of its data set."
+        },
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Completions in the terminal's table. None: all that are logged; 0: no table."}
+    )
+    log_multimodal: bool = field(
+        default=True, metadata={"help": "Log completions as pictures. False: only as tables of text and numbers."}
+    )
     entropy_coef: float = field(
         default=0.0,
         metadata={"help": "Weight of a bonus for the mean entropy of a token, against samples that become all equal."},
@@ -214,6 +229,10 @@ class VisionRewardConfig(VisionConfig):
             raise ValueError(
                 "find_failing_row calls a reward again, which may then hang: it does not go together with reward_timeout."
             )
+        if self.num_completions_to_print is not None and not self.log_completions:
+            raise ValueError("num_completions_to_print needs log_completions=True.")
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 0:
+            raise ValueError(f"num_completions_to_print must not be negative, got {self.num_completions_to_print}.")
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")
         for name, values in {

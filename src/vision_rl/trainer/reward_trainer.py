@@ -16,7 +16,7 @@ from vision_rl.randomness import uniform_table
 from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import advantages as baselines
 from vision_rl.trainer import checks, evaluation
-from vision_rl.trainer.data_order import EpochSampler, RowDataset
+from vision_rl.trainer.completions_log import CompletionsLog
 from vision_rl.trainer.drawing import Drawing
 from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.loading import name_of_model
@@ -113,6 +113,7 @@ class VisionRewardTrainer(VisionTrainer):
         self.read_completions = TeacherForcing(self)
         self.reference = ReferenceModel(self, adapters_are_new=peft_config is not None) if args.beta > 0 else None
         self.ref_model = self.reference and self.reference.model
+        self.completions_log = CompletionsLog.of(self) if args.log_completions else None
         self._drawing = Drawing(self)
         self._in_use = RolloutInUse(args.updates_per_rollout, args.steps_per_generation)  # type: ignore[arg-type]
         self._policy_loss = PolicyLoss.of(self)
@@ -135,6 +136,8 @@ class VisionRewardTrainer(VisionTrainer):
                 rewards, targets = self._score(completions, inputs)
                 advantages = self._advantages(rewards, completions, inputs)
                 parts.append(Rollout(inputs["row_index"], completions, rewards, advantages, targets, step))
+                if self.completions_log is not None:
+                    self.completions_log.record_rollout(parts[-1], inputs)
             self.clock.enter(None)
         rollout = Rollout.joined(parts, special_ids(self.unwrap(self.model)).pad)
         rollout = scaled_over_rollout(rollout, self.args, self.accelerator.gather)
@@ -161,7 +164,7 @@ class VisionRewardTrainer(VisionTrainer):
         With `reward_num_workers` the rewards of these very completions have been started when they were drawn, and this
         waits for them. An override may change what it returns; one that scores in a way of its own needs no workers.
         """
-        scores = self._drawing.scores_of(completions, inputs)
+        scores = inputs["scores"] = self._drawing.scores_of(completions, inputs)
         shape = completions.completion_ids.shape  # (B, G, T)
         rewards, ends = scores.rewards.view(shape[:2]), special_ids(self.unwrap(self.model)).ends
         self.step_log.record("completions", completion_record(completions, ends, rewards, scores.per_function))
@@ -292,9 +295,8 @@ class VisionRewardTrainer(VisionTrainer):
     def _rows_at_once(self, args) -> int:
         return args.generation_batch_size
 
-    def _make_sampler(self, rows: RowDataset) -> EpochSampler:
-        shuffle, size = self.args.shuffle_dataset, self._rows_at_once(self.args)
-        return EpochSampler(rows, self.data_seed, shuffle, size, self.args.num_iterations)
+    def _times_learned(self, args) -> int:
+        return args.num_iterations
 
     def _check_rewards(self, name: str, columns: list[str]) -> None:
         complete = len(self.target_columns) == len(self.processor.target_columns)
@@ -307,6 +309,8 @@ class VisionRewardTrainer(VisionTrainer):
         if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
             logs |= self.step_log.read()
         super().log(logs, start_time)
+        if self.completions_log is not None and self.is_world_process_zero():
+            self.completions_log.write(self.state.global_step, self.callback_handler.callbacks, samples="loss" in logs)
 
     # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
 
@@ -318,8 +322,19 @@ class VisionRewardTrainer(VisionTrainer):
         if self._has_targets(batch):
             completions, ids = [r["completion"] for r in records], [r["completion_ids"] for r in records]
             rows = batch["row_index"].tolist()
-            evaluation.add_scores(records, self.reward(completions, ids, batch["columns"], rows, self.state))
+            scores = self.reward(completions, ids, batch["columns"], rows, self.state)
+            evaluation.add_scores(records, scores)
+            if self.completions_log is not None and not self._predicting:
+                self.completions_log.record_greedy(self.state.global_step, records, scores, batch["columns"])
         return records
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.completions_log is not None and not self._predicting:
+            self.completions_log.gather(metric_key_prefix)
+        return output
 
     def _evaluation_metrics(self, records) -> dict[str, float]:
         return super()._evaluation_metrics(records) | evaluation.reward_metrics(records, self.reward.names)

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from vision_rl.models.completion_decoder import CompletionDecoder
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.lengths import completion_length
+from vision_rl.models.lengths import completion_length, num_positions
 from vision_rl.models.preparation import (
     align_special_ids,
+    drop_generation_options,
     forbid_uncounted_id,
     freeze_unused_parameters,
     prepare_for_fsdp,
@@ -31,6 +32,7 @@ from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, targe
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.loading import load_policy, load_processor, saved_tensors, with_adapters
 from vision_rl.trainer.optimizer import make_optimizer
+from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
 
 
@@ -58,6 +60,7 @@ class VisionTrainer(Trainer):
     max_completion_length: int
     learns_from_labels: bool
     num_images_in_step: int | None = None  # of all micro-batches and ranks; None outside of training
+    stream: StreamRows | None = None  # of a train_dataset that is one, once training has begun
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
     _tag_names: list[str]
     _predicting = False
@@ -93,7 +96,10 @@ class VisionTrainer(Trainer):
         if train_dataset is not None:
             checks.check_trainable(model, args)
         self._check_completion_decoder()
-        datasets = checks.named_datasets(train_dataset, eval_dataset)
+        if is_stream(train_dataset):
+            checks.check_stream(args)
+        looked_at = StreamHead.of(train_dataset) if is_stream(train_dataset) else train_dataset
+        datasets = checks.named_datasets(looked_at, eval_dataset)
         for name, dataset in datasets.items():
             checks.check_dataset(name, dataset)
         self.target_columns = target_columns_of(
@@ -105,6 +111,7 @@ class VisionTrainer(Trainer):
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
         checks.check_best_metric(args, eval_dataset)
+        checks.check_metric(compute_metrics)
         # Hand over to Trainer
         super().__init__(
             model=model,
@@ -128,6 +135,7 @@ class VisionTrainer(Trainer):
     def _prepare_model(self, policy: Any, args: VisionConfig, processing_class) -> None:
         """Check the model against its processor, and free it of what hinders training."""
         align_special_ids(policy, processing_class)
+        drop_generation_options(policy)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         length = args.max_completion_length or self.processor.completion_length
         if is_vision_encoder_decoder(policy):
@@ -184,14 +192,20 @@ class VisionTrainer(Trainer):
             checks.check_columns(name, columns, [args.image_column, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
             present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
-            self.processor.check_dataset(rows, {"image": args.image_column, **present})
+            reads = self.learns_from_labels and is_vision_encoder_decoder(policy)
+            positions = num_positions(policy) if reads else None
+            checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
             if isinstance(self.completion_decoder, CompletionDecoder) and rows is not dataset:
                 raise ValueError(
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
                 )
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
+            if self.completion_decoder is None:
+                checks.check_first_labels(name, collator, dataset)
             self._check_rewards(name, columns)
         train_dataset, rows_needed = datasets.get("train_dataset"), self._rows_at_once(args)
+        if isinstance(train_dataset, StreamHead):
+            return  # how many rows follow, nobody knows
         if train_dataset is not None and len(train_dataset) < rows_needed:
             raise ValueError(
                 f"One step takes {rows_needed} images (per_device_train_batch_size x accumulation x ranks), train_dataset "
@@ -201,21 +215,34 @@ class VisionTrainer(Trainer):
     def _check_rewards(self, name: str, columns: list[str]) -> None:
         """What rewards ask for is there, if there are rewards."""
 
-    def _rows_at_once(self, args: VisionConfig) -> int:
-        """The images of an update step over all ranks: an epoch consists of whole steps."""
+    @staticmethod
+    def _images_in_step(args: VisionConfig) -> int:
+        """Of an update step, over all ranks."""
         return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def _rows_at_once(self, args: VisionConfig) -> int:
+        """The rows that are learned from together, over all ranks: an epoch consists of whole such blocks."""
+        return self._images_in_step(args)
+
+    def _times_learned(self, args: VisionConfig) -> int:
+        """How often each block of rows comes, one time after the other."""
+        return 1
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
-        rows = RowDataset(self.train_dataset, seed=self.data_seed)
-        sampler = self._make_sampler(rows)
-        return self._get_dataloader(
-            rows, "Training", self._train_batch_size, sampler_fn=lambda _: sampler, is_training=True
-        )
-
-    def _make_sampler(self, rows: RowDataset) -> EpochSampler:
-        return EpochSampler(rows, self.data_seed, self.args.shuffle_dataset, self._rows_at_once(self.args))
+        args, seed, batch_size = self.args, self.data_seed, self._train_batch_size
+        block_size, repeats = self._rows_at_once(args), self._times_learned(args)
+        rows: Dataset
+        sampler: Sampler
+        if is_stream(self.train_dataset):
+            ranks = self.accelerator.num_processes, self.accelerator.process_index
+            rows = self.stream = StreamRows(self.train_dataset, seed, batch_size, block_size, repeats, *ranks)
+            sampler = RunningNumbers(args.max_steps, self._images_in_step(args), block_size, repeats)
+        else:
+            rows = RowDataset(self.train_dataset, seed=seed)
+            sampler = EpochSampler(rows, seed, args.shuffle_dataset, block_size, repeats)
+        return self._get_dataloader(rows, "Training", batch_size, sampler_fn=lambda _: sampler, is_training=True)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one update step, and how many items the loss of the whole step is averaged over."""
@@ -422,6 +449,21 @@ class VisionTrainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
         super()._load_best_model()
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        if self.stream is not None:
+            num_asked = self.state.global_step * self.args.gradient_accumulation_steps * self._train_batch_size
+            torch.save(self.stream.position(num_asked), self._stream_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.stream is not None and checkpoint is not None and os.path.isfile(self._stream_file(checkpoint)):
+            self.stream.resume(torch.load(self._stream_file(checkpoint), weights_only=True))
+
+    def _stream_file(self, checkpoint: str) -> str:
+        """Each rank has a share of the stream, and a place in it."""
+        return os.path.join(checkpoint, f"stream_{self.args.process_index}.pt")
 
     def _save(self, output_dir=None, state_dict=None):
         """One folder with all that the tuned model needs: model, processor and, if there is one, `stage1/`."""

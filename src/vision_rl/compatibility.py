@@ -1,7 +1,9 @@
-"""The name of a decoder's key-value cache: transformers calls it `cache` from 5.24 on, and `past_key_values` before.
+"""What differs between the versions of transformers that vision_rl runs with; no other module knows of it.
 
-This is the only module that knows of the difference. All other code says `cache`: it passes one to a decoder of
-transformers as `**named(cache)`, and a decoder of ours takes both names, because the installed version may use either.
+A decoder's key-value cache is called `cache` from 5.24 on, and `past_key_values` before. All other code says `cache`: it
+passes one to a decoder of transformers as `**named(cache)`, and a decoder of ours takes both names, because the installed
+version may use either. Recomputing activations is called `activation_checkpointing` from 5.23 on, and
+`gradient_checkpointing` before.
 """
 
 import functools
@@ -9,11 +11,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from transformers import Cache
+from transformers import Cache, TrainingArguments
 from transformers.masking_utils import create_causal_mask
 
 
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in inspect.signature(TrainingArguments).parameters
+    else "gradient_checkpointing"
+)
 
 
 def named(cache: Cache | None) -> dict[str, Any]:
@@ -42,3 +49,13 @@ def takes_either_name(forward: Callable) -> Callable:
         return forward(*args, **kwargs)
 
     return renamed
+
+
+def checkpointing(args: TrainingArguments) -> bool:
+    """Whether activations are computed again in the backward pass instead of being kept."""
+    return bool(getattr(args, CHECKPOINTING))
+
+
+def checkpointing_kwargs(args: TrainingArguments) -> dict[str, Any]:
+    """How they are, such as `use_reentrant`; empty where nothing is set."""
+    return getattr(args, f"{CHECKPOINTING}_kwargs") or {}
