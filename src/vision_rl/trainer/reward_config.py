@@ -223,16 +223,16 @@ class VisionRewardConfig(VisionConfig):
                 "reward_timeout needs reward_num_workers of at least 1: training cannot stop waiting for a reward that "
                 "it computes itself."
             )
+        if self.num_completions_to_print is not None and not self.log_completions:
+            raise ValueError("num_completions_to_print needs log_completions=True.")
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 0:
+            raise ValueError(f"num_completions_to_print must not be negative, got {self.num_completions_to_print}.")
         if self.on_reward_error not in ("raise", "skip"):
             raise ValueError(f"on_reward_error must be 'raise' or 'skip', got {self.on_reward_error!r}.")
         if self.find_failing_row and self.reward_timeout is not None:
             raise ValueError(
                 "find_failing_row calls a reward again, which may then hang: it does not go together with reward_timeout."
             )
-        if self.num_completions_to_print is not None and not self.log_completions:
-            raise ValueError("num_completions_to_print needs log_completions=True.")
-        if self.num_completions_to_print is not None and self.num_completions_to_print < 0:
-            raise ValueError(f"num_completions_to_print must not be negative, got {self.num_completions_to_print}.")
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")
         for name, values in {
