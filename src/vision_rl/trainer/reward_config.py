@@ -185,6 +185,15 @@ class VisionRewardConfig(VisionConfig):
     )
 
     @property
+    def images_at_once(self) -> int:
+        """Those of a rollout."""
+        return self.generation_batch_size or self.images_in_step
+
+    @property
+    def times_learned(self) -> int:
+        return self.num_iterations
+
+    @property
     def updates_per_rollout(self) -> int:
         """Update steps that learn from one rollout."""
         return self.steps_per_generation // self.gradient_accumulation_steps * self.num_iterations  # type: ignore[operator]
