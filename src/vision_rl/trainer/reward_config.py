@@ -88,9 +88,9 @@ class VisionRewardConfig(VisionConfig):
     reward_num_workers: int = field(
         default=0,
         metadata={
-            "help": "Threads that compute the rewards of a micro-batch while the next one is sampled; the results are the "
-            "same. 0: no threads. Worth it under gradient accumulation, for rewards that take long; they must then be "
-            "safe to call from several threads. Memory for one more micro-batch's encoder activations is needed."
+            "help": "Threads that compute the rewards of one half of the images while the other is sampled; the results are "
+            "the same. 0: no threads. Worth it for rewards that take long; they must then be safe to call from several "
+            "threads. Smaller parts than halves: per_device_generation_batch_size."
         },
     )
     reward_timeout: float | None = field(
