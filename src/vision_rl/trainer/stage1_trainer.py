@@ -99,9 +99,6 @@ class Stage1Trainer(VisionTrainer):
         loss = self.mean_over_step(outputs.loss * num_images, num_items_in_batch or num_images)
         return (loss, outputs) if return_outputs else loss
 
-    def _count_items(self, batch) -> float:
-        return len(batch["row_index"])
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.codebook_metrics)
