@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vision_rl.data.rows import sampled_rows
 
-
+NUM_SAMPLED_ROWS = 200  # whose images are opened
 CHUNK = 10_000  # rows at once
 
 
@@ -37,6 +36,11 @@ def column_values(dataset, column: str, sample: bool = True) -> Iterator[tuple[i
     every = not sample or isinstance(dataset, list | tuple)
     for row in range(len(dataset)) if every else sampled_rows(dataset):
         yield row, row_value(dataset[row], column, row)
+
+
+def sampled_rows(dataset) -> range:
+    """Numbers of some rows, evenly spread."""
+    return range(0, len(dataset), -(-len(dataset) // NUM_SAMPLED_ROWS))
 
 
 def row_value(columns, column: str, row: int) -> Any:

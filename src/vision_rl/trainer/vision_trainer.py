@@ -102,7 +102,7 @@ class VisionTrainer(CompletingTrainer):
         self._prepare_model(base_model(model), args, processing_class)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
-        if isinstance(model, PeftModel) and serves(model):
+        if isinstance(model, PeftModel) and is_vision_encoder_decoder(model):
             drop_text_arguments(base_model(model))
         if train_dataset is not None:
             checks.check_trainable(model, args)
