@@ -157,6 +157,9 @@ class VisionTrainer(CompletingTrainer):
         align_special_ids(policy, processing_class)
         drop_generation_options(policy)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+        if self.processor.id2label is not None:
+            policy.config.id2label = self.processor.id2label
+            policy.config.label2id = {label: i for i, label in self.processor.id2label.items()}
         length = args.max_completion_length or self.processor.completion_length
         if is_vision_encoder_decoder(policy):
             forbid_uncounted_id(policy)
