@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-NUM_SAMPLED_ROWS = 200  # whose images are opened
 CHUNK = 10_000  # rows at once
+NUM_SAMPLED_ROWS = 200  # whose images are opened
 
 
 def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
@@ -26,6 +26,11 @@ def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
     return ((number * CHUNK, table[column].combine_chunks()) for number, table in enumerate(tables))
 
 
+def sampled_rows(dataset) -> range:
+    """Numbers of some rows, evenly spread."""
+    return range(0, len(dataset), -(-len(dataset) // NUM_SAMPLED_ROWS))
+
+
 def column_values(dataset, column: str, sample: bool = True) -> Iterator[tuple[int, Any]]:
     """Row numbers and values of a column: of all rows of a table or a list; of others of some, or of all if not `sample`."""
     chunks = arrow_chunks(dataset, column)
@@ -36,11 +41,6 @@ def column_values(dataset, column: str, sample: bool = True) -> Iterator[tuple[i
     every = not sample or isinstance(dataset, list | tuple)
     for row in range(len(dataset)) if every else sampled_rows(dataset):
         yield row, row_value(dataset[row], column, row)
-
-
-def sampled_rows(dataset) -> range:
-    """Numbers of some rows, evenly spread."""
-    return range(0, len(dataset), -(-len(dataset) // NUM_SAMPLED_ROWS))
 
 
 def row_value(columns, column: str, row: int) -> Any:

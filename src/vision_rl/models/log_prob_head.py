@@ -1,12 +1,14 @@
 """The output head and the log-probabilities in one: a loss without the logits `(R, T, V)` of all tokens.
 
-REINFORCE and supervised token targets are both a sum of weighted log-probabilities, and the weights are known before
-the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the backward pass. It buys
-memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same. Only tokens that have
-a weight are read, which leaves out the padding.
+REINFORCE, supervised token targets and maximum likelihood are all a sum of weighted log-probabilities, and the weights
+are known before the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the
+backward pass. It buys memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same.
+Only tokens that have a weight are read, which leaves out the padding. In tuning with G=8 the peak of a step is 0.66 of
+that with whole logits (`python benchmarks/learning.py`), in maximum likelihood 0.82, on a frozen encoder 0.54
+(`python benchmarks/ways.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,7 +55,7 @@ class WeightedTokens:
         taken = first.max() if len(first) else 0  # numbers of groups
         return replace(joined, groups=torch.cat([first, torch.where(second > 0, second + taken, 0)]))
 
-    def __getitem__(self, chosen: Tensor) -> "WeightedTokens":
+    def __getitem__(self, chosen: Tensor | slice) -> "WeightedTokens":
         part = WeightedTokens(*(field[chosen] for field in self._fields()))
         return part if self.groups is None else replace(part, groups=self.groups[chosen])
 
@@ -75,6 +77,20 @@ class WeightedTokens:
         """Those of the sequences `kept` (sorted), which are then numbered anew."""
         chosen = self[torch.isin(self.rows, kept)]
         return replace(chosen, rows=torch.searchsorted(kept, chosen.rows))
+
+
+def label_tokens(labels: Tensor, label_weights: Tensor | None = None) -> WeightedTokens:
+    """Maximum likelihood as weighted tokens: minus its weight is that of a label's log-probability.
+
+    Without label smoothing, which gives every id of the vocabulary a weight.
+
+    Args:
+        labels: `LongTensor (B, T)`, -100 where nothing is learned.
+        label_weights: `FloatTensor (B, T)`; default: 1.
+    """
+    rows, positions = (labels != -100).nonzero(as_tuple=True)
+    weights = torch.ones_like(labels, dtype=torch.float32) if label_weights is None else label_weights.float()
+    return WeightedTokens(rows, positions, labels[rows, positions], -weights[rows, positions])
 
 
 def weigh_logits(logits: Tensor, tokens: WeightedTokens) -> tuple[Tensor, Tensor]:
@@ -239,15 +255,23 @@ class FusedHead:
     def __init__(self, head: nn.Linear, temperature: float = 1.0, suppressed: list[int] | None = None):
         self.head, self.temperature, self.suppressed = head, temperature, suppressed
         self.logps: Any = None  # (E,) after a forward
+        self.tokens: Any = None  # with the weights that the loss has
 
     @contextmanager
-    def loss_of(self, tokens: WeightedTokens) -> Iterator[None]:
-        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set."""
+    def loss_of(self, tokens: WeightedTokens, reweigh: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set.
+
+        Where the weights depend on the log-probabilities, `reweigh` makes them `(E,)` of these: the head runs twice.
+        """
 
         def forward(hidden: Tensor) -> Tensor:
-            loss, self.logps = weigh_hidden(
-                hidden, self.head.weight, self.head.bias, tokens, self.temperature, self.suppressed
-            )
+            head = (self.head.weight, self.head.bias)
+            self.tokens = tokens
+            if reweigh is not None:
+                with torch.no_grad():
+                    _, logps = weigh_hidden(hidden, *head, tokens, self.temperature, self.suppressed)
+                    self.tokens = replace(tokens, weights=reweigh(logps))
+            loss, self.logps = weigh_hidden(hidden, *head, self.tokens, self.temperature, self.suppressed)
             return loss
 
         with replaced_forward(self.head, forward):

@@ -14,6 +14,7 @@ from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
 from vision_rl.pictures import as_images, rgb_image
 from vision_rl.processing import VisionProcessor, check_return_tensors, image_size
+from vision_rl.tasks.detection.drawing import draw as draw_boxes
 from vision_rl.tasks.detection.objects import Objects, read_column, read_objects
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
 from vision_rl.tasks.detection.units import other_form, other_unit
@@ -293,6 +294,10 @@ class DetectionProcessor(VisionProcessor):
     def decode(self, ids, image_size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         """One completion, as `batch_decode` reads it."""
         return self.batch_decode([ids], None if image_size is None else [image_size])[0]
+
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The boxes on the image, right, wrong and missed ones told apart."""
+        return draw_boxes(image, completion, reference, self.categories)
 
     def _without_start(self, ids) -> np.ndarray:
         """Whole boxes: one more token is that with which `generate` starts."""
