@@ -72,6 +72,9 @@ def prepared_policy(
     align_special_ids(policy, processing_class)
     drop_generation_options(policy)
     processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+    if processor.id2label is not None:
+        policy.config.id2label = processor.id2label
+        policy.config.label2id = {label: i for i, label in processor.id2label.items()}
     length = max_completion_length or processor.completion_length
     if is_vision_encoder_decoder(policy):
         forbid_uncounted_id(policy)

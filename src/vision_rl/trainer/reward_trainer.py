@@ -295,7 +295,7 @@ class VisionRewardTrainer(VisionTrainer):
         return records
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         if self.completions_log is not None and not self._predicting:
             self.completions_log.gather(metric_key_prefix)
         return output
