@@ -47,6 +47,7 @@ class DetectionProcessor(VisionProcessor):
         score: of a decoded box. "confidence": p(high) / (p(low) + p(high)). "likelihood": the geometric mean of the
             probabilities of its six tokens, for models that have not learned confidences.
         absent_weight: of the tokens of absent boxes in the MLE loss, where others weigh 1.
+        category_ids: COCO's id of each category, for its results; `None`: their places.
 
     Raises:
         ValueError: for options out of range; in use, for rows that cannot be learned from.
@@ -65,9 +66,11 @@ class DetectionProcessor(VisionProcessor):
         resize: Literal["stretch", "letterbox"] = "stretch",
         score: Literal["confidence", "likelihood"] = "confidence",
         absent_weight: float = 1.0,
+        category_ids: Sequence[int | str] | None = None,
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
+        self.category_ids = list(range(len(categories)) if category_ids is None else category_ids)
         self.categories = list(categories)
         self.num_bins, self.max_boxes, self.absent_weight = num_bins, max_boxes, absent_weight
         self.box_order, self.resize, self.score = box_order, resize, score
@@ -103,6 +106,12 @@ class DetectionProcessor(VisionProcessor):
     @property
     def completion_length(self) -> int:  # type: ignore[override]
         return TOKENS_PER_BOX * self.max_boxes
+
+    def tokens_from(self, old: "DetectionProcessor") -> list[int]:  # type: ignore[override]
+        """Levels of another number of bins are the nearest ones; classes are told by their names, in any case."""
+        levels = [NUM_SPECIAL + round(k * old.num_bins / self.num_bins) for k in range(self.num_bins + 1)]
+        place = {name.casefold(): NUM_SPECIAL + old.num_bins + 1 + i for i, name in enumerate(old.categories)}
+        return [*range(NUM_SPECIAL), *levels, *(place.get(name.casefold(), -1) for name in self.categories)]
 
     # --- rows to tokens ---------------------------------------------------------------------------------------------
 
