@@ -22,7 +22,8 @@ from transformers import HfArgumentParser, VisionEncoderDecoderModel
 from turns import OURS, pixels, step_times
 from workload import Workload, make_model
 
-from vision_rl.models.sampling import sample, share_images
+from vision_rl.models.sampling import sample
+from vision_rl.models.shared_images import share_images
 
 
 @dataclass

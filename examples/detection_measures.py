@@ -11,7 +11,8 @@ from datasets import Dataset
 from studies import resampled_weights
 from transformers import VisionEncoderDecoderModel
 
-from vision_rl.models.sampling import SampledCompletions, sample
+from vision_rl.models.completions import SampledCompletions
+from vision_rl.models.sampling import sample
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
 from vision_rl.tasks.detection.drawing import match_boxes
 from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS

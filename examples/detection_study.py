@@ -92,7 +92,7 @@ class ConfidenceMLETrainer(VisionMLETrainer):
         completions = self.complete(inputs)
         ids = completions.completion_ids[:, 0]
         scored = self.reward.score(ids, inputs["columns"].references)
-        targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0])
+        targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0], among=self.reward.confidence_among)
         _, outputs = super().compute_loss(model, {**inputs, "labels": ids}, return_outputs=True)
         confidence_loss, _ = weigh_logits(outputs.logits.float(), token_target_weights(targets, 1 / len(ids)))
         return loss + self.reward.confidence_weight * confidence_loss

@@ -145,6 +145,11 @@ def test_sampling_runs(benchmark, decoder):
     assert row["image tokens"] == 4 and row["logp differs by"] <= 1e-5 and row["loop"] > 0
 
 
+def test_gradient_noise_runs(benchmark):
+    rows = benchmark("gradient_noise").main("incomplete", batches=2, images=2, times=2)
+    assert len(rows) == 6 and all(row["variance"] >= 0 for row in rows)
+
+
 def test_learning_runs(benchmark):
     learning = benchmark("learning")
     rows = learning.main(workload(benchmark), learning.LearningArguments(rounds=1))

@@ -31,6 +31,15 @@ DECODERS = ("ours", "gpt2", "bert", "roberta", "trocr", "bart", "mbart")
 KINDS = ("mle", "reward")
 
 
+@pytest.fixture(autouse=True)
+def nothing_deprecated_is_used(caplog, recwarn):
+    """transformers tells of some old names by a warning, of others by a line in the log."""
+    yield
+    told = [record.getMessage() for record in caplog.get_records("call")]
+    told += [str(warning.message) for warning in recwarn if "vision_rl" in warning.filename]
+    assert not [message for message in told if "deprecated" in message]
+
+
 def model_of(decoder: str) -> VisionEncoderDecoderModel:
     """RoBERTa does not count its padding, with which the others start, as a position: it starts with an id of its own."""
     if decoder != "roberta":

@@ -12,10 +12,15 @@ from test_sampling import DECODERS, pixels, teacher_forced_logps
 from tiny import END, START, tiny_model
 
 from vision_rl.models import VisionDecoderForCausalLM
-from vision_rl.models.decode_step import Clock, OwnForwardStep, PackedLinear, VisionStep, decode_step
 from vision_rl.models.decoder import VisionDecoderSelfAttention
-from vision_rl.models.decoding import Decoding, Eager, draw, inverse_cdf, policy_logits
-from vision_rl.models.sampling import sample, share_images
+from vision_rl.models.decoding import EagerRunner
+from vision_rl.models.fast_step import is_plain
+from vision_rl.models.packed_linear import PackedLinear
+from vision_rl.models.rollout import Rollout, Work
+from vision_rl.models.sampling import encode, sample
+from vision_rl.models.shared_images import share_images
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.token_draw import draw, inverse_cdf, policy_logits
 
 
 B, G, T = 3, 4, 16  # long enough for weights to be packed
@@ -61,63 +66,45 @@ def slowly(model, pixel_values, table, temperature=1.0, suppressed=()):
     return tokens[:, 1:].view(B, G, T), torch.cat(logps, dim=1).view(B, G, T)
 
 
-def decoding_of(model, table, step=None, watched=()):
-    """A `Decoding` of the model's images, by default with the step that `sample` would take."""
-    share_images(model)
-    with torch.no_grad():
-        images = model.encoder(pixel_values=pixels(B)).last_hidden_state
-        clock = Clock(T, images.device)
-        step = decode_step(model.decoder, images, clock, False) if step is None else step(model.decoder, images, clock)
-    ends = model.generation_config.eos_token_id or []
-    return Decoding(
-        step,
-        B,
-        B * G,
-        start=START,
-        pad=START,
-        ends=torch.tensor(ends, dtype=torch.long),
-        suppressed=torch.tensor([], dtype=torch.long),
+def rollout(model, runner, do_sample=True, watched=()):
+    """A rollout of `B` images and `B * G` completions as `sample` makes it, run by `runner`."""
+    ids = special_ids(model)
+    work = Work(
+        num_images=B,
+        num_rows=B * G,
+        length=T,
+        start=ids.decoder_start,
+        pad=ids.pad,
+        ends=tuple(ids.ends),
+        suppressed=(),
+        do_sample=do_sample,
         temperature=1.0,
-        uniforms=table.flatten(0, 1),
-        watched=torch.tensor(watched, dtype=torch.long),
+        watched_ids=watched,
+        device=torch.device("cpu"),
+        autocast=None,
+        synced=False,
     )
+    share_images(model)
+    return Rollout(model.decoder, work, runner)
 
 
 @torch.no_grad()
-def written(decoding, run):
-    decoding.write(run)
-    return decoding.ids, decoding.logps, decoding.watched_logps
+def written(rollout, model, seed=0):
+    """Copies of the ids, their log-probabilities and those of the watched."""
+    decoding = rollout.write(encode(model, pixels(B)), uniforms(seed).flatten(0, 1))
+    return decoding.ids.clone(), decoding.logps.clone(), decoding.watched_logps.clone()
 
 
-class Recorded(Eager):
-    """Remembers the shapes of the steps."""
+class Recorded(EagerRunner):
+    """Remembers the shapes of the steps; the first of a rollout is not run by it."""
 
     def __init__(self, shrink):
         super().__init__()
         self.shrink, self.shapes = shrink, []
 
-    def __call__(self, shape, step):
+    def run(self, shape, step):
         self.shapes.append(shape)
         step()
-
-
-class AsOnAGpu(Eager):
-    """Buckets, masks, rare looks at the ends; and all but the first two steps of a shape know no host's position."""
-
-    bucket, shrink = 4, 0.5
-
-    def __init__(self, decoding):
-        super().__init__(check_every=3)
-        self.decoding, self.counts, self.forgotten = decoding, {}, 0
-
-    def __call__(self, shape, step):
-        self.counts[shape] = self.counts.get(shape, 0) + 1
-        if self.counts[shape] > 2:
-            self.decoding.clock.step = None  # a replay runs no Python: whoever asks for it here fails
-        step()
-
-    def forget(self):
-        self.forgotten += 1
 
 
 # --- the same samples as by the definition --------------------------------------------------------------------------
@@ -163,10 +150,9 @@ def test_dropping_ended_rows_changes_no_token(decoder):
     model = model_of(decoder)
     results, shapes = [], []
     for shrink in (0.0, 0.85, 1.0):
-        decoding = decoding_of(model, uniforms(), watched=(2, 3))
-        run = Recorded(shrink)
-        results.append(written(decoding, run))
-        shapes.append(run.shapes)
+        runner = Recorded(shrink)
+        results.append(written(rollout(model, runner, watched=(2, 3)), model))
+        shapes.append(runner.shapes)
     for result in results[1:]:
         assert torch.equal(result[0], results[0][0])
         for a, b in zip(result[1:], results[0][1:], strict=True):
@@ -179,11 +165,21 @@ def test_dropping_ended_rows_changes_no_token(decoder):
     assert len(shapes[0]) == len(shapes[1]) == len(shapes[2])
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_second_rollout_in_the_same_buffers_writes_what_a_new_one_does(decoder):
+    model = model_of(decoder)
+    again = rollout(model, Recorded(0.85), watched=(2,))
+    for seed in (0, 1, 0):
+        expected = written(rollout(model, EagerRunner(), watched=(2,)), model, seed)
+        for a, b in zip(written(again, model, seed), expected, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_without_an_end_nothing_is_dropped():
-    run = Recorded(1.0)
-    decoding = decoding_of(endless_model(), uniforms())
-    written(decoding, run)
-    assert [(images, rows) for images, rows, _ in run.shapes] == [(B, B * G)] * T
+    runner = Recorded(1.0)
+    model = endless_model()
+    written(rollout(model, runner), model)
+    assert [(images, rows) for images, rows, _ in runner.shapes] == [(B, B * G)] * (T - 1)
 
 
 def test_ranks_that_must_step_together_keep_all_rows_and_call_the_modules():
@@ -196,39 +192,6 @@ def test_ranks_that_must_step_together_keep_all_rows_and_call_the_modules():
     assert set(rows) == {B * G}
     assert torch.equal(plain.completion_ids, together.completion_ids)
     torch.testing.assert_close(plain.per_token_logps, together.per_token_logps, rtol=0, atol=1e-5)
-
-
-# --- what a CUDA graph needs ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert"])
-@pytest.mark.parametrize("own_forward", [False, True])
-def test_steps_with_a_mask_and_a_position_on_the_device_write_the_same(decoder, own_forward):
-    model = model_of(decoder)
-    step = (lambda *arguments: OwnForwardStep(*arguments, synced=False)) if own_forward else None
-    expected = written(decoding_of(model, uniforms(), step, watched=(2,)), Eager())
-    decoding = decoding_of(model, uniforms(), step, watched=(2,))
-    assert decoding.next_logits.capturable
-    run = AsOnAGpu(decoding)
-    actual = written(decoding, run)
-    assert torch.equal(actual[0], expected[0])
-    for a, b in zip(actual[1:], expected[1:], strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    assert run.forgotten and max(run.counts.values()) > 2
-    assert {seen for _, _, seen in run.counts} <= set(range(4, T + 1, 4))
-
-
-def test_a_step_leaves_its_buffers_where_they_are():
-    decoding = decoding_of(endless_model(), uniforms())
-    with torch.no_grad():
-        decoding.step()
-        layer = decoding.next_logits.layers[0]
-        buffers = [decoding.tokens, decoding.done, decoding.ids, decoding.logps, layer.keys, decoding.clock.position]
-        places = [buffer.data_ptr() for buffer in buffers]
-        decoding.clock.set(1)
-        decoding.step()
-    after = [decoding.tokens, decoding.done, decoding.ids, decoding.logps, layer.keys, decoding.clock.position]
-    assert [buffer.data_ptr() for buffer in after] == places
 
 
 # --- the step is the decoder ----------------------------------------------------------------------------------------
@@ -253,7 +216,7 @@ def test_adapters_are_part_of_the_policy():
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    assert isinstance(decoding_of(model, uniforms()).next_logits, VisionStep)
+    assert is_plain(model.decoder)  # whose step is ours, adapters or not
     after = sample(adapted, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
     assert not torch.equal(before.per_token_logps, after.per_token_logps)
     logps = teacher_forced_logps(adapted.eval(), pixels(B), after.completion_ids)
@@ -261,15 +224,31 @@ def test_adapters_are_part_of_the_policy():
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
-def test_long_completions_on_a_cpu_pack_the_weights_as_they_are_at_each_call():
-    model = model_of()
-    decoding = decoding_of(model, uniforms())
-    linears = [decoding.next_logits.lm_head, *(vars(layer)[n] for layer in decoding.next_logits.layers for n in "qkv")]
-    assert all(isinstance(linear, PackedLinear) for linear in linears)
+@pytest.mark.parametrize("decoder", ["ours", "bert"])
+def test_long_completions_on_a_cpu_pack_the_weights_as_they_are_at_each_call(decoder, monkeypatch):
+    packed = []
+    monkeypatch.setattr(PackedLinear, "__init__", _counted(PackedLinear.__init__, packed))
+    model = model_of(decoder)
+    sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T - 1)
+    assert not packed  # too short
+    linears = sum(type(module) is torch.nn.Linear for module in model.decoder.modules())
+    sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
+    assert len(packed) == linears
+    head = model.decoder.get_output_embeddings()
     with torch.no_grad():
-        model.decoder.lm_head.weight.neg_()
+        head.weight.neg_()
     ids = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T).completion_ids
-    assert torch.equal(ids, slowly(model, pixels(B), uniforms())[0].where(ids != START, START))
+    expected = slowly(model, pixels(B), uniforms())[0][..., : ids.shape[-1]]
+    assert torch.equal(ids, expected.where(ids != START, START))
+    assert "forward" not in vars(head)  # and are not left behind
+
+
+def _counted(init, calls):
+    def counting(self, linear):
+        calls.append(linear)
+        init(self, linear)
+
+    return counting
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 33])

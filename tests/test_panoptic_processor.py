@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from recorded import golden
 from tiny import SIZE, image_processor, tiny_images, tiny_model
 from torch import nn
 from torch.nn.functional import one_hot
@@ -75,10 +76,7 @@ def dense(p: PanopticProcessor, *rows: dict, seeds=None) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("case", range(3))
 def test_labels_and_their_canonical_order_equal_the_reference(case):
-    path = SHARED / "golden" / "reference" / "panoptic_labels.npz"
-    if not path.exists():
-        pytest.skip(f"{path} is not there: recorded outputs of the reference code")
-    values = np.load(path)
+    values = golden("panoptic_labels.npz")
     png, ids, classes = (values[f"c{case}_{key}"] for key in ("panoptic_png", "ids", "class"))
     categories = [{"id": 100 + c, "name": str(c), "isthing": 1} for c in range(133)]
     infos = [{"id": i, "category_id": 100 + c} for i, c in zip(ids.tolist(), classes.tolist(), strict=True)]

@@ -10,6 +10,7 @@ import torch
 import torchmetrics.detection
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded import golden
 
 import vision_rl
 from vision_rl.tasks.panoptic import (
@@ -26,20 +27,12 @@ from vision_rl.tasks.panoptic import (
 from vision_rl.tasks.panoptic.segments import ids_from_rgb, places_of, resize_nearest, rgb_from_ids, run_bounds
 
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 EXACT = 1e-13
 CATEGORIES = [
     {"id": 1, "name": "cat", "isthing": 1},
     {"id": 2, "name": "dog", "isthing": 1},
     {"id": 20, "name": "sky", "isthing": 0},
 ]
-
-
-def golden(name: str):
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there: recorded outputs of the reference code")
-    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
 
 
 def row(*ids: int) -> np.ndarray:
@@ -64,23 +57,37 @@ def counts(prediction, reference) -> tuple[int, int, int]:
 # panopticapi's numbers
 
 
-@pytest.mark.parametrize("name", ["pq_synthetic_public", "pq_coco_sample_public"])
-def test_quality_counts_and_reward_equal_panopticapi(name):
-    content, maps = golden(f"metrics/{name}.json"), golden(f"metrics/{name}_maps.npz")
+def test_quality_counts_and_reward_equal_panopticapi():
+    content, maps = golden("panoptic_quality.json"), golden("panoptic_quality_maps.npz")
     predictions, references = (
-        [(maps[f"{side}_{a['image_id']}"], a["segments_info"]) for a in content[key]["annotations"]]
-        for side, key in (("pred", "pred"), ("gt", "gt"))
+        [(maps[f"{side}_{image['image_id']}"], image["segments_info"]) for image in content[f"{side}s"]]
+        for side in ("prediction", "reference")
     )
-    quality = panoptic_quality(predictions, references, content["gt"]["categories"])
+    assert_panopticapis_numbers(content, predictions, references)
+
+
+def test_quality_of_images_of_coco_equals_panopticapi():
+    """Panoptic quality asks where a pixel lies no more than how many lie where: each pair of ids, pixel by pixel."""
+    content = golden("panoptic_quality_overlaps.json")
+    predictions, references = [], []
+    for predicted, true in zip(content["predictions"], content["references"], strict=True):
+        reference_ids, prediction_ids, pixels = np.array(true["overlaps"]).T
+        predictions.append((prediction_ids.repeat(pixels)[None], predicted["segments_info"]))
+        references.append((reference_ids.repeat(pixels)[None], true["segments_info"]))
+    assert_panopticapis_numbers(content, predictions, references)
+
+
+def assert_panopticapis_numbers(content, predictions, references):
+    quality = panoptic_quality(predictions, references, content["categories"])
     for part in ("All", "Things", "Stuff"):
         assert quality[part] == pytest.approx(content["overall"][part], abs=EXACT), part
     for category, expected in content["overall"]["per_class"].items():
         assert quality["per_class"][int(category)] == pytest.approx(expected, abs=EXACT), category
 
-    flat = PanopticQuality(content["gt"]["categories"])(predictions, references)
+    flat = PanopticQuality(content["categories"])(predictions, references)
     rewards = PanopticReward()(predictions, references)
     for image, expected in enumerate(content["per_image"]):
-        case = content.get("case_names", {}).get(str(content["gt"]["annotations"][image]["image_id"]), image)
+        case = content["references"][image].get("case", image)
         found = match_segments(predictions[image], references[image])
         assert np.sort(found.ious) == pytest.approx(sorted(expected["tp_ious"]), abs=EXACT), case
         measured = [flat[f"per_image_{key}"][image] for key in ("tp", "fp", "fn")]
@@ -215,7 +222,7 @@ def test_the_reward_looks_at_the_completions_size_and_the_metric_at_the_referenc
 def test_nearest_resize_takes_the_pixel_below_the_new_ones_centre():
     assert resize_nearest(np.arange(5)[None], (1, 2)).tolist() == [[1, 3]]
     assert resize_nearest(np.arange(2)[None], (1, 5)).tolist() == [[0, 0, 1, 1, 1]]
-    values = golden("reference/color_conversion.npz")
+    values = golden("color_conversion.npz")
     for size in (16, 64):
         expected = values[f"resize_nearest_{size}"]
         assert (resize_nearest(values["resize_in"], (size, size)) == expected).all()
@@ -335,7 +342,7 @@ def test_torchmetrics_finds_the_same_quality():
 
 
 def test_decoded_maps_equal_the_reference_for_every_min_fraction():
-    values = golden("reference/panoptic_decode_public.npz")
+    values = golden("panoptic_decode.npz")
     semantics, instances = (torch.from_numpy(values[key].astype(np.float32)) for key in ("semantics", "instances"))
     for index, fraction in enumerate(values["min_fractions"]):
         decoded = decode_logits(semantics, instances, float(fraction))

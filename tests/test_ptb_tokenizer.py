@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded import golden
 
 from vision_rl.tasks.captioning import ptb_tokenizer
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-STORED = SHARED / "golden" / "metrics" / "ptb_tokens_public.json"
-DATA = SHARED / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # What coco-caption answers, asked of the program itself.
 TABLE = {
@@ -135,11 +134,9 @@ def java_says(captions, folder):
 
 
 def test_the_stored_answers_of_coco_caption_are_met():
-    if not STORED.is_file():
-        pytest.skip(f"{STORED} is not here")
-    cases = json.loads(STORED.read_text("utf-8"))["cases"]
-    assert len(cases) == 500
-    assert ptb_tokenize([case["raw"] for case in cases]) == [" ".join(case["tokens"]) for case in cases]
+    recorded = golden("ptb_tokens.json")
+    assert len(recorded) == 500
+    assert ptb_tokenize(list(recorded)) == list(recorded.values())
 
 
 def test_every_real_caption_has_the_tokens_of_the_java_program(tmp_path):
@@ -150,10 +147,11 @@ def test_every_real_caption_has_the_tokens_of_the_java_program(tmp_path):
     assert [row for row in zip(captions, ours, theirs, strict=True) if row[1] != row[2]] == []
 
 
-def test_the_table_is_what_the_java_program_says(tmp_path):
+def test_the_table_and_the_stored_answers_are_what_the_java_program_says(tmp_path):
     """The next line starts a sentence behind each, which is what the end of a caption stands for here."""
-    rows = [line for caption in TABLE for line in (caption, "A man.")]
-    assert java_says(rows, tmp_path)[::2] == list(TABLE.values())
+    expected = {**golden("ptb_tokens.json"), **TABLE}
+    rows = [line for caption in expected for line in (caption, "A man.")]
+    assert java_says(rows, tmp_path)[::2] == list(expected.values())
 
 
 @pytest.mark.parametrize(("caption", "tokens"), TABLE.items())

@@ -10,7 +10,7 @@ from tiny import START, share_of_a, text_dataset, text_processor, tiny_model
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.models.sampling import SampledCompletions
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.tasks.ocr import character_accuracy_reward, character_error_rate, exact_match_reward
 
 

@@ -9,10 +9,11 @@ from scipy import stats
 from tiny import END, SIZE, START, tiny_images, tiny_model
 from transformers.modeling_outputs import BaseModelOutput
 
-from vision_rl.models import sampling
-from vision_rl.models.decoding import inverse_cdf
+from vision_rl.models.generate_fallback import sample_with_generate
 from vision_rl.models.preparation import disable_dropout
-from vision_rl.models.sampling import sample, share_images
+from vision_rl.models.sampling import sample
+from vision_rl.models.shared_images import share_images
+from vision_rl.models.token_draw import inverse_cdf, policy_logits
 from vision_rl.randomness import uniform_table
 
 
@@ -153,7 +154,7 @@ def test_a_forbidden_token_is_never_drawn_and_has_no_probability():
     assert not torch.isin(completions.completion_ids, torch.tensor([0, 3])).any()
     greedy = sample(model, pixels(2), do_sample=False, max_completion_length=6).completion_ids
     assert not torch.isin(greedy, torch.tensor([0, 3])).any()
-    logits = sampling.policy_logits(torch.zeros(1, 4), suppress_tokens=[0, 3])
+    logits = policy_logits(torch.zeros(1, 4), suppress_tokens=[0, 3])
     assert logits.log_softmax(-1).exp().tolist() == [[0.0, 0.5, 0.5, 0.0]]
 
 
@@ -208,8 +209,7 @@ class TestGenerateFallback:
     """For encoder-decoders that are no VisionEncoderDecoderModel."""
 
     def draw(self, model, count, **how):
-        arguments = {"length": 2, "do_sample": True, "temperature": 1.0, "watched": [], **how}
-        return sampling._sample_with_generate(model, pixels(1), count, **arguments)
+        return sample_with_generate(model, pixels(1), count, **{"length": 2, **how})
 
     def test_it_samples_the_whole_policy(self):
         model = tiny_model(vocab_size=200, end=None)

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from vision_rl.compatibility import named
-from vision_rl.models.sampling import sample, share_images
-from vision_rl.models.shared_images import images_for, reads_images_once, share_images_of
+from vision_rl.models.sampling import sample
+from vision_rl.models.shared_images import images_for, reads_images_once, share_images, share_images_of
 
 
 B, G, T, N, VOCAB, WIDTH = 2, 3, 5, 7, 11, 32

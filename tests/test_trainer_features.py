@@ -13,7 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, VisionEncoderDecoder
 
 from vision_rl import TextProcessor, VisionMLETrainer, VisionRewardTrainer
 from vision_rl.compatibility import CHECKPOINTING
-from vision_rl.models.sampling import decoder_of, sample, special_ids
+from vision_rl.models.sampling import sample
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import decoder_of
 
 
 def greedy_texts(model, processor, length: int = 12) -> list[str]:

@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
 
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -132,8 +135,22 @@ def digest(model: torch.nn.Module) -> str:
     """A fingerprint of all weights, bit for bit."""
     sha = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
+        value = value.full_tensor() if isinstance(value, DTensor) else value
         sha.update(name.encode() + value.detach().float().numpy().tobytes())
     return sha.hexdigest()
+
+
+def allow_fsdp_on_cpus() -> None:
+    """accelerate makes DistributedDataParallel of FSDP where there is no GPU; FSDP2 itself runs on CPUs, over gloo."""
+    made = AcceleratorState.__init__
+
+    def make(self, *args, fsdp_plugin=None, **kwargs):
+        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+
+    AcceleratorState.__init__ = make
 
 
 def main() -> None:
@@ -143,6 +160,8 @@ def main() -> None:
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, which takes a minute
         deepspeed.init_distributed("gloo")  # with a GPU accelerate does it; ZeRO-3 asks for it when a model is loaded
+    if any("fsdp" in call for call in calls.values()):
+        allow_fsdp_on_cpus()
     for name, call in calls.items():
         record = train(folder=folder / name, **call)
         (folder / f"{name}.{record['rank']}.json").write_text(json.dumps(record))

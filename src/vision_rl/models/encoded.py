@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import VisionEncoderDecoderModel
 
-from vision_rl.models.sampling import evaluation_mode
+from vision_rl.models.unwrapping import evaluation_mode
 from vision_rl.processing import VisionProcessor, rgb_image
 
 

@@ -1,12 +1,16 @@
 """What a model needs before it is trained here: no dropout, no parameter that never gets a gradient."""
 
 import logging
+from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, VisionEncoderDecoderModel
 from transformers.trainer_utils import align_special_tokens
 
-from vision_rl.models.sampling import decoder_of, special_ids, uncounted_id
+from vision_rl.models.lengths import uncounted_id
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import base_model, decoder_of
 
 
 logger = logging.getLogger(__name__)
@@ -26,6 +30,30 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and any(word in name for word in ("dropout", "layerdrop", "drop_prob")):
                 setattr(module, name, 0.0)
+
+
+def prepare_for_fsdp(model: nn.Module, version: int) -> None:
+    """Let FSDP2 shard the model layer by layer; `version` is the plugin's.
+
+    accelerate shards the classes of layers that transformers names for a model, and stops at one that is not there,
+    such as the text layers of a SigLIP whose image half is used.
+
+    Raises:
+        ValueError: for FSDP1, whose wrapper hides the parts of a model from the sampler, and for adapters.
+    """
+    if version == 1:
+        raise ValueError(
+            "FSDP1 is not supported, because the sampler calls parts of the model: use FSDP2 "
+            '(fsdp_config={"version": 2, ...}, or fsdp_version: 2 for accelerate), or DeepSpeed ZeRO-3.'
+        )
+    if isinstance(model, PeftModel):
+        raise ValueError(
+            "Adapters are not supported under FSDP, which shards the model around them: train them under DDP (leave FSDP "
+            "out), or train all weights."
+        )
+    present = {type(module).__name__ for module in model.modules()}
+    policy: Any = base_model(model)
+    policy._no_split_modules = sorted(set(policy._no_split_modules or ()) & present)
 
 
 def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:

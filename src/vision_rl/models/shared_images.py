@@ -10,10 +10,12 @@ import logging
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from vision_rl.models.decoder import VisionDecoderForCausalLM
+from vision_rl.models.unwrapping import base_model, decoder_of
 
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,15 @@ logger = logging.getLogger(__name__)
 # What cross-attention is called in BERT, GPT-2 and their kin, and in BART, mBART, TrOCR and theirs.
 CROSS_ATTENTION = ("crossattention", "encoder_attn")
 MASKS_EVERY_ROW = ("big_bird",)  # its cross-attention gets a mask of B*G rows, whether one is needed or not
+
+
+def share_images(model: PreTrainedModel | PeftModel) -> None:
+    """Let `model(pixel_values (B, ...), decoder_input_ids (B*G, T))` work: an image is encoded once for its G rows.
+
+    Learning stays one forward call of the whole model, as DDP, DeepSpeed and FSDP need it. Our decoder reads an image
+    once for its G rows by itself, transformers' get hooks. Calling it twice changes nothing.
+    """
+    share_images_of(decoder_of(base_model(model)))
 
 
 def share_images_of(decoder: PreTrainedModel) -> None:
@@ -32,9 +43,9 @@ def share_images_of(decoder: PreTrainedModel) -> None:
     if isinstance(decoder, VisionDecoderForCausalLM):
         return
     for attention in _cross_attentions(decoder):
-        if _fold not in attention._forward_pre_hooks.values():
-            attention.register_forward_pre_hook(_fold, with_kwargs=True)
-            attention.register_forward_hook(_unfold)
+        if _merge_rows_of_image not in attention._forward_pre_hooks.values():
+            attention.register_forward_pre_hook(_merge_rows_of_image, with_kwargs=True)
+            attention.register_forward_hook(_split_rows_of_image)
     if not reads_images_once(decoder) and _repeat_images not in decoder._forward_pre_hooks.values():
         logger.warning(
             "The cross-attention of %s is not known to vision_rl: it reads each image once for every completion, "
@@ -62,23 +73,23 @@ def _cross_attentions(decoder: PreTrainedModel) -> list[nn.Module]:
     return [module for name, module in decoder.named_modules() if name.rpartition(".")[2] in CROSS_ATTENTION]
 
 
-def _fold(attention: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+def _merge_rows_of_image(attention: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """`(B*G, T, d)` tokens as `(B, G*T, d)` queries; some decoders pass them by position and others by name."""
     tokens = args[0] if args else kwargs["hidden_states"]
     others = (*args[1:], *(value for name, value in kwargs.items() if name != "hidden_states"))
     images = next(other for other in others if isinstance(other, torch.Tensor) and other.ndim == 3)  # (B, N, d)
-    attention.unfolded = None if len(images) == len(tokens) else tokens.shape[:2]
-    if attention.unfolded is not None:
+    attention.token_shape = None if len(images) == len(tokens) else tokens.shape[:2]
+    if attention.token_shape is not None:
         tokens = tokens.reshape(len(images), -1, tokens.shape[-1])
         args, kwargs = ((tokens, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": tokens})
     return args, kwargs
 
 
-def _unfold(attention: Any, args: tuple, output: tuple) -> tuple | None:
+def _split_rows_of_image(attention: Any, args: tuple, output: tuple) -> tuple | None:
     """The attention's output, the first of what it returns, as rows of tokens again."""
-    if attention.unfolded is None:
+    if attention.token_shape is None:
         return None
-    return output[0].reshape(*attention.unfolded, -1), *output[1:]
+    return output[0].reshape(*attention.token_shape, -1), *output[1:]
 
 
 def _repeat_images(decoder: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

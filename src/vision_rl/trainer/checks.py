@@ -12,7 +12,9 @@ from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
 
 from vision_rl.compatibility import checkpointing, checkpointing_kwargs
-from vision_rl.models.sampling import base_model, completion_length, decoder_of, num_positions, special_ids
+from vision_rl.models.lengths import completion_length, num_positions
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import base_model, decoder_of
 from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer.collator import VisionCollator

@@ -10,7 +10,9 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_init
 from transformers.trainer_utils import EvalLoopOutput
 
-from vision_rl.models.sampling import SampledCompletions, base_model, sample
+from vision_rl.models.completions import SampledCompletions
+from vision_rl.models.sampling import sample
+from vision_rl.models.unwrapping import base_model
 from vision_rl.processing import VisionProcessor
 from vision_rl.trainer import checks
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
@@ -151,20 +153,15 @@ class CompletingTrainer(Trainer):
         )
 
     def _model_for_evaluation(self) -> nn.Module:
-        """The model as it is trained; before training the bare one, or an engine where ranks hold it in shards.
+        """The model as it is trained; before training the bare one, or ZeRO-3's engine, where ranks hold it in shards.
 
         Trainer would let accelerate prepare the bare model here, which marks it so that a later `train()` leaves out
         DistributedDataParallel: every rank would train a model of its own.
         """
-        if self.model_wrapped is self.model and self._gathers_weights():
-            if self.is_deepspeed_enabled:
-                deepspeed_init(self, num_training_steps=0, inference=True)
-            self.model_wrapped = self.accelerator.prepare(self.model)
-            if self.is_fsdp_enabled:
-                self.model = self.model_wrapped
-            if self.is_deepspeed_enabled:
-                self.deepspeed = self.model_wrapped
-        elif self.model_wrapped is self.model and self.is_deepspeed_enabled:
+        if self.model_wrapped is self.model and self.is_deepspeed_enabled and self._gathers_weights():
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.deepspeed = self.model_wrapped = self.accelerator.prepare(self.model)
+        elif self.model_wrapped is self.model and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             self.model.to(self.args.device)  # Trainer leaves this to the engine, which only training makes
         return self.model_wrapped
 

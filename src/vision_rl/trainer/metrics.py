@@ -2,7 +2,7 @@
 
 import torch
 
-from vision_rl.models.sampling import SampledCompletions
+from vision_rl.models.completions import SampledCompletions
 
 
 def completion_record(

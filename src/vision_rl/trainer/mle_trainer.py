@@ -8,7 +8,8 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from vision_rl.models.sampling import num_positions, special_ids
+from vision_rl.models.lengths import num_positions
+from vision_rl.models.special_ids import special_ids
 from vision_rl.models.uvim import UViMDecoder
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import CODES, VisionCollator

@@ -5,14 +5,17 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.preparation import disable_dropout
-from vision_rl.models.sampling import SampledCompletions, evaluation_mode, special_ids
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import evaluation_mode
 from vision_rl.randomness import uniform_table
 from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import checks
@@ -159,6 +162,8 @@ class VisionRewardTrainer(TeacherForcedTrainer):
     def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
         """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply.
 
+        Where a reward has prefix rewards: the returns `(B, G, T)`, what each token can still earn.
+
         With `reward_num_workers` the rewards of the sampled completions have been started before, and this waits for
         them. An override may change what it returns; one that scores in a way of its own needs no workers.
         """
@@ -166,20 +171,26 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         scores = self._finished(inputs["scores"] if drawn else self._start_rewards(completions, inputs))
         rewards = scores.rewards.view(completions.completion_ids.shape[:2])
         self._record(scores, rewards, completions)
+        if scores.returns is not None:
+            rewards = scores.returns_of(completions.completion_ids.shape[2]).view_as(completions.completion_ids)
         return rewards, scores.token_targets
 
     def _advantages(self, rewards: torch.Tensor, completions: SampledCompletions, inputs) -> torch.Tensor:
-        """Each sample's reward minus its baseline: `(B, G)`."""
+        """Each sample's reward minus its baseline: `(B, G)`, or each token's return minus its own: `(B, G, T)`."""
         if self.ref_model is not None:
             self._clock.enter("reference")
-            rewards = rewards - self.args.beta * self._kl(completions, inputs)
+            kl = self._kl(completions, inputs)
+            rewards = rewards - self.args.beta * (kl if rewards.ndim == 2 else kl[..., None])
         match self.args.baseline:
             case "leave_one_out":
                 return leave_one_out_advantages(rewards)
             case "first":
                 return first_advantages(rewards)
             case "greedy":
-                return greedy_advantages(rewards, self._finished(inputs["greedy_scores"]).rewards)
+                greedy = self._finished(inputs["greedy_scores"])
+                return greedy_advantages(
+                    rewards, greedy.rewards if rewards.ndim == 2 else greedy.returns_of(rewards.shape[2])
+                )
             case "mean":
                 return mean_advantages(rewards)
         return no_baseline_advantages(rewards)
@@ -189,7 +200,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         completions = completions.first(self.num_learning)  # (B, L, T), L = 1 or G
         num_samples = (num_images or len(advantages)) * self.num_learning  # of the whole update step
         ids, mask, _ = (field.flatten(0, 1) for field in completions)  # (B*L, T)
-        tokens = reinforce_weights(ids, mask, advantages[:, : self.num_learning].flatten())
+        tokens = reinforce_weights(ids, mask, advantages[:, : self.num_learning].flatten(0, 1))
         for targets in token_targets:  # TokenTargets.weight is stated for the mean over all positions
             tokens += token_target_weights(self._of_learners(targets), targets.weight * self.max_completion_length)
         loss = self._weighted_sum(model, inputs, completions, tokens)
@@ -210,7 +221,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         positions, ids, probabilities = (
             field[learns].to(self.args.device) for field in (positions, targets.ids, targets.probabilities)
         )
-        return TokenTargets(positions, ids, probabilities)
+        return replace(targets, positions=positions, ids=ids, probabilities=probabilities)
 
     def _start_rewards(self, completions: SampledCompletions, inputs) -> Callable[[], Scores]:
         """Decode and start the rewards; without workers they are computed here and now."""

@@ -33,9 +33,19 @@ class Scores:
     per_function: torch.Tensor  # (N, F)
     token_targets: list[TokenTargets]
     logged: dict[str, float] = field(default_factory=dict)
+    returns: torch.Tensor | None = None  # (N, T+1) what each token can still earn, last what is behind the end of all
 
     def to(self, device) -> "Scores":
-        return replace(self, rewards=self.rewards.to(device), per_function=self.per_function.to(device))
+        returns = None if self.returns is None else self.returns.to(device)
+        return replace(
+            self, rewards=self.rewards.to(device), per_function=self.per_function.to(device), returns=returns
+        )
+
+    def returns_of(self, length: int) -> torch.Tensor:
+        """The returns of the first `length` tokens `(N, length)`: the rewards, where no reward has prefix rewards."""
+        if self.returns is None:
+            return self.rewards[:, None].expand(-1, length)
+        return self.returns[:, torch.arange(length, device=self.returns.device).clamp(max=self.returns.shape[1] - 1)]
 
 
 class RewardSum:
@@ -116,18 +126,24 @@ class RewardSum:
         return functools.partial(self._collect, calls, completions, completion_ids, rows, logged)
 
     def _collect(self, calls: list["_Call"], completions, completion_ids, rows: list[int], logged: dict) -> Scores:
-        token_targets, values = [], []
+        token_targets, values, prefixes = [], [], []
         for call in calls:  # all have started: those that are async run while the others compute
-            output = call.result(self.timeout)
+            output, prefix = call.result(self.timeout), None
             if isinstance(output, RewardOutput):
                 if output.token_targets is not None:
                     _check_token_targets(call.name, output.token_targets, completion_ids)
                     token_targets.append(output.token_targets)
-                output = output.rewards
+                prefix, output = output.prefix_rewards, output.rewards
             values.append(_as_tensor(call.name, output, completions, rows))
+            prefixes.append(None if prefix is None else _prefix_rewards(call.name, prefix, values[-1], completion_ids))
         per_function = torch.stack(values, dim=1)  # (N, F)
-        rewards = (per_function * self.weights).nansum(1).masked_fill(per_function.isnan().all(1), float("nan"))
-        return Scores(rewards, per_function, token_targets, logged)
+        return Scores(
+            _weighted_sum(per_function, self.weights),
+            per_function,
+            token_targets,
+            logged,
+            _returns(per_function, prefixes, self.weights),
+        )
 
 
 class _Call:
@@ -221,6 +237,59 @@ def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[
         row, token = targets.positions[outside.nonzero()[0, 0]].tolist()
         has = f"that completion has {lengths[row]} tokens" if 0 <= row < len(lengths) else f"there are {len(lengths)}"
         raise ValueError(f"The reward `{name}` gave a token target for completion {row}, token {token}, but {has}.")
+    probabilities = targets.probabilities.float()
+    sums = probabilities.sum(1)
+    distribution = (probabilities > -1e-3).all(1) & (((sums - 1).abs() < 1e-3) | (sums == 0))
+    if not distribution.all():
+        raise ValueError(
+            f"The reward `{name}` gave token targets with the probabilities {probabilities[~distribution][0].tolist()}: "
+            "they must sum to 1, or all be 0 where nothing is to be learned."
+        )
+    ids = targets.ids.sort(1).values
+    if (ids[:, 0] < 0).any() or (targets.among == "candidates" and (ids[:, 1:] == ids[:, :-1]).any()):
+        raise ValueError(f"The reward `{name}` gave token targets with an id below 0, or twice at one position.")
+
+
+def _prefix_rewards(name: str, prefix, rewards: torch.Tensor, completion_ids: list[list[int]]) -> torch.Tensor:
+    """`(N, T+1)` of `rewards (N,)`: behind the end of a completion, what is earned is all of its reward."""
+    prefix = torch.as_tensor(prefix, dtype=torch.float32).cpu()
+    lengths = torch.tensor([len(ids) for ids in completion_ids])
+    longest = int(lengths.max())
+    if prefix.ndim != 2 or len(prefix) != len(lengths) or prefix.shape[1] < longest:
+        raise ValueError(
+            f"The reward `{name}` gave prefix_rewards of the shape {tuple(prefix.shape)}; it must be ({len(lengths)}, T): "
+            f"one row a completion, one number a token, and the longest completion has {longest}."
+        )
+    prefix = torch.nn.functional.pad(prefix[:, :longest], (0, 1))
+    behind = torch.arange(longest + 1) >= lengths[:, None]
+    prefix = torch.where(behind | rewards.isnan()[:, None], rewards[:, None], prefix)
+    broken = ~prefix.isfinite() & ~rewards.isnan()[:, None]
+    if broken.any():
+        row, token = broken.nonzero()[0].tolist()
+        raise ValueError(
+            f"The reward `{name}` gave a prefix reward of {prefix[row, token]} for completion {row}, token {token}; it "
+            "must be finite."
+        )
+    return prefix
+
+
+def _returns(
+    per_function: torch.Tensor, prefixes: list[torch.Tensor | None], weights: torch.Tensor
+) -> torch.Tensor | None:
+    """What each token can still earn `(N, T+1)`: of each reward what was not earned before, all of one without prefixes."""
+    width = next((prefix.shape[1] for prefix in prefixes if prefix is not None), None)
+    if width is None:
+        return None
+    columns = [
+        values[:, None].expand(-1, width) if prefix is None else values[:, None] - prefix
+        for values, prefix in zip(per_function.unbind(1), prefixes, strict=True)
+    ]
+    return _weighted_sum(torch.stack(columns, dim=-1), weights)
+
+
+def _weighted_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Over the functions, `(..., F)`; NaN, one that does not apply, is left out, and is the sum where none does."""
+    return (per_function * weights).nansum(-1).masked_fill(per_function.isnan().all(-1), float("nan"))
 
 
 def _as_tensor(name: str, rewards, completions: list, rows: list[int]) -> torch.Tensor:

@@ -5,8 +5,11 @@ from collections import defaultdict
 import torch
 import torch.nn.functional as F
 
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_logits
-from vision_rl.models.sampling import SampledCompletions, evaluation_mode, policy_logits, serves, special_ids
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.token_draw import policy_logits
+from vision_rl.models.unwrapping import evaluation_mode, is_vision_encoder_decoder
 from vision_rl.trainer.reward_config import VisionRewardConfig
 from vision_rl.trainer.timing import StepClock
 from vision_rl.trainer.vision_trainer import VisionTrainer
@@ -30,7 +33,7 @@ class TeacherForcedTrainer(VisionTrainer):
         Only where both see the same encoder, so without dropout, and where a rank holds all of its weights.
         """
         policy = self.bare(self.model_wrapped)
-        shared = serves(policy) and self.args.disable_dropout and not self._gathers_weights()
+        shared = is_vision_encoder_decoder(policy) and self.args.disable_dropout and not self._gathers_weights()
         if not shared or "encoder_outputs" in inputs:
             return inputs
         self._clock.enter("encode")
@@ -47,7 +50,7 @@ class TeacherForcedTrainer(VisionTrainer):
         Images without a weight, such as those whose samples all got the same reward, are not decoded, and neither is
         what lies behind the last weight: the gradient stays the same.
         """
-        tokens = tokens.that_learn()
+        tokens = tokens.nonzero()
         ids = completions.completion_ids[:, :, : int(tokens.positions.max()) + 1]
         name = "encoder_outputs" if "encoder_outputs" in inputs else "pixel_values"
         images = {name: inputs[name]}
@@ -67,7 +70,7 @@ class TeacherForcedTrainer(VisionTrainer):
         """The loss and each `log p (E,)`, by one pass over `completion_ids (B, L, T)`; each image is encoded once."""
         policy = self.bare(model)
         special = special_ids(policy)
-        if not serves(policy):
+        if not is_vision_encoder_decoder(policy):
             images = {name: value.repeat_interleave(completion_ids.shape[1], dim=0) for name, value in images.items()}
         completion_ids = completion_ids.flatten(0, 1)  # (B*L, T)
         decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=special.decoder_start)
@@ -82,7 +85,7 @@ class TeacherForcedTrainer(VisionTrainer):
 
     def _can_fuse_head(self, policy, images: dict) -> bool:
         """Whether the head may compute the loss, asked once; what is compiled, or in float16, takes the plain way."""
-        if not serves(policy) or self.args.torch_compile or self.args.fp16:
+        if not is_vision_encoder_decoder(policy) or self.args.torch_compile or self.args.fp16:
             return False
         inputs = self.model_inputs({name: value[:1] for name, value in images.items()})
         start = torch.full((1, 1), special_ids(policy).decoder_start, device=self.args.device)

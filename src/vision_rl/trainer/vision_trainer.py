@@ -22,8 +22,15 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.preparation import align_special_ids, forbid_uncounted_id, freeze_unused_parameters
-from vision_rl.models.sampling import base_model, completion_length, decoder_of, serves, share_images
+from vision_rl.models.lengths import completion_length
+from vision_rl.models.preparation import (
+    align_special_ids,
+    forbid_uncounted_id,
+    freeze_unused_parameters,
+    prepare_for_fsdp,
+)
+from vision_rl.models.shared_images import share_images
+from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
 from vision_rl.models.uvim import UViMDecoder
 from vision_rl.processing import as_vision_processor
 from vision_rl.trainer import checks
@@ -125,6 +132,8 @@ class VisionTrainer(CompletingTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.is_fsdp_enabled:
+            prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         self.bare(self.model).add_model_tags(self._tag_names)
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -138,13 +147,13 @@ class VisionTrainer(CompletingTrainer):
         align_special_ids(policy, processing_class)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         length = args.max_completion_length or self.processor.completion_length
-        if serves(policy):
+        if is_vision_encoder_decoder(policy):
             forbid_uncounted_id(policy)
         checks.check_model(policy, self.processor, length)
         self.max_completion_length = completion_length(policy, length)
         policy.generation_config.max_new_tokens = self.max_completion_length  # saved: `generate` would stop at 20
         freeze_unused_parameters(policy)
-        if serves(policy):
+        if is_vision_encoder_decoder(policy):
             share_images(policy)
         else:
             logger.warning(
@@ -173,7 +182,7 @@ class VisionTrainer(CompletingTrainer):
         return {keyword: column for keyword, column in columns.items() if column in present or keyword in named}
 
     def _check_data(self, args: VisionConfig, datasets: dict, collator: VisionCollator, policy) -> None:
-        vocab_size = decoder_of(policy).config.vocab_size if serves(policy) else None
+        vocab_size = decoder_of(policy).config.vocab_size if is_vision_encoder_decoder(policy) else None
         for name, dataset in datasets.items():
             columns = checks.column_names(dataset)
             needed: Any = self.target_columns if self.learns_from_labels else args.target_columns or {}

@@ -1,0 +1,48 @@
+"""Under autocast: the decoder's weights cast once a rollout, not once a token.
+
+Autocast keeps the cast of a weight only if the weight learns: frozen ones, and those beneath LoRA, are cast at every
+use, which is every token.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+
+class CastWeights:
+    """Copies of the weights of linear layers in autocast's dtype, at one place in memory for as long as this lives.
+
+    A weight that an embedding shares keeps its dtype there: autocast does not cast what is looked up.
+    """
+
+    def __init__(self, decoder: nn.Module, dtype: torch.dtype):
+        self.places = [
+            (module, name)
+            for module in decoder.modules()
+            if type(module) in (nn.Linear, Conv1D)
+            for name in ("weight", "bias")
+            if getattr(module, name) is not None and getattr(module, name).dtype == torch.float32
+        ]
+        self.casts: list[nn.Parameter] = [
+            nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False) for weight in self._weights()
+        ]
+
+    def _weights(self) -> list[nn.Parameter]:
+        return [getattr(module, name) for module, name in self.places]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the layers have the copies for their weights, cast anew."""
+        weights = self._weights()
+        with torch.no_grad():
+            torch._foreach_copy_(list[torch.Tensor](self.casts), list[torch.Tensor](weights))
+        try:
+            for (module, name), cast in zip(self.places, self.casts, strict=True):
+                setattr(module, name, cast)
+            yield
+        finally:
+            for (module, name), weight in zip(self.places, weights, strict=True):
+                setattr(module, name, weight)

@@ -1,0 +1,97 @@
+"""One decoder, one shape of work, and the fastest way to run it here: what `sample` starts and writes."""
+
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vision_rl.models.cache_position import CachePosition
+from vision_rl.models.cast_weights import CastWeights
+from vision_rl.models.cuda_graphs import CudaGraphRunner, addresses, kept_rollouts
+from vision_rl.models.decode_step import ModelStep, takes_positions
+from vision_rl.models.decoding import Decoding, EagerRunner
+from vision_rl.models.fast_step import VisionStep, is_plain
+from vision_rl.models.packed_linear import can_pack, packed_linears
+
+
+class Work(NamedTuple):
+    """All that a rollout depends on beside the decoder, the images' content and the uniforms."""
+
+    num_images: int  # B, or B*G for a decoder that wants images repeated
+    num_rows: int  # B*G
+    length: int
+    start: int
+    pad: int
+    ends: tuple[int, ...]
+    suppressed: tuple[int, ...]
+    do_sample: bool
+    temperature: float
+    watched_ids: tuple[int, ...]
+    device: torch.device
+    autocast: torch.dtype | None  # of the matrix products
+    synced: bool
+
+
+def rollout_of(decoder: Any, work: Work) -> "Rollout":
+    """A new rollout; on a GPU, where the step can be a CUDA graph, the one that did such work before."""
+    if work.length > getattr(decoder.config, "max_position_embeddings", work.length) and takes_positions(decoder):
+        raise ValueError(
+            f"Completions of {work.length} tokens do not fit the decoder's {decoder.config.max_position_embeddings} "
+            "learned positions: make max_position_embeddings larger, or max_completion_length smaller."
+        )
+    if can_capture(decoder, work):
+        key = (work, addresses(decoder), is_plain(decoder))
+        return kept_rollouts(decoder).get(key, lambda: Rollout(decoder, work, CudaGraphRunner()))
+    return Rollout(decoder, work, EagerRunner(check_every=1 if work.device.type == "cpu" else 8))
+
+
+def can_capture(decoder: Any, work: Work) -> bool:
+    """Whether the steps can be CUDA graphs: weights that are gathered when a module is called must see the calls."""
+    return work.device.type == "cuda" and takes_positions(decoder) and not work.synced and CudaGraphRunner.works
+
+
+class Rollout:
+    """A `Decoding`, and what its steps run with."""
+
+    def __init__(self, decoder: Any, work: Work, runner: EagerRunner):
+        self.decoder, self.work, self.runner = decoder, work, runner
+        self.casts: CastWeights | None = None
+        if work.autocast is not None and not work.synced:
+            self.casts = CastWeights(decoder, work.autocast)
+        self.fast = is_plain(decoder) and not work.synced
+        self.decoding: Decoding | None = None
+
+    def write(self, images: Tensor, uniforms: Tensor | None) -> Decoding:
+        """The completions about `images (B, N, d)`; `uniforms (B*G, >= length)` where it samples."""
+        with ExitStack() as stack:
+            if self.casts is not None:
+                stack.enter_context(self.casts.in_place())
+            elif can_pack(self.work.device, self.work.length) and not self.work.synced:
+                stack.enter_context(packed_linears(self.decoder))
+            if self.decoding is None:
+                self.decoding = self._make_decoding()
+            self.decoding.start(images, uniforms)
+            self.decoding.write(self.runner, self.work.synced)
+        return self.decoding
+
+    def _make_decoding(self) -> Decoding:
+        work = self.work
+        position = CachePosition(work.length, work.device)
+        step = VisionStep(self.decoder, position) if self.fast else ModelStep(self.decoder, position)
+        ends, suppressed, watched = (
+            torch.tensor(ids, dtype=torch.long, device=work.device)
+            for ids in (work.ends, work.suppressed, work.watched_ids)
+        )
+        return Decoding(
+            step,
+            work.num_images,
+            work.num_rows,
+            start=work.start,
+            pad=work.pad,
+            ends=ends,
+            suppressed=suppressed,
+            temperature=work.temperature,
+            do_sample=work.do_sample,
+            watched=watched,
+        )

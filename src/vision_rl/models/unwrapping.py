@@ -1,0 +1,66 @@
+"""The transformers model and its parts, out of whatever has been put around them; and its modes of running."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import VisionEncoderDecoderModel
+
+
+def base_model(model: Any) -> Any:
+    """The transformers model itself, out of what `torch.compile` and PEFT have put around it."""
+    model = getattr(model, "_orig_mod", model)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_vision_encoder_decoder(model: nn.Module) -> bool:
+    """Whether the model is one that `sample` draws from itself; another encoder-decoder goes through `generate`."""
+    return isinstance(base_model(model), VisionEncoderDecoderModel)
+
+
+def decoder_of(policy: VisionEncoderDecoderModel) -> Any:
+    """The decoder as it is trained: of PEFT's `modules_to_save=["decoder"]` the copy, not what holds it."""
+    decoder: Any = policy.decoder
+    if not isinstance(decoder, ModulesToSaveWrapper):
+        return decoder
+    active = [] if decoder.disable_adapters else decoder.active_adapters
+    return decoder.modules_to_save[active[0]] if active else decoder.original_module
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, every module's own mode back afterwards, also after an error."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
+    """Inside, calling `module` calls `forward`; its hooks run as ever."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def call_inside_forward(model: Any, function: Callable[[], Any]) -> Any:
+    """`function()`, which calls parts of the model; under FSDP2 from inside the model's forward.
+
+    FSDP2 gathers the weights that belong to no layer, such as the embeddings, in the hooks of the whole model's forward.
+    A part that is called by itself would find shards in their place.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, FSDPModule):
+        with replaced_forward(cast(nn.Module, model), function):
+            return cast(nn.Module, model)()
+    return function()
