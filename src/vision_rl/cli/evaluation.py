@@ -42,14 +42,14 @@ def evaluate(given: Read) -> Callable[[], None]:
         processing_class=processor,
         completion_decoder=building.completion_decoder(processor, args.model),
     )
-    return lambda: _evaluate(trainer, given, rows, folder)
+    shards = Shards(folder / "shards", _identity(args.model, rows, args.shard_size), len(rows), args.shard_size)
+    return lambda: _evaluate(trainer, given, rows, folder, shards)
 
 
-def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path) -> None:
+def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards") -> None:
     """Shard after shard, all ranks on each; what an earlier run has finished is not answered again."""
     args = given.own[0]
     metric = given.task.make_metric(trainer.processor)
-    shards = Shards(folder / "shards", _identity(args.model, rows, args.shard_size), len(rows), args.shard_size)
     for start, path in shards.missing():
         part = rows.select(range(start, min(start + args.shard_size, len(rows))))
         answers = trainer.predict(part)

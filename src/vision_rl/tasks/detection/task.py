@@ -1,5 +1,6 @@
 """Detection for the command line and the pipeline: its data, its options, its rewards by name (`vision_rl.task`)."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -11,7 +12,7 @@ from datasets import Dataset
 from vision_rl.data.coco import category_ids, category_names, load_coco_detection
 from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
 from vision_rl.tasks.detection.average_precision import coco_map
-from vision_rl.tasks.detection.coco_results import save_coco_results
+from vision_rl.tasks.detection.coco_results import coco_results
 from vision_rl.tasks.detection.drawing import draw
 from vision_rl.tasks.detection.processing import DetectionProcessor
 from vision_rl.tasks.detection.rewards import AveragePrecisionReward, RecallReward
@@ -103,7 +104,10 @@ def make_draw(processor: DetectionProcessor) -> Callable:
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: DetectionProcessor) -> None:
-    """`detections.json`, as COCO's server and pycocotools' `loadRes` read it."""
-    save_coco_results(
-        folder / "detections.json", predictions, [row["image_id"] for row in rows], processor.category_ids
-    )
+    """`detections.json`, as COCO's server and pycocotools' `loadRes` read it; with the name of each category."""
+    results = coco_results(predictions, list(range(len(rows))), list(range(processor.num_labels)))
+    for result in results:
+        label = result["category_id"]
+        result["image_id"] = rows[result["image_id"]]["image_id"]
+        result |= {"category_id": processor.category_ids[label], "category_name": processor.categories[label]}
+    (folder / "detections.json").write_text(json.dumps(results))
