@@ -37,7 +37,10 @@ class Task(Protocol):
         """The rows of "train", "validation" or "test"; None where the options name none for it."""
 
     def make_processor(self, options: Any, image_processor: Any, rows: Any) -> Any:
-        """The processor of a new model, for images as `image_processor` makes them and targets as `rows` have them."""
+        """The processor of a new model, for images as `image_processor` makes them and targets as `rows` have them.
+
+        `rows` is None in a dry run whose data is not there yet.
+        """
 
     def make_metric(self, processor: Any) -> Callable[..., dict]:
         """What trainers take as `compute_metrics`: `metric(predictions=, references=) -> dict`."""

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 
 from vision_rl.cli import arguments as kinds
-from vision_rl.cli.reading import read
+from vision_rl.cli.reading import read, read_training
 
 
 Run = Callable[[], None]
@@ -20,8 +20,7 @@ def prepare(arguments: Sequence[str]) -> Run:
 
 def stage1(arguments: Sequence[str]) -> Run:
     """Stage I of a task with codes: learn to write dense maps as codes, and to read them back (UViM)."""
-    own = (kinds.Stage1Arguments, kinds.DataArguments, kinds.RunArguments)
-    given = read("stage1", arguments, own, stage1.__doc__, "VisionMLEConfig")
+    given = read_training("stage1", arguments, stage1.__doc__)
     from vision_rl.cli import training
 
     return training.stage1(given)
@@ -29,8 +28,7 @@ def stage1(arguments: Sequence[str]) -> Run:
 
 def mle(arguments: Sequence[str]) -> Run:
     """Step 1: imitate the labels, from new weights or from those of another model."""
-    own = (kinds.ModelArguments, kinds.DataArguments, kinds.RunArguments)
-    given = read("mle", arguments, own, mle.__doc__, "VisionMLEConfig")
+    given = read_training("mle", arguments, mle.__doc__)
     from vision_rl.cli import training
 
     return training.mle(given)
@@ -38,8 +36,7 @@ def mle(arguments: Sequence[str]) -> Run:
 
 def tune(arguments: Sequence[str]) -> Run:
     """Step 2: sample answers, score them, and make the better ones more likely (REINFORCE)."""
-    own = (kinds.TuneArguments, kinds.DataArguments, kinds.RunArguments)
-    given = read("tune", arguments, own, tune.__doc__, "VisionRewardConfig")
+    given = read_training("tune", arguments, tune.__doc__)
     from vision_rl.cli import training
 
     return training.tune(given)

@@ -39,6 +39,7 @@ def evaluate(given: Read) -> Callable[[], None]:
             report_to="none",
             disable_tqdm=True,
         ),
+        eval_dataset=rows,  # looked at before an hour of answers
         processing_class=processor,
         completion_decoder=building.completion_decoder(processor, args.model),
     )

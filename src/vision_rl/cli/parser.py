@@ -1,6 +1,7 @@
 """The command line of a command: TRL's parser, with help in groups, and with the nearest name where one is not known."""
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
@@ -13,6 +14,8 @@ from trl import TrlParser
 
 class CommandParser(TrlParser):
     """Parses the options of a command from its dataclasses and a `--config`: a YAML file or the name of a recipe.
+
+    A config may say its `command`, and variables of the environment in `env`, as TRL's.
 
     Raises:
         ValueError: in place of argparse's exit, for options and keys that are unknown, with the nearest that is.
@@ -28,6 +31,7 @@ class CommandParser(TrlParser):
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
         )
+        self.command = command
         for group in self._action_groups:
             group.title = {"options": "Others"}.get(str(group.title), group.title)
 
@@ -55,10 +59,18 @@ class CommandParser(TrlParser):
         self._check_known("option", given, taken)
         path = config_path(arguments)
         if path is not None:
-            self._check_known("key", list(read_config(arguments)), [*known, "env"], f" of {path}")
+            config = read_config(arguments)
+            command = config.pop("command", self.command)
+            if command != self.command:
+                raise ValueError(f"{path} is a run of `vision-rl {command}`.")
+            os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
+            self._check_known("key", list(config), known, f" of {path}")
+            lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
+            several = {key: [config[key]] for key in lists & set(config) if not isinstance(config[key], list | None)}
+            self.set_defaults_with_config(**config | several)
             place = arguments.index("--config")
-            arguments[place + 1] = str(path)
-        return self.parse_args_and_config(arguments)
+            del arguments[place : place + 2]
+        return self.parse_args_into_dataclasses(arguments)
 
     def _check_known(self, noun: str, names: list[str], known: list[str], where: str = "") -> None:
         for name in names:
@@ -107,8 +119,7 @@ def package_file(name_or_path: str, folder: str, noun: str) -> Path:
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
-    there = {Path(str(file)).stem: Path(str(file)) for file in files("vision_rl").joinpath(folder).iterdir()}
-    there = {name: path for name, path in there.items() if path.suffix == ".yaml"}
+    there = {path.stem: path for path in _yaml_files(folder)}
     if name_or_path not in there:
         nearest = get_close_matches(name_or_path, there, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
@@ -116,3 +127,13 @@ def package_file(name_or_path: str, folder: str, noun: str) -> Path:
             f"{name_or_path} is neither a file nor a {noun}.{hint} There are {', '.join(sorted(there))}."
         )
     return there[name_or_path]
+
+
+def recipe_files() -> list[Path]:
+    """The recipes of the package."""
+    return _yaml_files("recipes")
+
+
+def _yaml_files(folder: str) -> list[Path]:
+    paths = [Path(str(file)) for file in files("vision_rl").joinpath(folder).iterdir()]
+    return sorted(path for path in paths if path.suffix == ".yaml")

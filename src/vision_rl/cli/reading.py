@@ -5,9 +5,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vision_rl.cli.arguments import TaskArguments
+from vision_rl.cli.arguments import (
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    Stage1Arguments,
+    TaskArguments,
+    TuneArguments,
+)
 from vision_rl.cli.parser import CommandParser, read_config, value_of
 from vision_rl.task import load_task, task_of
+
+
+TRAINING: dict[str, tuple[type, str]] = {
+    "stage1": (Stage1Arguments, "VisionMLEConfig"),
+    "mle": (ModelArguments, "VisionMLEConfig"),
+    "tune": (TuneArguments, "VisionRewardConfig"),
+}
 
 
 @dataclass
@@ -72,6 +86,12 @@ def read(
         tuple(parsed[kind] for kind in own),
         None if training is None else parsed[kinds[-1]],
     )
+
+
+def read_training(command: str, arguments: Sequence[str], description: str | None = None) -> Read:
+    """Of `stage1`, `mle` and `tune`: model, data and run, with the trainer's config."""
+    kind, config = TRAINING[command]
+    return read(command, arguments, (kind, DataArguments, RunArguments), description, config)
 
 
 def _task_of(model: str | None, command: str) -> Any:

@@ -19,7 +19,7 @@ from vision_rl.tasks.captioning.rewards import CiderReward
 
 
 Processor = CaptioningProcessor
-KARPATHY = {"train": ("train", "restval"), "validation": "val", "test": "test"}
+KARPATHY = {"train": None, "validation": "val", "test": "test"}  # None: with restval where there is one
 
 
 @dataclass
@@ -41,6 +41,9 @@ class Options:
     )
     tokenizer: str = field(
         default="google-bert/bert-base-uncased", metadata={"help": "Of a new model. The default is the paper's."}
+    )
+    vocab_size: int | None = field(
+        default=None, metadata={"help": "Tokens that it must have; a dry run without the tokenizer goes by it."}
     )
     max_caption_length: int | None = field(
         default=None, metadata={"help": "Of the labels in tokens; None: 128, as in the paper."}
@@ -71,6 +74,8 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset) -> Cap
         tokenizer.bos_token = tokenizer.cls_token
     if tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
+    if options.vocab_size not in (None, len(tokenizer)):
+        raise ValueError(f"{options.tokenizer} has {len(tokenizer)} tokens, and vocab_size is {options.vocab_size}.")
     length = {} if options.max_caption_length is None else {"max_caption_length": options.max_caption_length}
     return CaptioningProcessor(image_processor, tokenizer, **length)
 

@@ -32,6 +32,9 @@ class Options:
     scenes: int | None = field(
         default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 48 pixels."}
     )
+    num_categories: int | None = field(
+        default=None, metadata={"help": "How many the data must have; a dry run without the data goes by it."}
+    )
     num_bins: int | None = field(default=None, metadata={"help": "Of a coordinate. None: 1000, as in the paper."})
     max_boxes: int | None = field(default=None, metadata={"help": "Of an image. None: 100, as in the paper."})
     box_order: Literal["random", "sorted"] | None = field(default=None, metadata={"help": "Of a box; None: random."})
@@ -66,18 +69,29 @@ def load_data(options: Options, split: str) -> Dataset | None:
     return None
 
 
-def make_processor(options: Options, image_processor: Any, rows: Dataset) -> DetectionProcessor:
-    names = category_names(rows) if options.scenes is None else list(CATEGORIES)
-    if names is None:
-        raise ValueError("The data set has numbers for its categories and no names: type the column as a ClassLabel.")
+def make_processor(options: Options, image_processor: Any, rows: Dataset | None) -> DetectionProcessor:
+    names = _category_names(options, rows)
+    if options.num_categories not in (None, len(names)):
+        raise ValueError(f"The data has {len(names)} categories, and num_categories is {options.num_categories}.")
     file = options.annotation_file or options.eval_annotation_file
     chosen: dict[str, Any] = {"score": "likelihood"}
     for option in fields(options):
         value = getattr(options, option.name)
         if value is not None and option.name in _OF_PROCESSOR:
             chosen[option.name] = value
-    ids = None if file is None else category_ids(file)
+    ids = None if file is None or rows is None else category_ids(file)
     return DetectionProcessor(image_processor, names, category_ids=ids, **chosen)
+
+
+def _category_names(options: Options, rows: Dataset | None) -> list[str]:
+    if rows is None:
+        if options.num_categories is None:
+            raise ValueError("Without the data nobody knows its categories: give num_categories.")
+        return [f"category {place}" for place in range(options.num_categories)]
+    names = list(CATEGORIES) if options.scenes is not None else category_names(rows)
+    if names is None:
+        raise ValueError("The data set has numbers for its categories and no names: type the column as a ClassLabel.")
+    return names
 
 
 _OF_PROCESSOR = ("num_bins", "max_boxes", "box_order", "resize", "score", "absent_weight")

@@ -37,6 +37,9 @@ class Options:
     scenes: int | None = field(
         default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 64 pixels."}
     )
+    num_categories: int | None = field(
+        default=None, metadata={"help": "How many the data must have; a dry run without the data goes by it."}
+    )
     max_instances: int | None = field(
         default=None, metadata={"help": "Channels of instances; None: 100, the paper's."}
     )
@@ -67,13 +70,23 @@ def load_data(options: Options, split: str) -> Dataset | None:
     return digit_scenes(split, count, annotations=["segmentation"], **size)  # type: ignore[arg-type]
 
 
-def make_processor(options: Options, image_processor: Any, rows: Dataset) -> PanopticProcessor:
-    file = options.categories_file or options.annotation_file or options.eval_annotation_file
-    if file is None and options.scenes is None:
-        raise ValueError("A data set's maps do not say what their categories are: give categories_file, COCO's JSON.")
-    categories = list(PANOPTIC_CATEGORIES) if file is None else panoptic_categories(file)
+def make_processor(options: Options, image_processor: Any, rows: Dataset | None) -> PanopticProcessor:
+    categories = _categories(options, rows)
+    if options.num_categories not in (None, len(categories)):
+        raise ValueError(f"The data has {len(categories)} categories, and num_categories is {options.num_categories}.")
     chosen = {name: getattr(options, name) for name in _OF_PROCESSOR if getattr(options, name) is not None}
     return PanopticProcessor(image_processor, categories, **chosen)
+
+
+def _categories(options: Options, rows: Dataset | None) -> list[dict[str, Any]]:
+    file = options.categories_file or options.annotation_file or options.eval_annotation_file
+    if rows is None and options.num_categories is not None:
+        return [{"id": place, "name": f"category {place}", "isthing": 1} for place in range(options.num_categories)]
+    if file is not None:
+        return panoptic_categories(file)
+    if options.scenes is not None:
+        return list(PANOPTIC_CATEGORIES)
+    raise ValueError("A data set's maps do not say what their categories are: give categories_file, COCO's JSON.")
 
 
 _OF_PROCESSOR = ("max_instances", "num_codes", "code_len", "flip", "crop_area", "min_fraction")
