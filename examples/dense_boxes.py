@@ -41,17 +41,22 @@ class DenseBoxesMLETrainer(VisionMLETrainer):
         return (loss, outputs) if return_outputs else loss
 
     def dense_targets(self, columns, num_patches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """For each patch the class `(B, N)` and the box `(B, N, 4)` in 0..1 of the smallest box that its centre lies in."""
+        """For each patch the class `(B, N)` and the box `(B, N, 4)` in 0..1 of the smallest box that its centre lies in.
+
+        Crowd regions are no objects: as in the processor's labels, they are left out.
+        """
         side = round(num_patches**0.5)
         y, x = (np.mgrid[:side, :side].reshape(2, -1) + 0.5) / side  # (N,) centres in 0..1
         labels = np.full((len(columns.references), num_patches), self.num_labels)
         boxes = np.zeros((*labels.shape, 4), np.float32)
         for row, (reference, size) in enumerate(zip(columns.references, columns.image_sizes, strict=True)):
-            x0, y0, x1, y1 = (reference["boxes"] / np.tile(size, 2)).T[:, :, None]  # (n, 1) each
+            objects = ~reference["iscrowd"]
+            classes = reference["labels"][objects]
+            x0, y0, x1, y1 = (reference["boxes"][objects] / np.tile(size, 2)).T[:, :, None]  # (n, 1) each
             inside = (x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1)  # (n, N)
             if inside.any():
                 area = np.where(inside, (x1 - x0) * (y1 - y0), np.inf)
                 smallest, covered = area.argmin(0), inside.any(0)
-                labels[row, covered] = reference["labels"][smallest[covered]]
+                labels[row, covered] = classes[smallest[covered]]
                 boxes[row, covered] = np.concatenate([x0, y0, x1, y1], axis=1)[smallest[covered]]
         return torch.from_numpy(labels), torch.from_numpy(boxes)

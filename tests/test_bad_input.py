@@ -106,16 +106,17 @@ class TestDataSets:
         with pytest.raises(ValueError, match="One step takes 4 images .*has only 3: lower the batch size"):
             reward_trainer(tmp_path, dataset=text_dataset(3))
 
-    def test_a_streaming_data_set_is_told_to_be_loaded(self, tmp_path):
+    def test_a_data_set_without_length_and_index_that_is_no_stream_is_told_to_be_loaded(self, tmp_path):
         with pytest.raises(TypeError, match="streaming=False"):
-            reward_trainer(tmp_path, dataset=text_dataset(8).to_iterable_dataset())
+            reward_trainer(tmp_path, dataset=iter(text_dataset(8)))
 
     def test_a_text_that_is_no_string_names_its_row(self, tmp_path):
         rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]
         with pytest.raises(
-            ValueError, match="TextProcessor cannot use row 2 .*`text`.*: text must be a string, it is a None"
+            ValueError,
+            match=r"train_dataset: Row 2, column `text`: text must be a string, .* \(1 of 4 rows cannot be used",
         ):
-            mle_trainer(tmp_path, rows, shuffle_dataset=False).train()
+            mle_trainer(tmp_path, rows)
 
     def test_a_row_of_a_list_that_lacks_a_column_is_named(self, tmp_path):
         rows = [{"image": image, "text": "ab"} for image in tiny_images(4)]

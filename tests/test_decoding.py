@@ -1,5 +1,7 @@
 """The decode loop against a slow one without a cache, and against itself: dropped rows, buckets, hooks, adapters."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from peft import LoraConfig, get_peft_model
 from scipy import stats
 from test_sampling import DECODERS, pixels, teacher_forced_logps
 from tiny import END, START, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.pytorch_utils import Conv1D
 
 from vision_rl.models import VisionDecoderForCausalLM
 from vision_rl.models.decoder import VisionDecoderSelfAttention
@@ -283,6 +287,52 @@ def test_bfloat16_autocast_samples_close_to_its_own_teacher_forced_pass(decoder)
         logps = teacher_forced_logps(model, pixels(B), completions.completion_ids)
     assert completions.per_token_logps.dtype == torch.float32
     assert (logps - completions.per_token_logps).masked_fill(completions.completion_mask == 0, 0).abs().max() < 0.1
+
+
+class Casts(TorchDispatchMode):
+    """Counts what is cast to bfloat16."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += "_to_copy" in function.name() and result.dtype == torch.bfloat16
+        return result
+
+
+def casts_a_token(model) -> int:
+    counts = []
+    for length in (4, 5):
+        with Casts() as casts, torch.autocast("cpu", torch.bfloat16):
+            sample(model, pixels(B), G, max_completion_length=length)
+        counts.append(casts.count)
+    return counts[1] - counts[0]
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2"])
+def test_autocast_casts_no_frozen_weight_at_every_token(decoder):
+    """It keeps casts of weights that learn, and of no others: those of a frozen model, or beneath adapters."""
+    learning = endless_model() if decoder == "ours" else tiny_model(decoder, end=None)
+    frozen = copy.deepcopy(learning).requires_grad_(False)
+    adapted = get_peft_model(copy.deepcopy(learning), LoraConfig(target_modules=["q_proj", "c_attn"], r=2))
+    products = sum(type(module) in (torch.nn.Linear, Conv1D) for module in learning.decoder.modules())
+    assert casts_a_token(frozen) == casts_a_token(learning) < products
+    assert casts_a_token(adapted) <= casts_a_token(learning) + 2 * 4 * 2  # what enters A and B, of each adapter
+    with torch.autocast("cpu", torch.bfloat16):
+        how = {"uniforms": uniforms(), "max_completion_length": T}
+        expected, actual = sample(learning, pixels(B), G, **how), sample(frozen, pixels(B), G, **how)
+    assert torch.equal(actual.completion_ids, expected.completion_ids)
+    assert torch.equal(actual.per_token_logps, expected.per_token_logps)
+
+
+def test_cast_weights_are_put_back_whatever_happens():
+    model = model_of()
+    before = dict(model.named_parameters())
+    model.decoder.layer_norm.register_forward_hook(lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError), torch.autocast("cpu", torch.bfloat16):
+        sample(model, pixels(B), G, max_completion_length=T)
+    after = dict(model.named_parameters())
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before)
 
 
 def test_more_tokens_than_positions_are_refused_before_anything_is_drawn():

@@ -425,6 +425,25 @@ def test_results_are_boxes_with_width_and_height_under_cocos_ids(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
+@pytest.mark.parametrize(
+    ("image_id", "written"),
+    [("img_a", "img_a"), ("000123", "000123"), (1.0, 1), (1.5, 1.5), (np.int64(7), 7), (np.str_("7"), "7"), (0, 0)],
+)
+def test_ids_in_results_are_those_of_the_file(image_id, written):
+    """A text stays a text, also one of digits, and no number is rounded to another image's."""
+    for category in (1, "1", "person"):
+        (result,) = coco_results([GOOD], [image_id], [category])
+        assert (result["image_id"], result["category_id"]) == (written, category)
+        assert type(result["image_id"]) is type(written) and type(result["category_id"]) is type(category)
+
+
+def test_ids_in_arrays_and_tensors_are_numbers():
+    for ids in (np.array([5, 6]), torch.tensor([5, 6])):
+        results = coco_results([GOOD, GOOD], ids, ids)
+        assert [result["image_id"] for result in results] == [5, 6] and results[0]["category_id"] == 5
+        json.dumps(results)
+
+
 def test_pycocotools_reads_the_results_and_finds_the_same_numbers(tmp_path):
     predictions, references = scenes(4, whole=True)
     for prediction in predictions:
@@ -453,6 +472,13 @@ def test_pycocotools_reads_the_results_and_finds_the_same_numbers(tmp_path):
     [
         ([1], [1], "There are 2 predictions but 1 image_ids"),
         ([1, 1], [1], "image_ids has an id more than once"),
+        ([1, 1.0], [1], "image_ids has an id more than once"),
+        ([1, None], [1], r"image_ids\[1\] is None, which is no id"),
+        ([True, 2], [1], r"image_ids\[0\] is True, which is no id"),
+        ([1, ["a"]], [1], r"image_ids\[1\] is \['a'\], which is no id"),
+        ([1, float("nan")], [1], r"image_ids\[1\] is nan, which is no id"),
+        (["", 2], [1], r"image_ids\[0\] is '', which is no text"),
+        ([1, 2], [None], r"category_ids\[0\] is None, which is no id"),
         ([1, 2], [], "A label in the prediction of image 0 is 0, but there are 0 labels"),
     ],
 )

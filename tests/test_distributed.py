@@ -26,6 +26,7 @@ CALLS = {
     "reward": {"kind": "reward", "rows": 20},
     # ViT encoders with a pooling head that no loss reaches, decoders that get the images through a hook
     "reward_gpt2": {"kind": "reward", "decoder": "gpt2", CHECKPOINTING: True},
+    "stream": {"kind": "reward", "rows": 20, "shards": 3, "shuffle_dataset": False},  # each rank every other row
     "mle_bert": {"kind": "mle", "decoder": "bert", CHECKPOINTING: True},  # with dropout
 }
 SAVED_STEP = 3  # of 4, two an epoch: in the middle of epoch 1
@@ -103,7 +104,7 @@ def test_every_launched_training_really_had_two_ranks(ddp):
         assert {record["model_class"] for record in records} == {"DistributedDataParallel"}
 
 
-@pytest.mark.parametrize("name", ["mle", "reward", "reward_gpt2"])
+@pytest.mark.parametrize("name", ["mle", "reward", "reward_gpt2", "stream"])
 def test_two_processes_take_the_steps_of_one(alone, ddp, name):
     for record in ddp[name]:
         assert steps(record) == pytest.approx(steps(alone[name]), **CLOSE)

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from recorded import golden
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     Dinov2Config,
@@ -24,6 +25,7 @@ from transformers import (
     get_scheduler,
 )
 
+from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
 from vision_rl.trainer.optim import (
     BigVisionAdafactor,
     attention_view_shapes,
@@ -451,6 +453,33 @@ def test_a_transposed_weight_is_updated_in_place():
     BigVisionAdafactor([transposed], lr=0.1).step()
     assert torch.equal(storage.t(), one_step(torch.zeros(33, 40), transposed.grad))
     assert storage.any()
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to compute."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_asks_for_few_operations_however_many_parameters_there_are():
+    """The shape of a ViT-S with a decoder of 6 layers, only thinner: one by one it would be 7,000."""
+    decoder = VisionDecoderConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=6, num_attention_heads=2, intermediate_size=64
+    )
+    model = vision_encoder_decoder(vit_encoder(64, 16, 32, 12, 2, 64), VisionDecoderForCausalLM(decoder), 0, 0)
+    groups = parameter_groups(model, 0.1, 0.01, weight_decay=0.1, decay_names=kernel_names(model))
+    optimizer = BigVisionAdafactor(groups, lr=0.1, clipping_threshold=1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    with Operations() as operations:
+        optimizer.step()
+    assert len(list(model.parameters())) == 311
+    assert operations.count < 600
 
 
 def test_parameters_without_a_gradient_are_left_alone():

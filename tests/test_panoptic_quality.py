@@ -10,6 +10,7 @@ import torch
 import torchmetrics.detection
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from recorded import golden
 
 import vision_rl
@@ -414,6 +415,47 @@ def test_predictions_of_the_models_size_are_written_at_the_images(tmp_path):
     assert ids.tolist() == [[7] * 6] * 2 + [[8] * 6] * 2
     with pytest.raises(ValueError, match="1 predictions but 2 image_sizes"):
         save_coco_panoptic([small], [1], tmp_path, tmp_path / "maps.json", image_sizes=[(6, 4)] * 2)
+
+
+@pytest.mark.parametrize("image_id", ["../out", "/tmp/out", "a/b", "..\\out", "a\0b", "x/../../out", "/", "./a"])
+def test_no_image_id_writes_outside_of_its_folder(tmp_path, image_id):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "out.png").write_text("mine")
+    good = row(7, 7), infos(s7=1)
+    with pytest.raises(ValueError, match="is no name of a file in masks_dir"):
+        save_coco_panoptic([good, good], ["fine", image_id], tmp_path / "maps", tmp_path / "maps.json")
+    assert (tmp_path / "out.png").read_text() == "mine" and not list((tmp_path / "maps").iterdir())
+    assert not (tmp_path / "maps.json").exists()
+
+
+def test_ids_of_images_stay_texts_or_numbers_in_files_of_their_own(tmp_path):
+    good = row(7, 7), infos(s7=1)
+    ids = ["img a", "000123", 5, 1.5, np.int64(7), "..", "é"]
+    save_coco_panoptic([good] * 7, ids, tmp_path / "maps", tmp_path / "maps.json")
+    again, image_ids = read_coco_panoptic(tmp_path / "maps", tmp_path / "maps.json")
+    assert image_ids == ids and len(again) == len(list((tmp_path / "maps").iterdir())) == 7
+    with pytest.raises(ValueError, match="would be the same file"):
+        save_coco_panoptic([good] * 2, [1, "000000000001"], tmp_path / "maps", tmp_path / "maps.json")
+    with pytest.raises(ValueError, match=r"image_ids\[0\] is None, which is no id"):
+        save_coco_panoptic([good], [None], tmp_path / "maps", tmp_path / "maps.json")
+
+
+def test_maps_are_read_from_their_folder_only(tmp_path):
+    (tmp_path / "maps").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
+    annotation = {"image_id": 1, "file_name": "../secret.png", "segments_info": []}
+    for change, message in (
+        ({}, "leads out of its folder"),
+        ({"file_name": str(tmp_path / "secret.png")}, "leads out of its folder"),
+        ({"file_name": "maps.json"}, "are not there"),
+        ({"segments_info": None, "file_name": None}, "are not there"),
+    ):
+        (tmp_path / "maps.json").write_text(json.dumps({"annotations": [{**annotation, **change}]}))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read_coco_panoptic(tmp_path / "maps", tmp_path / "maps.json")
+    (tmp_path / "maps.json").write_text(json.dumps({"annotations": [7]}))
+    with pytest.raises(ValueError, match="an annotation needs"):
+        read_coco_panoptic(tmp_path / "maps", tmp_path / "maps.json")
 
 
 # What is wrong is said

@@ -5,6 +5,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import golden
 
-from vision_rl.tasks.captioning import ptb_tokenizer
+from vision_rl.tasks.captioning import CiderReward, DocumentFrequency, coco_captions, ngrams, ptb_tokenizer
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
@@ -171,6 +172,16 @@ def test_easy_real_captions_are_those_the_scanner_finds():
 
 
 @settings(max_examples=300, deadline=None)
+@given(captions_of_any_kind)
+def test_a_rule_matches_only_where_it_says_that_it_begins(caption):
+    for place in range(len(caption)):
+        kind = ptb_tokenizer.LETTER_OR_DIGIT.match(caption, place)
+        kind = "." if kind is None else "a" if kind[1] else "0"
+        others = [rule for rule in ptb_tokenizer.RULES if kind not in rule.begins]
+        assert [rule for rule in others if re.compile(rule.token + rule.context).match(caption, place)] == []
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.lists(captions_of_any_kind, max_size=5))
 def test_a_caption_is_read_without_its_neighbours(captions):
     assert ptb_tokenize(captions) == [ptb_tokenize([caption])[0] for caption in captions]
@@ -206,6 +217,24 @@ def test_a_single_string_is_refused():
 def test_a_caption_that_is_no_string_is_refused_with_its_row(wrong):
     with pytest.raises(ValueError, match=r"captions\[1\] is .* of type .*; pass a string for every caption"):
         ptb_tokenize(["a dog", wrong])
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["no. 5", "no. of", "1 1/2 cup", "1 a", "(555) 555-1234", "(555) a", "plan A. The dog", "A. a", ". . . a", ". a"]
+    + ["<a b> c", "a < b", "no.\u00ad 5", "12th Ave S.", "fig. 3 and fig. a", "a dog . The"],
+)
+def test_a_word_whose_tokens_depend_on_what_follows_is_not_remembered(caption):
+    assert ptb_tokenize([caption] * 2) == [ptb_tokenizer._scan(caption, from_memory=False)[1:]] * 2
+
+
+def test_references_are_tokenised_once_a_run():
+    references = [["a dog runs", "the dog runs"], ["two cats", "cats"]]
+    frequency = DocumentFrequency.from_references(references, append_eos=True)
+    misses = ngrams._ptb_tokens.cache_info().misses
+    CiderReward(frequency)(["a dog", "a cat"], references)
+    coco_captions(["a dog", "a cat"], references)
+    assert ngrams._ptb_tokens.cache_info().misses == misses
 
 
 def test_a_caption_of_ten_thousand_words_is_quick():

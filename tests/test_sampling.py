@@ -5,8 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from foreign_model import ForeignEncoderDecoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from tiny import END, SIZE, START, tiny_images, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import BaseModelOutput
 
 from vision_rl.models.generate_fallback import sample_with_generate
@@ -14,7 +17,7 @@ from vision_rl.models.preparation import disable_dropout
 from vision_rl.models.sampling import sample
 from vision_rl.models.shared_images import share_images
 from vision_rl.models.token_draw import inverse_cdf, policy_logits
-from vision_rl.randomness import uniform_table
+from vision_rl.randomness import SAMPLING, keyed_generator, uniform_table
 
 
 DECODERS = ["ours", "gpt2", "bert", "trocr"]
@@ -129,6 +132,37 @@ def test_the_table_of_uniforms_depends_on_seed_step_row_and_generation_only():
         assert not torch.isclose(other, table).any()
     assert len(table.flatten().unique()) == table.numel()
     assert table.min() >= 0 and table.max() < 1
+
+
+@settings(max_examples=50)
+@given(
+    st.integers(0, 2**63 - 1),
+    st.integers(0, 2**40),
+    st.lists(st.integers(0, 2**62), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.integers(1, 20),
+)
+def test_the_table_of_uniforms_is_numpy_s_philox_bit_for_bit(seed, step, rows, num_generations, length):
+    table = uniform_table(seed, step, torch.tensor(rows), num_generations, length)
+    for b, row in enumerate(rows):
+        for g in range(num_generations):
+            expected = keyed_generator(seed, SAMPLING, step, row, g).random(length, dtype=np.float32)
+            assert np.array_equal(table[b, g].numpy(), expected)
+
+
+class NoTransfer(TorchDispatchMode):
+    """Nothing is read by the host, and nothing is sent to the device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        assert not any(word in name for word in ("_local_scalar_dense", "lift_fresh", "nonzero"))
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_table_of_uniforms_is_made_without_a_wait_for_the_device():
+    rows = torch.tensor([3, 1])
+    with NoTransfer():
+        assert uniform_table(0, 5, rows, 2, 9).shape == (2, 2, 9)
 
 
 def test_nothing_follows_the_end_token():

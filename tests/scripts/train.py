@@ -27,7 +27,7 @@ from vision_rl.compatibility import CHECKPOINTING
 
 MAX_LENGTH = 12
 EVAL_ROWS = 7  # divides by no number of ranks
-OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder")
+OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder", "train_dataset")
 
 
 class Recorder:
@@ -66,13 +66,17 @@ def share_exact(predictions, references) -> dict[str, float]:
     }
 
 
-def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, model=None, **options):
-    """A trainer with a tiny model, or a given one or its path, and `rows` images; `options` go to its config, or to itself if they are its own."""
+def make_trainer(
+    kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, shards: int = 0, model=None, **options
+):
+    """A trainer with a tiny model, or a given one or its path, and `rows` images, streamed from `shards` if given; `options` go to its config, or to itself if they are its own."""
     own = {
         "eval_dataset": text_dataset(EVAL_ROWS, seed=1),
         "processing_class": text_processor(),
         "compute_metrics": share_exact,
     }
+    dataset = text_dataset(rows)
+    own |= {"train_dataset": dataset.to_iterable_dataset(num_shards=shards) if shards else dataset}
     own |= {name: options.pop(name) for name in (*own, *OPTIONS_OF_TRAINERS) if name in options}
     config = {"mle": VisionMLEConfig, "reward": VisionRewardConfig}[kind](
         str(folder),
@@ -93,7 +97,6 @@ def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int
         model if model is not None else tiny_model(decoder, sharp=0.2, seed=2),
         *([share_of_a] if kind == "reward" else []),
         args=config,
-        train_dataset=text_dataset(rows),
         **own,
     )
 

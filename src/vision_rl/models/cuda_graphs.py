@@ -20,6 +20,7 @@ from vision_rl.models.decoding import EagerRunner
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+DEVICE = "cuda"  # the type of device that has them
 MAX_KEPT = 2  # rollouts whose buffers stay in memory: that of training, and that of evaluation
 
 

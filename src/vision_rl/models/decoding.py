@@ -140,7 +140,7 @@ class Decoding:
         num_images = runner.size(int((num_open > 0).sum()), self.num_images)
         if num_images * rows_each > runner.shrink * len(self.done.rows):
             return
-        images = _true_first(num_open > 0)[:num_images]
+        images = _true_first(num_open > 0)[:num_images].sort().values  # all of them: as they are
         order = _true_first(is_open[images])[:, :rows_each]
         rows = (images[:, None] * is_open.shape[1] + order).flatten()
         self.next_logits.keep(images if num_images < self.num_images else None, rows)

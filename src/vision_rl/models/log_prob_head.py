@@ -20,7 +20,8 @@ from vision_rl.models.token_draw import policy_logits
 from vision_rl.models.unwrapping import replaced_forward
 
 
-CHUNK_ELEMENTS = 2**22  # logits at once: 16 MB of float32, 139 tokens at V = 30k
+# Logits at once. On a CPU 16 MB of float32, 139 tokens at V = 30k; a GPU needs larger products to be busy: 256 MB.
+CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def weigh_hidden(
     tokens: WeightedTokens,
     temperature: float = 1.0,
     suppressed: list[int] | None = None,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `weigh_logits(policy_logits(F.linear(hidden, weight, bias), ...), tokens)`, in less memory.
 
@@ -123,11 +124,14 @@ def weigh_hidden(
         weight: `(V, d)`, bias: `(V,)`, the head's.
         tokens: what is learned.
         temperature, suppressed: of the policy, as for `policy_logits`.
-        chunk_elements: most logits at a time.
+        chunk_elements: most logits at a time; by default what suits the device.
 
     Returns:
         The loss, and the log-probabilities `(E,)` without gradient.
     """
+    if chunk_elements is None:
+        chunk_elements = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
+    forbidden = torch.tensor(suppressed or [], dtype=torch.long, device=hidden.device)
     places, place_of = torch.unique(tokens.rows * hidden.shape[1] + tokens.positions, return_inverse=True)
     order = place_of.argsort(stable=True)
     loss, logps = _WeightedLogProbs.apply(
@@ -138,16 +142,19 @@ def weigh_hidden(
         tokens.ids[order],
         tokens.weights[order],
         None if tokens.groups is None else tokens.groups[order],
-        (temperature, suppressed, max(1, chunk_elements // len(weight)), torch.is_grad_enabled()),
+        forbidden,
+        (temperature, max(1, chunk_elements // len(weight)), torch.is_grad_enabled()),
     )
     return loss, torch.empty_like(logps).index_copy_(0, order, logps)
 
 
 class _WeightedLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, places, ids, weights, groups, options) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden, weight, bias, places, ids, weights, groups, suppressed, options
+    ) -> tuple[Tensor, Tensor]:
         """Of `hidden (N, d)`; `places (E,)`, sorted, says which of the N each of the E tokens belongs to."""
-        temperature, suppressed, chunk, learns = options
+        temperature, chunk, learns = options
         needs_hidden, needs_weight, needs_bias = (learns and needed for needed in ctx.needs_input_grad[:3])
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -167,8 +174,8 @@ class _WeightedLogProbs(torch.autograd.Function):
                 logps[entries], chosen[entries], grad = _log_probs_and_gradient(logits, *of_part, in_groups)
                 if temperature != 1:
                     grad.div_(temperature)
-                if suppressed:
-                    grad[:, suppressed] = 0.0
+                if len(suppressed):
+                    grad.index_fill_(1, suppressed, 0.0)
                 low_grad = grad.to(dtype)
                 if needs_hidden:
                     hidden_grad[part] = low_grad @ w
@@ -191,7 +198,7 @@ class _WeightedLogProbs(torch.autograd.Function):
     def backward(ctx: Any, loss_grad, _):
         # in place: the weight's gradient may be the largest tensor of the step
         grads = (None if grad is None else grad.mul_(loss_grad.to(grad.dtype)) for grad in ctx.saved_tensors)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def _log_probs_and_gradient(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vision_rl.models import cuda_graphs
 from vision_rl.models.cache_position import CachePosition
 from vision_rl.models.cast_weights import CastWeights
 from vision_rl.models.cuda_graphs import CudaGraphRunner, addresses, kept_rollouts
@@ -48,7 +49,12 @@ def rollout_of(decoder: Any, work: Work) -> "Rollout":
 
 def can_capture(decoder: Any, work: Work) -> bool:
     """Whether the steps can be CUDA graphs: weights that are gathered when a module is called must see the calls."""
-    return work.device.type == "cuda" and takes_positions(decoder) and not work.synced and CudaGraphRunner.works
+    return (
+        work.device.type == cuda_graphs.DEVICE
+        and takes_positions(decoder)
+        and not work.synced
+        and CudaGraphRunner.works
+    )
 
 
 class Rollout:

@@ -6,7 +6,7 @@ finds, and each key that the sampler yields carries it on to the workers.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, Sampler
 
@@ -24,6 +24,12 @@ class Row(NamedTuple):
     columns: dict
     row_index: int
     seed: int | None
+
+
+def as_columns(row: Any, number: int) -> dict:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"Row {number} is a {type(row).__name__}; a row must be a dict of columns.")
+    return dict(row)
 
 
 class RowDataset(Dataset):
@@ -48,9 +54,7 @@ class RowDataset(Dataset):
             columns = self.dataset[key.row_index]
         except Exception as error:
             raise ValueError(f"Row {key.row_index}{self._file_of(key.row_index)} cannot be read: {error}") from error
-        if not isinstance(columns, Mapping):
-            raise TypeError(f"Row {key.row_index} is a {type(columns).__name__}; a row must be a dict of columns.")
-        return Row(dict(columns), key.row_index, seed)
+        return Row(as_columns(columns, key.row_index), key.row_index, seed)
 
     def _file_of(self, index: int) -> str:
         """Where the row's undecodable image lies, if `datasets` knows a path."""

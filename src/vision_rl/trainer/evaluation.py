@@ -214,6 +214,7 @@ class CompletingTrainer(Trainer):
                 predictions=[record["completion"] for record in records],
                 references=[record["reference"] for record in records],
             )
+        checks.check_metric_result(metrics)
         return {key: float(value) for key, value in metrics.items() if _is_scalar(value)}
 
 

@@ -10,7 +10,8 @@ every update of a run, the first update of a warm-up (factor 0) included.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,54 +98,90 @@ class BigVisionAdafactor(torch.optim.Optimizer):
                 loss = closure()
 
         for group in self.param_groups:
-            lr = float(group["lr"])
-            schedule = lr / group["initial_lr"] if group["initial_lr"] else 0.0
+            alike: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = lr * self._direction(parameter, parameter.grad, group)
-                if group["weight_decay"]:
-                    update.add_(parameter, alpha=schedule * group["weight_decay"])
-                parameter.sub_(update)  # rounds once, to the parameter's dtype
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    state["step"] = state.get("step", 0) + 1
+                    factored = self._axes(parameter, group) is not None
+                    alike[state["step"], factored].append(parameter)
+            for (step, factored), parameters in alike.items():
+                beta2 = min(group["beta2_cap"], 1.0 - step**-DECAY_RATE)  # 0 at the first step: no bias to correct
+                gradients = [self._viewed_gradient(parameter) for parameter in parameters]
+                scale = self._scale_factored if factored else self._scale
+                self._apply(parameters, scale(parameters, gradients, beta2, group), group)
         return loss
 
-    def _direction(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        """The update before learning rate and decay, in float32 and the parameter's shape. Renews the state.
+    def _scale(self, parameters: list[nn.Parameter], gradients: list[Tensor], beta2: float, group) -> list[Tensor]:
+        """The gradients over the roots of their second moments."""
+        squares = list(torch._foreach_mul(gradients, gradients))
+        torch._foreach_add_(squares, EPSILON)
+        moments = self._states(parameters, "v", squares)
+        _forget(moments, beta2, squares)
+        return list(torch._foreach_div(gradients, torch._foreach_sqrt(moments)))
 
-        State tensors are rebound and never written in place, so a loaded state dict does not change under its owner.
-        """
-        if gradient.is_sparse:
-            raise ValueError("BigVisionAdafactor has no sparse updates: build the nn.Embedding with sparse=False.")
-        gradient = gradient.float().reshape(self.view_shapes.get(parameter, parameter.shape))
-        squared = gradient.square() + EPSILON
+    def _scale_factored(
+        self, parameters: list[nn.Parameter], gradients: list[Tensor], beta2: float, group
+    ) -> list[Tensor]:
+        """The same where the second moments are kept as their means over each of two axes."""
+        largest, second = zip(*(self._axes(parameter, group) or () for parameter in parameters), strict=True)
+        squares = list(torch._foreach_mul(gradients, gradients))
+        row_means, col_means = _means(squares, largest), _means(squares, second)
+        del squares
+        torch._foreach_add_([*row_means, *col_means], EPSILON)  # of each square, and so of their means
+        rows, cols = self._states(parameters, "row", row_means), self._states(parameters, "col", col_means)
+        _forget(rows, beta2, row_means)
+        _forget(cols, beta2, col_means)
+        row_shares = torch._foreach_div(rows, _means(rows, second))
+        updates = list(torch._foreach_div(gradients, torch._foreach_sqrt(row_shares)))
+        torch._foreach_div_(updates, torch._foreach_sqrt(cols))
+        return updates
 
-        state = self.state[parameter]
-        state["step"] = state.get("step", 0) + 1
-        beta2 = min(group["beta2_cap"], 1.0 - state["step"] ** -DECAY_RATE)  # 0 at the first step: no bias to correct
-
-        axes = factored_axes(gradient.shape, group["min_dim_size_to_factor"])
-        if axes is None:
-            state["v"] = beta2 * state.get("v", 0.0) + (1 - beta2) * squared
-            update = gradient * state["v"].rsqrt()
-        else:
-            largest, second = axes
-            state["row"] = beta2 * state.get("row", 0.0) + (1 - beta2) * squared.mean(largest, keepdim=True)
-            state["col"] = beta2 * state.get("col", 0.0) + (1 - beta2) * squared.mean(second, keepdim=True)
-            row = state["row"] / state["row"].mean(second, keepdim=True)
-            update = gradient * row.rsqrt() * state["col"].rsqrt()
-
+    def _apply(self, parameters: list[nn.Parameter], updates: list[Tensor], group: dict[str, Any]) -> None:
+        """Clip the updates, average them, and subtract them with the decayed weights."""
         if group["clipping_threshold"] is not None:
-            rms = update.square().mean().sqrt()
-            update = update / (rms / group["clipping_threshold"]).clamp(min=1.0)
-
+            excess = torch._foreach_norm(updates)  # the RMS times the root of the number of elements
+            torch._foreach_div_(excess, [group["clipping_threshold"] * update.numel() ** 0.5 for update in updates])
+            torch._foreach_clamp_min_(excess, 1.0)
+            torch._foreach_div_(updates, excess)
         if group["momentum"] is not None:
             # Jitted JAX rounds the decay to the momentum's dtype (0.9 becomes 0.8984375) but multiplies in float32.
             decay = torch.tensor(group["momentum"], dtype=group["momentum_dtype"], device="cpu").item()
-            previous = state["momentum"].float() if "momentum" in state else 0.0
-            update = (1 - group["momentum"]) * update + decay * previous
-            state["momentum"] = update.to(group["momentum_dtype"])
+            averages = self._states(parameters, "momentum", updates, group["momentum_dtype"])
+            torch._foreach_mul_(updates, 1 - group["momentum"])
+            torch._foreach_add_(updates, averages, alpha=decay)
+            torch._foreach_copy_(averages, updates)
 
-        return update.reshape(parameter.shape)
+        weights: list[Tensor] = [*parameters]
+        updates = [
+            update.reshape(parameter.shape) if parameter in self.view_shapes else update
+            for parameter, update in zip(parameters, updates, strict=True)
+        ]
+        if group["weight_decay"] and group["initial_lr"]:
+            # lr times this is the schedule times weight_decay
+            torch._foreach_add_(updates, weights, alpha=group["weight_decay"] / group["initial_lr"])
+        torch._foreach_add_(weights, updates, alpha=-float(group["lr"]))  # rounds once, to the weights' dtype
+
+    def _axes(self, parameter: nn.Parameter, group: dict[str, Any]) -> tuple[int, int] | None:
+        shape = self.view_shapes.get(parameter, parameter.shape)
+        return factored_axes(shape, group["min_dim_size_to_factor"])
+
+    def _viewed_gradient(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient in float32, in the shape that is factored."""
+        gradient: Any = parameter.grad
+        if gradient.is_sparse:
+            raise ValueError("BigVisionAdafactor has no sparse updates: build the nn.Embedding with sparse=False.")
+        shape = self.view_shapes.get(parameter)
+        return gradient.float() if shape is None else gradient.float().reshape(shape)
+
+    def _states(
+        self, parameters: list[nn.Parameter], name: str, like: list[Tensor], dtype: torch.dtype = torch.float32
+    ) -> list[Tensor]:
+        """A tensor of each parameter's state, of the shape of those in `like`; zeros before the first step."""
+        for parameter, tensor in zip(parameters, like, strict=True):
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(tensor, dtype=dtype)
+        return [self.state[parameter][name] for parameter in parameters]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state in the dtypes it was saved in, so that a resumed run is the uninterrupted one, bit for bit.
@@ -158,11 +195,23 @@ class BigVisionAdafactor(torch.optim.Optimizer):
         for parameter, index in zip(parameters, saved_indices, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
                 if torch.is_tensor(value):
-                    self.state[parameter][name] = value.to(parameter.device)
+                    # a copy, because steps write the state in place
+                    self.state[parameter][name] = value.to(parameter.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle keeps: torch's list would leave the views out."""
         return {**super().__getstate__(), "view_shapes": self.view_shapes}
+
+
+def _forget(moments: list[Tensor], beta2: float, new: list[Tensor]) -> None:
+    """`moments = beta2 * moments + (1 - beta2) * new`, in place."""
+    torch._foreach_mul_(moments, beta2)
+    torch._foreach_add_(moments, new, alpha=1 - beta2)
+
+
+def _means(tensors: list[Tensor], axes: Sequence[int]) -> list[Tensor]:
+    """The mean of each over its axis, which stays with length 1."""
+    return [tensor.mean(axis, keepdim=True) for tensor, axis in zip(tensors, axes, strict=True)]
 
 
 def factored_axes(shape: tuple[int, ...], min_dim_size_to_factor: int = 32) -> tuple[int, int] | None:

@@ -83,6 +83,22 @@ class VisionRewardConfig(VisionConfig):
         },
     )
 
+    # Looking at completions
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Every logging_steps, show a few images of the step with their completions, rewards and advantages: in "
+            "the terminal, under output_dir/completions/ as PNG and parquet, in TensorBoard, wandb and trackio. Each "
+            "evaluation shows the first rows of its data set."
+        },
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Completions in the terminal's table. None: all that are logged; 0: no table."}
+    )
+    log_multimodal: bool = field(
+        default=True, metadata={"help": "Log completions as pictures. False: only as tables of text and numbers."}
+    )
+
     def __post_init__(self):
         watches = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
         if watches and self.metric_for_best_model is None:  # there is no evaluation loss here
@@ -116,5 +132,9 @@ class VisionRewardConfig(VisionConfig):
                 "reward_timeout needs reward_num_workers of at least 1: training cannot stop waiting for a reward that "
                 "it computes itself."
             )
+        if self.num_completions_to_print is not None and not self.log_completions:
+            raise ValueError("num_completions_to_print needs log_completions=True.")
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 0:
+            raise ValueError(f"num_completions_to_print must not be negative, got {self.num_completions_to_print}.")
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")

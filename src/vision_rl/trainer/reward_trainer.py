@@ -1,6 +1,7 @@
 """Step 2 of the paper: sample answers, score them, and make the better ones more likely (REINFORCE)."""
 
 import copy
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from vision_rl.trainer.advantages import (
     mean_advantages,
     no_baseline_advantages,
 )
+from vision_rl.trainer.completions_log import CompletionsLog
 from vision_rl.trainer.losses import reinforce_weights, token_target_weights
 from vision_rl.trainer.metrics import completion_record, step_metrics
 from vision_rl.trainer.reward_config import VisionRewardConfig
@@ -118,6 +120,15 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         self.add_callback(RunBeginning(self))
         self._waiting: deque[dict] = deque()  # micro-batches of this update step that are not sampled yet
         self._drawn: deque[dict] = deque()  # those that are, and whose turn to learn has not come
+        self.completions_log: CompletionsLog | None = None
+        if args.log_completions:
+            self.completions_log = CompletionsLog(
+                self.processor.draw,
+                os.path.join(str(args.output_dir), "completions"),
+                self.reward.names,
+                args.num_completions_to_print,
+                args.log_multimodal,
+            )
         if args.disable_dropout:
             disable_dropout(self.model)
         self.ref_model = self._reference_model(adapters_are_new=peft_config is not None)
@@ -129,6 +140,8 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         completions = inputs["completions"]
         rewards, token_targets = self._score(completions, inputs)
         advantages = self._advantages(rewards, completions, inputs)
+        if self.completions_log is not None:
+            self._show(self.completions_log, inputs, rewards, advantages)
         self._clock.enter("learn")
         loss = self._learn(model, inputs, completions, advantages, token_targets, num_items_in_batch)
         return (loss, completions) if return_outputs else loss
@@ -171,6 +184,7 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         scores = self._finished(inputs["scores"] if drawn else self._start_rewards(completions, inputs))
         rewards = scores.rewards.view(completions.completion_ids.shape[:2])
         self._record(scores, rewards, completions)
+        inputs["scored"] = scores
         if scores.returns is not None:
             rewards = scores.returns_of(completions.completion_ids.shape[2]).view_as(completions.completion_ids)
         return rewards, scores.token_targets
@@ -227,6 +241,8 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         """Decode and start the rewards; without workers they are computed here and now."""
         self._clock.enter("decode")
         decoded, ids = self.decode(completions, inputs)
+        if completions is inputs.get("completions"):
+            inputs["decoded"] = decoded, ids
         self._clock.enter("reward")
         return self.reward.start(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
 
@@ -302,6 +318,18 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         scores = self.reward(completions, ids, batch["columns"], batch["row_index"].tolist(), self.state)
         for record, reward, parts in zip(records, scores.rewards, scores.per_function, strict=True):
             record["reward"], record["rewards"] = reward.item(), parts.tolist()
+        if self.completions_log is not None and not self._predicting:
+            self.completions_log.record(
+                self.state.global_step,
+                row_index=batch["row_index"].tolist(),
+                images=batch["columns"].columns[self.args.image_column],
+                completions=completions,
+                completion_ids=ids,
+                rewards=scores.rewards.tolist(),
+                per_function=scores.per_function.tolist(),
+                references=batch["columns"].references,
+                evaluation=True,
+            )
         return records
 
     def _evaluation_metrics(self, records) -> dict[str, float]:
@@ -314,6 +342,14 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         for name, mean in zip(self.reward.names, per_function.nanmean(0).tolist(), strict=True):
             metrics[f"rewards/{name}/mean"] = mean
         return metrics
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self.completions_log is not None and not self._predicting:
+            self.completions_log.gather(metric_key_prefix)
+        return output
 
     # --- micro-batches ----------------------------------------------------------------------------------------------
 
@@ -353,6 +389,26 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         for name, value in scores.logged.items():
             self._metrics[name].append(value)
 
+    def _show(self, log: CompletionsLog, inputs: dict, rewards: torch.Tensor, advantages: torch.Tensor) -> None:
+        """Give the log of completions what it keeps of this micro-batch."""
+        if not {"decoded", "scored"} <= set(inputs):
+            return  # an override of `_score` does it all
+        decoded, ids = inputs["decoded"]
+        scores: Scores = inputs["scored"]
+        if rewards.ndim == 3:  # returns, and advantages, of every token: at the first one those of the sample
+            rewards, advantages = scores.rewards, advantages[..., 0]
+        log.record(
+            self.state.global_step,
+            row_index=inputs["row_index"].tolist(),
+            images=inputs["columns"].columns[self.args.image_column],
+            completions=decoded,
+            completion_ids=ids,
+            rewards=rewards.flatten().tolist(),
+            per_function=scores.per_function.tolist(),
+            advantages=advantages.flatten().tolist(),
+            references=inputs["columns"].references,
+        )
+
     def _measure(self) -> None:
         """What all ranks recorded during this update step, as metrics of the whole step."""
         recorded = {name: torch.cat(parts) for name, parts in self._recorded.items()}
@@ -390,3 +446,5 @@ class VisionRewardTrainer(TeacherForcedTrainer):
                 logs[f"timing/{part}"] = seconds / num_steps
             self._metrics.clear()
         super().log(logs, start_time)
+        if self.completions_log is not None and self.is_world_process_zero():
+            self.completions_log.write(self.state.global_step, self.callback_handler.callbacks, samples="loss" in logs)

@@ -54,7 +54,9 @@ class VisionConfig(TrainingArguments):
             "None: they have the same names."
         },
     )
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the training rows anew each epoch."})
+    shuffle_dataset: bool = field(
+        default=True, metadata={"help": "Shuffle the training rows anew each epoch. A stream keeps its own order."}
+    )
 
     # TrainingArguments parses these from JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "target_columns"]
@@ -78,6 +80,7 @@ class VisionConfig(TrainingArguments):
             "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
             "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
             "include_for_metrics": ([], "compute_metrics is given predictions and references"),
+            "batch_eval_metrics": (False, "compute_metrics is given the whole evaluation set at once"),
             "prediction_loss_only": (False, "leave out compute_metrics instead"),
         }
         for name, (default, instead) in ignored.items():

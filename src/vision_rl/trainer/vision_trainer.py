@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     AutoProcessor,
     PreTrainedModel,
@@ -22,9 +22,10 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.lengths import completion_length
+from vision_rl.models.lengths import completion_length, num_positions
 from vision_rl.models.preparation import (
     align_special_ids,
+    drop_generation_options,
     forbid_uncounted_id,
     freeze_unused_parameters,
     prepare_for_fsdp,
@@ -44,6 +45,7 @@ from vision_rl.trainer.optim import (
     parameter_groups,
     parse_optim_args,
 )
+from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR, VisionConfig
 
 
@@ -111,7 +113,10 @@ class VisionTrainer(CompletingTrainer):
         if isinstance(completion_decoder, UViMDecoder):
             checks.check_code_writer(completion_decoder.stage1.config, self.processor, self.max_completion_length)
             checks.check_stage1(completion_decoder.stage1.config, completion_decoder.processor)
-        datasets = checks.named_datasets(train_dataset, eval_dataset)
+        if is_stream(train_dataset):
+            checks.check_stream(args)
+        looked_at = StreamHead.of(train_dataset) if is_stream(train_dataset) else train_dataset
+        datasets = checks.named_datasets(looked_at, eval_dataset)
         for name, dataset in datasets.items():
             checks.check_dataset(name, dataset)
         self.target_columns = self._resolve_target_columns(args, datasets)
@@ -121,6 +126,7 @@ class VisionTrainer(CompletingTrainer):
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
         checks.check_best_metric(args, eval_dataset)
+        checks.check_metric(compute_metrics)
         super().__init__(
             model=model,
             args=args,
@@ -138,6 +144,7 @@ class VisionTrainer(CompletingTrainer):
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         self.num_images_in_step: int | None = None
+        self.stream: StreamRows | None = None  # of a train_dataset that is one, once training has begun
         if completion_decoder is not None:
             completion_decoder.requires_grad_(False)
             self.completion_decoder = self.accelerator.prepare_model(completion_decoder, evaluation_mode=True).eval()
@@ -145,6 +152,7 @@ class VisionTrainer(CompletingTrainer):
     def _prepare_model(self, policy: Any, args: VisionConfig, processing_class) -> None:
         """Check the model against its processor, and free it of what hinders training."""
         align_special_ids(policy, processing_class)
+        drop_generation_options(policy)
         self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
         length = args.max_completion_length or self.processor.completion_length
         if is_vision_encoder_decoder(policy):
@@ -189,14 +197,19 @@ class VisionTrainer(CompletingTrainer):
             checks.check_columns(name, columns, [args.image_column, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
             present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
-            self.processor.check_dataset(rows, {"image": args.image_column, **present})
+            positions = (
+                num_positions(policy) if self.learns_from_labels and is_vision_encoder_decoder(policy) else None
+            )
+            checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
             if isinstance(self.completion_decoder, UViMDecoder) and rows is not dataset:
                 raise ValueError(
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
                 )
             checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
+            if self.completion_decoder is None:
+                checks.check_first_labels(name, collator, dataset)
         train_dataset, step = datasets.get("train_dataset"), self._step_size(args)
-        if train_dataset is not None and len(train_dataset) < step:
+        if train_dataset is not None and len(train_dataset) < step and not isinstance(train_dataset, StreamHead):
             raise ValueError(
                 f"One step takes {step} images (per_device_train_batch_size x accumulation x ranks), train_dataset "
                 f"has only {len(train_dataset)}: lower the batch size."
@@ -209,8 +222,18 @@ class VisionTrainer(CompletingTrainer):
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
-        rows = RowDataset(self.train_dataset, seed=self.data_seed)
-        sampler = EpochSampler(rows, self.data_seed, self.args.shuffle_dataset, self._step_size(self.args))
+        step_size = self._step_size(self.args)
+        rows: Dataset
+        sampler: Sampler
+        if is_stream(self.train_dataset):
+            ranks = self.accelerator.num_processes, self.accelerator.process_index
+            rows = self.stream = StreamRows(
+                self.train_dataset, self.data_seed, self._train_batch_size, step_size, 1, *ranks
+            )
+            sampler = RunningNumbers(self.args.max_steps, step_size)
+        else:
+            rows = RowDataset(self.train_dataset, seed=self.data_seed)
+            sampler = EpochSampler(rows, self.data_seed, self.args.shuffle_dataset, step_size)
         return self._get_dataloader(
             rows, "Training", self._train_batch_size, sampler_fn=lambda _: sampler, is_training=True
         )
@@ -309,6 +332,21 @@ class VisionTrainer(CompletingTrainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
         super()._load_best_model()
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        if self.stream is not None:
+            num_asked = self.state.global_step * self.args.gradient_accumulation_steps * self._train_batch_size
+            torch.save(self.stream.position(num_asked), self._stream_file(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.stream is not None and checkpoint is not None and os.path.isfile(self._stream_file(checkpoint)):
+            self.stream.resume(torch.load(self._stream_file(checkpoint), weights_only=True))
+
+    def _stream_file(self, checkpoint: str) -> str:
+        """Each rank has a share of the stream, and a place in it."""
+        return os.path.join(checkpoint, f"stream_{self.args.process_index}.pt")
 
     def _save(self, output_dir=None, state_dict=None):
         """One folder with all that the tuned model needs: model, processor and, if there is one, `stage1/`."""

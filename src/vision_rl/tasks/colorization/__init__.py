@@ -7,8 +7,9 @@ from vision_rl.tasks.colorization.colorfulness import (
     psnr,
 )
 from vision_rl.tasks.colorization.drawing import draw
+from vision_rl.tasks.colorization.grey_photos import without_grey
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
-from vision_rl.tasks.colorization.processing import ColorizationProcessor, is_grey, rgb_to_grey, without_grey
+from vision_rl.tasks.colorization.processing import ColorizationProcessor, is_grey, rgb_to_grey
 from vision_rl.tasks.colorization.rewards import ColorfulnessReward, fidelity_reward
 from vision_rl.tasks.colorization.task import (
     REWARDS,

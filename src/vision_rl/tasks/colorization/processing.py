@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature
 
 from vision_rl.data.rows import sampled_rows
-from vision_rl.processing import DenseProcessor, random_box, rgb_image
+from vision_rl.pictures import random_box, rgb_image
+from vision_rl.processing import DenseProcessor
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 
@@ -185,7 +185,13 @@ class ColorizationProcessor(DenseProcessor):
         """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
         return self.to_images(outputs["color"], pixel_values)
 
-    def batch_decode(self, sequences, **kwargs) -> list:
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The grey photo, the true one and the prediction, side by side."""
+        from vision_rl.tasks.colorization.drawing import draw  # it imports this module
+
+        return draw(image, completion, reference)
+
+    def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
             "Codes become colours only by the stage I network and the grey photo: give the trainer that network as "
             "completion_decoder."
@@ -220,10 +226,3 @@ def is_grey(image: Image.Image, tolerance: int = GREY_TOLERANCE) -> bool:
     """Whether in no pixel two channels are more than `tolerance` of 255 apart. A sepia photo is not grey."""
     pixels = np.asarray(image.convert("RGB")).astype(np.int16)
     return int(np.ptp(pixels, axis=-1).max()) <= tolerance
-
-
-def without_grey(dataset: Dataset, image_column: str = "image", tolerance: int = GREY_TOLERANCE) -> Dataset:
-    """The rows whose photo is not grey. Opens every photo once."""
-    return dataset.filter(
-        lambda image, row: not is_grey(rgb_image(image, row), tolerance), input_columns=image_column, with_indices=True
-    )

@@ -1,0 +1,182 @@
+"""CUDA graphs of decode steps on a CPU, where a fake graph records and replays: the samples of eager steps, and few captures."""
+
+import copy
+import logging
+import pickle
+
+import pytest
+import torch
+from recorded_graph import FakeStream, RecordedGraph, Streams
+from test_sampling import pixels
+from tiny import tiny_model
+
+from vision_rl.models import cuda_graphs
+from vision_rl.models.cuda_graphs import MAX_KEPT, CudaGraphRunner, kept_rollouts
+from vision_rl.models.sampling import sample
+
+
+B, G, T = 4, 4, 144  # lengths of attention: 64, 128, 144
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A CPU that captures; gives the streams."""
+    streams = Streams()
+    monkeypatch.setattr(RecordedGraph, "streams", streams, raising=False)
+    monkeypatch.setattr(RecordedGraph, "captured", [])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", streams.stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams.current)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(cuda_graphs, "DEVICE", "cpu")
+    for name, value in (("works", True), ("_stream", None), ("_pool", None)):
+        monkeypatch.setattr(CudaGraphRunner, name, value)
+    return streams
+
+
+def model_of(decoder="ours", own_forward=False):
+    """Ends one token in 40 or so: some completions are short, and some never end."""
+    model = tiny_model(decoder, vocab_size=40, sharp=0.05, length=T)
+    if own_forward:
+        model.decoder.register_forward_hook(lambda *arguments: None)  # somebody watches: then modules are called
+    return model
+
+
+def drawn(model, seed=0, images=B, graphs=True, **how):
+    """The samples of a table of uniforms; without graphs from a copy of the model on a CPU that captures nothing."""
+    if not graphs:
+        model, device = copy.deepcopy(model), cuda_graphs.DEVICE
+        cuda_graphs.DEVICE = "cuda"
+    table = torch.rand(images, G, T, generator=torch.Generator().manual_seed(seed))
+    completions = sample(model, pixels(images), G, uniforms=table, max_completion_length=T, watched_ids=(2,), **how)
+    if not graphs:
+        cuda_graphs.DEVICE = device
+    return completions
+
+
+def assert_same(actual, expected):
+    assert torch.equal(actual.completion_ids, expected.completion_ids)
+    assert torch.equal(actual.completion_mask, expected.completion_mask)
+    torch.testing.assert_close(actual.per_token_logps, expected.per_token_logps, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.watched_logps, expected.watched_logps, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder, own_forward", [("ours", False), ("ours", True), ("gpt2", False), ("bert", False)])
+def test_graphs_draw_what_eager_steps_draw_in_every_rollout(gpu, decoder, own_forward):
+    model = model_of(decoder, own_forward)
+    captures = []
+    for seed in range(3):
+        assert_same(drawn(model, seed), drawn(model, seed, graphs=False))
+        captures.append(len(RecordedGraph.captured))
+        with torch.no_grad():  # as an optimiser does: the weights stay where they are
+            for parameter in model.decoder.parameters():
+                parameter.mul_(1.05)
+    assert captures[0] > 1 and captures[-1] <= 12
+    assert sum(graph.replays for graph in RecordedGraph.captured) > 2 * T
+    assert gpu.current is gpu.default
+
+
+def test_a_rollout_of_shapes_that_were_seen_captures_nothing(gpu):
+    model = model_of()
+    first = drawn(model)
+    captured = list(RecordedGraph.captured)
+    drawn(model)  # captures shapes that had been seen only once
+    captured = list(RecordedGraph.captured)
+    replays = sum(graph.replays for graph in captured)
+    again = drawn(model)
+    assert RecordedGraph.captured == captured
+    assert sum(graph.replays for graph in captured) - replays >= T - 3
+    assert_same(again, first)
+
+
+def test_what_a_rollout_gave_is_not_overwritten_by_the_next(gpu):
+    model = model_of()
+    first = drawn(model)
+    kept = copy.deepcopy(first)
+    drawn(model, seed=1)
+    assert_same(first, kept)
+
+
+@pytest.mark.parametrize("how", [{"do_sample": False}, {"temperature": 0.7}])
+def test_another_way_to_draw_has_graphs_of_its_own(gpu, how):
+    model = model_of()
+    plain = drawn(model)
+    assert_same(drawn(model, **how), drawn(model, graphs=False, **how))
+    assert_same(drawn(model), plain)
+
+
+def test_under_autocast_the_weights_of_the_day_are_used(gpu):
+    model = model_of()
+    for parameter in model.decoder.layers[0].parameters():
+        parameter.requires_grad_(False)
+    for seed in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            graphs, eager = drawn(model, seed), drawn(model, seed, graphs=False)
+        assert torch.equal(graphs.completion_ids[..., :8], eager.completion_ids[..., :8])
+        torch.testing.assert_close(graphs.per_token_logps[..., :8], eager.per_token_logps[..., :8], rtol=0, atol=0.02)
+        with torch.no_grad():
+            for parameter in model.decoder.parameters():
+                parameter.mul_(1.05)
+
+
+def test_weights_that_moved_are_captured_anew(gpu):
+    model = model_of()
+    drawn(model)
+    with torch.no_grad():
+        model.decoder.lm_head.weight = torch.nn.Parameter(-model.decoder.lm_head.weight)
+    assert_same(drawn(model), drawn(model, graphs=False))
+
+
+def test_few_rollouts_stay_in_memory_and_none_in_a_copy_of_the_model(gpu):
+    model = model_of()
+    for images in (1, 2, 3):
+        drawn(model, images=images)
+    assert len(kept_rollouts(model.decoder).kept) == MAX_KEPT
+    assert not kept_rollouts(copy.deepcopy(model).decoder).kept
+    assert not kept_rollouts(pickle.loads(pickle.dumps(model)).decoder).kept
+
+
+def test_what_has_ended_is_dropped_by_halves():
+    runner = CudaGraphRunner()
+    assert [runner.size(needed, 8) for needed in range(1, 9)] == [1, 2, 4, 4, 8, 8, 8, 8]
+    assert [runner.size(needed, 7) for needed in range(1, 8)] == [1, 2, 4, 4, 7, 7, 7]
+
+
+# --- a capture that fails -------------------------------------------------------------------------------------------
+
+
+def reading(module, args, output):
+    output[0].sum().item()  # the host waits for a value: CUDA invalidates the capture
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+def test_a_failed_capture_costs_speed_only_and_is_remembered(gpu, caplog, monkeypatch, at_end):
+    model = model_of()
+    expected = drawn(model, graphs=False)
+    if at_end:
+        monkeypatch.setattr(RecordedGraph, "fails_at_end", True)
+    else:
+        model.decoder.layer_norm.register_forward_hook(reading)
+    with caplog.at_level(logging.WARNING, logger="vision_rl.models.cuda_graphs"):
+        assert_same(drawn(model), expected)
+        assert gpu.current is gpu.default
+        assert_same(drawn(model), expected)
+        assert_same(drawn(model_of()), expected)  # another model does not try either
+    assert len([record for record in caplog.records if "could not be captured" in record.message]) == 1
+    assert not RecordedGraph.captured
+
+
+def test_an_error_of_a_users_hook_leaves_the_capture_s_stream_too(gpu):
+    model = model_of()
+    calls = []
+
+    def failing(module, args, output):
+        calls.append(1)
+        if len(calls) == 3:  # the first step, the first of its shape, the capture
+            raise KeyError("a mistake of the user's")
+
+    model.decoder.layer_norm.register_forward_hook(failing)
+    with pytest.raises(KeyError, match="a mistake"):
+        drawn(model)
+    assert gpu.current is gpu.default
