@@ -10,7 +10,8 @@ from datasets import Dataset, Image
 from vision_rl.data.digit_scenes import digit_scenes
 from vision_rl.tasks.colorization.colorfulness import colorization_metrics
 from vision_rl.tasks.colorization.drawing import draw
-from vision_rl.tasks.colorization.processing import ColorizationProcessor, without_grey
+from vision_rl.tasks.colorization.grey_photos import without_grey
+from vision_rl.tasks.colorization.processing import ColorizationProcessor
 from vision_rl.tasks.colorization.rewards import ColorfulnessReward, fidelity_reward
 
 

@@ -48,6 +48,14 @@ class Options:
     absent_weight: float | None = field(
         default=None, metadata={"help": "Of the tokens of absent boxes in the MLE loss. None: 1."}
     )
+    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training images of MLE; None: no."})
+    scale_jitter: list[float] | None = field(
+        default=None, metadata={"help": "Scale the training images of MLE by so much, as a range. Pix2Seq: 0.3 2."}
+    )
+    on_bad_row: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
+    )
 
 
 def load_data(options: Options, split: str) -> Dataset | None:
@@ -62,7 +70,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
             return None
         if images is None:
             raise ValueError(f"{boxes} needs the folder of its images: {'' if train else 'eval_'}images_dir.")
-        return load_coco_detection(images, boxes)
+        return load_coco_detection(images, boxes, on_bad_row=options.on_bad_row)
     if options.scenes is not None:
         count = options.scenes if split == "train" else 500
         return digit_scenes(split, count, size=48, max_digits=4, min_height=14, max_height=26)  # type: ignore[arg-type]
@@ -94,7 +102,7 @@ def _category_names(options: Options, rows: Dataset | None) -> list[str]:
     return names
 
 
-_OF_PROCESSOR = ("num_bins", "max_boxes", "box_order", "resize", "score", "absent_weight")
+_OF_PROCESSOR = ("num_bins", "max_boxes", "box_order", "resize", "score", "absent_weight", "flip", "scale_jitter")
 
 
 def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
@@ -119,9 +127,9 @@ def make_draw(processor: DetectionProcessor) -> Callable:
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: DetectionProcessor) -> None:
     """`detections.json`, as COCO's server and pycocotools' `loadRes` read it; with the name of each category."""
-    results = coco_results(predictions, list(range(len(rows))), list(range(processor.num_labels)))
-    for result in results:
-        label = result["category_id"]
-        result["image_id"] = rows[result["image_id"]]["image_id"]
-        result |= {"category_id": processor.category_ids[label], "category_name": processor.categories[label]}
+    ids, frames = [row["image_id"] for row in rows], [row.get("frame") for row in rows]
+    known = None if None in frames else frames
+    results = coco_results(predictions, ids, processor.category_ids, known)
+    name_of = dict(zip(processor.category_ids, processor.categories, strict=True))
+    results = [{**result, "category_name": name_of[result["category_id"]]} for result in results]
     (folder / "detections.json").write_text(json.dumps(results))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset
 
@@ -52,6 +52,10 @@ class Options:
     min_fraction: float | None = field(
         default=None, metadata={"help": "Predicted instances of at most this share of the image become void; None: 0."}
     )
+    on_bad_row: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
+    )
 
 
 def load_data(options: Options, split: str) -> Dataset | None:
@@ -59,7 +63,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
     names = [f"{prefix}{name}" for name in ("images_dir", "masks_dir", "annotation_file")]
     folder = [getattr(options, name) for name in names]
     if all(folder):
-        return load_coco_panoptic(*folder)
+        return load_coco_panoptic(*folder, on_bad_row=options.on_bad_row)
     if any(folder):
         missing = [name for name, value in zip(names, folder, strict=True) if value is None]
         raise ValueError(f"A folder in COCO's form needs {', '.join(names)}; {', '.join(missing)} is missing.")
