@@ -28,6 +28,7 @@ class DataArguments:
     dataset_config: str | None = option("Its configuration.")
     dataset_train_split: str = option("Its split for training.", "train")
     dataset_test_split: str = option("Its split for evaluation.", "validation")
+    dataset_streaming: bool = option("Train on it as it comes, without a copy on disk; set max_steps.", False)
     max_train_rows: int | None = option("Train on the first so many rows.")
     max_eval_rows: int | None = option("Evaluate on the first so many rows.")
 

@@ -79,10 +79,15 @@ def read(
         parser.print_help()
         sys.exit(0)
     parsed = dict(zip(kinds, parser.parse(arguments), strict=True))
+    options = None if options_type is None else parsed[options_type]
+    if options is not None and DataArguments in parsed:
+        from vision_rl.cli.data import with_categories
+
+        options = with_categories(parsed[DataArguments], options)
     return Read(
         task,
         name,
-        None if options_type is None else parsed[options_type],
+        options,
         tuple(parsed[kind] for kind in own),
         None if training is None else parsed[kinds[-1]],
     )

@@ -65,7 +65,9 @@ def tune(given: Read) -> Callable[[], None]:
     train, evaluated = _rows(given, data)
     trainer = VisionRewardTrainer(
         model=args.model,
-        reward_funcs=load_rewards(args.reward, given.task, processor, train),
+        reward_funcs=load_rewards(
+            args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
+        ),
         args=given.training,
         train_dataset=train,
         eval_dataset=evaluated,
@@ -86,6 +88,12 @@ def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
         return train, None
     evaluated = load_rows(given.task, data, given.options, "validation")
     return train, require(evaluated, "to evaluate on (or set eval_strategy to no)", data, given.task)
+
+
+def _by_keyword(rows: Any, target_columns: dict[str, str] | None) -> Any:
+    """The rows with their targets under the processor's names for them."""
+    renamed = {column: keyword for keyword, column in (target_columns or {}).items() if column != keyword}
+    return rows.rename_columns(renamed) if renamed else rows
 
 
 def _train(trainer: Any) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from vision_rl.data.coco import category_ids, category_names, load_coco_detection
 from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
@@ -29,6 +29,9 @@ class Options:
     annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of their boxes."})
     eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the images of the evaluation."})
     eval_annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of their boxes."})
+    categories_file: str | None = field(
+        default=None, metadata={"help": "JSON with COCO's `categories`, for their ids. None: annotation_file."}
+    )
     scenes: int | None = field(
         default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 48 pixels."}
     )
@@ -81,7 +84,7 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset | None)
     names = _category_names(options, rows)
     if options.num_categories not in (None, len(names)):
         raise ValueError(f"The data has {len(names)} categories, and num_categories is {options.num_categories}.")
-    file = options.annotation_file or options.eval_annotation_file
+    file = options.categories_file or options.annotation_file or options.eval_annotation_file
     chosen: dict[str, Any] = {"score": "likelihood"}
     for option in fields(options):
         value = getattr(options, option.name)
@@ -109,8 +112,10 @@ def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
     return RecallReward(processor.num_bins, processor.num_labels)
 
 
-def _average_precision(processor: DetectionProcessor, rows: Dataset) -> AveragePrecisionReward:
+def _average_precision(processor: DetectionProcessor, rows: Any) -> AveragePrecisionReward:
     processor.score = "confidence"  # which this reward teaches
+    if isinstance(rows, IterableDataset):
+        rows = list(rows.select_columns("objects"))
     return AveragePrecisionReward(processor.num_bins, processor.num_labels, class_counts=processor.count_classes(rows))
 
 
