@@ -60,6 +60,7 @@ def make_model(
         max_completion_length: tokens of the longest completion, where the processor does not say.
         weights: False: sizes alone, of a new encoder and decoder, without reading any.
     """
+    model: Any
     length = processor.completion_length or max_completion_length
     if args.model is not None:
         model = VisionEncoderDecoderModel.from_pretrained(args.model)
@@ -132,7 +133,7 @@ def make_stage1(args: Stage1Arguments, processor: VisionProcessor) -> UViMModel:
             code_length=processor.code_len,
             code_dropout=args.code_dropout,
             codebook_momentum=args.codebook_momentum,
-            outputs=processor.outputs,
+            outputs=dict(processor.outputs or {}),
             regression=processor.regression,
         )
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +62,7 @@ def _rows(given: Read, missing: list[str]) -> Any:
     for split in ("train", "validation"):
         if split == "validation" and given.training.eval_strategy == "no":
             continue
-        found[split] = _tried(lambda split=split: load_rows(given.task, data, given.options, split), missing)
+        found[split] = _tried(partial(load_rows, given.task, data, given.options, split), missing)
         if found[split] is None and not missing:
             missing.append(f"the {split} data: no option names it")
     return found["train"]

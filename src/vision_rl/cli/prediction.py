@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vision_rl import VisionPipeline, pipeline
 from vision_rl.cli.reading import Read
@@ -47,7 +48,8 @@ def find_images(names: Sequence[str]) -> list[Path]:
 def _predict(pipe: VisionPipeline, paths: list[Path], folder: Path, batch_size: int, draw: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = _distinct_names(paths)
-    answers, rows = [], []
+    answers: list[Any] = []
+    rows: list[dict[str, Any]] = []
     for start in range(0, len(paths), batch_size):
         images = [rgb_image(path, start + place) for place, path in enumerate(paths[start : start + batch_size])]
         for image, answer in zip(images, pipe(images), strict=True):

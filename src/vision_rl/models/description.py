@@ -95,8 +95,8 @@ def make_decoder(
     """
     if init is None:
         width = None if cross_attention_hidden_size == size["hidden_size"] else cross_attention_hidden_size
-        tokens = {"vocab_size": vocab_size, "max_position_embeddings": length}
-        return VisionDecoderForCausalLM(VisionDecoderConfig(**tokens, **size, cross_attention_hidden_size=width))
+        sizes: dict[str, Any] = {**size, "vocab_size": vocab_size, "max_position_embeddings": length}
+        return VisionDecoderForCausalLM(VisionDecoderConfig(**sizes, cross_attention_hidden_size=width))
     if AutoConfig.from_pretrained(init).model_type == "vision-encoder-decoder":
         decoder = VisionEncoderDecoderModel.from_pretrained(init).decoder
     else:

@@ -23,7 +23,7 @@ def scale_jittered(
     Its scale is uniform in `scales`. A smaller image is laid anywhere on a grey ground of the image's size; of a larger one
     a part is cut out anywhere. Boxes `(n, 4)` go with it and may reach out of the picture, or lie outside.
     """
-    scale = rng.uniform(*scales)
+    scale = rng.uniform(scales[0], scales[1])
     width, height = image.size
     if scale < 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -132,9 +132,8 @@ def make_draw(processor: DetectionProcessor) -> Callable:
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: DetectionProcessor) -> None:
     """`detections.json`, as COCO's server and pycocotools' `loadRes` read it; with the name of each category."""
-    ids, frames = [row["image_id"] for row in rows], [row.get("frame") for row in rows]
-    known = None if None in frames else frames
-    results = coco_results(predictions, ids, processor.category_ids, known)
+    frames = [row["frame"] for row in rows if "frame" in row] or None  # of a folder in COCO's form
+    results = coco_results(predictions, [row["image_id"] for row in rows], processor.category_ids, frames)
     name_of = dict(zip(processor.category_ids, processor.categories, strict=True))
     results = [{**result, "category_name": name_of[result["category_id"]]} for result in results]
     (folder / "detections.json").write_text(json.dumps(results))
