@@ -25,11 +25,11 @@ class DenseBoxesMLETrainer(VisionMLETrainer):
         model.dense_head = nn.Linear(model.encoder.config.hidden_size, self.num_labels + 1 + 4).to(self.args.device)
 
     def drop_head(self) -> None:
-        del self.bare(self.model).dense_head
+        del self.unwrap(self.model).dense_head
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        predicted = self.bare(model).dense_head(outputs.encoder_last_hidden_state)  # (B, N, C + 1 + 4)
+        predicted = self.unwrap(model).dense_head(outputs.encoder_last_hidden_state)  # (B, N, C + 1 + 4)
         labels, boxes = self.dense_targets(inputs["columns"], predicted.shape[1])
         labels, boxes = labels.to(predicted.device), boxes.to(predicted.device)  # (B, N), (B, N, 4)
         classes, corners = predicted.float().split([self.num_labels + 1, 4], dim=-1)

@@ -175,6 +175,7 @@ def test_options_that_mean_nothing_are_refused(tmp_path, options, message):
 # --- where it goes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compatibility
 def test_tensorboard_has_the_sheet_at_its_step(tmp_path, one_thread):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     writer = TensorBoardCallback(SummaryWriter(str(tmp_path / "tensorboard")))

@@ -292,9 +292,9 @@ def nothing_to_learn(completions, **kwargs):
     return [1.0] * len(completions)
 
 
-def naive_loss(model, trainer, inputs, completions, rewards, targets):
+def naive_loss(model, trainer, inputs, rollout):
     """The formulas, with every image encoded for each of its samples and the logits of everything."""
-    advantages = trainer._advantages(rewards, completions, inputs)
+    completions, advantages, targets = rollout.completions, rollout.advantages, rollout.token_targets
     times, rows = trainer.num_generations, completions.completion_ids.flatten(0, 1)
     logits = model(
         pixel_values=inputs["pixel_values"].repeat_interleave(times, dim=0),
@@ -334,12 +334,12 @@ def both_gradients(tmp_path, reward, decoder="ours", suppress=None, model=None, 
     naive = copy.deepcopy(trainer.model).train()  # in float32
     trainer.model.train()
     trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)  # autocast, as in training
-    inputs = trainer._draw(next(iter(trainer.get_train_dataloader())))
-    rewards, targets = trainer._score(inputs["completions"], inputs)
-    naive_loss(naive, trainer, inputs, inputs["completions"], rewards, targets).backward()
-    loss = trainer.compute_loss(trainer.model_wrapped, inputs)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    (rollout,) = trainer._roll_out([inputs])
+    naive_loss(naive, trainer, inputs, rollout).backward()
+    loss = trainer.compute_loss(trainer.model_wrapped, {**inputs, "rollout": rollout})
     loss.backward()
-    assert trainer._fuses_head is fused
+    assert trainer.read_completions.fuses_head is fused
     return gradients(naive), gradients(trainer.model)
 
 

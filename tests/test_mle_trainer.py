@@ -155,7 +155,8 @@ def test_transformers_decoders_are_trained_alike(tmp_path, decoder):
 def test_the_logits_are_those_of_transformers_own_forward(tmp_path):
     made = trainer(tmp_path)
     batch = next(iter(made.get_train_dataloader()))
-    outputs, labels = made._teacher_forced(made.model, batch)
+    _, outputs = made.compute_loss(made.model, batch, return_outputs=True)
+    labels = batch["labels"]
     shifted = F.pad(labels[:, :-1], (1, 0), value=START).masked_fill(F.pad(labels[:, :-1], (1, 0)) == -100, START)
     expected = made.model(pixel_values=batch["pixel_values"], decoder_input_ids=shifted).logits
     torch.testing.assert_close(outputs.logits, expected)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import share_of_a, text_dataset, text_processor, tiny_model
 
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.models.sampling import SampledCompletions
+from vision_rl.models.completions import SampledCompletions
 from vision_rl.trainer.advantages import leave_one_out_advantages
 from vision_rl.trainer.collator import BatchColumns
 from vision_rl.trainer.scoring import RewardSum, Scores

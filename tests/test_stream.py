@@ -71,6 +71,7 @@ def test_a_stream_is_learned_from_as_the_rows_themselves_without_a_shuffle(tmp_p
     assert [row for _, row, _ in streamed["seen"]] == [number % ROWS for number in range(5 * STEP)]
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("step", [1, 3])  # in the first pass and, at row 24, in the second
 @pytest.mark.parametrize("dataset", [stream, PlainStream])
 def test_a_run_that_was_killed_and_resumed_equals_an_uninterrupted_one(tmp_path, step, dataset):

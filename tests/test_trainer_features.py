@@ -98,7 +98,7 @@ def test_a_decoder_that_peft_trains_whole_is_sampled_and_checked_as_any_other(tm
     assert any("decoder.modules_to_save" in name for name in learned) and any("lora_" in name for name in learned)
     assert not any("original_module" in name for name in learned)
     assert "reads each image once for every completion" not in caplog.text
-    assert type(decoder_of(trainer.bare(trainer.model))) is type(tiny_model(decoder).decoder)
+    assert type(decoder_of(trainer.unwrap(trainer.model))) is type(tiny_model(decoder).decoder)
 
     trainer.save_model()
     reloaded = PeftModel.from_pretrained(tiny_model(decoder, sharp=0.2, seed=2), tmp_path)

@@ -6,7 +6,7 @@ memory: a vocabulary of 30k needs three copies of the logits otherwise. Time sta
 a weight are read, which leaves out the padding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,7 +53,7 @@ class WeightedTokens:
         taken = first.max() if len(first) else 0  # numbers of groups
         return replace(joined, groups=torch.cat([first, torch.where(second > 0, second + taken, 0)]))
 
-    def __getitem__(self, chosen: Tensor) -> "WeightedTokens":
+    def __getitem__(self, chosen: Tensor | slice) -> "WeightedTokens":
         part = WeightedTokens(*(field[chosen] for field in self._fields()))
         return part if self.groups is None else replace(part, groups=self.groups[chosen])
 
@@ -239,15 +239,23 @@ class FusedHead:
     def __init__(self, head: nn.Linear, temperature: float = 1.0, suppressed: list[int] | None = None):
         self.head, self.temperature, self.suppressed = head, temperature, suppressed
         self.logps: Any = None  # (E,) after a forward
+        self.tokens: Any = None  # with the weights that the loss has
 
     @contextmanager
-    def loss_of(self, tokens: WeightedTokens) -> Iterator[None]:
-        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set."""
+    def loss_of(self, tokens: WeightedTokens, reweigh: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set.
+
+        Where the weights depend on the log-probabilities, `reweigh` makes them `(E,)` of these: the head runs twice.
+        """
 
         def forward(hidden: Tensor) -> Tensor:
-            loss, self.logps = weigh_hidden(
-                hidden, self.head.weight, self.head.bias, tokens, self.temperature, self.suppressed
-            )
+            head = (self.head.weight, self.head.bias)
+            self.tokens = tokens
+            if reweigh is not None:
+                with torch.no_grad():
+                    _, logps = weigh_hidden(hidden, *head, tokens, self.temperature, self.suppressed)
+                    self.tokens = replace(tokens, weights=reweigh(logps))
+            loss, self.logps = weigh_hidden(hidden, *head, self.tokens, self.temperature, self.suppressed)
             return loss
 
         with replaced_forward(self.head, forward):

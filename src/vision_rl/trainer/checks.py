@@ -18,7 +18,6 @@ from vision_rl.compatibility import checkpointing, checkpointing_kwargs
 from vision_rl.models.lengths import completion_length, num_positions
 from vision_rl.models.special_ids import special_ids
 from vision_rl.models.unwrapping import base_model, decoder_of
-from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer.collator import CODES, VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
@@ -75,39 +74,6 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
     length = completion_length(model, max_completion_length)
     if positions is not None and length > positions:
         raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")
-
-
-def check_stage1(stage1: UViMConfig, processor: DenseProcessor) -> None:
-    """Stage I and its processor agree about the codes and about what the outputs are."""
-    if processor.code_len != stage1.code_length:
-        raise ValueError(
-            f"Stage I has {stage1.code_length} codes an image (code_length), the processor {processor.code_len}: give it "
-            "the same code_len."
-        )
-    if processor.num_codes != stage1.codebook_size:
-        raise ValueError(
-            f"Stage I has {stage1.codebook_size} different codes (codebook_size), the processor {processor.num_codes}: "
-            "give it the same num_codes."
-        )
-    if processor.outputs is not None and processor.outputs != stage1.outputs:
-        raise ValueError(
-            f"Stage I has the outputs {stage1.outputs}, {type(processor).__name__} makes targets for {processor.outputs}: "
-            "build the model with UViMConfig(outputs=processor.outputs)."
-        )
-
-
-def check_code_writer(stage1: UViMConfig, processor: VisionProcessor, max_completion_length: int) -> None:
-    """The model writes as many codes as stage I reads, and tokens mean the same to both."""
-    if max_completion_length != stage1.code_length:
-        raise ValueError(
-            f"Stage I has {stage1.code_length} codes an image, the model writes {max_completion_length}: leave out "
-            "max_completion_length, and give the processor the same code_len."
-        )
-    if processor.vocab_size != stage1.codebook_size + 1:
-        raise ValueError(
-            f"Stage I has {stage1.codebook_size} different codes, the processor {(processor.vocab_size or 1) - 1}: give it "
-            "the same num_codes."
-        )
 
 
 def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:

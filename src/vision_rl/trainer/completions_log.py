@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -16,7 +16,15 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from vision_rl.processing import completion_text, image_size, rgb_image
+from vision_rl.trainer.collator import BatchColumns
 from vision_rl.trainer.completions_sheet import Cell, draw_sheet, number
+from vision_rl.trainer.evaluation import Record
+from vision_rl.trainer.rollout import Rollout
+from vision_rl.trainer.scoring import Scores
+
+
+if TYPE_CHECKING:
+    from vision_rl.trainer.reward_trainer import VisionRewardTrainer
 
 
 NUM_IMAGES = 4  # of a step or an evaluation
@@ -52,6 +60,7 @@ class CompletionsLog:
         names: of the F reward functions.
         num_to_print: completions that the terminal shows; None: all that are kept.
         with_pictures: False: tables only.
+        image_column: name of the column with the image.
     """
 
     def __init__(
@@ -61,13 +70,56 @@ class CompletionsLog:
         names: Sequence[str],
         num_to_print: int | None = None,
         with_pictures: bool = True,
+        image_column: str = "image",
     ):
         self.draw, self.folder, self.names = draw, Path(folder), list(names)
-        self.num_to_print, self.with_pictures = num_to_print, with_pictures
+        self.num_to_print, self.with_pictures, self.image_column = num_to_print, with_pictures, image_column
         self._sampled: list[LoggedImage] = []
         self._step: int | None = None  # theirs
         self._evaluating: list[LoggedImage] = []  # of this rank
         self._evaluated: dict[str, list[LoggedImage]] = {}  # by the prefix of the metrics, such as "eval"
+
+    @classmethod
+    def of(cls, trainer: "VisionRewardTrainer") -> "CompletionsLog":
+        """As the trainer's options say."""
+        args, folder = trainer.args, Path(str(trainer.args.output_dir)) / "completions"
+        options = args.num_completions_to_print, args.log_multimodal, args.image_column
+        return cls(trainer.processor.draw, folder, trainer.reward.names, *options)
+
+    def record_rollout(self, part: Rollout, inputs: dict) -> None:
+        """What was drawn for `inputs`, which hold the `decoded` completions and their `scores`.
+
+        Where an override of `_score` has decoded and scored in a way of its own, there is nothing to show.
+        """
+        if not {"decoded", "scores"} <= set(inputs):
+            return
+        scores, columns, per_token = inputs["scores"], inputs["columns"], part.advantages.ndim == 3
+        self.record(
+            part.step,
+            row_index=part.row_index.tolist(),
+            images=columns.columns[self.image_column],
+            completions=inputs["decoded"][0],
+            completion_ids=inputs["decoded"][1],
+            # of every token: the first one's is that of the sample
+            rewards=(scores.rewards if per_token else part.rewards.flatten()).tolist(),
+            per_function=scores.per_function.tolist(),
+            advantages=(part.advantages[..., 0] if per_token else part.advantages).flatten().tolist(),
+            references=columns.references,
+        )
+
+    def record_greedy(self, step: int, records: list[Record], scores: Scores, columns: BatchColumns) -> None:
+        """A batch of an evaluation."""
+        self.record(
+            step,
+            row_index=[record["index"] for record in records],
+            images=columns.columns[self.image_column],
+            completions=[record["completion"] for record in records],
+            completion_ids=[record["completion_ids"] for record in records],
+            rewards=scores.rewards.tolist(),
+            per_function=scores.per_function.tolist(),
+            references=columns.references,
+            evaluation=True,
+        )
 
     def record(
         self,

@@ -73,27 +73,32 @@ class RowDataset(Dataset):
 
 
 class EpochSampler(Sampler[RowKey]):
-    """The keys of one epoch: shuffled by (seed, epoch), cut to whole optimisation steps of `step_size` rows.
+    """The keys of one epoch: shuffled by (seed, epoch), cut to whole blocks of `block_size` rows.
 
-    Without a shuffle each epoch goes on in the rows' order where the last one has ended.
+    A block is what is learned from together: an optimisation step, or a rollout, whose rows come `repeats` times in a
+    row, so that Trainer's count of steps stays true. Without a shuffle each epoch goes on in the rows' order where the
+    last one has ended.
     """
 
-    def __init__(self, rows: RowDataset, seed: int = 0, shuffle: bool = True, step_size: int = 1):
-        self.rows = rows
-        self.seed = seed
-        self.shuffle = shuffle
-        self.step_size = step_size
+    def __init__(self, rows: RowDataset, seed: int = 0, shuffle: bool = True, block_size: int = 1, repeats: int = 1):
+        self.rows, self.seed, self.shuffle = rows, seed, shuffle
+        self.block_size, self.repeats = block_size, repeats
 
     def __len__(self) -> int:
-        return len(self.rows) // self.step_size * self.step_size
+        return self._num_rows() * self.repeats
+
+    def _num_rows(self) -> int:
+        return len(self.rows) // self.block_size * self.block_size
 
     def set_epoch(self, epoch: int) -> None:
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[RowKey]:
-        epoch, count = self.rows.epoch, len(self.rows)
+        epoch, count, length = self.rows.epoch, len(self.rows), self._num_rows()
         if self.shuffle:
             order = keyed_generator(self.seed, DATA_ORDER, epoch).permutation(count).tolist()
-        else:  # on from where the last epoch has ended, or the rows behind the last whole step would never come
-            order = [(epoch * len(self) + place) % count for place in range(count)]
-        yield from (RowKey(epoch, index) for index in order[: len(self)])
+        else:  # on from where the last epoch has ended, or the rows behind the last whole block would never come
+            order = [(epoch * length + place) % count for place in range(count)]
+        for start in range(0, length, self.block_size):
+            for _ in range(self.repeats):
+                yield from (RowKey(epoch, index) for index in order[start : start + self.block_size])

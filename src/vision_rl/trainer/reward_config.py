@@ -25,6 +25,44 @@ class VisionRewardConfig(VisionConfig):
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "Paper: gradients are not clipped. 0: no clipping."})
 
+    # Rollout
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images of a rollout, over all processes (TRL counts completions): all are answered before the first is "
+            "learned from. None: those of an update step. Set this or steps_per_generation, not both."
+        },
+    )
+    steps_per_generation: int | None = field(
+        default=None,
+        metadata={
+            "help": "The same in micro-batches of a process; None: gradient_accumulation_steps, so one rollout an update "
+            "step. A multiple of it: several update steps learn from one rollout, by the clipped ratio."
+        },
+    )
+    num_iterations: int = field(
+        default=1, metadata={"help": "Times that a rollout is learned from, by the clipped ratio from the second on."}
+    )
+    per_device_generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images that a device encodes and samples at once; None: all of the rollout, half of them with "
+            "reward_num_workers, so that one half is scored while the other is sampled. Fewer take less memory."
+        },
+    )
+    epsilon: float = field(
+        default=0.2,
+        metadata={"help": "Of a rollout used again: how far below 1 the ratio to the sampling policy still pulls."},
+    )
+    epsilon_high: float | None = field(default=None, metadata={"help": "How far above 1; None: `epsilon`."})
+    importance_sampling_level: Literal["sequence", "token"] = field(
+        default="sequence",
+        metadata={
+            "help": "Of a rollout used again: the ratio of whole completions' probabilities, as in TRL's RLOO, or of each "
+            "token's."
+        },
+    )
+
     # Sampling
     num_generations: int = field(default=2, metadata={"help": "Completions an image (G). Paper: 2; captions 8."})
     temperature: float = field(
@@ -60,6 +98,27 @@ class VisionRewardConfig(VisionConfig):
         metadata={
             "help": "Training ends with an error when it has waited for one reward for so many seconds. None: it waits. "
             "Needs reward_num_workers."
+        },
+    )
+    scale_rewards: Literal["none", "group", "batch"] = field(
+        default="none",
+        metadata={
+            "help": "What advantages are divided by: the standard deviation of the image's rewards (group), of all rewards "
+            "of the rollout (batch), or nothing. Paper: nothing."
+        },
+    )
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = field(
+        default="sum_then_normalize",
+        metadata={
+            "help": "Of several rewards. normalize_then_sum: each is divided by its own standard deviation among the "
+            "image's samples before they are added, and advantages by that of the rollout."
+        },
+    )
+    mask_truncated_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Completions that reached max_completion_length without an end token are not learned from; they "
+            "still count in the others' baseline."
         },
     )
     beta: float = field(
@@ -98,6 +157,22 @@ class VisionRewardConfig(VisionConfig):
     log_multimodal: bool = field(
         default=True, metadata={"help": "Log completions as pictures. False: only as tables of text and numbers."}
     )
+    entropy_coef: float = field(
+        default=0.0,
+        metadata={"help": "Weight of a bonus for the mean entropy of a token, against samples that become all equal."},
+    )
+    mle_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of MLE pretraining's loss beside the reward's, on the labels of the same images: against "
+            "forgetting what the reward does not look at. Takes one pass more."
+        },
+    )
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Update steps that learn from one rollout."""
+        return self.steps_per_generation // self.gradient_accumulation_steps * self.num_iterations  # type: ignore[operator]
 
     def __post_init__(self):
         watches = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
@@ -106,6 +181,7 @@ class VisionRewardConfig(VisionConfig):
         super().__post_init__()
         if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.greater_is_better:
             self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
+        self._resolve_rollout()
         if self.num_generations < 1:
             raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.baseline not in (*SIBLING_BASELINES, "greedy", "none"):
@@ -138,3 +214,45 @@ class VisionRewardConfig(VisionConfig):
             raise ValueError(f"num_completions_to_print must not be negative, got {self.num_completions_to_print}.")
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")
+        for name, values in {
+            "scale_rewards": ("none", "group", "batch"),
+            "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+            "importance_sampling_level": ("sequence", "token"),
+        }.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}.")
+        for name in ("epsilon", "entropy_coef", "mle_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.epsilon_high is not None and self.epsilon_high < 0:
+            raise ValueError(f"epsilon_high must not be negative, got {self.epsilon_high}; None: epsilon.")
+
+    def _resolve_rollout(self) -> None:
+        """`steps_per_generation` and `generation_batch_size` from each other, as TRL does it, with its sentences."""
+        at_once = self.per_device_train_batch_size * self.world_size
+        if self.generation_batch_size is not None and self.steps_per_generation is not None:
+            raise ValueError(
+                "'generation_batch_size' and 'steps_per_generation' can not be both configured at the same time"
+            )
+        if self.generation_batch_size is not None:
+            if self.generation_batch_size % at_once != 0:
+                raise ValueError(
+                    f"generation_batch_size ({self.generation_batch_size}) must be divisible by the global batch size "
+                    f"({at_once})."
+                )
+            self.steps_per_generation = self.generation_batch_size // at_once
+        elif self.steps_per_generation is None:
+            self.steps_per_generation = self.gradient_accumulation_steps
+        self.generation_batch_size = at_once * self.steps_per_generation
+        if self.steps_per_generation < 1 or self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}): a rollout serves whole update steps. How many images are sampled "
+                "at once is per_device_generation_batch_size."
+            )
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}.")
+        if self.per_device_generation_batch_size is not None and self.per_device_generation_batch_size < 1:
+            raise ValueError(
+                f"per_device_generation_batch_size must be at least 1, got {self.per_device_generation_batch_size}."
+            )
