@@ -209,3 +209,20 @@ def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_
 def test_a_reward_that_is_none_is_told_with_those_there_are(counter, capsys):
     told = fails(capsys, f"tune --task {COUNTING} --model {counter} --use_cpu true --reward closenes")
     assert "Did you mean closeness?" in told
+
+
+def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
+    from transformers import TrainerControl, TrainerState
+
+    from vision_rl import VisionMLEConfig
+    from vision_rl.cli.pace import PaceCallback
+
+    pace, args = PaceCallback(), VisionMLEConfig("unused", use_cpu=True, report_to="none")
+    state, control = TrainerState(max_steps=10**14), TrainerControl()
+    for step in range(1, 6):
+        pace.on_step_begin(args, state, control)
+        state.global_step = step
+        pace.on_step_end(args, state, control)
+    told = [record.message for record in caplog.records if record.name == "vision_rl.cli.pace"]
+    assert len(told) == 1 and "99999999999997 that are left will take" in told[0]
+    assert not control.should_training_stop

@@ -97,11 +97,23 @@ def test_a_dry_run_tells_sizes_memory_and_what_is_missing_without_data_or_weight
     assert f"{PUBLISHED[name][0]} images" in told and "optimizer" in told
     missing = [line for line in told.splitlines() if line.startswith("missing")]
     assert len(missing) >= 2
+    assert command == "stage1" or f"vision-rl eval --config {name}" in told
     if name in BEFORE:
         before = BEFORE[name]
         assert f"`vision-rl {RECIPES[before]['command']} --config {before}`" in told
     for after in (later for later, earlier in BEFORE.items() if earlier == name):
         assert f"vision-rl {RECIPES[after]['command']} --config {after}" in told
+
+
+def test_a_dry_run_of_a_model_that_is_there_goes_by_its_files(capsys):
+    checkpoint = Path(__file__).parents[1] / "examples" / "checkpoints" / "detection-crowded"
+    if not checkpoint.is_dir():
+        pytest.skip("the checkpoints are not part of the installed package")
+    options = ["--model", str(checkpoint), "--scenes", "20", "--dry_run", "true", "--use_cpu", "true"]
+    assert main(["tune", *options, "--task", "detection"]) == 0
+    assert "0.9 M parameters" in capsys.readouterr().out.splitlines()[0]
+    assert main(["mle", *options, "--task", "detection", "--image_size", "64"]) == 0
+    assert "64 patches of an image of 64 pixels" in capsys.readouterr().out
 
 
 def test_a_recipe_is_refused_by_another_command(capsys):
@@ -211,10 +223,14 @@ class Chain:
         return json.loads((output / "trainer_state.json").read_text())["log_history"]
 
     def evaluate(self, name: str, *options: str) -> dict[str, float]:
-        words = " ".join([self.data, *options]).split()
-        task = RECIPES[name]["task"]
-        arguments = ["--task", task, "--model", str(self.folder / name), *words, "--use_cpu", "true"]
-        assert main(["eval", *arguments]) == 0
+        """The table's row of what a recipe has trained, by the recipe itself; and its answers to a folder of images."""
+        model, words = str(self.folder / name), " ".join([self.data, *options]).split()
+        assert main(["eval", "--config", name, "--model", model, *words, "--use_cpu", "true"]) == 0
+        images = words[words.index("--images_dir") + 1]
+        out = ["--output_dir", str(self.folder / "predicted"), "--use_cpu", "true"]
+        assert main(["predict", "--config", name, "--model", model, "--images", f"{images}/**/1*.png", *out]) == 0
+        drawn = {path.name for path in (self.folder / "predicted").glob("*.png")}
+        assert {"1.png", "10.png"} <= drawn
         return json.loads((self.folder / name / "eval" / "metrics.json").read_text())
 
 
@@ -272,7 +288,8 @@ def test_the_captioning_recipes_go_from_a_pretrained_vit_to_cider(coco, tmp_path
     chain.run(f"captioning_{size}_mle", f"--image_size {SIZE} --encoder_init {coco}/vit.npz {DECODER} {tokens}")
     assert any("reward" in entry for entry in chain.run(f"captioning_{size}_cider"))
     chain.data = f"--images_dir {coco} --karpathy_file {coco}/karpathy.json"
-    scores = chain.evaluate(f"captioning_{size}_cider", "--split test")
+    scores = chain.evaluate(f"captioning_{size}_cider")
+    assert scores["split"] == "test"
     assert {"cider", "bleu_4", "rouge_l"} <= set(scores)
     assert len(json.loads((tmp_path / f"captioning_{size}_cider" / "eval" / "captions.json").read_text())) == 4
 

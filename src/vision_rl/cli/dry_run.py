@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.cli import building, memory
 from vision_rl.cli.arguments import ModelArguments
@@ -17,6 +18,7 @@ from vision_rl.cli.parser import recipe_files
 from vision_rl.cli.reading import Read, read_training
 from vision_rl.models.description import count_parameters
 from vision_rl.models.uvim import UViMModel
+from vision_rl.task import load_processor
 
 
 GB = 1e9
@@ -80,12 +82,30 @@ def _model(command: str, given: Read, rows: Any, missing: list[str]) -> tuple[An
     if command == "stage1":
         processor = given.task.make_processor(given.options, building.image_processor(given.own[0]), rows)
         return building.make_stage1(given.own[0], processor), processor
+    if _is_there(given.own[0].model):
+        return _saved(command, given, rows)
     args, options = _described(command, given, missing)
     goes_on = given.own[0].model is not None  # and has its stage I with it
     processor = _processor(given, args, options, rows, [] if goes_on else missing)
     length = given.training.max_completion_length
     model = building.make_model(given.task, replace(args, model=None), processor, length, weights=False)
     return model, processor
+
+
+def _is_there(model: str | None) -> bool:
+    """Whether a model can be looked at: a folder, or what no recipe makes, which may be on the Hub."""
+    return model is not None and (Path(model).is_dir() or all(r.content["output_dir"] != model for r in Recipe.all()))
+
+
+def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
+    args = given.own[0]
+    if command == "tune":
+        config = VisionEncoderDecoderConfig.from_pretrained(args.model)
+        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task)
+    processor = building.make_processor(given.task, args, given.options, rows)
+    with torch.device("cpu"):
+        model: Any = building.make_model(given.task, args, processor, given.training.max_completion_length)
+    return model.to("meta"), processor
 
 
 def _described(command: str, given: Read, missing: list[str]) -> tuple[ModelArguments, Any]:
@@ -97,8 +117,7 @@ def _described(command: str, given: Read, missing: list[str]) -> tuple[ModelArgu
                 missing.append(f"the weights {init}")
         return args, given.options
     before = _run_before(args.model)
-    if not Path(args.model).is_dir():
-        missing.append(f"the model {args.model}: `vision-rl {before.content['command']} --config {before.name}`")
+    missing.append(f"the model {args.model}: `vision-rl {before.content['command']} --config {before.name}`")
     model_args, options = _described(before.content["command"], _read(before), [])
     kept = {
         option.name: getattr(options, option.name)
@@ -226,4 +245,7 @@ def _following(command: str, output_dir: str) -> list[str]:
         for recipe in Recipe.all()
         if recipe.starts_from(output_dir)
     ]
-    return after if command == "stage1" else [*after, f"vision-rl eval --model {output_dir}, with the data's options"]
+    own = [
+        recipe.name for recipe in Recipe.all() if recipe.content["output_dir"] == output_dir and command != "stage1"
+    ]
+    return after + [f"vision-rl eval --config {name}" for name in own]

@@ -12,10 +12,14 @@ import yaml
 from trl import TrlParser
 
 
+PER_RUN = ("bf16", "use_cpu")  # a training's, which an evaluation has too
+
+
 class CommandParser(TrlParser):
     """Parses the options of a command from its dataclasses and a `--config`: a YAML file or the name of a recipe.
 
-    A config may say its `command`, and variables of the environment in `env`, as TRL's.
+    A config may say its `command`, variables of the environment in `env`, as TRL's, and in `eval` what an evaluation of the
+    run takes besides.
 
     Raises:
         ValueError: in place of argparse's exit, for options and keys that are unknown, with the nearest that is.
@@ -59,12 +63,11 @@ class CommandParser(TrlParser):
         self._check_known("option", given, taken)
         path = config_path(arguments)
         if path is not None:
-            config = read_config(arguments)
-            command = config.pop("command", self.command)
-            if command != self.command:
-                raise ValueError(f"{path} is a run of `vision-rl {command}`.")
+            config, is_own = config_for(self.command, arguments)
             os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
-            self._check_known("key", list(config), known, f" of {path}")
+            if is_own:
+                self._check_known("key", list(config), known, f" of {path}")
+            config = {key: value for key, value in config.items() if key in known}
             lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
             several = {key: [config[key]] for key in lists & set(config) if not isinstance(config[key], list | None)}
             self.set_defaults_with_config(**config | several)
@@ -80,14 +83,29 @@ class CommandParser(TrlParser):
                 raise ValueError(f"{name!r} is no {noun} of `{self.prog}`{where}.{hint}")
 
 
-def value_of(arguments: Sequence[str], name: str) -> Any:
+def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """The options that a command takes from its `--config`, and whether this is one of its own.
+
+    `eval` and `predict` also take the config of a training: its data, and its output as their model.
+    """
+    content = read_config(arguments)
+    made_for, of_eval = content.pop("command", command), content.pop("eval", {})
+    if made_for == command:
+        return content, True
+    if command not in ("eval", "predict") or made_for == "stage1":
+        raise ValueError(f"{config_path(arguments)} is a run of `vision-rl {made_for}`.")
+    of_run = {key: value for key, value in content.items() if key not in ("model", "output_dir", *PER_RUN)}
+    return {**of_run, **of_eval, "model": content["output_dir"]}, False
+
+
+def value_of(command: str, arguments: Sequence[str], name: str) -> Any:
     """What a command line or its config says of one option, before the command's parser can be made; else None."""
     for place, argument in enumerate(arguments):
         if argument == f"--{name}" and place + 1 < len(arguments):
             return arguments[place + 1]
         if argument.startswith(f"--{name}="):
             return argument.partition("=")[2]
-    return read_config(arguments).get(name)
+    return config_for(command, arguments)[0].get(name)
 
 
 def read_config(arguments: Sequence[str]) -> dict[str, Any]:

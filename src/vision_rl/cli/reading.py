@@ -13,7 +13,7 @@ from vision_rl.cli.arguments import (
     TaskArguments,
     TuneArguments,
 )
-from vision_rl.cli.parser import CommandParser, read_config, value_of
+from vision_rl.cli.parser import CommandParser, value_of
 from vision_rl.task import load_task, task_of
 
 
@@ -53,13 +53,13 @@ def read(
         training: name of the trainer's config, `VisionMLEConfig` or `VisionRewardConfig`, whose options it takes too.
         with_options: whether it takes the options of the task.
     """
-    arguments = list(arguments)
+    arguments = [
+        part for text in arguments for part in (text.split("=", 1) if text.startswith("--config=") else [text])
+    ]
     asked = [flag for flag in ("--help", "-h", "--help_all") if flag in arguments]
     if asked:
         arguments = [argument for argument in arguments if argument not in asked]
-    read_config(arguments)
-    name = value_of(arguments, "task")
-    model = value_of(arguments, "model")
+    name, model = (value_of(command, arguments, option) for option in ("task", "model"))
     kinds: list[type] = [TaskArguments, *own]
     task = options_type = None
     if name is not None or not asked:

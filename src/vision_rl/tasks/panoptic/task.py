@@ -108,5 +108,7 @@ def make_draw(processor: PanopticProcessor) -> Callable:
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: PanopticProcessor) -> None:
     """A folder `panoptic` of PNGs at the images' sizes and `panoptic.json`, as panopticapi and COCO's server read them."""
-    ids, sizes = [row["image_id"] for row in rows], [row["image_size"] for row in rows]
-    save_coco_panoptic(predictions, ids, folder / "panoptic", folder / "panoptic.json", sizes)
+    frames = [row["frame"] for row in rows if "frame" in row]  # of a folder in COCO's form
+    sizes = {"frames": frames} if frames else {"image_sizes": [row["image_size"] for row in rows]}
+    ids = [row["image_id"] for row in rows]
+    save_coco_panoptic(predictions, ids, folder / "panoptic", folder / "panoptic.json", **sizes)
