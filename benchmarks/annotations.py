@@ -67,16 +67,20 @@ class AnnotationArguments:
 
 
 def main(args: AnnotationArguments) -> list[dict]:
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = make_annotations(Path(folder), args.num_images, args.num_boxes)
-        environment = {**os.environ, "HF_DATASETS_CACHE": f"{folder}/cache"}
-        for name, what in WHAT.items():
-            command = [sys.executable, "-c", CHILD, f"{folder}/images", str(file), what]
-            printed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
-            rows.append({"what": name, "JSON, MB": file.stat().st_size / 1e6, **json.loads(printed)})
-        stored = sum(path.stat().st_size for path in Path(folder, "cache").rglob("*.arrow"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = make_annotations(folder, args.num_images, args.num_boxes)
+        size = {"JSON, MB": file.stat().st_size / 1e6}
+        rows = [{"what": name, **size, **measured(folder, file, what)} for name, what in WHAT.items()]
+        stored = sum(path.stat().st_size for path in (folder / "cache").rglob("*.arrow"))
     return [{**row, "on disk, MB": stored / 1e6} for row in rows]
+
+
+def measured(folder: Path, file: Path, what: str) -> dict[str, float]:
+    """What a process of its own prints."""
+    command = [sys.executable, "-c", CHILD, str(folder / "images"), str(file), what]
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache")}
+    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
 
 
 def make_annotations(folder: Path, num_images: int, num_boxes: int, seed: int = 0) -> Path:

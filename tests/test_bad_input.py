@@ -354,7 +354,7 @@ class TestRewards:
             return [1.0] * len(completions)
 
         with pytest.raises(RuntimeError, match=r"`fragile_reward` raised KeyError on row 2, completion"):
-            reward_trainer(tmp_path, fragile_reward, dataset).train()
+            reward_trainer(tmp_path, fragile_reward, dataset, find_failing_row=True).train()
 
     def test_a_failing_batch_is_searched_by_halves(self, tmp_path):
         calls = []
@@ -366,7 +366,9 @@ class TestRewards:
             return [1.0] * len(completions)
 
         rows = [{"image": image, "text": "c" if i == 5 else "a"} for i, image in enumerate(tiny_images(8))]
-        trainer = reward_trainer(tmp_path, fragile_reward, rows, per_device_train_batch_size=8, num_generations=4)
+        trainer = reward_trainer(
+            tmp_path, fragile_reward, rows, per_device_train_batch_size=8, num_generations=4, find_failing_row=True
+        )
         with pytest.raises(RuntimeError, match=r"`fragile_reward` raised KeyError on row 5, completion"):
             trainer.train()
         assert len(calls) < 12  # 32 completions

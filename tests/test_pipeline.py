@@ -32,7 +32,12 @@ PARTS = {"data", "encode", "sample", "decode", "reward", "learn", "optimizer"}
 def scored_by(reward, tmp_path, cls=None, **options):
     """A trainer as `make_trainer` makes it, with a reward of the test's and perhaps a class of its own."""
     made = make_trainer("reward", tmp_path, **{**SPLIT, **options})
-    made.reward = type(made.reward)(reward, num_workers=made.args.reward_num_workers, timeout=made.args.reward_timeout)
+    made.reward = type(made.reward)(
+        reward,
+        num_workers=made.args.reward_num_workers,
+        timeout=made.args.reward_timeout,
+        find_failing_row=made.args.find_failing_row,
+    )
     if cls is not None:
         made.__class__ = cls
     return made
@@ -238,7 +243,8 @@ def message(call) -> str:
     "reward", [fails_on_row_3, lambda completions, **kwargs: [1.0], lambda completions, **kwargs: "none"]
 )
 def test_an_error_in_a_worker_reads_as_it_does_inline(tmp_path, reward):
-    messages = [message(scored_by(reward, tmp_path, rows=8, reward_num_workers=workers).train) for workers in (0, 2)]
+    options = {"rows": 8, "find_failing_row": True}
+    messages = [message(scored_by(reward, tmp_path, reward_num_workers=count, **options).train) for count in (0, 2)]
     assert messages[0] == messages[1]
     if reward is fails_on_row_3:
         assert "The reward `fails_on_row_3` raised KeyError on row 3, completion" in messages[0]
@@ -273,7 +279,7 @@ def test_a_reward_that_takes_too_long_is_named(tmp_path, kind):
     released.set()
 
 
-def test_a_reward_that_has_a_timeout_is_not_called_again_after_it_has_raised(tmp_path):
+def test_a_reward_is_not_called_again_after_it_has_raised_unless_asked_for(tmp_path):
     calls = []
 
     def loses_its_connection(completions, **kwargs):
@@ -347,6 +353,11 @@ def test_the_threads_end_with_what_they_work_for():
         ({"reward_num_workers": -1}, "must not be negative"),
         ({"reward_num_workers": 1, "reward_timeout": 0}, "must be positive"),
         ({"reward_timeout": 5.0}, "needs reward_num_workers of at least 1"),
+        (
+            {"reward_timeout": 5.0, "reward_num_workers": 1, "find_failing_row": True},
+            "calls a reward again.*may then hang",
+        ),
+        ({"on_reward_error": "zero"}, "on_reward_error must be 'raise' or 'skip', got 'zero'"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused(options, what):

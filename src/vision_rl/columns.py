@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vision_rl.data.rows import sampled_rows
-
 
 CHUNK = 10_000  # rows at once
+NUM_SAMPLED_ROWS = 200  # whose images are opened
 
 
 def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
@@ -25,6 +24,11 @@ def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
         return None
     tables = dataset.select_columns(column).with_format("arrow").iter(CHUNK)
     return ((number * CHUNK, table[column].combine_chunks()) for number, table in enumerate(tables))
+
+
+def sampled_rows(dataset) -> range:
+    """Numbers of some rows, evenly spread."""
+    return range(0, len(dataset), -(-len(dataset) // NUM_SAMPLED_ROWS))
 
 
 def column_values(dataset, column: str, sample: bool = True) -> Iterator[tuple[int, Any]]:

@@ -225,7 +225,7 @@ def _rows(
     paths = find_images(images_dir, names, bad_rows, follow_symlinks=follow_symlinks)
     readable = read_headers(paths, bad_rows).readable
     notes = bad_rows.settle(totals)
-    kept = np.flatnonzero(readable & [bool(texts) for texts in captions]).tolist()
+    kept = np.flatnonzero(readable & np.array([bool(texts) for texts in captions], bool)).tolist()
     if not kept:
         raise ValueError(f"{bad_rows.file} has no caption that can be used.")
     ids = [ids[place] for place in kept]

@@ -61,7 +61,7 @@ class BoxAnnotations:
             )
 
     def name_of(self, index: int) -> str:
-        return f"annotation {shortened(self.ids[index])}"
+        return _named({"id": self.ids[index]})
 
     def add(self, entry: Any) -> None:
         """One entry of the list."""
@@ -79,11 +79,10 @@ class BoxAnnotations:
 
     def _read(self, entry: dict[str, Any]) -> tuple[tuple[float, ...] | None, float, int]:
         bbox, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd")
-        name = f"annotation {shortened(entry.get('id'))}"
         if is_missing(bbox):
             self.other_fields |= entry.keys()
             told = "have a `segmentation` and no `bbox` (pycocotools.mask.toBbox makes one)"
-            self.bad_rows.add("annotations", told if entry.get("segmentation") else "have no `bbox`", name)
+            self.bad_rows.add("annotations", told if entry.get("segmentation") else "have no `bbox`", _named(entry))
             return None, math.nan, 0
         field, value = "bbox", bbox
         try:
@@ -100,9 +99,15 @@ class BoxAnnotations:
             return box, number, as_flag(crowd)
         except BadField as error:
             self.bad_rows.add(
-                "annotations", f"have {a_field(field)} that {error}", f"{name} with {field} {shortened(value)}"
+                "annotations",
+                f"have {a_field(field)} that {error}",
+                f"{_named(entry)} with {field} {shortened(value)}",
             )
             return None, math.nan, 0
+
+
+def _named(entry: dict[str, Any]) -> str:
+    return f"annotation {shortened(entry.get('id'))}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from vision_rl.data.bad_rows import BadRows
 
@@ -152,9 +152,9 @@ def _header(path: str) -> tuple[int, int, int] | str:
             exif = image.getexif() if told else Image.Image.getexif(image)
             orientation = exif.get(ExifTags.Base.Orientation, 1)
             orientation = int(orientation) if orientation in range(2, 9) else 1
-            # Pillow turns TIFFs itself, and says so in the size already.
-            size = image.size[::-1] if isinstance(image, TiffImageFile) and orientation >= 5 else image.size
-            return *size, orientation
+            if isinstance(image, TiffImageFile):  # Pillow turns these itself, and says so in their size already
+                return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH], orientation
+            return *image.size, orientation
     except Image.DecompressionBombError as error:
         return f"{error} PIL.Image.MAX_IMAGE_PIXELS is the limit"
     except Exception as error:  # Pillow's readers of broken files raise whatever they stumble over

@@ -78,6 +78,8 @@ def _opened(path: Path) -> tuple[datasets.Dataset, list[str]] | None:
         rows = datasets.Dataset.from_file(str(path))
     except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):  # cut, or another's
         return None
+    if len(rows) != known["num_rows"]:  # a stream may be cut between two batches
+        return None
     state = state_of([*_files(rows.data), *known["left_out"]])
     return (rows, known["notes"]) if state == known["state"] else None
 
@@ -98,7 +100,7 @@ def one_process_first(path: Path | None) -> Iterator[None]:
 def _written(made: Rows, path: Path) -> tuple[datasets.Dataset, list[str]]:
     schema = made.features.arrow_schema
     table = pa.table([made.columns[name].cast(schema.field(name).type) for name in schema.names], names=schema.names)
-    known: dict[str, Any] = {"notes": made.notes, "left_out": list(made.left_out)}
+    known: dict[str, Any] = {"notes": made.notes, "left_out": list(made.left_out), "num_rows": len(table)}
     known["state"] = state_of([*_files(table), *known["left_out"]])
     table = table.replace_schema_metadata({**schema.metadata, _KNOWN: json.dumps(known).encode()})
     aside = path.with_suffix(f".{os.getpid()}")

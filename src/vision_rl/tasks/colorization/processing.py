@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.data.rows import sampled_rows
+from vision_rl.columns import sampled_rows
 from vision_rl.pictures import random_box, rgb_image
 from vision_rl.processing import DenseProcessor
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab

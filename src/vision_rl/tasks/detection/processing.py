@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
-from vision_rl.data.rows import sampled_rows
 from vision_rl.pictures import rgb_image
 from vision_rl.processing import VisionProcessor, image_size
 from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields
-from vision_rl.data.rows import sampled_rows
+from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
 from vision_rl.pictures import random_box, rgb_image
 from vision_rl.processing import DenseProcessor
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
