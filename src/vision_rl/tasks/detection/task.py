@@ -112,14 +112,19 @@ def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
     return RecallReward(processor.num_bins, processor.num_labels)
 
 
-def _average_precision(processor: DetectionProcessor, rows: Any) -> AveragePrecisionReward:
+def _average_precision(processor: DetectionProcessor, rows: Any, **as_released: Any) -> AveragePrecisionReward:
     processor.score = "confidence"  # which this reward teaches
     if isinstance(rows, IterableDataset):
         rows = list(rows.select_columns("objects"))
-    return AveragePrecisionReward(processor.num_bins, processor.num_labels, class_counts=processor.count_classes(rows))
+    counts = processor.count_classes(rows)
+    return AveragePrecisionReward(processor.num_bins, processor.num_labels, class_counts=counts, **as_released)
 
 
-REWARDS = {"recall": _recall, "map": _average_precision}
+REWARDS = {
+    "recall": _recall,
+    "map": _average_precision,
+    "map_as_released": partial(_average_precision, confidence_among="vocabulary", released_total=True),
+}
 
 
 def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
