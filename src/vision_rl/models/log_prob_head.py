@@ -142,13 +142,9 @@ class _WeightedLogProbs(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
                 part, entries = slice(start, start + chunk), slice(first, last)
-                logits = policy_logits(F.linear(x[part], w, b), temperature, suppressed)  # (c, V)
                 of_part = (places[entries] - start, ids[entries], weights[entries])
-                logps[entries], grad = _log_probs_and_gradient(logits, *of_part)
-                if temperature != 1:
-                    grad.div_(temperature)
-                if len(suppressed):
-                    grad.index_fill_(1, suppressed, 0.0)
+                logits = F.linear(x[part], w, b)  # (c, V)
+                logps[entries], grad = _log_probs_and_gradient(logits, temperature, suppressed, *of_part)
                 low_grad = grad.to(dtype)
                 if needs_hidden:
                     hidden_grad[part] = low_grad @ w
@@ -174,16 +170,23 @@ class _WeightedLogProbs(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
-def _log_probs_and_gradient(logits: Tensor, places: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`log p (E,)`, and the gradient of their weighted sum, which takes the place of the `logits (c, V)` in memory."""
-    chosen = logits[places, ids]
-    largest = logits.amax(-1, keepdim=True)
-    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+def _log_probs_and_gradient(
+    logits: Tensor, temperature: float, suppressed: Tensor, places: Tensor, ids: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`log p (E,)`, and the gradient of their weighted sum by `logits (c, V)`, in float32 and in the policy's memory."""
+    policy = policy_logits(logits, temperature, suppressed)
+    chosen = policy[places, ids]
+    largest = policy.amax(-1, keepdim=True)
+    total = policy.sub_(largest).exp_().sum(-1, keepdim=True)
     logps = chosen - (largest + total.log()).squeeze(1)[places]
     # d/dlogits of w * log p(id) is w * (1 at id, minus the probabilities)
     weight_of_place = torch.zeros_like(total).squeeze(1).index_add_(0, places, weights)
-    grad = logits.mul_(-weight_of_place[:, None] / total)
-    return logps, grad.index_put_((places, ids), weights, accumulate=True)
+    grad = policy.mul_(-weight_of_place[:, None] / total).index_put_((places, ids), weights, accumulate=True)
+    if temperature != 1:
+        grad.div_(temperature)
+    if len(suppressed):
+        grad.index_fill_(1, suppressed, 0.0)
+    return logps, grad
 
 
 # --- inside a model -------------------------------------------------------------------------------------------------
