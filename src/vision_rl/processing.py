@@ -56,6 +56,13 @@ class VisionProcessor(ProcessorMixin):
         super().__init_subclass__(**kwargs)
         AutoProcessor.register(cls, cls, exist_ok=True)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
+        """As transformers', which would ask on standard input whether code that comes with a folder may run: it may not."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
+        )
+
     @property
     def makes_references(self) -> bool:
         """Whether `get_references` has something to say. Default: if there are target columns to make them of."""
