@@ -2,18 +2,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The constraint keeps torch at a version whose wheel exists for CPU-only machines; CONSTRAINTS= takes the newest.
-CONSTRAINTS ?= constraints/cpu.txt
+# The versions that everything was tested with; CONSTRAINTS= takes the newest. constraints/cpu.txt keeps only torch, at the
+# version whose wheel exists for machines without a GPU.
+CONSTRAINTS ?= constraints/known-good.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-full results test gpu-check quality format docs clean
+.PHONY: help demo demo-smoke demo-full results test test-oldest test-newest constraints gpu-check quality format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.demo  ## tune a detector for mAP in two situations, against more MLE, about 6 minutes: runs/demo/
 	$(BIN)/python examples/demo.py
+
+demo-smoke: $(VENV)/.demo  ## every line of the demo in under a minute, on numbers that show nothing: runs/smoke/
+	rm -rf runs/smoke
+	$(BIN)/python examples/demo.py --smoke true
 
 demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts from, which take an hour and a half
 	$(BIN)/python examples/demo.py --full true
@@ -24,6 +29,24 @@ results: $(VENV)/.demo  ## the whole detection experiment, about two hours: resu
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-oldest: $(VENV)-oldest/.test  ## what touches other libraries, with their lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m compatibility
+
+test-newest: $(VENV)/.created  ## the same with the newest versions there are today
+	rm -rf $(VENV)-newest
+	$(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[test]"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/python -m pytest -m compatibility
+
+constraints: $(VENV)/.created  ## constraints/known-good.txt anew, from the newest versions there are today
+	rm -rf $(VENV)-constraints
+	$(PYTHON) -m venv $(VENV)-constraints
+	DS_BUILD_OPS=0 $(VENV)-constraints/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[demo,test,quality,docs]"
+	DS_BUILD_OPS=0 $(VENV)-constraints/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[deepspeed]"
+	(echo "# Made by \`make constraints\`: every distribution of the extras demo, test, quality, docs and deepspeed."; \
+	  $(VENV)-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints/known-good.txt
+	rm -rf $(VENV)-constraints
 
 gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, at most 8 minutes; PYTHON= has torch
 	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu_check.py
@@ -41,11 +64,18 @@ docs: $(VENV)/.docs  ## the documentation as a website: site/
 	$(BIN)/mkdocs build --strict
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest runs site .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)-oldest/.test: $(VENV)/.created pyproject.toml constraints/cpu.txt
+	rm -rf $(VENV)-oldest
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(PYTHON) constraints/oldest.py > $(VENV)-oldest/oldest.txt
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -c $(VENV)-oldest/oldest.txt -e ".[test]"
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.created pyproject.toml

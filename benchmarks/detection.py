@@ -83,7 +83,7 @@ def reward_row(rng: np.random.Generator, num_true: int, num_completions: int, ro
         return [by_loops(*pair) for pair in pairs]
 
     def ours() -> list[float]:
-        return reward(ids, references)
+        return reward(ids, references).rewards
 
     difference = np.abs(np.subtract(theirs(), ours())).max()
     assert difference < 1e-5, f"rewards differ by {difference:.1e}"

@@ -108,7 +108,7 @@ def train(
     """Steps of `VisionRewardTrainer` on a copy of the model; every step has the same images and leaves the weights."""
     trainer = make_trainer(WatchedTrainer, workload, model, steps)
     trainer.add_callback(callback)
-    if isinstance(callback, ClockedSteps):
+    if isinstance(callback, ClockedSteps | MeasuredSteps):
         callback.watch(trainer)
     trainer.train()
     return trainer
@@ -149,9 +149,15 @@ def make_trainer(
 
 
 class WatchedTrainer(VisionRewardTrainer):
-    """Keeps what was drawn last, and tells when."""
+    """Keeps what was drawn last, and tells when; and when an update step begins, its images being there."""
+
+    def when_begun(self) -> None: ...
 
     def when_drawn(self) -> None: ...
+
+    def _roll_out(self, *args):
+        self.when_begun()
+        return super()._roll_out(*args)
 
     def _sample(self, *args, **kwargs):
         self.drawn = super()._sample(*args, **kwargs)
@@ -162,7 +168,7 @@ class WatchedTrainer(VisionRewardTrainer):
 class ClockedSteps(TrainerCallback):
     """Takes the time of each step of the trainer; before each, the scripts take theirs.
 
-    The time goes from `on_step_begin` to `on_step_end`: sampling, reward, learning, all that the trainer records, the
+    The time goes from the rollout's begin to `on_step_end`: sampling, reward, learning, all that the trainer records, the
     optimiser. A forward of the encoder with gradient that comes before sampling serves both; it counts as learning,
     where the scripts have theirs.
     """
@@ -173,12 +179,12 @@ class ClockedSteps(TrainerCallback):
 
     def watch(self, trainer: WatchedTrainer) -> None:
         self.trainer = trainer
-        trainer.when_drawn = self._drawn
+        trainer.when_begun, trainer.when_drawn = self._begun, self._drawn
         encoder: nn.Module = trainer.model.encoder
         encoder.register_forward_pre_hook(self._encodes)
         encoder.register_forward_hook(self._encoded)
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def _begun(self) -> None:
         for name, script in self.scripts.items():
             self.steps[name].append(script.step(self.pixel_values))
         self.encoding = 0.0
@@ -217,7 +223,10 @@ class MeasuredSteps(TrainerCallback):
     def __init__(self, device: str):
         self.device = device
 
-    def on_step_begin(self, args, state, control, **kwargs):
+    def watch(self, trainer: WatchedTrainer) -> None:
+        trainer.when_begun = self._begun
+
+    def _begun(self) -> None:
         self.measuring = peak_memory(self.device)
         self.peak = self.measuring.__enter__()
 

@@ -1,6 +1,7 @@
 """The data of the captioning examples: a folder in COCO's form, Karpathy's split of one, or a data set by name."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from datasets import Dataset, load_dataset
 
@@ -12,6 +13,7 @@ class DataArguments:
     images_dir: str | None = None  # with annotation_file, COCO's captions JSON; a seventh each is validation and test
     annotation_file: str | None = None
     karpathy_file: str | None = None  # instead of annotation_file: dataset_coco.json or dataset_flickr8k.json
+    on_bad_row: Literal["raise", "skip"] = "raise"  # of these files
     dataset_name: str | None = None  # rows with `image` and `captions: list[str]`; splits train, validation and test
 
 
@@ -19,7 +21,10 @@ def captioning_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test rows."""
     if args.karpathy_file is not None and args.images_dir is not None:
         splits = (("train", "restval"), "val", "test")
-        train, validation, test = (load_karpathy_captions(args.images_dir, args.karpathy_file, s) for s in splits)
+        train, validation, test = (
+            load_karpathy_captions(args.images_dir, args.karpathy_file, split, on_bad_row=args.on_bad_row)
+            for split in splits
+        )
         return train, validation, test
     if args.dataset_name is not None:
         loaded = load_dataset(args.dataset_name)
@@ -32,6 +37,6 @@ def captioning_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
         raise ValueError(
             "Say what to learn from: --images_dir with --annotation_file or --karpathy_file, or --dataset_name."
         )
-    rows = load_coco_captions(args.images_dir, args.annotation_file).shuffle(seed=0)
+    rows = load_coco_captions(args.images_dir, args.annotation_file, on_bad_row=args.on_bad_row).shuffle(seed=0)
     first, second = 5 * len(rows) // 7, 6 * len(rows) // 7
     return rows.select(range(first)), rows.select(range(first, second)), rows.select(range(second, len(rows)))

@@ -25,11 +25,11 @@ class DenseBoxesMLETrainer(VisionMLETrainer):
         model.dense_head = nn.Linear(model.encoder.config.hidden_size, self.num_labels + 1 + 4).to(self.args.device)
 
     def drop_head(self) -> None:
-        del self.bare(self.model).dense_head
+        del self.unwrap(self.model).dense_head
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        predicted = self.bare(model).dense_head(outputs.encoder_last_hidden_state)  # (B, N, C + 1 + 4)
+        predicted = self.unwrap(model).dense_head(outputs.encoder_last_hidden_state)  # (B, N, C + 1 + 4)
         labels, boxes = self.dense_targets(inputs["columns"], predicted.shape[1])
         labels, boxes = labels.to(predicted.device), boxes.to(predicted.device)  # (B, N), (B, N, 4)
         classes, corners = predicted.float().split([self.num_labels + 1, 4], dim=-1)
@@ -41,17 +41,22 @@ class DenseBoxesMLETrainer(VisionMLETrainer):
         return (loss, outputs) if return_outputs else loss
 
     def dense_targets(self, columns, num_patches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """For each patch the class `(B, N)` and the box `(B, N, 4)` in 0..1 of the smallest box that its centre lies in."""
+        """For each patch the class `(B, N)` and the box `(B, N, 4)` in 0..1 of the smallest box that its centre lies in.
+
+        Crowd regions are no objects: as in the processor's labels, they are left out.
+        """
         side = round(num_patches**0.5)
         y, x = (np.mgrid[:side, :side].reshape(2, -1) + 0.5) / side  # (N,) centres in 0..1
         labels = np.full((len(columns.references), num_patches), self.num_labels)
         boxes = np.zeros((*labels.shape, 4), np.float32)
         for row, (reference, size) in enumerate(zip(columns.references, columns.image_sizes, strict=True)):
-            x0, y0, x1, y1 = (reference["boxes"] / np.tile(size, 2)).T[:, :, None]  # (n, 1) each
+            objects = ~reference["iscrowd"]
+            classes = reference["labels"][objects]
+            x0, y0, x1, y1 = (reference["boxes"][objects] / np.tile(size, 2)).T[:, :, None]  # (n, 1) each
             inside = (x0 <= x) & (x <= x1) & (y0 <= y) & (y <= y1)  # (n, N)
             if inside.any():
                 area = np.where(inside, (x1 - x0) * (y1 - y0), np.inf)
                 smallest, covered = area.argmin(0), inside.any(0)
-                labels[row, covered] = reference["labels"][smallest[covered]]
+                labels[row, covered] = classes[smallest[covered]]
                 boxes[row, covered] = np.concatenate([x0, y0, x1, y1], axis=1)[smallest[covered]]
         return torch.from_numpy(labels), torch.from_numpy(boxes)

@@ -1,12 +1,13 @@
 """The data of the two tasks with a stage I: panoptic maps and colours, of a folder or of scenes of handwritten digits."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-from datasets import Dataset, Image
+from datasets import Dataset
 
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
 from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
+from vision_rl.data.photos import load_photos
 from vision_rl.tasks.colorization import without_grey
 
 
@@ -15,9 +16,10 @@ SCENES = {"size": 64, "max_digits": 3, "min_height": 26, "max_height": 40}
 
 @dataclass
 class DataArguments:
-    images_dir: str | None = None  # photos; a tenth each is validation and test
+    images_dir: str | None = None  # photos, also in folders of it; a tenth each is validation and test
     masks_dir: str | None = None  # with annotation_file, COCO's panoptic JSON: the maps of the photos
     annotation_file: str | None = None
+    on_bad_row: Literal["raise", "skip"] = "raise"  # of these
     num_train_images: int = 20_000  # digit scenes, without any of the above
     num_eval_images: int = 300  # of validation, and of test
     num_test_images: int | None = None  # of test, if other
@@ -27,7 +29,7 @@ def panoptic_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test rows with `image`, `segmentation` and `segments_info`."""
     folder = (args.images_dir, args.masks_dir, args.annotation_file)
     if all(folder):
-        return _split(load_coco_panoptic(*folder))
+        return _split(load_coco_panoptic(*folder, on_bad_row=args.on_bad_row))
     if any(folder):
         raise ValueError("A folder in COCO's form needs all of --images_dir, --masks_dir and --annotation_file.")
     return _scenes(args, ["segmentation"])
@@ -41,8 +43,8 @@ def categories_of(args: DataArguments) -> list[dict]:
 def colorization_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test rows with `image`; photos that are grey already are left out."""
     if args.images_dir is not None:
-        paths = sorted(str(path) for path in Path(args.images_dir).iterdir())
-        return _split(without_grey(Dataset.from_dict({"image": paths}).cast_column("image", Image())))
+        photos = load_photos(args.images_dir, on_bad_row=args.on_bad_row)
+        return _split(without_grey(photos, on_bad_row=args.on_bad_row))
     return _scenes(args, [])
 
 

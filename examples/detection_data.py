@@ -38,8 +38,9 @@ _SCENES: dict[Situation, dict] = {
 class DataArguments:
     images_dir: str | None = None  # with annotation_file, in COCO's form
     annotation_file: str | None = None
-    eval_images_dir: str | None = None
-    eval_annotation_file: str | None = None
+    eval_images_dir: str | None = None  # of eval_annotation_file; default: images_dir
+    eval_annotation_file: str | None = None  # default: a tenth of the training images is kept for evaluation
+    on_bad_row: Literal["raise", "skip"] = "raise"  # of annotation files
     dataset_name: str | None = None  # rows with `image` and `objects: {bbox, category}`
     situation: Situation = "complete"  # of digit scenes, without any of the above
     num_train_images: int = 40_000  # digit scenes
@@ -49,15 +50,30 @@ class DataArguments:
 
 def detection_data(args: DataArguments) -> tuple[Dataset, Dataset, list[str] | None]:
     """Training rows, evaluation rows, the names of the categories."""
-    if args.annotation_file is not None:
-        train = load_coco_detection(args.images_dir, args.annotation_file)
-        return train, load_coco_detection(args.eval_images_dir, args.eval_annotation_file), category_names(train)
+    folder = (args.images_dir, args.annotation_file, args.eval_images_dir, args.eval_annotation_file)
+    if args.images_dir is not None and args.annotation_file is not None:
+        train, evaluated = _coco_data(args, args.images_dir, args.annotation_file)
+        return train, evaluated, category_names(train)
+    if any(folder):
+        raise ValueError("A folder in COCO's form needs --images_dir and --annotation_file.")
     if args.dataset_name is not None:
         splits = load_dataset(args.dataset_name)
         evaluated = splits["validation" if "validation" in splits else "test"]
         return splits["train"], evaluated, category_names(splits["train"])
     train = situation_scenes(args.situation, "train", args.num_train_images, args.image_size)
     return train, situation_scenes(args.situation, "validation", 500, args.image_size), list(CATEGORIES)
+
+
+def _coco_data(args: DataArguments, images_dir: str, annotation_file: str) -> tuple[Dataset, Dataset]:
+    rows = load_coco_detection(images_dir, annotation_file, on_bad_row=args.on_bad_row)
+    if args.eval_annotation_file is not None:
+        eval_dir = args.eval_images_dir or images_dir
+        return rows, load_coco_detection(eval_dir, args.eval_annotation_file, on_bad_row=args.on_bad_row)
+    if args.eval_images_dir is not None:
+        raise ValueError("--eval_images_dir needs --eval_annotation_file.")
+    rows = rows.shuffle(seed=0)
+    count = max(1, len(rows) // 10)
+    return rows.select(range(count, len(rows))), rows.select(range(count))
 
 
 def situation_scenes(situation: Situation, split: Split, num_images: int, size: int = 48) -> Dataset:

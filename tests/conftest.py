@@ -3,8 +3,10 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import datasets
 import hypothesis
 import pytest
 import torch
@@ -14,6 +16,14 @@ hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("no deadline")
 
 
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "huggingface_hub", "peft", "trl", "numpy")
+
+
+def pytest_report_header() -> str:
+    """What a run was a run of: its first lines say so."""
+    return "libraries: " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """A file's tests on one thread of torch: tiny tensors, or several processes."""
@@ -21,6 +31,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_datasets(tmp_path_factory):
+    """What loaders store goes away with the tests, also that of processes which tests start."""
+    folder = str(tmp_path_factory.mktemp("datasets"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", folder)
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        yield
 
 
 ROOT = Path(__file__).parents[1]

@@ -2,7 +2,7 @@
 
 from transformers import GenerationMixin, PreTrainedModel, VisionEncoderDecoderModel
 
-from vision_rl.models.cache_name import CACHE
+from vision_rl.compatibility import CACHE
 
 
 class ForeignEncoderDecoder(PreTrainedModel, GenerationMixin):

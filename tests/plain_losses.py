@@ -24,12 +24,16 @@ def reinforce_loss(
 
 
 def token_target_loss(logits: torch.Tensor, targets: TokenTargets) -> torch.Tensor:
-    """Cross-entropy of `targets` against the full-vocabulary softmax of `logits (R, T, V)`.
+    """Cross-entropy of `targets` against the softmax of `logits (R, T, V)`, of all of them or of the candidates'.
 
     The mean over the positions of each sequence, summed over sequences. Weight not applied.
     """
     rows, tokens = targets.positions.to(logits.device).unbind(1)
-    logps = logits[rows, tokens].float().log_softmax(-1).gather(-1, targets.ids.to(logits.device))  # (K, C)
+    logits_there, ids = logits[rows, tokens].float(), targets.ids.to(logits.device)
+    if targets.among == "candidates":
+        logps = logits_there.gather(-1, ids).log_softmax(-1)  # (K, C)
+    else:
+        logps = logits_there.log_softmax(-1).gather(-1, ids)
     probabilities = targets.probabilities.to(logps)
     # a forbidden candidate has log-probability -inf, and 0 * -inf is no number
     cross_entropy = -(probabilities * logps.masked_fill(probabilities == 0, 0.0)).sum(-1)  # (K,)

@@ -106,16 +106,17 @@ class TestDataSets:
         with pytest.raises(ValueError, match="One step takes 4 images .*has only 3: lower the batch size"):
             reward_trainer(tmp_path, dataset=text_dataset(3))
 
-    def test_a_streaming_data_set_is_told_to_be_loaded(self, tmp_path):
+    def test_a_data_set_without_length_and_index_that_is_no_stream_is_told_to_be_loaded(self, tmp_path):
         with pytest.raises(TypeError, match="streaming=False"):
-            reward_trainer(tmp_path, dataset=text_dataset(8).to_iterable_dataset())
+            reward_trainer(tmp_path, dataset=iter(text_dataset(8)))
 
     def test_a_text_that_is_no_string_names_its_row(self, tmp_path):
         rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]
         with pytest.raises(
-            ValueError, match="TextProcessor cannot use row 2 .*`text`.*: text must be a string, it is a None"
+            ValueError,
+            match=r"train_dataset: Row 2, column `text`: text must be a string, .* \(1 of 4 rows cannot be used",
         ):
-            mle_trainer(tmp_path, rows, shuffle_dataset=False).train()
+            mle_trainer(tmp_path, rows)
 
     def test_a_row_of_a_list_that_lacks_a_column_is_named(self, tmp_path):
         rows = [{"image": image, "text": "ab"} for image in tiny_images(4)]
@@ -353,7 +354,7 @@ class TestRewards:
             return [1.0] * len(completions)
 
         with pytest.raises(RuntimeError, match=r"`fragile_reward` raised KeyError on row 2, completion"):
-            reward_trainer(tmp_path, fragile_reward, dataset).train()
+            reward_trainer(tmp_path, fragile_reward, dataset, find_failing_row=True).train()
 
     def test_a_failing_batch_is_searched_by_halves(self, tmp_path):
         calls = []
@@ -365,7 +366,9 @@ class TestRewards:
             return [1.0] * len(completions)
 
         rows = [{"image": image, "text": "c" if i == 5 else "a"} for i, image in enumerate(tiny_images(8))]
-        trainer = reward_trainer(tmp_path, fragile_reward, rows, per_device_train_batch_size=8, num_generations=4)
+        trainer = reward_trainer(
+            tmp_path, fragile_reward, rows, per_device_train_batch_size=8, num_generations=4, find_failing_row=True
+        )
         with pytest.raises(RuntimeError, match=r"`fragile_reward` raised KeyError on row 5, completion"):
             trainer.train()
         assert len(calls) < 12  # 32 completions

@@ -7,6 +7,8 @@ import pytest
 import torch
 from recorded_graph import a_cpu_that_captures
 
+from vision_rl.data.coco import load_coco_detection
+
 
 BASELINES = Path(__file__).resolve().parents[2] / "shared" / "bench" / "reinforce_baselines.py"
 TINY = {"vit": "xs", "image_size": 32, "decoder_layers": 1, "vocab_size": 50, "length": 8, "images": 2}
@@ -146,6 +148,11 @@ def test_sampling_runs(benchmark, decoder):
     assert row["image tokens"] == 4 and row["logp differs by"] <= 1e-5 and row["loop"] > 0
 
 
+def test_gradient_noise_runs(benchmark):
+    rows = benchmark("gradient_noise").main("incomplete", batches=2, images=2, times=2)
+    assert len(rows) == 6 and all(row["variance"] >= 0 for row in rows)
+
+
 def test_learning_runs(benchmark):
     learning = benchmark("learning")
     rows = learning.main(workload(benchmark), learning.LearningArguments(rounds=1))
@@ -190,6 +197,15 @@ def test_all_ways_to_load_images_give_the_same(benchmark):
     args = data_loading.LoadingArguments(num_photos=8, image_size=32, batch_size=2, workers=[1], rounds=1)
     rows = data_loading.main(args)
     assert [row["way"] for row in rows] == ["JPEG, in its process", "JPEG, 1 workers", "stored, in its process"]
+
+
+def test_annotations_of_a_made_up_size_are_read_without_a_word(benchmark, tmp_path, caplog):
+    annotations = benchmark("annotations")
+    file = annotations.make_annotations(tmp_path, num_images=40, num_boxes=200)
+    rows = load_coco_detection(tmp_path / "images", file)
+    assert len(rows) == 40 and sum(len(objects["bbox"]) for objects in rows["objects"]) == 200 and not caplog.text
+    found = annotations.measured(tmp_path, file, "load")
+    assert found["found"] == 40 and found["s"] > 0 and found["MiB in all"] > found["MiB"] >= 0
 
 
 def test_the_gpu_check_does_on_a_cpu_all_that_needs_no_gpu(benchmark, tmp_path):

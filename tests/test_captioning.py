@@ -368,17 +368,48 @@ def test_coco_captions_that_do_not_fit_their_images_are_refused(folder):
         load_coco_captions(*write_json(folder, content))
     content = coco_content()
     del content["annotations"][0]["caption"]
-    with pytest.raises(ValueError, match="an annotation without a caption"):
+    with pytest.raises(
+        ValueError, match="1 of 3 annotations have no `caption`; the first: {'id': 1, 'image_id': 102}"
+    ):
         load_coco_captions(*write_json(folder, content))
     content = coco_content()
     content["images"][1]["id"] = 100
     with pytest.raises(ValueError, match="1 images whose id is taken"):
         load_coco_captions(*write_json(folder, content))
-    with pytest.raises(ValueError, match="no COCO file of captions: it has no 'images', 'annotations'"):
-        load_coco_captions(*write_json(folder, []))
+    with pytest.raises(ValueError, match="no file of COCO's captions: it has no 'images', 'annotations'"):
+        load_coco_captions(*write_json(folder, {}))
     (folder / "images" / "2.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 2 images"):
+    with pytest.raises(FileNotFoundError, match="1 of 3 images are not there"):
         load_coco_captions(*write_json(folder, coco_content()))
+
+
+@pytest.mark.parametrize("caption", ["", " \n", None, 7, ["a dog"], "\ud83d", float("nan")])
+def test_a_caption_without_a_text_stops_the_load_or_is_left_out_and_either_way_counted(folder, caption, caplog):
+    content = coco_content()
+    content["annotations"][1]["caption"] = caption
+    content["annotations"].append({"id": 4, "image_id": 101, "caption": "A bird."})
+    with pytest.raises(ValueError, match="1 of 4 annotations have (no|a) `caption`.* the first: .*'id': 2") as error:
+        load_coco_captions(*write_json(folder, content))
+    assert str(folder / "captions.json") in str(error.value)
+    dataset = load_coco_captions(*write_json(folder, content), on_bad_row="skip")
+    assert dataset["image_id"][:] == [101, 102] and "1 of 4 annotations have" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([], "has no captions: its `annotations` are empty"),
+        (
+            [{"id": 1, "image_id": 100, "bbox": [1, 1, 5, 5]}],
+            "its annotations have a `bbox`, as load_coco_detection reads",
+        ),
+        ([{"id": 1, "image_id": "100", "caption": "a dog"}], r"ids of the other kind are \(numbers, not texts\)"),
+        (["a dog"], "1 of 1 annotations have no `caption`"),
+    ],
+)
+def test_files_without_captions_are_refused(folder, annotations, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco_captions(*write_json(folder, {**coco_content(), "annotations": annotations}))
 
 
 def karpathy_content():
@@ -414,8 +445,50 @@ def test_karpathys_split_is_read_by_its_parts(folder):
         load_karpathy_captions(*paths, split="dev")
     content = karpathy_content()
     content["images"][2]["sentences"] = []
-    with pytest.raises(ValueError, match=r"no sentence for 2.png"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 3 images have no sentence; the first: number 3: {'filepath': 'val2014', 'filename': '2.png'",
+    ):
         load_karpathy_captions(*write_json(folder, content), split="test")
+
+
+@pytest.mark.parametrize(
+    ("change", "image_id"),
+    [
+        ({"imgid": None}, 502),
+        ({"cocoid": None}, 2),
+        ({"cocoid": "x"}, "x"),
+        ({"filepath": None, "filename": "val2014/2.png"}, 502),
+    ],
+)
+def test_karpathys_ids_are_cocos_or_else_his(folder, change, image_id):
+    content = karpathy_content()
+    entry = {**content["images"][2], **change}
+    content["images"][2] = {key: value for key, value in entry.items() if value is not None}
+    assert load_karpathy_captions(*write_json(folder, content), split="test")["image_id"][:] == [image_id]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cocoid": None, "imgid": None}, "1 of 3 images have no `imgid`"),
+        ({"filename": None}, "1 of 3 images have no `filename`"),
+        ({"filename": "../../x.png"}, "leads out of its folder"),
+        (
+            {"sentences": [{"raw": "fine"}, {"tokens": ["no"]}]},
+            "1 of 2 sentences have no `raw`; the first: 2.png: None",
+        ),
+        ({"sentences": ["a dog"]}, "1 of 1 sentences have no `raw`"),
+        ({"split": None}, r"no image of the split \['test'\]"),
+    ],
+)
+def test_images_of_karpathys_that_cannot_be_used_are_named_in_their_split_only(folder, change, message):
+    content = karpathy_content()
+    content["images"][2] |= change
+    with pytest.raises(ValueError, match=message):
+        load_karpathy_captions(*write_json(folder, content), split="test")
+    if change.get("split", "test"):
+        assert len(load_karpathy_captions(*write_json(folder, content))) == 2
 
 
 @pytest.mark.parametrize(("name", "count", "captions"), [("flickr8k_1000", 802, 4010), ("coco_mini_680", 374, None)])

@@ -1,9 +1,7 @@
 """CIDEr-D and its companions: coco-caption's own numbers, hand-computed cases, and what must not pay."""
 
-import json
 import logging
 import math
-from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recorded import golden
 
 import vision_rl
 from vision_rl.tasks.captioning import (
@@ -26,99 +25,96 @@ from vision_rl.tasks.captioning.ngrams import END, count_ngrams
 from vision_rl.trainer.advantages import leave_one_out_advantages
 
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "metrics"
 EXACT = 1e-9
 
 
-def golden(name: str) -> dict:
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there: recorded outputs of the reference code")
-    return json.loads(path.read_text())
-
-
-# The reference's numbers
+# The reference's numbers, of captions whose words are numbers, and of our own in words
 
 
 @pytest.fixture(scope="module")
 def corpus():
-    return golden("caption_corpus_public.json")
+    return golden("cider_corpus.json")
+
+
+def of_cases(content, *keys):
+    return [[case[key] for case in content["cases"]] for key in keys]
 
 
 def test_every_captions_score_equals_coco_captions_with_the_frequencies_of_the_references(corpus):
-    cases = corpus["cases"]
-    candidates, references = ([case[key] for case in cases] for key in ("candidate_tokens", "references_tokens"))
+    candidates, references, expected, expected_plain = of_cases(
+        corpus, "candidate", "references", "cider_d", "plain_cider"
+    )
     scores = cider_d(candidates, references, tokenize=None)
-    assert np.abs(scores - [case["ciderD"] for case in cases]).max() < EXACT
-    assert scores.mean() == pytest.approx(corpus["corpus"]["ciderD"], abs=EXACT)
-    plain = plain_cider(candidates, references, tokenize=None)
-    assert np.abs(plain - [case["cider_plain"] for case in cases]).max() < EXACT
+    assert np.abs(scores - expected).max() < EXACT
+    assert scores.mean() == pytest.approx(corpus["cider_d"], abs=EXACT)
+    assert np.abs(plain_cider(candidates, references, tokenize=None) - expected_plain).max() < EXACT
 
 
 def test_bleu_and_rouge_equal_coco_captions(corpus):
-    cases = corpus["cases"]
-    candidates, references = ([case[key] for case in cases] for key in ("candidate_tokens", "references_tokens"))
-    assert bleu(candidates, references, tokenize=None) == pytest.approx(corpus["corpus"]["bleu"], abs=EXACT)
-    assert np.abs(rouge_l(candidates, references, tokenize=None) - [case["rouge_l"] for case in cases]).max() < EXACT
+    candidates, references, expected_rouge, expected_bleu = of_cases(
+        corpus, "candidate", "references", "rouge_l", "bleu_4"
+    )
+    assert bleu(candidates, references, tokenize=None) == pytest.approx(corpus["bleu"], abs=EXACT)
+    assert np.abs(rouge_l(candidates, references, tokenize=None) - expected_rouge).max() < EXACT
     assert [bleu([c], [r], tokenize=None)[3] for c, r in zip(candidates, references, strict=True)] == pytest.approx(
-        [case["bleu4"] for case in cases], abs=EXACT
+        expected_bleu, abs=EXACT
     )
 
 
-def test_raw_captions_reach_the_same_numbers_through_our_own_tokenizer(corpus):
-    cases = corpus["cases"]
-    measured = coco_captions([case["candidate_raw"] for case in cases], [case["references_raw"] for case in cases])
-    assert measured["cider"] == pytest.approx(corpus["corpus"]["ciderD"], abs=EXACT)
-    assert measured["rouge_l"] == pytest.approx(corpus["corpus"]["rouge_l"], abs=EXACT)
-    assert [measured[f"bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx(corpus["corpus"]["bleu"], abs=EXACT)
+def test_raw_captions_reach_coco_captions_numbers_through_our_own_tokenizer():
+    content = golden("captions.json")
+    measured = coco_captions(*of_cases(content, "candidate", "references"))
+    assert measured["cider"] == pytest.approx(content["cider"], abs=EXACT)
+    assert measured["rouge_l"] == pytest.approx(content["rouge_l"], abs=EXACT)
+    assert [measured[f"bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx(content["bleu"], abs=EXACT)
 
 
 @pytest.mark.parametrize("append_eos", [False, True])
 def test_scores_with_fixed_frequencies_equal_the_reference_with_and_without_an_end_token(append_eos):
-    content, eos = golden("caption_fixed_df_public.json"), "_eos" if append_eos else ""
-    frequency = DocumentFrequency.from_references(content["df_references_tokens"], append_eos, tokenize=None)
-    probe = content["df_probe"]["eos" if append_eos else "no_eos"]
+    content, eos = golden("cider_fixed_frequencies.json"), "_eos" if append_eos else ""
+    frequency = DocumentFrequency.from_references(content["frequencies"]["references"], append_eos, tokenize=None)
+    probe = content["frequencies"]["with_eos" if append_eos else "without_eos"]
     assert len(frequency) == probe["num_ngrams"]
     assert frequency.counts.sum() == probe["sum_of_counts"] and frequency.counts.max() == probe["max"]
     ngrams = [ngram.replace("<eos>", END) for ngram in probe["counts"]]
     assert frequency.of_ngrams(ngrams).tolist() == list(probe["counts"].values())
     pairs = [(case, candidate) for case in content["cases"] for candidate in case["candidates"]]
-    arguments = [candidate["tokens"] for _, candidate in pairs], [case["references_tokens"] for case, _ in pairs]
-    for score, name in ((cider_d, "ciderD"), (plain_cider, "cider_plain")):
+    arguments = [candidate["tokens"] for _, candidate in pairs], [case["references"] for case, _ in pairs]
+    for score, name in ((cider_d, "cider_d"), (plain_cider, "plain_cider")):
         scores = score(*arguments, frequency, append_eos, tokenize=None)
         assert np.abs(scores - [candidate[name + eos] for _, candidate in pairs]).max() < EXACT
     if append_eos:
         reward = CiderReward(frequency)(
-            [candidate["raw"] for _, candidate in pairs], references=[case["references_raw"] for case, _ in pairs]
+            [candidate["tokens"] for _, candidate in pairs], references=[case["references"] for case, _ in pairs]
         )
         advantages = leave_one_out_advantages(
             torch.tensor(reward, dtype=torch.float64).view(len(content["cases"]), -1)
         )
         expected = torch.tensor(
-            [case["leave_one_out_advantage_of_ciderD_eos"] for case in content["cases"]], dtype=torch.float64
+            [case["leave_one_out_advantage_of_cider_d_eos"] for case in content["cases"]], dtype=torch.float64
         )
         assert (advantages - expected).abs().max() < EXACT
 
 
 def test_rewards_of_token_ids_equal_self_critical_training_and_so_does_the_advantage():
-    path = GOLDEN / "scst_public.npz"
-    if not path.exists():
-        pytest.skip(f"{path} is not there: recorded outputs of the reference code")
-    content = np.load(path)
+    content = golden("self_critical.npz")
 
     def text(ids):
         """The ids as words up to and including the end, which is id 0: so it is a word like the others."""
         ids = list(ids)
         return " ".join(map(str, ids[: ids.index(0) + 1] if 0 in ids else ids))
 
-    splits = np.split(content["gts"], np.cumsum(content["num_gts"])[:-1])
+    splits = np.split(content["references"], np.cumsum(content["references_per_image"])[:-1])
     references = [[text(ids) for ids in image] for image in splits for _ in range(6)]
-    ragged = json.loads(content["df_ragged"][0])
-    frequency = DocumentFrequency.from_references([[text(ids) for ids in image] for image in ragged], tokenize=None)
-    assert len(frequency) == content["df_num_ngrams"] and frequency.counts.sum() == content["df_sum"]
-    assert frequency.num_images == content["ref_len"]
-    scores = cider_d([text(ids) for ids in content["gen_result"]], references, frequency, tokenize=None).reshape(-1, 6)
-    assert np.abs(scores - content["ciderD"]).max() < EXACT
+    captions = iter(np.split(content["frequency_ids"], np.cumsum(content["frequency_lengths"])[:-1]))
+    frequency = DocumentFrequency.from_references(
+        [[text(next(captions)) for _ in range(count)] for count in content["frequency_references_per_image"]],
+        tokenize=None,
+    )
+    assert len(frequency) == content["num_ngrams"] and frequency.counts.sum() == content["sum_of_counts"]
+    assert frequency.num_images == content["num_images"]
+    scores = cider_d([text(ids) for ids in content["sampled"]], references, frequency, tokenize=None).reshape(-1, 6)
+    assert np.abs(scores - content["cider_d"]).max() < EXACT
     advantages = leave_one_out_advantages(torch.tensor(scores)).numpy()
     assert np.abs(advantages - content["leave_one_out_advantage"]).max() < EXACT
     greedy = scores[:, [int(content["greedy_index"])]]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vision_rl.data.coco import category_ids, category_names, load_coco_detection
+from vision_rl.tasks.detection import coco_results
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -43,7 +44,11 @@ def test_rows_are_images_with_their_boxes_and_images_without_a_box_stay(folder):
         {"bbox": [0, 0, 64, 48], "category_id": 1},
     ]
     dataset = load_coco_detection(*folder(boxes, count=3))
-    assert dataset.column_names == ["image", "image_id", "objects"] and dataset["image_id"][:] == [100, 101, 102]
+    assert dataset.column_names == ["image", "image_id", "objects", "frame"] and dataset["image_id"][:] == [
+        100,
+        101,
+        102,
+    ]
     assert dataset["objects"][:] == [
         {
             "bbox": [[1, 2, 30, 20.5], [0, 0, 64, 48]],
@@ -57,12 +62,16 @@ def test_rows_are_images_with_their_boxes_and_images_without_a_box_stay(folder):
     assert dataset[2]["image"].size == (64, 48) and dataset[2]["image"].getpixel((0, 0)) == (80, 0, 0)
 
 
-def test_images_are_opened_when_a_row_is_read_and_not_before(folder):
+def test_images_are_decoded_when_a_row_is_read_and_their_headers_before(folder):
     images, annotations = folder([])
-    (images / "1.png").write_text("no image")
+    whole = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(whole[: len(whole) // 2])  # the header is there
     dataset = load_coco_detection(images, annotations)
     raw = dataset.cast_column("image", datasets.Image(decode=False))
     assert raw[1]["image"] == {"path": str(images / "1.png"), "bytes": None}
+    (images / "1.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"1 of 2 images cannot be read; the first: .*1\.png \(cannot identify"):
+        load_coco_detection(images, annotations)
 
 
 def test_categories_are_indices_in_the_order_of_cocos_ids_and_both_are_known(folder):
@@ -94,16 +103,38 @@ def test_the_size_is_read_from_the_image_where_the_json_has_none(folder):
 
 
 def warnings_of(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "vision_rl.data.coco"]
+    return [record.getMessage() for record in caplog.records if record.name.startswith("vision_rl.data")]
 
 
-def test_boxes_without_area_are_left_out_and_counted(folder, caplog):
+def test_boxes_that_are_none_stop_the_load_or_are_left_out_and_either_way_counted(folder, caplog):
     nan = float("nan")
-    bad = [[5, 5, 0, 10], [5, 5, 10, -1], [nan, 5, 10, 10], [64, 5, 10, 10], [-20, 0, 20, 10], [5, 5, 10], None]
-    dataset = load_coco_detection(*folder([{"bbox": [1, 1, 9, 9]}, *({"bbox": box} for box in bad)]))
-    assert dataset[0]["objects"]["bbox"] == [[1, 1, 9, 9]]
-    (message,) = warnings_of(caplog)
-    assert "7 of 8 boxes" in message and "left out; the first: annotation 2 with bbox [5, 5, 0, 10]" in message
+    bad = [[5, 5, 0, 10], [5, 5, 10, -1], [0, 0, 0, 0], [nan, 5, 10, 10], [5, 5, float("inf"), 9], [5, 5, 10], None]
+    bad += [
+        [64, 5, 10, 10],
+        [-20, 0, 20, 10],
+        ["", "", "", ""],
+        {"x": 1},
+        "1,2,3,4",
+        [True, 1, 5, 5],
+        [1, 1, 1e400, 5],
+    ]
+    paths = folder([{"bbox": [1, 1, 9, 9]}, *({"bbox": box} for box in bad), {"segmentation": {"counts": "x"}}])
+    with pytest.raises(ValueError) as error:
+        load_coco_detection(*paths)
+    dataset = load_coco_detection(*paths, on_bad_row="skip")
+    assert dataset[0]["objects"]["bbox"] == [[1, 1, 9, 9]] and len(dataset) == 2
+    for sentence in (
+        "3 of 16 annotations have a `bbox` that has no width or height; the first: annotation 2 with bbox [5, 5, 0, 10]; "
+        "annotation 3 with bbox [5, 5, 10, -1]; annotation 4 with bbox [0, 0, 0, 0]",
+        "3 of 16 annotations have a `bbox` that is not finite; the first: annotation 5 with bbox [nan, 5, 10, 10]",
+        "3 of 16 annotations have a `bbox` that is not four numbers; the first: annotation 7 with bbox [5, 5, 10]",
+        "1 of 16 annotations have no `bbox`; the first: annotation 8",
+        "2 of 16 annotations have a `bbox` outside of their image; the first: annotation 9 with bbox [64, 5, 10, 10]",
+        "2 of 16 annotations have a `bbox` that is no number; the first: annotation 11 with bbox ['', '', '', '']",
+        "1 of 16 annotations have a `segmentation` and no `bbox` (pycocotools.mask.toBbox makes one)",
+    ):
+        assert sentence in str(error.value) and sentence in caplog.text
+    assert 'leave them out with on_bad_row="skip"' in str(error.value) and str(paths[1]) in str(error.value)
 
 
 def test_boxes_partly_outside_are_clipped_and_counted(folder, caplog):
@@ -164,12 +195,263 @@ def test_a_missing_file_and_another_json_are_refused(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no annotation file"):
         load_coco_detection(images, tmp_path / "no.json")
     for content, absent in (
-        ([], "'images', 'annotations', 'categories'"),
+        ({}, "'images', 'annotations', 'categories'"),
         ({"images": [], "annotations": []}, "'categories'"),
     ):
         annotations.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=f"no COCO file of boxes: it has no {absent} at"):
+        with pytest.raises(ValueError, match=f"no file of COCO's boxes: it has no {absent} at"):
             load_coco_detection(images, annotations)
+
+
+# What tools write
+
+
+IMAGE = {"id": 100, "file_name": "0.png"}
+
+
+def box_of(folder, box=None, **changes):
+    """The row of one annotation, with these changes of it and of the file."""
+    box = {"bbox": [1, 1, 9, 9], **(box or {})}
+    return load_coco_detection(*folder([box], **changes))[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [
+        (True, 1),
+        (False, 0),
+        ("true", 1),
+        ("False", 0),
+        ("0", 0),
+        ("1", 1),
+        (1.0, 1),
+        (None, 0),
+        (float("nan"), 0),
+        ("", 0),
+    ],
+)
+def test_a_crowd_flag_is_a_number_a_word_or_nothing(folder, value, flag):
+    assert box_of(folder, {"iscrowd": value})["objects"]["iscrowd"] == [flag]
+
+
+@pytest.mark.parametrize(("value", "area"), [(None, 81), (float("nan"), 81), (0, 81), ("40.5", 40.5), (7, 7)])
+def test_an_area_that_is_not_there_is_the_boxs(folder, value, area):
+    assert box_of(folder, {"area": value})["objects"]["area"] == [area]
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        (
+            {"iscrowd": "maybe"},
+            "have an `iscrowd` that is neither 0 nor 1; the first: annotation 1 with iscrowd 'maybe'",
+        ),
+        ({"iscrowd": 2}, "that is neither 0 nor 1"),
+        ({"iscrowd": [0]}, "that is neither 0 nor 1"),
+        ({"area": "large"}, "have an `area` that is no number; the first: annotation 1 with area 'large'"),
+        ({"area": -5}, "have an `area` that is negative"),
+        ({"area": float("inf")}, "have an `area` that is not finite"),
+        ({"image_id": "100"}, r"that is not in the file, where ids of the other kind are \(numbers, not texts\)"),
+        ({"image_id": None}, "an image that is not in the file; the first: annotation 1 with image_id None"),
+        ({"image_id": [100]}, "an image that is not in the file"),
+        ({"category_id": "dog"}, "a category that is not in the file; the first: annotation 1 with category_id 'dog'"),
+    ],
+)
+def test_a_field_that_cannot_be_right_is_named(folder, box, message):
+    with pytest.raises(ValueError, match=message):
+        box_of(folder, box)
+
+
+@pytest.mark.parametrize(
+    ("images", "ids", "feature"),
+    [
+        ([{**IMAGE, "id": 7.0}], [7], "int64"),
+        ([{**IMAGE, "id": 1.5}], [1.5], "float64"),
+        ([{**IMAGE, "id": "7"}], ["7"], "string"),
+        ([{**IMAGE, "id": 0}], [0], "int64"),
+    ],
+)
+def test_ids_stay_what_they_are(folder, images, ids, feature):
+    dataset = load_coco_detection(*folder([{"bbox": [1, 1, 9, 9], "image_id": ids[0]}], images=images))
+    assert dataset["image_id"][:] == ids and dataset.features["image_id"].dtype == feature
+    assert len(dataset[0]["objects"]["bbox"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "has no images"),
+        ([{**IMAGE, "id": 7}, {**IMAGE, "id": "a"}], "image ids that are texts and others that are numbers"),
+        ([{"file_name": "0.png"}], "1 of 1 images have no `id`; the first: number 1: {'file_name': '0.png'}"),
+        ([{**IMAGE, "id": True}], "have an `id` that is no id"),
+        ([{**IMAGE, "id": 2**70}], "too large for an id"),
+        ([{"id": 100}], "1 of 1 images have no `file_name`"),
+        ([{"id": 100, "file_name": 5}], "have a `file_name` that is no text"),
+        ([{"id": 100, "file_name": "\ud800.png"}], "have a `file_name` that is no valid text"),
+        ([None], "1 of 1 images have no fields"),
+        ([{"id": 100, "file_name": "../instances.json"}], "leads out of its folder"),
+    ],
+)
+def test_images_that_cannot_be_used_are_named(folder, images, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco_detection(*folder([], images=images))
+
+
+def test_lvis_names_its_files_by_their_address(folder):
+    images = [{"id": 100, "coco_url": "http://images.cocodataset.org/train2017/0.png"}]
+    assert box_of(folder, images=images)["objects"]["bbox"] == [[1, 1, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        ([{"id": 18}], "the category {'id': 18} has no `name`"),
+        ([{"id": 18, "name": 3}], "has a `name` that is no text"),
+        ([{"id": 18, "name": ""}], "has a `name` that is no text"),
+        ([{"name": "dog"}], "has no `id`"),
+        (["dog"], "the category 'dog' has no fields"),
+        ([{"id": 18, "name": "dog"}, {"id": "19", "name": "cat"}], "category ids that are texts and others"),
+    ],
+)
+def test_categories_that_cannot_be_used_are_named(folder, categories, message):
+    paths = folder([{"bbox": [1, 1, 9, 9]}], categories=categories)
+    for read in (lambda: load_coco_detection(*paths), lambda: category_ids(paths[1])):
+        with pytest.raises(ValueError, match=message):
+            read()
+
+
+def test_category_ids_may_be_texts_and_may_start_anywhere(folder):
+    for ids in (["b", "a"], [0, 7], [-3, 5]):
+        categories = [{"id": i, "name": f"class {i}"} for i in ids]
+        paths = folder([{"bbox": [1, 1, 9, 9], "category_id": ids[0]}], categories=categories)
+        dataset = load_coco_detection(*paths)
+        assert category_ids(paths[1]) == sorted(ids)
+        assert category_names(dataset)[dataset[0]["objects"]["category"][0]] == f"class {ids[0]}"
+
+
+def test_an_annotation_that_is_there_twice_is_told_and_one_id_for_several_is_none_of_our_business(folder):
+    same = {"id": 5, "bbox": [1, 1, 9, 9]}
+    with pytest.raises(ValueError, match="1 of 2 annotations are there twice; the first: annotation 5"):
+        load_coco_detection(*folder([same, same]))
+    assert len(load_coco_detection(*folder([same, same]), on_bad_row="skip")[0]["objects"]["bbox"]) == 1
+    others = [{"id": 0, "bbox": [1, 1, 9, 9]}, {"id": 0, "bbox": [2, 2, 9, 9]}, {"bbox": [1, 1, 9, 9], "id": None}]
+    assert len(load_coco_detection(*folder(others))[0]["objects"]["bbox"]) == 3
+
+
+def test_files_of_another_kind_are_sent_to_their_loader(folder):
+    for field, loader in (("caption", "load_coco_captions"), ("segments_info", "load_coco_panoptic")):
+        with pytest.raises(
+            ValueError, match=f"has no boxes: its annotations have a `{field}`, as {loader} reads them"
+        ):
+            load_coco_detection(*folder([{field: "a dog"}] * 3))
+
+
+def test_shares_of_the_image_are_not_taken_for_pixels(folder):
+    with pytest.raises(
+        ValueError, match="all 2 boxes lie within the first pixel .* are they shares of width and height"
+    ):
+        load_coco_detection(*folder([{"bbox": [0.1, 0.2, 0.5, 0.3]}, {"bbox": [0, 0, 1, 1]}]))
+
+
+def test_skipping_leaves_out_no_more_than_what_is_bad(folder, caplog):
+    boxes = [
+        {"bbox": [1, 1, 9, 9]},
+        {"bbox": [2, 2, 9, 9], "image_id": 101},
+        {"bbox": [3, 3, 9, 9], "image_id": 102},
+        {},
+    ]
+    images, annotations = folder(boxes, count=3)
+    (images / "1.png").unlink()
+    dataset = load_coco_detection(images, annotations, on_bad_row="skip")
+    assert dataset["image_id"][:] == [100, 102]
+    assert [row["bbox"] for row in dataset["objects"]] == [[[1, 1, 9, 9]], [[3, 3, 9, 9]]]
+    assert (
+        "1 of 3 images are not there; the first:" in caplog.text and "1 of 4 annotations have no `bbox`" in caplog.text
+    )
+    with pytest.raises(ValueError, match=r"\n- 1 of 4 annotations have no `bbox`.*\n- 1 of 3 images are not there"):
+        load_coco_detection(images, annotations)
+    with pytest.raises(ValueError, match='on_bad_row is "raise" or "skip"'):
+        load_coco_detection(images, annotations, on_bad_row="ignore")
+
+
+# Sizes in the JSON, in the file, and EXIF between them
+
+
+def turned_photo(images, orientation=6):
+    """Stored 100 x 40; 6 shows it as 40 x 100."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (100, 40)).save(images / "0.png", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("size", "bbox", "shown", "measured"),
+    [
+        ({}, [5, 60, 30, 30], [5, 60, 30, 30], ([40, 100], 1)),
+        ({"width": 100, "height": 40}, [5, 60, 30, 30], [5, 60, 30, 30], ([40, 100], 1)),  # as Label Studio exports it
+        ({"width": 100, "height": 40}, [60, 5, 30, 20], [15, 60, 20, 30], ([100, 40], 6)),
+        ({"width": "100", "height": "40"}, [60, 5, 30, 20], [15, 60, 20, 30], ([100, 40], 6)),
+        ({"width": 200, "height": 80}, [120, 10, 60, 40], [15, 60, 20, 30], ([200, 80], 6)),
+    ],
+)
+def test_boxes_are_where_the_shown_photo_has_them_and_results_where_the_file_does(folder, size, bbox, shown, measured):
+    images, annotations = folder([{"bbox": bbox}], images=[{**IMAGE, **size}])
+    turned_photo(images)
+    row = load_coco_detection(images, annotations)[0]
+    assert row["image"].size == (40, 100) and row["objects"]["bbox"] == [shown]
+    assert row["objects"]["area"] == [shown[2] * shown[3]]
+    assert row["frame"] == {"size": measured[0], "orientation": measured[1], "image_size": [40, 100]}
+    x, y, w, h = shown
+    found = {"boxes": [[x, y, x + w, y + h]], "labels": [1], "scores": [0.5]}
+    (result,) = coco_results([found], [100], category_ids(annotations), frames=[row["frame"]])
+    assert result["bbox"] == bbox and result["category_id"] == 18
+
+
+def test_a_photo_that_could_be_read_both_ways_is_an_error_and_said_to_be_one_it_is_read(folder):
+    images, annotations = folder(
+        [{"bbox": [5, 5, 30, 20], "area": 300}], images=[{**IMAGE, "width": 100, "height": 40}]
+    )
+    turned_photo(images)
+    with pytest.raises(
+        ValueError,
+        match=r'1 of 1 images are turned by EXIF, .* as shown as well as as stored; say which is so: frame="shown" or '
+        r'frame="stored"; the first: .*0.png has 100 x 40 pixels and EXIF orientation 6, the JSON says 100 x 40',
+    ):
+        load_coco_detection(images, annotations)
+    for frame, bbox in (("shown", [5, 5, 30, 20]), ("stored", [15, 5, 20, 30]), ("json", [15, 5, 20, 30])):
+        objects = load_coco_detection(images, annotations, frame=frame)[0]["objects"]
+        assert objects["bbox"] == [bbox] and objects["area"] == [300]
+
+
+@pytest.mark.parametrize(
+    "size", [{"width": -1, "height": -1}, {"width": None, "height": None}, {"width": 0, "height": 64}]
+)
+def test_a_size_that_is_none_is_read_from_the_picture(folder, size):
+    assert box_of(folder, images=[{**IMAGE, **size}])["objects"]["bbox"] == [[1, 1, 9, 9]]
+
+
+def test_boxes_of_a_resized_folder_are_scaled_with_it_and_areas_too(folder, caplog):
+    images = [{"id": 100 + i, "file_name": f"{i}.png", "width": 128, "height": 96} for i in range(2)]
+    boxes = [{"bbox": [100, 80, 20, 10], "area": 100}, {"bbox": [2, 2, 10, 10], "image_id": 101}]
+    dataset = load_coco_detection(*folder(boxes, images=images))
+    assert dataset[0]["objects"]["bbox"] == [[50, 40, 10, 5]] and dataset[0]["objects"]["area"] == [25]
+    assert dataset[1]["objects"]["bbox"] == [[1, 1, 5, 5]] and dataset[1]["objects"]["area"] == [25]
+    (message,) = warnings_of(caplog)
+    assert (
+        "2 of 2 images have another size than the JSON says; their boxes fit them at the JSON's size only" in message
+    )
+
+
+def test_an_enlarged_folder_is_an_error_that_names_both_sizes(folder):
+    images = [{**IMAGE, "width": 32, "height": 24}]
+    with pytest.raises(
+        ValueError, match=r"1 of 1 images .* 0.png has 64 x 48 pixels, the JSON says 32 x 24".replace(" 0", ".*0")
+    ):
+        box_of(folder, images=images)
+    paths = folder([{"bbox": [1, 1, 9, 9]}], images=images)
+    assert load_coco_detection(*paths, frame="json")[0]["objects"]["bbox"] == [[2, 2, 18, 18]]
+    with pytest.raises(ValueError, match="has no image that can be used"):
+        load_coco_detection(*paths, on_bad_row="skip")
 
 
 # Rows in the Hub's style

@@ -1,7 +1,6 @@
 """The processor of colorization, the picture of its predictions, and a colorizer tuned for colourfulness."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from recorded import golden
 from tiny import SIZE, image_processor, tiny_images, tiny_model
 from transformers import AutoProcessor, ViTImageProcessorPil
 
@@ -27,18 +27,11 @@ from vision_rl.tasks.colorization import (
 from vision_rl.tasks.colorization.processing import resize_without_antialias
 
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference" / "color_conversion.npz"
 COLUMNS = {"image": "image"}
 
 
 def processor(size: int = SIZE, **kwargs) -> ColorizationProcessor:
     return ColorizationProcessor(image_processor(size), **{"num_codes": 8, "code_len": 4, **kwargs})
-
-
-def golden() -> dict[str, np.ndarray]:
-    if not GOLDEN.exists():
-        pytest.skip(f"{GOLDEN} is not there")
-    return dict(np.load(GOLDEN))
 
 
 def photos(count: int = 3, width: int = 48, height: int = 40) -> list[Image.Image]:
@@ -54,14 +47,14 @@ def photo_dataset(images: list[Image.Image]) -> Dataset:
 
 
 def test_grey_is_that_of_the_authors_for_every_recorded_colour():
-    arrays = golden()
+    arrays = golden("color_conversion.npz")
     for color, grey in (("rgb_u8", "gray_u8"), ("grid_rgb_u8", "grid_gray_u8")):
         ours = rgb_to_grey(torch.from_numpy(arrays[color]))
         assert (ours[..., None].expand(*ours.shape, 3).numpy() == arrays[grey]).all()
 
 
 def test_inputs_are_those_of_the_authors_pipeline():
-    arrays = golden()
+    arrays = golden("color_conversion.npz")
     height, width = arrays["rgb_u8"].shape[1:3]
     p = ColorizationProcessor(ViTImageProcessorPil(size={"height": height, "width": width}))
     batch = p.dense([Image.fromarray(pixels) for pixels in arrays["rgb_u8"]])
@@ -71,7 +64,7 @@ def test_inputs_are_those_of_the_authors_pipeline():
 
 
 def test_the_resize_of_the_authors_is_there_for_their_models():
-    arrays = golden()
+    arrays = golden("color_conversion.npz")
     for side in (16, 64):
         assert (
             resize_without_antialias(arrays["resize_in"], side, side).numpy() == arrays[f"resize_bilinear_{side}"]

@@ -3,19 +3,19 @@
 import subprocess
 import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import golden
+from tiny import recompute_activations
 from transformers import AutoModelForCausalLM, DynamicCache, VisionEncoderDecoderModel
 
+from vision_rl.compatibility import cache_of
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
-from vision_rl.models.cache_name import cache_of
 
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference" / "uvim_stage2_tiny.npz"
 B, G, T, N, VOCAB, WIDTH = 2, 3, 8, 16, 11, 32
 
 
@@ -129,14 +129,12 @@ def reference_parameters(model: VisionEncoderDecoderModel):
 
 
 @pytest.fixture(scope="module")
-def golden():
-    if not GOLDEN.exists():
-        pytest.skip(f"the reference's recorded outputs are not here: {GOLDEN.name}")
-    return np.load(GOLDEN)
+def arrays():
+    return golden("uvim_stage2.npz")
 
 
 @pytest.fixture
-def reference(golden):
+def reference(arrays):
     """Our model with the reference's weights, and its inputs."""
     encoder = vit_encoder(64, 16, 32, 2, 4, 64)
     decoder = VisionDecoderForCausalLM(tiny_config(vocab_size=33))
@@ -144,51 +142,51 @@ def reference(golden):
     loaded = set()
     with torch.no_grad():
         for name, parameter, convert in reference_parameters(model):
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(convert(golden[f"params/{name}"]))))
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(convert(arrays[f"params/{name}"]))))
             loaded.add(parameter)
     assert loaded == set(model.parameters())
-    pixel_values = torch.from_numpy(golden["in/image"]).permute(0, 3, 1, 2).contiguous()  # NHWC -> NCHW
-    return model, pixel_values, torch.from_numpy(golden["in/labels"]).long()
+    pixel_values = torch.from_numpy(arrays["in/image"]).permute(0, 3, 1, 2).contiguous()  # NHWC -> NCHW
+    return model, pixel_values, torch.from_numpy(arrays["in/labels"]).long()
 
 
-def test_logits_and_loss_are_those_of_the_reference(golden, reference):
+def test_logits_and_loss_are_those_of_the_reference(arrays, reference):
     model, pixel_values, labels = reference
     with torch.no_grad():
         output = model(pixel_values=pixel_values, labels=labels)
-    np.testing.assert_allclose(output.encoder_last_hidden_state, golden["out/encoded"], atol=1e-4)
-    np.testing.assert_allclose(output.logits, golden["out/logits"], atol=1e-4)
-    np.testing.assert_allclose(output.loss, golden["out/loss"], atol=1e-5)
+    np.testing.assert_allclose(output.encoder_last_hidden_state, arrays["out/encoded"], atol=1e-4)
+    np.testing.assert_allclose(output.logits, arrays["out/logits"], atol=1e-4)
+    np.testing.assert_allclose(output.loss, arrays["out/loss"], atol=1e-5)
 
 
-def test_greedy_tokens_are_those_of_the_reference(golden, reference):
+def test_greedy_tokens_are_those_of_the_reference(arrays, reference):
     model, pixel_values, _ = reference
     tokens = model.generate(pixel_values, max_new_tokens=16, do_sample=False)[:, 1:]
-    np.testing.assert_array_equal(tokens, golden["out/greedy_tokens"])
+    np.testing.assert_array_equal(tokens, arrays["out/greedy_tokens"])
 
 
-def test_log_probabilities_of_five_samples_an_image_are_those_of_the_reference(golden, reference):
+def test_log_probabilities_of_five_samples_an_image_are_those_of_the_reference(arrays, reference):
     model, pixel_values, _ = reference
-    tokens = torch.from_numpy(golden["out/sample_tokens"]).long().flatten(0, 1)  # (3 * 5, 16)
+    tokens = torch.from_numpy(arrays["out/sample_tokens"]).long().flatten(0, 1)  # (3 * 5, 16)
     with torch.no_grad():
         encoded = model.encoder(pixel_values).last_hidden_state  # (3, 16, 32): each image once
         logits = model.decoder(F.pad(tokens[:, :-1], (1, 0)), encoder_hidden_states=encoded).logits
     logps = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
-    np.testing.assert_allclose(logps.unflatten(0, (3, 5)), golden["out/sample_logprobs"], atol=1e-4)
+    np.testing.assert_allclose(logps.unflatten(0, (3, 5)), arrays["out/sample_logprobs"], atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["mle", "reinforce"])
-def test_gradients_are_those_of_the_reference(golden, reference, loss):
+def test_gradients_are_those_of_the_reference(arrays, reference, loss):
     model, pixel_values, labels = reference
     logits = model(pixel_values=pixel_values, decoder_input_ids=F.pad(labels[:, :-1], (1, 0))).logits
     nll = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # (B, T)
-    weight = torch.ones(3) if loss == "mle" else torch.from_numpy(golden["in/advantage"])
+    weight = torch.ones(3) if loss == "mle" else torch.from_numpy(arrays["in/advantage"])
     value = (weight[:, None] * nll).mean()
     value.backward()
-    np.testing.assert_allclose(value.detach(), golden[f"out/{loss}_loss"], atol=1e-5)
-    names = {name.removeprefix(f"grad_{loss}/") for name in golden.files if name.startswith(f"grad_{loss}/")}
+    np.testing.assert_allclose(value.detach(), arrays[f"out/{loss}_loss"], atol=1e-5)
+    names = {name.removeprefix(f"grad_{loss}/") for name in arrays.files if name.startswith(f"grad_{loss}/")}
     for name, parameter, convert in reference_parameters(model):
         if name in names:
-            expected = convert(golden[f"grad_{loss}/{name}"])
+            expected = convert(arrays[f"grad_{loss}/{name}"])
             np.testing.assert_allclose(parameter.grad, expected, atol=2e-5 * np.abs(expected).max(), err_msg=name)
             names.remove(name)
     assert not names
@@ -362,7 +360,7 @@ def test_wrong_calls_are_refused_with_a_sentence(images, ids):
         decoder(ids.new_zeros(B, 17), encoder_hidden_states=images)
     with pytest.raises(ValueError, match="33 cannot be split among 4 attention heads"):
         tiny_config(hidden_size=33)
-    decoder.train().gradient_checkpointing_enable()
+    recompute_activations(decoder.train())
     with pytest.raises(ValueError, match=r"call model\.eval"):
         decoder(ids, encoder_hidden_states=images, use_cache=True)
 
@@ -438,7 +436,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(pixel_values, ids):
         logits = model(pixel_values=pixel_values, decoder_input_ids=ids).logits
         logits.log_softmax(-1)[..., 3].sum().backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-        model.gradient_checkpointing_enable()
+        recompute_activations(model)
     assert all(layer.gradient_checkpointing for layer in model.decoder.layers)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-6)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_detection_processor import box_dataset, options, processor, tiny_detector
 from transformers import VisionEncoderDecoderModel
 
@@ -25,11 +26,21 @@ def dense_trainer(example):
 
 def test_a_patch_learns_the_smallest_box_that_its_centre_lies_in(dense_trainer, tmp_path):
     reference = {"boxes": np.array([[0, 0, 32, 16], [0, 0, 16, 16]]), "labels": np.array([0, 2])}
-    empty = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int)}
+    reference["iscrowd"] = np.zeros(2, bool)
+    empty = {"boxes": np.zeros((0, 4)), "labels": np.zeros(0, int), "iscrowd": np.zeros(0, bool)}
     columns = BatchColumns({}, [reference, empty], [(32, 32), (32, 32)])
     labels, boxes = dense_trainer(tmp_path).dense_targets(columns, num_patches=4)
     assert labels.tolist() == [[2, 0, 3, 3], [3, 3, 3, 3]]
     assert boxes[0].tolist() == [[0, 0, 0.5, 0.5], [0, 0, 1, 0.5], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_crowd_regions_are_not_learned_as_boxes(dense_trainer, tmp_path):
+    """As the processor's labels leave them out; a box in one is learned all the same."""
+    p = processor(num_bins=32)
+    objects = {"bbox": [[0, 0, 32, 16], [0, 0, 16, 16]], "category": [0, 2], "iscrowd": [1, 0]}
+    (reference,) = p.get_references([{"image": Image.new("RGB", (32, 32)), "objects": objects}])
+    labels, boxes = dense_trainer(tmp_path).dense_targets(BatchColumns({}, [reference], [(32, 32)]), num_patches=4)
+    assert labels.tolist() == [[2, 3, 3, 3]] and boxes[0, 1:].sum() == 0
 
 
 def test_the_dense_loss_is_the_same_for_every_split_into_micro_batches(dense_trainer, tmp_path):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from recorded import golden
 
 import vision_rl
 from vision_rl import drawing as colours
@@ -28,7 +29,6 @@ TWELVE = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "metrics"
 
 
 def as_coco(content):
@@ -124,6 +124,7 @@ def scenes(seed, images=12, labels=4, most=12, **kwargs):
 # The twelve numbers, and each class
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("seed", range(24))
 def test_all_numbers_equal_pycocotools(seed):
     predictions, references = scenes(seed)
@@ -157,42 +158,41 @@ def test_small_boxes_on_a_grid_with_all_their_ties_equal_pycocotools(images):
     assert_equal(coco_map(predictions, references, 2), pycocotools_says(predictions, references, 2))
 
 
-@pytest.mark.parametrize("name", ["detection_coco_official_public", "detection_synthetic_public"])
-def test_recorded_numbers_of_cocoeval_are_met(name):
-    path = GOLDEN / f"{name}.json"
-    if not path.exists():
-        pytest.skip("the recorded outputs of COCOeval are not on this machine")
-    golden = json.loads(path.read_text())
-    index_of = {c: i for i, c in enumerate(sorted(category["id"] for category in golden["gt"]["categories"]))}
-    predictions, references, ids = rows_of(golden, index_of)
+def test_recorded_numbers_of_cocoeval_are_met():
+    content = golden("coco_average_precision.json")
+    index_of = {category: index for index, category in enumerate(content["category_ids"])}
+    predictions, references = rows_of(content, index_of)
     ours = coco_map(predictions, references, len(index_of))
-    np.testing.assert_allclose([ours[key] for key in TWELVE], golden["stats"], atol=1e-9, rtol=0)
-    for category, expected in golden["per_class"].items():
+    np.testing.assert_allclose([ours[key] for key in TWELVE], content["stats"], atol=1e-9, rtol=0)
+    for category, expected in content["per_class"].items():
         label = index_of[int(category)]
         measured = [ours[key][label] for key in ("per_class", "per_class_50", "per_class_ar_100")]
         wanted = [-1 if expected[key] is None else expected[key] for key in ("ap", "ap50", "ar100")]
         np.testing.assert_allclose(measured, wanted, atol=1e-9, rtol=0)
     # and back: what is submitted is what was found
-    results = coco_results(predictions, ids, list(index_of))
+    results = coco_results(predictions, content["image_ids"], list(index_of))
     order = [(r["image_id"], r["category_id"], r["bbox"], r["score"]) for r in results]
-    assert sorted(order) == sorted((d["image_id"], d["category_id"], d["bbox"], d["score"]) for d in golden["dt"])
+    assert sorted(order) == sorted(
+        (d["image_id"], d["category_id"], d["bbox"], d["score"]) for d in content["results"]
+    )
 
 
-def rows_of(golden, index_of):
+def rows_of(content, index_of):
     """In the order of image ids, which is COCOeval's: of tied scores the first counts first."""
-    ids = sorted(image["id"] for image in golden["gt"]["images"])
     rows = {}
-    for side, annotations in (("dt", golden["dt"]), ("gt", golden["gt"]["annotations"])):
-        of_image = {image: [a for a in annotations if a["image_id"] == image] for image in ids}
+    for side in ("results", "annotations"):
+        of_image = {image: [a for a in content[side] if a["image_id"] == image] for image in content["image_ids"]}
         rows[side] = []
-        for image in ids:
+        for image in content["image_ids"]:
             boxes = np.array([a["bbox"] for a in of_image[image]], float).reshape(-1, 4)
             boxes[:, 2:] += boxes[:, :2]
             row = {"boxes": boxes, "labels": [index_of[a["category_id"]] for a in of_image[image]]}
-            for key, name in (("scores", "score"),) if side == "dt" else (("area", "area"), ("iscrowd", "iscrowd")):
+            for key, name in (
+                (("scores", "score"),) if side == "results" else (("area", "area"), ("iscrowd", "iscrowd"))
+            ):
                 row[key] = [a[name] for a in of_image[image]]
             rows[side].append(row)
-    return rows["dt"], rows["gt"], ids
+    return rows["results"], rows["annotations"]
 
 
 def one_image(found, truth, **truth_fields):
@@ -425,6 +425,25 @@ def test_results_are_boxes_with_width_and_height_under_cocos_ids(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
+@pytest.mark.parametrize(
+    ("image_id", "written"),
+    [("img_a", "img_a"), ("000123", "000123"), (1.0, 1), (1.5, 1.5), (np.int64(7), 7), (np.str_("7"), "7"), (0, 0)],
+)
+def test_ids_in_results_are_those_of_the_file(image_id, written):
+    """A text stays a text, also one of digits, and no number is rounded to another image's."""
+    for category in (1, "1", "person"):
+        (result,) = coco_results([GOOD], [image_id], [category])
+        assert (result["image_id"], result["category_id"]) == (written, category)
+        assert type(result["image_id"]) is type(written) and type(result["category_id"]) is type(category)
+
+
+def test_ids_in_arrays_and_tensors_are_numbers():
+    for ids in (np.array([5, 6]), torch.tensor([5, 6])):
+        results = coco_results([GOOD, GOOD], ids, ids)
+        assert [result["image_id"] for result in results] == [5, 6] and results[0]["category_id"] == 5
+        json.dumps(results)
+
+
 def test_pycocotools_reads_the_results_and_finds_the_same_numbers(tmp_path):
     predictions, references = scenes(4, whole=True)
     for prediction in predictions:
@@ -453,6 +472,13 @@ def test_pycocotools_reads_the_results_and_finds_the_same_numbers(tmp_path):
     [
         ([1], [1], "There are 2 predictions but 1 image_ids"),
         ([1, 1], [1], "image_ids has an id more than once"),
+        ([1, 1.0], [1], "image_ids has an id more than once"),
+        ([1, None], [1], r"image_ids\[1\] is None, which is no id"),
+        ([True, 2], [1], r"image_ids\[0\] is True, which is no id"),
+        ([1, ["a"]], [1], r"image_ids\[1\] is \['a'\], which is no id"),
+        ([1, float("nan")], [1], r"image_ids\[1\] is nan, which is no id"),
+        (["", 2], [1], r"image_ids\[0\] is '', which is no text"),
+        ([1, 2], [None], r"category_ids\[0\] is None, which is no id"),
         ([1, 2], [], "A label in the prediction of image 0 is 0, but there are 0 labels"),
     ],
 )

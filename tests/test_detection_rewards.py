@@ -1,12 +1,11 @@
 """Detection rewards: equal to the authors' code where its outputs are at hand, and to a few cases worked out by hand."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded import golden
 
 from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection.rewards import (
@@ -25,16 +24,6 @@ from vision_rl.trainer.advantages import first_advantages
 from vision_rl.trainer.losses import reinforce_weights, token_target_weights
 
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-
-
-def golden(name: str):
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"the recorded outputs of the authors' detection reward are not here ({path.name})")
-    return np.load(path)
-
-
 def tokens(*boxes) -> torch.Tensor:
     """Ids of boxes (y0, x0, y1, x1, class, confidence) with levels 0..1000 and 80 classes."""
     ids = [i for y0, x0, y1, x1, c, conf in boxes for i in (y0 + 3, x0 + 3, y1 + 3, x1 + 3, c + 1004, conf)]
@@ -50,7 +39,7 @@ def score(found, true, **options):
 
 @pytest.mark.parametrize("group", range(5))
 def test_rewards_equal_the_released_code(group):
-    z = golden("reference/detection_reward_public.npz")
+    z = golden("detection_reward.npz")
     part = {name.split("_", 1)[1]: torch.tensor(z[name]) for name in z.files if name.startswith(f"g{group}_")}
     weights = torch.tensor(z["class_weights"])
     out = detection_reward(part["pred"].long(), part["gt"].long(), class_weights=weights)
@@ -64,7 +53,7 @@ def test_rewards_equal_the_released_code(group):
 
 
 def test_rewards_equal_the_released_code_on_sampled_sequences():
-    z = golden("metrics/detection_reward_public.npz")
+    z = golden("detection_reward_sampled.npz")
     ids, targets = torch.tensor(z["seqs_pred"]).long(), torch.tensor(z["seqs_gt"]).long()
     weights = torch.tensor(z["class_weights"])
     out = detection_reward(ids, targets, class_weights=weights)
@@ -78,7 +67,7 @@ def test_rewards_equal_the_released_code_on_sampled_sequences():
 
 
 def test_tokens_are_read_as_the_released_code_reads_them():
-    z = golden("reference/detection_reward_public.npz")
+    z = golden("detection_reward.npz")
     found = read_tokens(torch.tensor(z["seq2box_in"]).long())
     torch.testing.assert_close(found.levels / 1000, torch.tensor(z["seq2box_boxes"]), atol=1e-6, rtol=0)
     assert torch.equal(found.labels.int(), torch.tensor(z["seq2box_labels"]))
@@ -87,13 +76,13 @@ def test_tokens_are_read_as_the_released_code_reads_them():
 
 def test_the_loss_and_its_gradient_equal_the_released_docstring():
     """`baseline="first"`, `loss_reduction="mean"`, and the confidences of sample 0."""
-    z = golden("reference/detection_loss.npz")
+    z = golden("detection_loss.npz")
     ids = torch.tensor(z["sample_seqs"][:, 0]).long()  # (B, L)
     logits = (2 * torch.tensor(z["logits"].astype(np.float32))).requires_grad_()
     advantages = first_advantages(torch.tensor(z["sample_rewards"]))[:, 0]
     num_rows, length = ids.shape
     present = read_tokens(ids).present
-    targets = confidence_targets(torch.tensor(z["match_iou"])[:, 0], present, float(z["conf_w"]))
+    targets = confidence_targets(torch.tensor(z["match_iou"])[:, 0], present, float(z["conf_w"]), among="vocabulary")
     drawn = reinforce_weights(ids, torch.ones_like(ids), advantages / (length * num_rows))
     reinforce, _ = weigh_logits(logits, drawn)
     confidence, _ = weigh_logits(logits, token_target_weights(targets, 1 / num_rows))
@@ -103,6 +92,33 @@ def test_the_loss_and_its_gradient_equal_the_released_docstring():
     assert loss.item() == pytest.approx(float(z["loss"]), rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient[:, :, ::7], torch.tensor(z["grad_logits_sub"]), atol=1e-7, rtol=1e-4)
+
+
+box = st.tuples(*[st.integers(0, 12)] * 4, st.integers(0, 1), st.integers(0, 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(box, max_size=8), st.lists(box, max_size=4), st.integers(0, 5), st.booleans())
+def test_prefix_rewards_are_those_of_the_completion_cut_there(found, true, cut, released):
+    options = {"class_weights": torch.linspace(0.5, 2, 80), "released_total": released}
+    ids = torch.cat([tokens(*found), tokens((1, 1, 5, 5, 0, 1))[:cut]])
+    prefixes = detection_reward(ids[None, None], tokens(*true)[None], **options).prefix_rewards(len(ids))
+    cuts = [detection_reward(ids[None, None, :t], tokens(*true)[None], **options).rewards for t in range(len(ids))]
+    torch.testing.assert_close(prefixes.flatten(), torch.cat([torch.zeros(0, 1), *cuts]).flatten(), atol=1e-6, rtol=0)
+
+
+def test_a_box_earns_when_it_is_the_first_to_find_and_pays_when_it_repeats():
+    near = (
+        0,
+        0,
+        300,
+        400,
+        7,
+        LOW,
+    )  # IoU 0.75: at 0.5 the box behind it is a duplicate, at 0.9 it is the one that finds
+    out = score([near, TRUE], [TRUE], thresholds=(0.5, 0.9))
+    assert out.rewards_per_box.flatten().tolist() == pytest.approx([0.5, (-0.3 + 1) / 2])
+    assert out.prefix_rewards(12).flatten().tolist() == pytest.approx([0.0] * 6 + [0.5] * 6)
 
 
 def test_counts_without_a_box_are_refused():
@@ -219,7 +235,9 @@ def test_recall_reward_scores_each_completion_against_its_own_reference():
         {"target_ids": tokens(TRUE, (600, 600, 800, 800, 3, 1)).tolist()},
     ]
     completion_ids = [tokens(TRUE, TRUE).tolist(), tokens((600, 600, 800, 800, 3, 1), TRUE).tolist()]
-    assert reward(completion_ids=completion_ids, references=references) == pytest.approx([0.7, 2.0])
+    output = reward(completion_ids=completion_ids, references=references)
+    assert output.rewards == pytest.approx([0.7, 2.0])
+    assert output.prefix_rewards[:, ::6].tolist() == [[0.0, 1.0], [0.0, 1.0]]
 
 
 def test_average_precision_reward_teaches_confidences_the_iou():
@@ -230,9 +248,17 @@ def test_average_precision_reward_teaches_confidences_the_iou():
     targets = output.token_targets
     assert targets.weight == 0.3
     assert targets.positions.tolist() == [[0, 5], [0, 11]]
-    assert targets.ids.tolist() == [[ABSENT, LOW, HIGH]] * 2
-    assert targets.probabilities[0].tolist() == pytest.approx([0, 0.25, 0.75])
-    assert targets.probabilities[1].tolist() == [1, 0, 0]
+    assert (targets.among, targets.ids.tolist()) == ("candidates", [[LOW, HIGH]] * 2)
+    assert targets.probabilities.tolist() == [pytest.approx([0.25, 0.75]), [0, 0]]
+
+
+def test_the_released_confidence_loss_is_there_by_name():
+    reward = AveragePrecisionReward(num_bins=1000, num_labels=80, confidence_among="vocabulary")
+    near, hole = (0, 0, 300, 400, 7, LOW), (0, 0, 0, 0, 0, ABSENT)
+    output = reward(completion_ids=[tokens(near, hole).tolist()], references=[{"target_ids": tokens(TRUE).tolist()}])
+    targets = output.token_targets
+    assert (targets.among, targets.ids.tolist()) == ("vocabulary", [[ABSENT, LOW, HIGH]] * 2)
+    assert targets.probabilities.tolist() == [pytest.approx([0, 0.25, 0.75]), [1, 0, 0]]
 
 
 def test_the_rewards_can_be_pickled():

@@ -9,6 +9,8 @@ from scripts.train import EVAL_ROWS, train
 from tiny import SIZE, text_dataset, tiny_model
 from transformers import VisionEncoderDecoderModel
 
+from vision_rl.compatibility import CHECKPOINTING
+
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,8 +25,9 @@ CALLS = {
     "mle": {"kind": "mle", "rows": 20, "learning_rate": 1e-2},
     "reward": {"kind": "reward", "rows": 20},
     # ViT encoders with a pooling head that no loss reaches, decoders that get the images through a hook
-    "reward_gpt2": {"kind": "reward", "decoder": "gpt2", "activation_checkpointing": True},
-    "mle_bert": {"kind": "mle", "decoder": "bert", "activation_checkpointing": True},  # with dropout
+    "reward_gpt2": {"kind": "reward", "decoder": "gpt2", CHECKPOINTING: True},
+    "stream": {"kind": "reward", "rows": 20, "shards": 3, "shuffle_dataset": False},  # each rank every other row
+    "mle_bert": {"kind": "mle", "decoder": "bert", CHECKPOINTING: True},  # with dropout
 }
 SAVED_STEP = 3  # of 4, two an epoch: in the middle of epoch 1
 
@@ -101,11 +104,19 @@ def test_every_launched_training_really_had_two_ranks(ddp):
         assert {record["model_class"] for record in records} == {"DistributedDataParallel"}
 
 
-@pytest.mark.parametrize("name", ["mle", "reward", "reward_gpt2"])
+@pytest.mark.parametrize("name", ["mle", "reward", "reward_gpt2", "stream"])
 def test_two_processes_take_the_steps_of_one(alone, ddp, name):
     for record in ddp[name]:
         assert steps(record) == pytest.approx(steps(alone[name]), **CLOSE)
     assert seen(*ddp[name]) == seen(alone[name])
+
+
+def test_what_a_reward_logs_on_any_process_is_in_the_log(alone, ddp):
+    letters = [log["letters"] for log in alone["reward"]["logs"]]
+    assert len(set(letters)) == 4
+    for record in ddp["reward"]:
+        assert [log["letters"] for log in record["logs"]] == pytest.approx(letters)
+        assert record["after"]["metrics"]["eval_letters"] > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,12 +1,14 @@
 """The documentation's Python blocks run: those of the quickstart first, as every other page builds on them."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 SHORTER = [
     (r"max_steps=\d+", "max_steps=2"),
     (r'"max_steps": \d+', '"max_steps": 2'),
@@ -35,3 +37,15 @@ def test_every_python_block_of_the_documentation_runs(tmp_path, monkeypatch):
     for page in sorted(path.name for path in DOCS.glob("*.md")):
         if page != "index.md":
             run(page, dict(quickstart) if page != "add-a-task.md" else {"__name__": "docs"})
+
+
+def test_the_page_on_versions_names_the_floors_of_the_metadata_and_the_versions_that_were_tested():
+    page = (DOCS / "compatibility.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    floors = dict(re.match(r"([\w-]+)>=([\d.]+)", requirement).groups() for requirement in declared)
+    floors.pop("torch")
+    pinned = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints" / "known-good.txt").read_text(), re.M))
+    assert {name: floor for name, floor, _ in rows} == floors
+    assert {name: version for name, _, version in rows} == {name: pinned[name] for name in floors}
+    assert f"**torch** is {pinned['torch']} in all three" in page

@@ -1,6 +1,7 @@
 """The fused head: the plain way's loss and gradient, without the logits of all tokens."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models.log_prob_head import (
     FusedHead,
     WeightedTokens,
@@ -36,6 +38,19 @@ def weighted_tokens(count: int = 30, seed: int = 0, lowest: int = 0) -> Weighted
     torch.manual_seed(seed)
     places = (torch.randint(R, (count,)), torch.randint(T, (count,)), torch.randint(lowest, V, (count,)))
     return WeightedTokens(*places, torch.randn(count))
+
+
+def grouped_tokens(count: int, seed: int, lowest: int = 0) -> WeightedTokens:
+    """`count` positions, perhaps some of them twice, with three candidates each, one of which may have no weight."""
+    torch.manual_seed(seed)
+    return token_target_weights(
+        TokenTargets(
+            torch.stack([torch.randint(R, (count,)), torch.randint(T, (count,))], dim=1),
+            torch.stack([torch.randperm(V - lowest)[:3] + lowest for _ in range(count)]),
+            torch.rand(count, 3) * (torch.rand(count, 3) > 0.3),
+            among="candidates",
+        )
+    )
 
 
 def head_inputs(bias: bool = True, dtype=torch.float64) -> list:
@@ -60,10 +75,13 @@ def plain(hidden, weight, bias, tokens, temperature=1.0, suppressed=None):
     st.sampled_from([[], [0], [0, 2]]),
     st.integers(1, 400),
     st.booleans(),
+    st.integers(0, 10),
 )
-def test_loss_log_probs_and_gradients_equal_the_plain_ways(count, seed, temperature, suppressed, chunk, bias):
-    """Also several weights on one token, and chunks of one token."""
+def test_loss_log_probs_and_gradients_equal_the_plain_ways(count, seed, temperature, suppressed, chunk, bias, groups):
+    """Also several weights on one token, tokens that share their probability among themselves, and chunks of one token."""
     tokens = weighted_tokens(count, seed, lowest=3)
+    if groups:
+        tokens = grouped_tokens(groups, seed, lowest=3) + tokens + grouped_tokens(groups, seed + 1, lowest=3)
     results = []
     for weigh, options in ((plain, {}), (weigh_hidden, {"chunk_elements": chunk})):
         tensors = head_inputs(bias)
@@ -197,13 +215,41 @@ def test_the_weights_give_the_losses_that_the_formulas_give():
     )
     reinforce = reinforce_loss(selective_log_softmax(logits, ids), mask, advantages)
     taught = 0.3 * token_target_loss(logits, targets)
+    probabilities = torch.tensor([[1.0, 0.0], [0.3, 0.7], [0.0, 0.0]])  # the last only counts
+    among = replace(
+        targets, ids=torch.tensor([[1, 2], [3, 0], [4, 5]]), probabilities=probabilities, among="candidates"
+    )
+    taught_among = 0.3 * token_target_loss(logits, among)
     for tokens, expected in (
         (reinforce_weights(ids, mask, advantages), reinforce),
         (token_target_weights(targets, 0.3), taught),
         (reinforce_weights(ids, mask, advantages) + token_target_weights(targets, 0.3), reinforce + taught),
+        (token_target_weights(among, 0.3) + token_target_weights(among, 0.3), 2 * taught_among),
+        (reinforce_weights(ids, mask, advantages) + token_target_weights(among, 0.3), reinforce + taught_among),
     ):
         torch.testing.assert_close(weigh_logits(logits, tokens)[0], expected)
         torch.testing.assert_close(weigh_logits(logits, tokens.nonzero())[0], expected)
+
+
+def test_each_token_has_an_advantage_of_its_own():
+    torch.manual_seed(0)
+    logits, ids, advantages = torch.randn(R, T, V), torch.randint(V, (R, T)), torch.randn(R, T)
+    mask = (torch.arange(T) < torch.tensor([[5], [1], [3], [2]])).long()
+    by_hand = -(advantages * mask * selective_log_softmax(logits, ids)).sum()
+    torch.testing.assert_close(weigh_logits(logits, reinforce_weights(ids, mask, advantages))[0], by_hand)
+
+
+def test_among_two_candidates_the_gradient_is_their_share_minus_the_target():
+    """Logits 0, 0 and log 2; the target is the last: (1/3, 2/3) - (0, 1) of the two candidates, nothing of the first."""
+    hidden = torch.tensor([[[0.0, 0.0, math.log(2)]]], requires_grad=True)
+    targets = TokenTargets(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[1, 2]]), torch.tensor([[0.0, 1.0]]))
+    for weigh in (plain, weigh_hidden):
+        tokens = token_target_weights(replace(targets, among="candidates"))
+        loss, logps = weigh(hidden, torch.eye(3), None, tokens)
+        (gradient,) = torch.autograd.grad(loss, hidden)
+        assert loss.item() == pytest.approx(math.log(1.5))
+        assert gradient.flatten().tolist() == pytest.approx([0, 1 / 3, -1 / 3])
+        assert logps.tolist() == pytest.approx([math.log(1 / 4), math.log(2 / 4)])  # over the vocabulary, as ever
 
 
 def test_a_step_without_any_weight_keeps_one_token():
@@ -258,6 +304,21 @@ def says_b_and_shares_a(completions, completion_ids, **kwargs):
     return RewardOutput(share_of_a(completions), targets)
 
 
+def earns_by_the_letter(completions, completion_ids, **kwargs):
+    """Every a is worth 1 when it is written; and each completion's first token is taught among two candidates."""
+    count, longest = len(completions), max(map(len, completion_ids))
+    is_a = torch.tensor([[c == "a" for c in text.ljust(longest)] for text in completions]).float()
+    earned = is_a.cumsum(1)
+    targets = TokenTargets(
+        torch.stack([torch.arange(count), torch.zeros(count, dtype=torch.long)], dim=1),
+        torch.tensor([[2, 3]] * count),
+        torch.tensor([[0.25, 0.75]] * count),
+        weight=0.3,
+        among="candidates",
+    )
+    return RewardOutput(earned[:, -1].tolist(), targets, earned - is_a)
+
+
 def rewards_only_row_3(completions, references, **kwargs):
     """All but one image get the same reward for all of their samples."""
     row = text_dataset(16)["text"][3]
@@ -268,9 +329,9 @@ def nothing_to_learn(completions, **kwargs):
     return [1.0] * len(completions)
 
 
-def naive_loss(model, trainer, inputs, completions, rewards, targets):
+def naive_loss(model, trainer, inputs, rollout):
     """The formulas, with every image encoded for each of its samples and the logits of everything."""
-    advantages = trainer._advantages(rewards, completions, inputs)
+    completions, advantages, targets = rollout.completions, rollout.advantages, rollout.token_targets
     times, rows = trainer.num_generations, completions.completion_ids.flatten(0, 1)
     logits = model(
         pixel_values=inputs["pixel_values"].repeat_interleave(times, dim=0),
@@ -278,7 +339,10 @@ def naive_loss(model, trainer, inputs, completions, rewards, targets):
     ).logits
     logits = policy_logits(logits, trainer.temperature, base_model(model).generation_config.suppress_tokens)
     mask = completions.completion_mask.flatten(0, 1)
-    loss = reinforce_loss(selective_log_softmax(logits, rows), mask, advantages.flatten())
+    if advantages.ndim == 3:
+        loss = -(advantages.flatten(0, 1) * selective_log_softmax(logits, rows).masked_fill(mask == 0, 0.0)).sum()
+    else:
+        loss = reinforce_loss(selective_log_softmax(logits, rows), mask, advantages.flatten())
     for each in targets:
         loss = loss + each.weight * trainer.max_completion_length * token_target_loss(logits, each)
     return loss / len(rows)
@@ -307,12 +371,12 @@ def both_gradients(tmp_path, reward, decoder="ours", suppress=None, model=None, 
     naive = copy.deepcopy(trainer.model).train()  # in float32
     trainer.model.train()
     trainer.model_wrapped = trainer.accelerator.prepare_model(trainer.model)  # autocast, as in training
-    inputs = trainer._draw(next(iter(trainer.get_train_dataloader())))
-    rewards, targets = trainer._score(inputs["completions"], inputs)
-    naive_loss(naive, trainer, inputs, inputs["completions"], rewards, targets).backward()
-    loss = trainer.compute_loss(trainer.model_wrapped, inputs)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    (rollout,) = trainer._roll_out([inputs])
+    naive_loss(naive, trainer, inputs, rollout).backward()
+    loss = trainer.compute_loss(trainer.model_wrapped, {**inputs, "rollout": rollout})
     loss.backward()
-    assert trainer._fuses_head is fused
+    assert trainer.read_completions.fuses_head is fused
     return gradients(naive), gradients(trainer.model)
 
 
@@ -324,15 +388,22 @@ def assert_same(naive, ours, relative=1e-5):
 
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert", "trocr"])
-@pytest.mark.parametrize("reward", [share_of_a, says_b_and_shares_a, rewards_only_row_3])
+@pytest.mark.parametrize("reward", [share_of_a, says_b_and_shares_a, earns_by_the_letter, rewards_only_row_3])
 def test_the_trainers_gradient_is_the_naive_scripts(tmp_path, decoder, reward):
     assert_same(*both_gradients(tmp_path, reward, decoder))
 
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
 def test_it_is_so_with_temperature_forbidden_tokens_and_activation_checkpointing(tmp_path, decoder):
-    options = {"temperature": 0.7, "activation_checkpointing": True, "suppress": [2]}
+    options = {"temperature": 0.7, CHECKPOINTING: True, "suppress": [2]}
     assert_same(*both_gradients(tmp_path, share_of_a, decoder, **options))
+
+
+@pytest.mark.parametrize(
+    "options", [{"baseline": "greedy"}, {"baseline": "mean"}, {"baseline": "none"}, {"beta": 0.1}]
+)
+def test_it_is_so_for_tokens_that_earn_apart_with_every_baseline(tmp_path, options):
+    assert_same(*both_gradients(tmp_path, [earns_by_the_letter, share_of_a], **options))
 
 
 def test_it_is_so_with_a_projection_between_encoder_and_decoder(tmp_path):
@@ -381,7 +452,7 @@ def test_nothing_to_learn_gives_every_parameter_a_gradient_of_zero(tmp_path):
 
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"baseline": "greedy"}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("options", [{}, {"beta": 0.1}, {"baseline": "greedy"}, {CHECKPOINTING: True}])
 def test_in_bf16_every_parameter_gets_its_gradient(tmp_path, decoder, options):
     """autocast keeps the weights it has cast; those cast while sampling, without gradient, must not serve to learn."""
     naive, ours = both_gradients(tmp_path, says_b_and_shares_a, decoder, bf16=True, **options)

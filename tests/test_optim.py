@@ -3,12 +3,12 @@
 import copy
 import io
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from recorded import golden
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -33,17 +33,6 @@ from vision_rl.trainer.optim import (
     kernel_names,
     parameter_groups,
 )
-
-
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference"
-
-
-def golden(name: str) -> dict[str, np.ndarray]:
-    path = GOLDEN / f"{name}.npz"
-    if not path.exists():
-        pytest.skip(f"the recorded outputs of big_vision are not here ({path.name})")
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 def updates_of(gradients: np.ndarray, **options) -> tuple[np.ndarray, dict]:
@@ -83,7 +72,7 @@ WITHOUT_BFLOAT16 = ("nomom", "uvim_nomom", "mom_f32")
 
 @pytest.mark.parametrize("name", ["default", "uvim", "clip1", "nomom", "mom_f32"])
 def test_updates_and_states_equal_big_vision_over_20_steps(name):
-    arrays = golden("adafactor_public")
+    arrays = golden("adafactor.npz")
     tensors = [key.removeprefix("grad/") for key in arrays if key.startswith("grad/")]
     assert len(tensors) == 12
     for tensor in tensors:
@@ -105,7 +94,7 @@ def test_updates_and_states_equal_big_vision_over_20_steps(name):
 
 @pytest.mark.parametrize("name", ["default", "uvim", "nomom", "uvim_nomom"])
 def test_updates_equal_big_vision_when_the_cap_on_beta2_binds(name):
-    arrays = golden("adafactor_cap_public")
+    arrays = golden("adafactor_cap.npz")
     for tensor in ("vec", "mat"):
         updates, _ = updates_of(arrays[f"grad/{tensor}"], **OPTIONS[name])
         for step, expected in zip(arrays["update_steps"], arrays[f"{name}/update/{tensor}"], strict=True):
@@ -114,7 +103,7 @@ def test_updates_equal_big_vision_when_the_cap_on_beta2_binds(name):
 
 @pytest.mark.parametrize("name", ["default", "uvim", "clip1", "nomom"])
 def test_updates_equal_big_vision_on_a_large_matrix(name):
-    arrays = golden("adafactor_big_public")
+    arrays = golden("adafactor_large.npz")
     scale = arrays["big_grad_scale"]
     gradients = np.stack([arrays["big_grad_base"][t % 5].astype(np.float32) * scale[t] for t in range(len(scale))])
     updates, state = updates_of(gradients, **OPTIONS[name])
@@ -177,7 +166,7 @@ class RecordedModel(nn.Module):
 )
 def test_the_whole_chain_equals_big_vision(name, lr, encoder_lr, weight_decay, clip_norm, schedule, warmup):
     """Gradient clipping, groups, optimiser and transformers' schedule together make the recorded updates."""
-    arrays = golden("optax_chain_public")
+    arrays = golden("optax_chain.npz")
     model = RecordedModel(arrays)
     if name == "freeze":
         model.encoder.dense.requires_grad_(False)
@@ -215,7 +204,7 @@ def test_the_whole_chain_equals_big_vision(name, lr, encoder_lr, weight_decay, c
 )
 def test_schedules_of_transformers_equal_big_vision(name, schedule, warmup):
     """So vision_rl needs no schedule of its own."""
-    recorded = golden("optax_chain_public")[f"{name}|schedule0"]
+    recorded = golden("optax_chain.npz")[f"{name}|schedule0"]
     optimizer = BigVisionAdafactor([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=15)
     factors = []

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from recorded import golden
 from tiny import SIZE, image_processor, tiny_images, tiny_model
 from torch import nn
 from torch.nn.functional import one_hot
@@ -26,7 +27,9 @@ from vision_rl.tasks.panoptic import (
     PanopticReward,
     draw,
     panoptic_quality,
+    read_coco_panoptic,
     resized,
+    save_coco_panoptic,
 )
 from vision_rl.tasks.panoptic.drawing import category_colour
 from vision_rl.tasks.panoptic.processing import canonical_instances
@@ -75,10 +78,7 @@ def dense(p: PanopticProcessor, *rows: dict, seeds=None) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("case", range(3))
 def test_labels_and_their_canonical_order_equal_the_reference(case):
-    path = SHARED / "golden" / "reference" / "panoptic_labels.npz"
-    if not path.exists():
-        pytest.skip(f"{path} is not there: recorded outputs of the reference code")
-    values = np.load(path)
+    values = golden("panoptic_labels.npz")
     png, ids, classes = (values[f"c{case}_{key}"] for key in ("panoptic_png", "ids", "class"))
     categories = [{"id": 100 + c, "name": str(c), "isthing": 1} for c in range(133)]
     infos = [{"id": i, "category_id": 100 + c} for i, c in zip(ids.tolist(), classes.tolist(), strict=True)]
@@ -506,19 +506,178 @@ def test_what_is_wrong_with_a_file_is_counted(folder):
     annotation = folder[1]["annotations"][0]
     infos = annotation["segments_info"]
     for change, message in (
-        ({"annotations": [{**annotation, "image_id": 3}]}, "1 of 1 annotations of .* image_id 3"),
-        ({"annotations": [annotation] * 2}, "1 annotations of an image that has one already"),
+        (
+            {"annotations": [{**annotation, "image_id": 3}]},
+            "1 of 1 maps have an image that is not in the file; the first: 2.png with image_id 3",
+        ),
+        (
+            {"annotations": [annotation] * 2},
+            "1 of 2 maps are of an image that has one already; the first: 2.png of image 2",
+        ),
         ({"images": [folder[1]["images"][1]] * 2}, "1 images whose id is taken"),
         (
             {"categories": CATEGORIES[:2]},
-            "1 of 3 segments of .* a category that is not in the file; the first: image 2",
+            "1 of 1 maps have a segment of a category that is not in the file; the first: image 2, segment",
         ),
-        ({"annotations": [{**annotation, "segments_info": [*infos, infos[0]]}]}, "1 of 4 .* an id that its image has"),
+        (
+            {"annotations": [{**annotation, "segments_info": [*infos, infos[0]]}]},
+            "1 of 1 maps have two segments of one id; the first: of image 2",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             load(folder, **change)
     (folder[0] / "maps" / "2.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 .* are not there; the first: .*2\.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 maps are not there; the first: .*2\.png"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        ({"id": 300}, "have a segment with no `category_id`"),
+        ({"category_id": 5}, "have a segment with no `id`"),
+        ({"id": 0, "category_id": 5}, "have a segment with an `id` that is not from 1 to 16777215"),
+        ({"id": 2**24, "category_id": 5}, "have a segment with an `id` that is not from 1"),
+        ({"id": "300", "category_id": 5}, "have a segment with an `id` that is not from 1"),
+        ({"id": 300, "category_id": "5"}, "have a segment with a `category_id` that is no whole number"),
+        (
+            {"id": 300, "category_id": 6},
+            "a category that is not in the file; the first: image 1, segment 300, category_id 6",
+        ),
+        ({"id": 300, "category_id": 5, "iscrowd": "some"}, "with an `iscrowd` that is neither 0 nor 1"),
+        (7, "have a segment that is no object"),
+    ],
+)
+def test_a_segment_that_cannot_be_used_is_named_and_its_map_may_be_skipped(folder, segment, message, caplog):
+    path, content = folder
+    first = {**content["annotations"][0], "image_id": 1}
+    annotations = [content["annotations"][0], {**first, "segments_info": [first["segments_info"][0], segment]}]
+    with pytest.raises(ValueError, match=f"1 of 2 maps .*{message}"):
+        load(folder, annotations=annotations)
+    files = (path / "images", path / "maps", path / "panoptic.json")
+    assert load_coco_panoptic(*files, on_bad_row="skip")["image_id"][:] == [2] and "1 of 2 maps" in caplog.text
+
+
+def test_a_crowd_flag_may_be_a_word_or_a_bool(folder):
+    infos = folder[1]["annotations"][0]["segments_info"]
+    flags = [True, "false", None]
+    annotation = {**folder[1]["annotations"][0]}
+    annotation["segments_info"] = [{**info, "iscrowd": flag} for info, flag in zip(infos, flags, strict=True)]
+    assert [info["iscrowd"] for info in load(folder, annotations=[annotation])[0]["segments_info"]] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": []}, "has no maps: its `annotations` are empty"),
+        (
+            {"annotations": [{"image_id": 2, "bbox": [0, 0, 1, 1]}]},
+            "its annotations have a `bbox`, as load_coco_detection",
+        ),
+        ({"annotations": [{"image_id": 2, "segments_info": []}]}, "1 of 1 maps have no `file_name`"),
+        (
+            {"annotations": [{"image_id": 2, "file_name": "../images/2.jpg", "segments_info": []}]},
+            "leads out of its folder",
+        ),
+        ({"categories": [{"id": 5}]}, "the category {'id': 5} has no `name`"),
+    ],
+)
+def test_a_file_without_maps_is_refused(folder, change, message):
+    with pytest.raises(ValueError, match=message):
+        load(folder, **change)
+
+
+@pytest.mark.parametrize(
+    ("category", "message"),
+    [
+        ({"id": 5, "name": "cat"}, "lacks `isthing`"),
+        ({"id": 5, "name": "cat", "isthing": "perhaps"}, "neither 0 nor 1"),
+        ({"id": "5", "name": "cat", "isthing": 1}, "no whole number"),
+    ],
+)
+def test_categories_of_another_file_are_refused(folder, category, message):
+    (folder[0] / "panoptic.json").write_text(json.dumps({"categories": [category]}))
+    with pytest.raises(ValueError, match=f"is no panoptic file: its category .* {message}"):
+        panoptic_categories(folder[0] / "panoptic.json")
+
+
+def photo(path, size, orientation) -> None:
+    """White on the left, as stored."""
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[:, : size[0] // 2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+def oriented(folder, size, orientation, maps, **options):
+    """The row of a photo of `size` as stored, whose map shows it as "stored" or as "shown"."""
+    path = folder[0]
+    photo(path / "images" / "2.png", size, orientation)
+    with Image.open(path / "images" / "2.png") as opened:
+        seen = opened if maps == "stored" else ImageOps.exif_transpose(opened)
+        white = np.asarray(seen)[..., 0] == 255
+    Image.fromarray(rgb_from_ids(np.where(white, 300, 70000))).save(path / "maps" / "2.png")
+    infos = [{"id": 300, "category_id": 5}, {"id": 70000, "category_id": 90}]
+    content = {
+        "images": [{"id": 2, "file_name": "2.png"}],
+        "annotations": [{"image_id": 2, "file_name": "2.png", "segments_info": infos}],
+        "categories": CATEGORIES,
+    }
+    (path / "panoptic.json").write_text(json.dumps(content))
+    return load_coco_panoptic(path / "images", path / "maps", path / "panoptic.json", **options)[0]
+
+
+def is_aligned(row) -> bool:
+    """The white half of the photo is the thing in the map."""
+    white = np.asarray(row["image"].convert("L")) == 255
+    return bool(((ids_from_rgb(np.asarray(row["segmentation"])) == 300) == white).all())
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("maps", ["shown", "stored"])
+def test_a_map_lies_on_its_photo_where_the_sizes_tell_how_it_is_turned(folder, orientation, maps, tmp_path):
+    row = oriented(folder, (12, 10), orientation, maps)
+    assert row["image"].size == row["segmentation"].size == (10, 12) and is_aligned(row)
+    stored = maps == "stored"
+    frame = {
+        "size": [12, 10] if stored else [10, 12],
+        "orientation": orientation if stored else 1,
+        "image_size": [10, 12],
+    }
+    assert row["frame"] == frame
+    prediction = (ids_from_rgb(np.asarray(row["segmentation"])), row["segments_info"])
+    save_coco_panoptic([prediction], [2], tmp_path / "out", tmp_path / "out.json", frames=[frame])
+    ((written, _),), _ = read_coco_panoptic(tmp_path / "out", tmp_path / "out.json")
+    with Image.open(folder[0] / "maps" / "2.png") as truth:
+        assert (written == ids_from_rgb(np.asarray(truth))).all()
+
+
+@pytest.mark.parametrize(("size", "orientation"), [((12, 10), 3), ((10, 10), 6), ((12, 10), 2)])
+def test_a_photo_whose_size_does_not_tell_is_warned_of_and_can_be_said_to_be_stored(folder, size, orientation, caplog):
+    assert is_aligned(oriented(folder, size, orientation, "shown"))
+    assert "1 of 1 images have an EXIF orientation that their size does not tell" in caplog.text
+    caplog.clear()
+    assert is_aligned(oriented(folder, size, orientation, "stored", frame="stored"))
+    assert "their maps are for the pixels as stored: these are turned as well" in caplog.text
+
+
+def test_a_map_that_was_missing_and_is_there_now_is_a_row(folder):
+    path, content = folder
+    annotations = [content["annotations"][0], {**content["annotations"][0], "image_id": 1, "file_name": "1.png"}]
+    (path / "panoptic.json").write_text(json.dumps({**content, "annotations": annotations}))
+    files = (path / "images", path / "maps", path / "panoptic.json")
+    for count in (1, 2):
+        assert len(load_coco_panoptic(*files, on_bad_row="skip")) == count
+        (path / "maps" / "1.png").write_bytes((path / "maps" / "2.png").read_bytes())
+
+
+def test_maps_of_another_size_than_their_photos_are_counted(folder):
+    path, _ = folder
+    Image.new("RGB", (24, 20)).save(path / "images" / "2.jpg")
+    with pytest.raises(
+        ValueError, match=r"1 of 1 maps have another size than their photo .*2.png is 12 x 10, .* 24 x 20"
+    ):
         load(folder)
 
 

@@ -1,6 +1,9 @@
 """Panoptic quality and the reward: panopticapi's numbers, hand-computed cases, an independent slow implementation."""
 
+import functools
 import json
+import threading
+import timeit
 from pathlib import Path
 
 import evaluate
@@ -10,6 +13,8 @@ import torch
 import torchmetrics.detection
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from recorded import golden
 
 import vision_rl
 from vision_rl.tasks.panoptic import (
@@ -23,23 +28,16 @@ from vision_rl.tasks.panoptic import (
     save_coco_panoptic,
     to_segmentation,
 )
+from vision_rl.tasks.panoptic.arrow import as_pair, as_row
 from vision_rl.tasks.panoptic.segments import ids_from_rgb, places_of, resize_nearest, rgb_from_ids, run_bounds
 
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 EXACT = 1e-13
 CATEGORIES = [
     {"id": 1, "name": "cat", "isthing": 1},
     {"id": 2, "name": "dog", "isthing": 1},
     {"id": 20, "name": "sky", "isthing": 0},
 ]
-
-
-def golden(name: str):
-    path = GOLDEN / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there: recorded outputs of the reference code")
-    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
 
 
 def row(*ids: int) -> np.ndarray:
@@ -64,23 +62,37 @@ def counts(prediction, reference) -> tuple[int, int, int]:
 # panopticapi's numbers
 
 
-@pytest.mark.parametrize("name", ["pq_synthetic_public", "pq_coco_sample_public"])
-def test_quality_counts_and_reward_equal_panopticapi(name):
-    content, maps = golden(f"metrics/{name}.json"), golden(f"metrics/{name}_maps.npz")
+def test_quality_counts_and_reward_equal_panopticapi():
+    content, maps = golden("panoptic_quality.json"), golden("panoptic_quality_maps.npz")
     predictions, references = (
-        [(maps[f"{side}_{a['image_id']}"], a["segments_info"]) for a in content[key]["annotations"]]
-        for side, key in (("pred", "pred"), ("gt", "gt"))
+        [(maps[f"{side}_{image['image_id']}"], image["segments_info"]) for image in content[f"{side}s"]]
+        for side in ("prediction", "reference")
     )
-    quality = panoptic_quality(predictions, references, content["gt"]["categories"])
+    assert_panopticapis_numbers(content, predictions, references)
+
+
+def test_quality_of_images_of_coco_equals_panopticapi():
+    """Panoptic quality asks where a pixel lies no more than how many lie where: each pair of ids, pixel by pixel."""
+    content = golden("panoptic_quality_overlaps.json")
+    predictions, references = [], []
+    for predicted, true in zip(content["predictions"], content["references"], strict=True):
+        reference_ids, prediction_ids, pixels = np.array(true["overlaps"]).T
+        predictions.append((prediction_ids.repeat(pixels)[None], predicted["segments_info"]))
+        references.append((reference_ids.repeat(pixels)[None], true["segments_info"]))
+    assert_panopticapis_numbers(content, predictions, references)
+
+
+def assert_panopticapis_numbers(content, predictions, references):
+    quality = panoptic_quality(predictions, references, content["categories"])
     for part in ("All", "Things", "Stuff"):
         assert quality[part] == pytest.approx(content["overall"][part], abs=EXACT), part
     for category, expected in content["overall"]["per_class"].items():
         assert quality["per_class"][int(category)] == pytest.approx(expected, abs=EXACT), category
 
-    flat = PanopticQuality(content["gt"]["categories"])(predictions, references)
+    flat = PanopticQuality(content["categories"])(predictions, references)
     rewards = PanopticReward()(predictions, references)
     for image, expected in enumerate(content["per_image"]):
-        case = content.get("case_names", {}).get(str(content["gt"]["annotations"][image]["image_id"]), image)
+        case = content["references"][image].get("case", image)
         found = match_segments(predictions[image], references[image])
         assert np.sort(found.ious) == pytest.approx(sorted(expected["tp_ious"]), abs=EXACT), case
         measured = [flat[f"per_image_{key}"][image] for key in ("tp", "fp", "fn")]
@@ -215,7 +227,7 @@ def test_the_reward_looks_at_the_completions_size_and_the_metric_at_the_referenc
 def test_nearest_resize_takes_the_pixel_below_the_new_ones_centre():
     assert resize_nearest(np.arange(5)[None], (1, 2)).tolist() == [[1, 3]]
     assert resize_nearest(np.arange(2)[None], (1, 5)).tolist() == [[0, 0, 1, 1, 1]]
-    values = golden("reference/color_conversion.npz")
+    values = golden("color_conversion.npz")
     for size in (16, 64):
         expected = values[f"resize_nearest_{size}"]
         assert (resize_nearest(values["resize_in"], (size, size)) == expected).all()
@@ -335,7 +347,7 @@ def test_torchmetrics_finds_the_same_quality():
 
 
 def test_decoded_maps_equal_the_reference_for_every_min_fraction():
-    values = golden("reference/panoptic_decode_public.npz")
+    values = golden("panoptic_decode.npz")
     semantics, instances = (torch.from_numpy(values[key].astype(np.float32)) for key in ("semantics", "instances"))
     for index, fraction in enumerate(values["min_fractions"]):
         decoded = decode_logits(semantics, instances, float(fraction))
@@ -409,6 +421,47 @@ def test_predictions_of_the_models_size_are_written_at_the_images(tmp_path):
         save_coco_panoptic([small], [1], tmp_path, tmp_path / "maps.json", image_sizes=[(6, 4)] * 2)
 
 
+@pytest.mark.parametrize("image_id", ["../out", "/tmp/out", "a/b", "..\\out", "a\0b", "x/../../out", "/", "./a"])
+def test_no_image_id_writes_outside_of_its_folder(tmp_path, image_id):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "out.png").write_text("mine")
+    good = row(7, 7), infos(s7=1)
+    with pytest.raises(ValueError, match="is no name of a file in masks_dir"):
+        save_coco_panoptic([good, good], ["fine", image_id], tmp_path / "maps", tmp_path / "maps.json")
+    assert (tmp_path / "out.png").read_text() == "mine" and not list((tmp_path / "maps").iterdir())
+    assert not (tmp_path / "maps.json").exists()
+
+
+def test_ids_of_images_stay_texts_or_numbers_in_files_of_their_own(tmp_path):
+    good = row(7, 7), infos(s7=1)
+    ids = ["img a", "000123", 5, 1.5, np.int64(7), "..", "é"]
+    save_coco_panoptic([good] * 7, ids, tmp_path / "maps", tmp_path / "maps.json")
+    again, image_ids = read_coco_panoptic(tmp_path / "maps", tmp_path / "maps.json")
+    assert image_ids == ids and len(again) == len(list((tmp_path / "maps").iterdir())) == 7
+    with pytest.raises(ValueError, match="would be the same file"):
+        save_coco_panoptic([good] * 2, [1, "000000000001"], tmp_path / "maps", tmp_path / "maps.json")
+    with pytest.raises(ValueError, match=r"image_ids\[0\] is None, which is no id"):
+        save_coco_panoptic([good], [None], tmp_path / "maps", tmp_path / "maps.json")
+
+
+def test_maps_are_read_from_their_folder_only(tmp_path):
+    (tmp_path / "maps").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
+    annotation = {"image_id": 1, "file_name": "../secret.png", "segments_info": []}
+    for change, message in (
+        ({}, "leads out of its folder"),
+        ({"file_name": str(tmp_path / "secret.png")}, "leads out of its folder"),
+        ({"file_name": "maps.json"}, "are not there"),
+        ({"segments_info": None, "file_name": None}, "are not there"),
+    ):
+        (tmp_path / "maps.json").write_text(json.dumps({"annotations": [{**annotation, **change}]}))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read_coco_panoptic(tmp_path / "maps", tmp_path / "maps.json")
+    (tmp_path / "maps.json").write_text(json.dumps({"annotations": [7]}))
+    with pytest.raises(ValueError, match="an annotation needs"):
+        read_coco_panoptic(tmp_path / "maps", tmp_path / "maps.json")
+
+
 # What is wrong is said
 
 
@@ -480,6 +533,65 @@ def test_the_modules_give_what_the_functions_give(modules):
     assert modules["panoptic_reward"]._compute(predictions, references)["rewards"] == PanopticReward()(
         *map(list, zip(*pairs, strict=True))
     )
+
+
+def some_pairs(count: int, size: tuple[int, int], seed: int = 1):
+    """Predictions and references of blocks, as they come from a model."""
+    rng = np.random.default_rng(seed)
+    sides = []
+    for _ in range(2):
+        maps = [np.kron(rng.integers(0, 4, (6, 8)), np.ones(size, int)).astype(np.int32) for _ in range(count)]
+        sides.append([(ids, crowd(infos(s1=1, s2=20, s3=1), 3)) for ids in maps])
+    return sides
+
+
+@pytest.mark.parametrize("name", ["panoptic_quality", "panoptic_reward"])
+def test_images_that_are_added_are_those_that_are_computed(modules, name):
+    predictions, references = some_pairs(4, (2, 3))
+    whole = modules[name].compute(predictions=predictions, references=references)
+    buffers = [(ids.copy(), segments) for ids, segments in predictions]
+    modules[name].add_batch(predictions=buffers[:2], references=references[:2])
+    buffers[0][0][:] = 0  # what is used again for the next batch is not what was added
+    modules[name].add(prediction=predictions[2], reference=references[2])
+    assert modules[name].compute(predictions=predictions[3:], references=references[3:]) == whole
+    with pytest.raises(ValueError, match="There is nothing to compute"):
+        modules[name].compute()
+    with pytest.raises(ValueError, match="There are 1 predictions and 0 references"):
+        modules[name].compute(predictions=predictions[:1], references=[])
+
+
+def test_arrow_rows_give_the_maps_back():
+    for ids, segments in some_pairs(2, (2, 3))[0]:
+        again, listed = as_pair(as_row((ids, segments)))
+        assert np.array_equal(again, ids) and [info["id"] for info in listed] == [info["id"] for info in segments]
+
+
+def test_several_processes_exchange_maps_as_bytes(tmp_path):
+    predictions, references = some_pairs(4, (2, 3))
+    options = {"num_process": 2, "experiment_id": "maps", "cache_dir": str(tmp_path)}
+    load = functools.partial(evaluate.load, vision_rl.metric_path("panoptic_reward"), **options)
+    main, other, result = load(process_id=0), load(process_id=1), {}
+
+    def compute_on_main():
+        result.update(main.compute(predictions=predictions[::2], references=references[::2]))
+
+    first = threading.Thread(target=compute_on_main)
+    first.start()
+    assert other.compute(predictions=predictions[1::2], references=references[1::2]) is None
+    first.join()
+    assert sorted(result["rewards"]) == sorted(PanopticReward()(predictions, references))
+
+
+def test_the_modules_take_less_than_twice_the_functions_time(modules):
+    predictions, references = some_pairs(10, (80, 80))
+    functions = {"panoptic_quality": PanopticQuality(CATEGORIES), "panoptic_reward": PanopticReward()}
+
+    def seconds(call) -> float:
+        return min(timeit.repeat(call, number=1, repeat=5))
+
+    for name, function in functions.items():
+        compute = functools.partial(modules[name].compute, predictions=predictions, references=references)
+        assert seconds(compute) < 2 * seconds(functools.partial(function, predictions, references))
 
 
 def test_the_quality_module_wants_the_categories():

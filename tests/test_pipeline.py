@@ -1,4 +1,4 @@
-"""Micro-batches as a pipeline: rewards in threads while the next one is sampled, with the serial order's results."""
+"""A rollout as a pipeline: rewards in threads while the next chunk is sampled, with the serial order's results."""
 
 import copy
 import pickle
@@ -23,14 +23,21 @@ from vision_rl.trainer.timing import StepClock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+# Rollouts of 8 images, learned from in four micro-batches; sampled in two chunks, with reward workers or without.
 SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 3}
+SPLIT |= {"per_device_generation_batch_size": 4}
 PARTS = {"data", "encode", "sample", "decode", "reward", "learn", "optimizer"}
 
 
 def scored_by(reward, tmp_path, cls=None, **options):
     """A trainer as `make_trainer` makes it, with a reward of the test's and perhaps a class of its own."""
     made = make_trainer("reward", tmp_path, **{**SPLIT, **options})
-    made.reward = type(made.reward)(reward, num_workers=made.args.reward_num_workers, timeout=made.args.reward_timeout)
+    made.reward = type(made.reward)(
+        reward,
+        num_workers=made.args.reward_num_workers,
+        timeout=made.args.reward_timeout,
+        find_failing_row=made.args.find_failing_row,
+    )
     if cls is not None:
         made.__class__ = cls
     return made
@@ -58,7 +65,7 @@ def assert_identical(one, other):
 
 
 def uneven(completions, completion_ids, log_metric, **kwargs):
-    """Takes longer for some micro-batches than for others, so that they end in another order than they began."""
+    """Takes longer for some chunks than for others, so that they end in another order than they began."""
     time.sleep(0.002 * (sum(map(len, completion_ids)) % 7))
     log_metric("letters", float(sum(map(len, completions))))
     return share_of_a(completions)
@@ -144,56 +151,59 @@ def test_two_ranks_take_the_steps_of_one_with_workers_and_with_nothing_to_learn_
 # --- the order of things --------------------------------------------------------------------------------------------
 
 
-def test_the_next_micro_batch_is_sampled_while_the_reward_is_computed_and_none_further(tmp_path):
-    """At most two micro-batches have their encoder's activations in memory."""
-    sampled_before_reward_ended, events = threading.Event(), []
+class Watching:
+    """Keeps the order in which things happen."""
 
-    def patient(completions, **kwargs):
-        events.append("reward")
-        assert sampled_before_reward_ended.wait(20), "the next micro-batch was not sampled meanwhile"
-        return share_of_a(completions)
+    events: list[str]
 
+    def _sample(self, inputs):
+        self.events.append(f"sample {len(inputs['row_index'])}")
+        return super()._sample(inputs)
+
+    def _learn(self, model, inputs, *args):
+        self.events.append(f"learn {len(inputs['row_index'])}")
+        return super()._learn(model, inputs, *args)
+
+
+def watching(tmp_path, reward, events, **options):
     base = type(make_trainer("reward", tmp_path))
-
-    class Watching(base):
-        def _sample(self, inputs):
-            assert inputs["encoder_outputs"].requires_grad
-            completions = super()._sample(inputs)
-            events.append("sample")
-            if events.count("sample") % 4 in (0, 2):
-                sampled_before_reward_ended.set()
-            return completions
-
-        def _learn(self, *args):
-            events.append("learn")
-            return super()._learn(*args)
-
-    scored_by(patient, tmp_path, Watching, reward_num_workers=1, max_steps=2).train()
-    order = [event for event in events if event != "reward"]
-    assert order == 2 * ["sample", "sample", "learn", "sample", "learn", "sample", "learn", "learn"]
+    return scored_by(reward, tmp_path, type("WatchingTrainer", (Watching, base), {"events": events}), **options)
 
 
-def test_without_workers_a_micro_batch_is_finished_before_the_next(tmp_path):
-    events = []
+@pytest.mark.parametrize("options", [{"reward_num_workers": 1, "per_device_generation_batch_size": None}, {}])
+def test_all_images_of_an_update_step_are_answered_and_scored_before_the_first_is_learned_from(tmp_path, options):
+    events: list[str] = []
 
     def reward(completions, **kwargs):
         events.append("reward")
+        return share_of_a(completions)
+
+    watching(tmp_path, reward, events, max_steps=2, **options).train()
+    for step in (events[:8], events[8:]):
+        assert sorted(step[:4]) == ["reward", "reward", "sample 4", "sample 4"]
+        assert step[4:] == ["learn 2"] * 4
+
+
+def test_the_next_chunk_is_sampled_while_the_reward_of_the_last_is_computed(tmp_path):
+    events: list[str] = []
+    deadline = 20
+
+    def patient(completions, **kwargs):
+        end = time.monotonic() + deadline
+        while events.count("sample 4") < 2 and time.monotonic() < end:
+            time.sleep(0.001)
+        assert events.count("sample 4") == 2, "the next chunk was not sampled meanwhile"
+        return share_of_a(completions)
+
+    watching(tmp_path, patient, events, reward_num_workers=1, max_steps=1).train()
+
+
+def test_without_workers_rewards_run_in_the_main_thread(tmp_path):
+    def reward(completions, **kwargs):
         assert threading.current_thread() is threading.main_thread()
         return share_of_a(completions)
 
-    base = type(make_trainer("reward", tmp_path))
-
-    class Watching(base):
-        def _sample(self, inputs):
-            events.append("sample")
-            return super()._sample(inputs)
-
-        def _learn(self, *args):
-            events.append("learn")
-            return super()._learn(*args)
-
-    scored_by(reward, tmp_path, Watching, max_steps=1).train()
-    assert events == 4 * ["sample", "reward", "learn"]
+    scored_by(reward, tmp_path, max_steps=1).train()
 
 
 def test_a_training_that_is_stopped_within_a_step_begins_the_next_one_anew(tmp_path):
@@ -233,7 +243,8 @@ def message(call) -> str:
     "reward", [fails_on_row_3, lambda completions, **kwargs: [1.0], lambda completions, **kwargs: "none"]
 )
 def test_an_error_in_a_worker_reads_as_it_does_inline(tmp_path, reward):
-    messages = [message(scored_by(reward, tmp_path, rows=8, reward_num_workers=workers).train) for workers in (0, 2)]
+    options = {"rows": 8, "find_failing_row": True}
+    messages = [message(scored_by(reward, tmp_path, reward_num_workers=count, **options).train) for count in (0, 2)]
     assert messages[0] == messages[1]
     if reward is fails_on_row_3:
         assert "The reward `fails_on_row_3` raised KeyError on row 3, completion" in messages[0]
@@ -268,7 +279,7 @@ def test_a_reward_that_takes_too_long_is_named(tmp_path, kind):
     released.set()
 
 
-def test_a_reward_that_has_a_timeout_is_not_called_again_after_it_has_raised(tmp_path):
+def test_a_reward_is_not_called_again_after_it_has_raised_unless_asked_for(tmp_path):
     calls = []
 
     def loses_its_connection(completions, **kwargs):
@@ -278,10 +289,10 @@ def test_a_reward_that_has_a_timeout_is_not_called_again_after_it_has_raised(tmp
     with pytest.raises(RuntimeError, match=r"`loses_its_connection` raised KeyError on the rows \["):
         scored_by(loses_its_connection, tmp_path, reward_num_workers=1, reward_timeout=5.0).train()
     before = len(calls)
-    assert set(calls) == {2 * 2} and before <= 2  # of the first micro-batch, and perhaps of the next
+    assert set(calls) == {4 * 2} and before <= 2  # of the first chunk, and perhaps of the next
 
 
-def test_the_greedy_completions_are_scored_right_after_the_samples_of_their_micro_batch(tmp_path):
+def test_the_greedy_completions_are_scored_right_after_the_samples_of_their_chunk(tmp_path):
     sizes = []
 
     def counted(completions, **kwargs):
@@ -289,7 +300,7 @@ def test_the_greedy_completions_are_scored_right_after_the_samples_of_their_micr
         return share_of_a(completions)
 
     scored_by(counted, tmp_path, reward_num_workers=1, baseline="greedy", max_steps=1).train()
-    assert sizes == [4, 2] * 4
+    assert sizes == [8, 4] * 2
 
 
 def test_copies_of_workers_have_threads_of_their_own():
@@ -342,6 +353,11 @@ def test_the_threads_end_with_what_they_work_for():
         ({"reward_num_workers": -1}, "must not be negative"),
         ({"reward_num_workers": 1, "reward_timeout": 0}, "must be positive"),
         ({"reward_timeout": 5.0}, "needs reward_num_workers of at least 1"),
+        (
+            {"reward_timeout": 5.0, "reward_num_workers": 1, "find_failing_row": True},
+            "calls a reward again.*may then hang",
+        ),
+        ({"on_reward_error": "zero"}, "on_reward_error must be 'raise' or 'skip', got 'zero'"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused(options, what):
@@ -366,7 +382,7 @@ def test_the_log_says_where_the_time_of_a_step_went(tmp_path, workers, beta):
     inside = sum(value for part, value in timing.items() if part not in ("data", "optimizer"))
     assert 0.8 * log["step_time"] < inside <= log["step_time"]
     if not workers:
-        assert timing["reward"] > 4 * 0.02  # of an update step: four micro-batches
+        assert timing["reward"] > 2 * 0.02  # of an update step: two chunks
 
 
 def test_a_completion_decoder_has_a_line_of_its_own(tmp_path):

@@ -1,22 +1,17 @@
 """Sine-cosine positions as the reference makes them."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from recorded import golden
 from tiny import tiny_model
 
 from vision_rl.models import init_sincos_positions, sincos2d
 
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference" / "uvim_stage2_tiny.npz"
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the recorded outputs of the reference are not on this machine")
 @pytest.mark.parametrize(("height", "width", "size"), [(4, 4, 32), (1, 16, 32), (3, 5, 8)])
 def test_sincos2d_equals_the_reference(height, width, size):
-    expected = np.load(GOLDEN)[f"posemb_sincos2d/{height}x{width}x{size}"][0]
+    expected = golden("uvim_stage2.npz")[f"posemb_sincos2d/{height}x{width}x{size}"][0]
     np.testing.assert_allclose(sincos2d(height, width, size).numpy(), expected, atol=1e-6)
 
 

@@ -5,6 +5,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -13,14 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded import golden
 
-from vision_rl.tasks.captioning import ptb_tokenizer
+from vision_rl.tasks.captioning import CiderReward, DocumentFrequency, coco_captions, ngrams, ptb_tokenizer
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-STORED = SHARED / "golden" / "metrics" / "ptb_tokens_public.json"
-DATA = SHARED / "data"
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 # What coco-caption answers, asked of the program itself.
 TABLE = {
@@ -135,11 +135,9 @@ def java_says(captions, folder):
 
 
 def test_the_stored_answers_of_coco_caption_are_met():
-    if not STORED.is_file():
-        pytest.skip(f"{STORED} is not here")
-    cases = json.loads(STORED.read_text("utf-8"))["cases"]
-    assert len(cases) == 500
-    assert ptb_tokenize([case["raw"] for case in cases]) == [" ".join(case["tokens"]) for case in cases]
+    recorded = golden("ptb_tokens.json")
+    assert len(recorded) == 500
+    assert ptb_tokenize(list(recorded)) == list(recorded.values())
 
 
 def test_every_real_caption_has_the_tokens_of_the_java_program(tmp_path):
@@ -150,10 +148,11 @@ def test_every_real_caption_has_the_tokens_of_the_java_program(tmp_path):
     assert [row for row in zip(captions, ours, theirs, strict=True) if row[1] != row[2]] == []
 
 
-def test_the_table_is_what_the_java_program_says(tmp_path):
+def test_the_table_and_the_stored_answers_are_what_the_java_program_says(tmp_path):
     """The next line starts a sentence behind each, which is what the end of a caption stands for here."""
-    rows = [line for caption in TABLE for line in (caption, "A man.")]
-    assert java_says(rows, tmp_path)[::2] == list(TABLE.values())
+    expected = {**golden("ptb_tokens.json"), **TABLE}
+    rows = [line for caption in expected for line in (caption, "A man.")]
+    assert java_says(rows, tmp_path)[::2] == list(expected.values())
 
 
 @pytest.mark.parametrize(("caption", "tokens"), TABLE.items())
@@ -170,6 +169,16 @@ def test_words_from_memory_are_those_the_scanner_finds(caption):
 def test_easy_real_captions_are_those_the_scanner_finds():
     captions = real_captions()[::40]
     assert ptb_tokenize(captions) == [ptb_tokenizer._scan(caption, from_memory=False)[1:] for caption in captions]
+
+
+@settings(max_examples=300, deadline=None)
+@given(captions_of_any_kind)
+def test_a_rule_matches_only_where_it_says_that_it_begins(caption):
+    for place in range(len(caption)):
+        kind = ptb_tokenizer.LETTER_OR_DIGIT.match(caption, place)
+        kind = "." if kind is None else "a" if kind[1] else "0"
+        others = [rule for rule in ptb_tokenizer.RULES if kind not in rule.begins]
+        assert [rule for rule in others if re.compile(rule.token + rule.context).match(caption, place)] == []
 
 
 @settings(max_examples=300, deadline=None)
@@ -208,6 +217,26 @@ def test_a_single_string_is_refused():
 def test_a_caption_that_is_no_string_is_refused_with_its_row(wrong):
     with pytest.raises(ValueError, match=r"captions\[1\] is .* of type .*; pass a string for every caption"):
         ptb_tokenize(["a dog", wrong])
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        *("no. 5", "no. of", "1 1/2 cup", "1 a", "(555) 555-1234", "(555) a", "plan A. The dog", "A. a", ". . . a"),
+        *(". a", "<a b> c", "a < b", "no.\u00ad 5", "12th Ave S.", "fig. 3 and fig. a", "a dog . The"),
+    ],
+)
+def test_a_word_whose_tokens_depend_on_what_follows_is_not_remembered(caption):
+    assert ptb_tokenize([caption] * 2) == [ptb_tokenizer._scan(caption, from_memory=False)[1:]] * 2
+
+
+def test_references_are_tokenised_once_a_run():
+    references = [["a dog runs", "the dog runs"], ["two cats", "cats"]]
+    frequency = DocumentFrequency.from_references(references, append_eos=True)
+    misses = ngrams._ptb_tokens.cache_info().misses
+    CiderReward(frequency)(["a dog", "a cat"], references)
+    coco_captions(["a dog", "a cat"], references)
+    assert ngrams._ptb_tokens.cache_info().misses == misses
 
 
 def test_a_caption_of_ten_thousand_words_is_quick():

@@ -126,6 +126,45 @@ def test_resumed_with_reference_model_and_greedy_baseline_equals_uninterrupted(t
     assert_resumes("reward", tmp_path, (3,), other_weights=False, baseline="greedy", beta=0.1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_iterations": 2},
+        {"num_iterations": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {"generation_batch_size": 16, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {"steps_per_generation": 2, "num_iterations": 2, "importance_sampling_level": "token", "decoder": "gpt2"},
+    ],
+)
+def test_resumed_within_a_rollout_that_is_used_again_equals_uninterrupted(tmp_path, options):
+    assert_resumes("reward", tmp_path, **options)
+
+
+def test_a_rollout_is_not_gone_on_with_in_another_split_or_without_its_file(tmp_path):
+    run("reward", tmp_path / "whole", num_iterations=2, max_steps=2)
+    checkpoint = tmp_path / "whole" / "checkpoint-1"
+    with pytest.raises(ValueError, match="Step 1 is number 2 of 2 that learn from one rollout, and the checkpoint"):
+        run("reward", tmp_path / "split", checkpoint, num_iterations=2, **ACCUMULATED)
+    (checkpoint / "rollout_0.pt").unlink()
+    with pytest.raises(ValueError, match="a checkpoint whose step is a multiple of 2"):
+        run("reward", tmp_path / "lost", checkpoint, num_iterations=2)
+    assert not (tmp_path / "whole" / "checkpoint-2" / "rollout_0.pt").exists()  # it is used up
+
+
+def test_resumed_with_rewards_of_chance_equals_uninterrupted(tmp_path):
+    """What a reward or a foreign model's `generate` draws from torch's generator is drawn again after a resume."""
+
+    def chance(completions, **kwargs):
+        return torch.rand(len(completions)).tolist()
+
+    runs = []
+    for checkpoint in (None, tmp_path / "0" / "checkpoint-1"):
+        trainer = make_trainer("reward", tmp_path / str(len(runs)), **STEPS)
+        trainer.reward = type(trainer.reward)(chance)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        runs.append([log["reward"] for log in trainer.state.log_history if "reward" in log])
+    assert runs[0] == runs[1] and len(set(runs[0])) == 5
+
+
 def test_resumed_with_workers_and_random_targets_equals_uninterrupted(tmp_path):
     processor = ShuffledLetters(text_processor().image_processor, text_processor().tokenizer)
     workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "max_steps": 4}

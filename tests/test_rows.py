@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scripts.train import make_trainer
 
-from vision_rl.data.rows import NUM_SAMPLED_ROWS, column_values, sampled_rows
+from vision_rl.columns import NUM_SAMPLED_ROWS, column_values, sampled_rows
 
 
 COUNT = 3 * NUM_SAMPLED_ROWS + 1

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from tiny import SIZE, START, tiny_model
+from tiny import SIZE, START, recompute_activations, tiny_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -14,7 +14,7 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
-from vision_rl.models.cache_name import named
+from vision_rl.compatibility import named
 from vision_rl.models.sampling import sample
 from vision_rl.models.shared_images import images_for, reads_images_once, share_images, share_images_of
 
@@ -137,7 +137,7 @@ def test_checkpointed_layers_share_images_too(ids, images):
     decoder = tiny_decoder("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0).train()
     share_images_of(decoder)
     expected = result(decoder, ids, images)
-    decoder.gradient_checkpointing_enable()
+    recompute_activations(decoder)
     images = images.clone().requires_grad_()
     logits = decoder(input_ids=ids, encoder_hidden_states=images, use_cache=False).logits
     logits.log_softmax(-1)[..., 3].sum().backward()

@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 
+from vision_rl import RewardOutput
 from vision_rl.models.log_prob_head import weigh_logits
+from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, TOKENS_PER_BOX, confidence_targets
 from vision_rl.trainer.advantages import (
     first_advantages,
     greedy_advantages,
@@ -14,7 +16,9 @@ from vision_rl.trainer.advantages import (
     mean_advantages,
     no_baseline_advantages,
 )
-from vision_rl.trainer.losses import reinforce_weights
+from vision_rl.trainer.collator import BatchColumns
+from vision_rl.trainer.losses import reinforce_weights, token_target_weights
+from vision_rl.trainer.scoring import RewardSum
 
 
 VOCAB, LENGTH, GENERATIONS = 3, 2, 3
@@ -110,3 +114,137 @@ def test_what_lies_behind_the_end_token_has_no_gradient_even_where_it_is_forbidd
     loss.backward()
     assert loss.item() == pytest.approx(2.0 * math.log(2))
     assert logits.grad.tolist() == [[[1.0, -1.0], [0.0, 0.0]]]
+
+
+# --- prefix rewards: what a token could not have caused leaves its advantage ------------------------------------------
+
+END = 0
+
+
+@pytest.fixture
+def ending_policy():
+    """As `policy`, but token 0 ends a completion: (0), (1, 0), (1, 1), ... 7 of them, padded with 0."""
+    torch.manual_seed(1)
+    first = torch.randn(VOCAB, dtype=torch.float64, requires_grad=True)
+    second = torch.randn(VOCAB, VOCAB, dtype=torch.float64, requires_grad=True)
+    sequences = torch.tensor([[END, END], *itertools.product(range(1, VOCAB), range(VOCAB))])  # (7, 2)
+    mask = torch.tensor([[1, 0], *[[1, 1]] * 6])
+
+    def token_probabilities(ids, mask):
+        logits = torch.stack([first.expand(len(ids), -1), second[ids[:, 0]]], dim=1)
+        return logits.softmax(-1).gather(-1, ids[..., None]).squeeze(-1).where(mask > 0, 1.0)
+
+    return (first, second), sequences, mask, token_probabilities
+
+
+def returns_of(sequences, mask, only_plain=False):
+    """Three rewards of each of the sequences, one with prefix rewards, one without, one for some of them: `(S, 2)`."""
+    earned_at = torch.tensor([[0.3, 0.0], [1.0, -0.5], [1.0, 0.9], [1.0, 0.1], [-2.0, 0.2], [-2.0, 0.4], [-2.0, 1.3]])
+
+    def earning(completions, **kwargs):
+        prefixes = torch.stack([torch.zeros(len(sequences)), earned_at[:, 0]], dim=1)
+        return RewardOutput(earned_at.sum(1).tolist(), prefix_rewards=None if only_plain else prefixes)
+
+    def plain(completions, **kwargs):
+        return [0.5, -1.0, 2.0, 0.0, 0.7, 0.0, -0.3]
+
+    def sparse(completions, **kwargs):
+        return [None, 1.0, None, 2.0, None, 0.0, 1.0]
+
+    ids = [row[: int(n)].tolist() for row, n in zip(sequences, mask.sum(1), strict=True)]
+    reward = RewardSum([earning, plain, sparse], weights=[1.5, 1.0, 0.5])
+    scores = reward(ids, ids, BatchColumns({}, None, []), list(range(len(ids))), None)
+    return scores.rewards.double(), scores.returns_of(LENGTH).double()
+
+
+def gradient_of_groups(ending_policy, advantages_of, num_learning, only_plain=False):
+    """The gradient that each group of G completions gives `(groups, parameters)`, and the group's probability."""
+    parameters, sequences, mask, token_probabilities = ending_policy
+    groups = torch.tensor(list(itertools.product(range(len(sequences)), repeat=GENERATIONS)))
+    of_tokens = token_probabilities(sequences, mask)  # (7, 2)
+    _, returns = returns_of(sequences, mask, only_plain)
+    advantages = advantages_of(returns[groups]).double()  # (7^G, G, T)
+    scores = [torch.autograd.grad(one, parameters, retain_graph=True) for one in of_tokens.log().flatten()]
+    tokens = torch.stack([torch.cat([part.flatten() for part in score]) for score in scores])
+    tokens = tokens.view(*sequences.shape, -1)  # (7, 2, parameters): the gradient of each token's log-probability
+    weights = (-advantages * mask[groups])[..., None]
+    gradients = (weights * tokens[groups]).sum((1, 2)) / num_learning
+    probability = of_tokens.prod(1)[groups].prod(1).detach()
+    return gradients, probability
+
+
+def exact_gradient_of_endings(ending_policy):
+    parameters, sequences, mask, token_probabilities = ending_policy
+    rewards, _ = returns_of(sequences, mask)
+    expected = (token_probabilities(sequences, mask).prod(1) * rewards).sum()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(-expected, parameters)])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_learning", "factor"),
+    [
+        ("leave_one_out", GENERATIONS, 1),
+        ("first", 1, 1),
+        ("greedy", GENERATIONS, 1),
+        ("none", GENERATIONS, 1),
+        ("mean", GENERATIONS, (GENERATIONS - 1) / GENERATIONS),
+    ],
+)
+def test_with_prefix_rewards_the_expected_gradient_is_the_same(ending_policy, name, num_learning, factor):
+    _, sequences, mask, _ = ending_policy
+    _, returns = returns_of(sequences, mask)
+    advantages_of = {
+        "leave_one_out": leave_one_out_advantages,
+        "first": first_advantages,
+        "greedy": lambda r: greedy_advantages(r, returns[3].expand(len(r), -1)),
+        "none": no_baseline_advantages,
+        "mean": mean_advantages,
+    }[name]
+    gradients, probability = gradient_of_groups(ending_policy, advantages_of, num_learning)
+    expected = (probability[:, None] * gradients).sum(0)
+    torch.testing.assert_close(expected, factor * exact_gradient_of_endings(ending_policy), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("advantages_of", [leave_one_out_advantages, first_advantages, mean_advantages])
+def test_with_prefix_rewards_the_gradient_varies_less(ending_policy, advantages_of):
+    def variance(only_plain):
+        gradients, probability = gradient_of_groups(ending_policy, advantages_of, 1, only_plain)
+        mean = (probability[:, None] * gradients).sum(0)
+        return (probability[:, None] * (gradients - mean).square()).sum()
+
+    assert variance(only_plain=False) < 0.9 * variance(only_plain=True)
+
+
+# --- confidences: two losses, one expected gradient ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_boxes", [1, 2])
+def test_confidences_among_candidates_have_the_released_expected_gradient_and_less_variance(num_boxes):
+    """Every answer of a policy whose confidence tokens depend on those before; a box has another IoU in every answer."""
+    torch.manual_seed(2)
+    answers = torch.tensor(list(itertools.product((ABSENT, LOW, HIGH), repeat=num_boxes)))  # (3^N, N)
+    table = torch.randn(num_boxes, 3 ** (num_boxes - 1), 3, dtype=torch.float64, requires_grad=True)
+    history = torch.zeros_like(answers)
+    for box in range(1, num_boxes):
+        history[:, box] = history[:, box - 1] * 3 + answers[:, box - 1]
+    logits = torch.stack([table[box, history[:, box]] for box in range(num_boxes)], dim=1)  # (3^N, N, 3)
+    probability = logits.softmax(-1).gather(-1, answers[..., None]).squeeze(-1).prod(1).detach()
+    match_iou, present = torch.rand(answers.shape), answers > ABSENT
+    places = torch.zeros(len(answers), TOKENS_PER_BOX * num_boxes, 3, dtype=torch.float64)
+
+    def gradients(among):
+        targets = confidence_targets(match_iou, present, among=among)
+        whole = places.index_copy(1, torch.arange(num_boxes) * TOKENS_PER_BOX + TOKENS_PER_BOX - 1, logits)
+        tokens = token_target_weights(targets, targets.weight)
+        losses = [weigh_logits(whole, tokens[tokens.rows == row])[0] for row in range(len(answers))]
+        return torch.stack([torch.autograd.grad(loss, table, retain_graph=True)[0].flatten() for loss in losses])
+
+    moments = []
+    for among in ("vocabulary", "candidates"):
+        each = gradients(among)
+        mean = (probability[:, None] * each).sum(0)
+        moments.append((mean, (probability[:, None] * (each - mean).square()).sum()))
+    (released, of_released), (quiet, of_quiet) = moments
+    assert released.abs().max() > 1e-3
+    torch.testing.assert_close(quiet, released, rtol=0, atol=1e-7)
+    assert of_quiet < 0.5 * of_released

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import golden
 from scipy.ndimage import zoom
 from transformers import (
     AutoModel,
@@ -39,7 +40,6 @@ from vision_rl.models.uvim.conversion import BigVisionArrays, stage1_entries, st
 from vision_rl.tasks.panoptic import PanopticProcessor
 
 
-GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference"
 WIDTH, HEADS, MLP = 16, 2, 24
 TASKS = {
     "panoptic": {"outputs": {"semantics": 5, "instances": 6}},
@@ -443,23 +443,16 @@ def test_a_stage_2_model_of_a_given_config_can_be_sampled_and_trained():
 # --- the authors' arrays --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def golden():
-    path = GOLDENS / "uvim_stage2_tiny.npz"
-    if not path.exists():
-        pytest.skip(f"the reference's recorded outputs are not here: {path.name}")
-    return np.load(path)
-
-
-def test_a_loaded_stage_2_writes_what_the_reference_writes(golden):
-    model = load_big_vision_stage2({name: golden[name] for name in golden.files if name.startswith("params/")})
-    pixel_values = torch.from_numpy(golden["in/image"]).permute(0, 3, 1, 2)  # NHWC -> NCHW
-    labels = torch.from_numpy(golden["in/labels"]).long()
+def test_a_loaded_stage_2_writes_what_the_reference_writes():
+    arrays = golden("uvim_stage2.npz")
+    model = load_big_vision_stage2({name: arrays[name] for name in arrays.files if name.startswith("params/")})
+    pixel_values = torch.from_numpy(arrays["in/image"]).permute(0, 3, 1, 2)  # NHWC -> NCHW
+    labels = torch.from_numpy(arrays["in/labels"]).long()
     with torch.no_grad():
         logits = model(pixel_values=pixel_values, decoder_input_ids=F.pad(labels[:, :-1], (1, 0))).logits
-    np.testing.assert_allclose(logits, golden["out/logits"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits, arrays["out/logits"], rtol=0, atol=1e-4)
     tokens = model.generate(pixel_values, max_new_tokens=16, do_sample=False)[:, 1:]
-    np.testing.assert_array_equal(tokens, golden["out/greedy_tokens"])
+    np.testing.assert_array_equal(tokens, arrays["out/greedy_tokens"])
 
 
 def test_the_command_converts_a_checkpoint_and_says_what_it_made(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recorded import golden
+from tiny import recompute_activations
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoConfig, AutoModel
 
@@ -36,7 +37,6 @@ from vision_rl.models.uvim.modeling import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "golden" / "reference"
 SIZES = {
     "image_size": 16,
     "patch_size": 4,
@@ -91,81 +91,78 @@ def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 @pytest.fixture(params=TASKS)
-def golden(request):
-    path = GOLDENS / f"uvim_stage1_{request.param}_tiny.npz"
-    if not path.exists():
-        pytest.skip(f"the reference's recorded outputs are not here: {path.name}")
-    return np.load(path)
+def arrays(request):
+    return golden("uvim_stage1_color.npz") if request.param == "color" else golden("uvim_stage1_panoptic.npz")
 
 
 @pytest.fixture
-def reference(golden):
+def reference(arrays):
     """Our model with the reference's weights, and its inputs."""
-    model = load_big_vision_stage1({name: golden[name] for name in golden.files if name[:6] in ("params", "state/")})
+    model = load_big_vision_stage1({name: arrays[name] for name in arrays.files if name[:6] in ("params", "state/")})
     model.config.commitment_weight = 0.25
-    labels = torch.from_numpy(golden["in/labels"])
+    labels = torch.from_numpy(arrays["in/labels"])
     if model.config.regression:
         targets = {"color": labels}
     else:
         targets = {"semantics": labels[..., 0], "instances": labels[..., 1]}
-    return model, torch.from_numpy(golden["in/image"]).permute(0, 3, 1, 2), targets  # NHWC -> NCHW
+    return model, torch.from_numpy(arrays["in/image"]).permute(0, 3, 1, 2), targets  # NHWC -> NCHW
 
 
 def assert_near(ours: torch.Tensor, theirs: np.ndarray, atol: float):
     np.testing.assert_allclose(ours.detach(), theirs, rtol=0, atol=atol)
 
 
-def test_stems_are_those_of_the_reference(golden, reference):
+def test_stems_are_those_of_the_reference(arrays, reference):
     model, _, targets = reference
     for name, stem in model.stems.items():
         target = targets[name] if model.config.regression else targets[name][..., None].long()
-        assert_near(stem(to_patches(target, 8)), golden[f"out/stem_{name}"], 1e-5)
+        assert_near(stem(to_patches(target, 8)), arrays[f"out/stem_{name}"], 1e-5)
 
 
-def test_codes_and_what_is_quantised_are_those_of_the_reference(golden, reference):
+def test_codes_and_what_is_quantised_are_those_of_the_reference(arrays, reference):
     model, pixel_values, targets = reference
     output = model(pixel_values, targets)
-    assert_near(model.codebook.codewords, golden["out/codewords"], 1e-6)
-    assert_near(output.bottleneck, golden["out/bottleneck"], 1e-5)
-    np.testing.assert_array_equal(output.codes, golden["out/code"])
-    np.testing.assert_array_equal(model.encode(targets, pixel_values), golden["out/code"])
+    assert_near(model.codebook.codewords, arrays["out/codewords"], 1e-6)
+    assert_near(output.bottleneck, arrays["out/bottleneck"], 1e-5)
+    np.testing.assert_array_equal(output.codes, arrays["out/code"])
+    np.testing.assert_array_equal(model.encode(targets, pixel_values), arrays["out/code"])
 
 
-def test_logits_of_encoded_and_of_given_codes_are_those_of_the_reference(golden, reference):
+def test_logits_of_encoded_and_of_given_codes_are_those_of_the_reference(arrays, reference):
     model, pixel_values, targets = reference
     logits = {"": model(pixel_values, targets, output_logits=True).logits}
     for which in ("2", "3"):  # the codes of the third contain a -1
-        logits[which] = model.decode(torch.from_numpy(golden[f"in/code{which}"]), pixel_values)
+        logits[which] = model.decode(torch.from_numpy(arrays[f"in/code{which}"]), pixel_values)
     for which, outputs in logits.items():
         for name, maps in outputs.items():
-            assert_near(to_patches(maps, 8), golden[f"out/logits{which}_{name}"], 3e-5)
+            assert_near(to_patches(maps, 8), arrays[f"out/logits{which}_{name}"], 3e-5)
 
 
-def test_predictions_are_those_of_the_reference(golden, reference):
+def test_predictions_are_those_of_the_reference(arrays, reference):
     model, pixel_values, _ = reference
-    outputs = model.decode(torch.from_numpy(golden["in/code2"]), pixel_values)
+    outputs = model.decode(torch.from_numpy(arrays["in/code2"]), pixel_values)
     if model.config.regression:
-        assert_near(outputs["color"].clamp(-1, 1), golden["out/pred2"], 3e-5)
+        assert_near(outputs["color"].clamp(-1, 1), arrays["out/pred2"], 3e-5)
     else:
-        np.testing.assert_array_equal(outputs["instances"].argmax(-1), golden["out/pred2"][..., 1])
+        np.testing.assert_array_equal(outputs["instances"].argmax(-1), arrays["out/pred2"][..., 1])
 
 
-def test_losses_are_those_of_the_reference(golden, reference):
+def test_losses_are_those_of_the_reference(arrays, reference):
     model, pixel_values, targets = reference
     output = model(pixel_values, targets)
     for name, loss in output.reconstruction_losses.items():
-        assert_near(loss, golden[f"out/loss_{name}_mean"], 1e-5)
-    assert_near(output.commitment_loss, golden["out/loss_commitment"], 1e-5)
-    assert_near(output.loss, golden["out/train_loss"], 1e-5)
+        assert_near(loss, arrays[f"out/loss_{name}_mean"], 1e-5)
+    assert_near(output.commitment_loss, arrays["out/loss_commitment"], 1e-5)
+    assert_near(output.loss, arrays["out/train_loss"], 1e-5)
 
 
-def test_gradients_are_those_of_the_reference(golden, reference):
+def test_gradients_are_those_of_the_reference(arrays, reference):
     model, pixel_values, targets = reference
     model(pixel_values, targets).loss.backward()
-    names = {name.removeprefix("grad/") for name in golden.files if name.startswith("grad/")}
+    names = {name.removeprefix("grad/") for name in arrays.files if name.startswith("grad/")}
     for entry in stage1_entries(model):
         if entry.name in names:
-            expected = entry.to_torch(golden[f"grad/{entry.name}"])
+            expected = entry.to_torch(arrays[f"grad/{entry.name}"])
             torch.testing.assert_close(
                 entry.tensor.grad, expected, rtol=0, atol=2e-6 * expected.abs().max().item(), msg=entry.name
             )
@@ -173,27 +170,27 @@ def test_gradients_are_those_of_the_reference(golden, reference):
     assert not names
 
 
-def test_the_codebook_after_a_step_is_that_of_the_reference(golden, reference):
+def test_the_codebook_after_a_step_is_that_of_the_reference(arrays, reference):
     model, pixel_values, targets = reference
     model.train()
     model(pixel_values, targets)
     model.update_codebook()
-    assert_near(model.codebook.dictionary, golden["out/state_after/dictionary"], 1e-5)
-    assert_near(model.codebook.counts, golden["out/state_after/counts"], 1e-6)
+    assert_near(model.codebook.dictionary, arrays["out/state_after/dictionary"], 1e-5)
+    assert_near(model.codebook.counts, arrays["out/state_after/counts"], 1e-6)
 
 
-def test_a_split_code_is_that_of_the_reference(golden):
+def test_a_split_code_is_that_of_the_reference(arrays):
     dictionary, counts, noise = (
-        torch.tensor(golden[name]) for name in ("state/dictionary", "split/in_counts", "split/noise")
+        torch.tensor(arrays[name]) for name in ("state/dictionary", "split/in_counts", "split/noise")
     )
     split_most_frequent(dictionary, counts, noise)
-    assert_near(dictionary, golden["split/out_dictionary"], 1e-7)
-    assert_near(counts, golden["split/out_counts"], 1e-7)
+    assert_near(dictionary, arrays["split/out_dictionary"], 1e-7)
+    assert_near(counts, arrays["split/out_counts"], 1e-7)
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
-def test_grids_are_resized_as_in_the_reference(golden, direction):
-    before, after = (torch.from_numpy(golden[f"resize/{end}_{direction}"]) for end in ("in", "out"))
+def test_grids_are_resized_as_in_the_reference(arrays, direction):
+    before, after = (torch.from_numpy(arrays[f"resize/{end}_{direction}"]) for end in ("in", "out"))
     assert_near(resize_grid(before.flatten(1, 2), after.shape[1]), after.flatten(1, 2), 1e-6)
 
 
@@ -336,6 +333,23 @@ def test_codes_are_found_in_float32_also_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         codes = nearest_codewords(x, vectors)
     assert torch.equal(codes, nearest_codewords(x, vectors))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_codes_are_the_same_whatever_the_program_allows_its_products(precision):
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(64, 128), dim=1)
+    vectors = torch.cat([vectors, F.normalize(vectors * (1 + 0.001 * torch.randn(64, 128)), dim=1)])  # split ones
+    x = vectors.repeat(2, 1) + 1e-4 * torch.randn(256, 128)
+    nearest = (x.double() @ vectors.double().T).argmax(-1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        codes = nearest_codewords(x, vectors)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(codes, nearest)
+    assert torch.equal(codes, torch.arange(128).repeat(2))
 
 
 def test_the_gradient_passes_the_codebook_straight_through():
@@ -529,7 +543,7 @@ def test_recomputed_layers_change_neither_gradients_nor_what_the_codebook_learns
     for recomputed in (False, True):
         model = tiny_model().train()
         if recomputed:
-            model.gradient_checkpointing_enable()
+            recompute_activations(model)
         model(*tiny_batch()).loss.backward()
         model.update_codebook()
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}

@@ -5,8 +5,11 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import (
+    BartConfig,
     BertConfig,
     GPT2Config,
+    MBartConfig,
+    PreTrainedModel,
     RobertaConfig,
     SiglipVisionConfig,
     TrOCRConfig,
@@ -16,6 +19,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
 from vision_rl.processing import TextProcessor
 from vision_rl.tasks.ocr import character_tokenizer
@@ -43,6 +47,14 @@ def tiny_model(
         "intermediate_size": 64,
         "max_position_embeddings": length,
     }
+    bart_sizes = {
+        "vocab_size": vocab_size,
+        "d_model": WIDTH,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 64,
+        "max_position_embeddings": length,
+    }
     if decoder == "ours":
         model = vision_encoder_decoder(
             vit_encoder(
@@ -64,14 +76,10 @@ def tiny_model(
             "gpt2": GPT2Config(vocab_size=vocab_size, n_embd=WIDTH, n_layer=2, n_head=2, n_positions=length),
             "bert": BertConfig(**sizes),
             "roberta": RobertaConfig(**sizes, pad_token_id=START),
-            "trocr": TrOCRConfig(
-                vocab_size=vocab_size,
-                d_model=WIDTH,
-                decoder_layers=2,
-                decoder_attention_heads=2,
-                decoder_ffn_dim=64,
-                max_position_embeddings=length,
-            ),
+            "trocr": TrOCRConfig(**bart_sizes),
+            # the length of a cache follows the encoder's layers in these; end tokens must not be forced
+            "bart": BartConfig(**bart_sizes, encoder_layers=2, forced_eos_token_id=None),
+            "mbart": MBartConfig(**bart_sizes, encoder_layers=2, forced_eos_token_id=None),
         }[decoder]
         encoder = ViTConfig(
             hidden_size=WIDTH,
@@ -89,6 +97,11 @@ def tiny_model(
         if sharp:
             torch.nn.init.normal_(model.decoder.get_output_embeddings().weight, std=sharp)
     return model.eval()
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep no activations for the backward pass: transformers' own call, by the name that the installed version has."""
+    getattr(model, f"{CHECKPOINTING}_enable")()
 
 
 def siglip_config(**kwargs) -> SiglipVisionConfig:

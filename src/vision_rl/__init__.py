@@ -14,14 +14,18 @@ _HOME_OF = {
     "VisionMLETrainer": "vision_rl.trainer.mle_trainer",
     "VisionRewardConfig": "vision_rl.trainer.reward_config",
     "VisionRewardTrainer": "vision_rl.trainer.reward_trainer",
+    "RemoteReward": "vision_rl.remote_reward",
     "RewardOutput": "vision_rl.rewards",
     "SavedReward": "vision_rl.rewards",
     "TokenTargets": "vision_rl.rewards",
     "TextProcessor": "vision_rl.processing",
+    "VisionPipeline": "vision_rl.pipelines",
     "VisionProcessor": "vision_rl.processing",
+    "pipeline": "vision_rl.pipelines",
 }
 
 __all__ = [
+    "RemoteReward",
     "RewardOutput",
     "SavedReward",
     "Stage1Trainer",
@@ -29,14 +33,18 @@ __all__ = [
     "TokenTargets",
     "VisionMLEConfig",
     "VisionMLETrainer",
+    "VisionPipeline",
     "VisionProcessor",
     "VisionRewardConfig",
     "VisionRewardTrainer",
     "metric_path",
+    "pipeline",
 ]
 
 if TYPE_CHECKING:
+    from vision_rl.pipelines import VisionPipeline, pipeline
     from vision_rl.processing import TextProcessor, VisionProcessor
+    from vision_rl.remote_reward import RemoteReward
     from vision_rl.rewards import RewardOutput, SavedReward, TokenTargets
     from vision_rl.trainer.mle_config import VisionMLEConfig
     from vision_rl.trainer.mle_trainer import VisionMLETrainer

@@ -1,12 +1,15 @@
-"""What the pictures of all tasks have in common: the colours of right and wrong, marks, and pictures side by side."""
+"""What the pictures of all tasks have in common: the colours of right and wrong, marks, text below, and side by side."""
 
-from PIL import Image, ImageDraw
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
 
 
 RIGHT = (21, 128, 61)
 WRONG = (200, 30, 30)
 UNJUDGED = (40, 40, 40)
 PAPER = (255, 255, 255)
+LABEL = (120, 120, 120)
 
 Colour = tuple[int, int, int]
 
@@ -38,3 +41,49 @@ def draw_mark(
     for stroke in strokes:
         points = [(corner[0] + x * size, corner[1] + y * size) for x, y in stroke]
         canvas.line(points, fill=colour, width=max(2, round(size / 6)), joint="curve")
+
+
+def draw_text_below(image: Image.Image, lines: Sequence[tuple[str, str, Colour]], width: int = 320) -> Image.Image:
+    """The image with lines of text below it, broken where they are too long.
+
+    Args:
+        image: of any mode; it is brought to `width`.
+        lines: a label, written small and grey and left out where it is empty; the text; and the text's colour.
+        width: of the picture in pixels.
+    """
+    size = max(12, width // 22)
+    font, label_font = ImageFont.load_default(size), ImageFont.load_default(0.8 * size)
+    margin, line_height = size // 2, round(1.3 * size)
+    label_width = max(round(label_font.getlength(label)) for label, _, _ in lines)
+    left = margin + (label_width + margin if label_width else 0)
+    broken = [(label, _broken(text, font, width - left - margin), colour) for label, text, colour in lines]
+
+    photo = image.convert("RGB")
+    enlarges = Image.Resampling.NEAREST if photo.width * 2 <= width else Image.Resampling.BICUBIC
+    photo = photo.resize((width, max(1, round(photo.height * width / photo.width))), enlarges)
+    height = photo.height + line_height * sum(len(rows) for _, rows, _ in broken) + 2 * margin
+    picture = Image.new("RGB", (width, height), PAPER)
+    picture.paste(photo)
+    canvas = ImageDraw.Draw(picture)
+    baseline = photo.height + margin + size
+    for label, rows, colour in broken:
+        canvas.text((margin, baseline), label, LABEL, label_font, anchor="ls")
+        for row in rows:
+            canvas.text((left, baseline), row, colour, font, anchor="ls")
+            baseline += line_height
+    return picture
+
+
+def _broken(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Lines of whole words no wider than `width`; a word that is wider itself is broken too."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        while font.getlength(word) > width:
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            lines.append(word[:fits])
+            word = word[fits:]
+        lines.append(word)
+    return lines

@@ -6,19 +6,27 @@ rewards and metrics compare them with. Only the collator calls it.
 """
 
 import copy
-import math
-import os
-from collections.abc import Sequence
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
+from vision_rl.drawing import LABEL, RIGHT, UNJUDGED, draw_text_below
+from vision_rl.pictures import as_images
+from vision_rl.pictures import random_box as random_box  # where others look for them
+from vision_rl.pictures import rgb_image as rgb_image
 
+
+NUM_TOKENIZED = 1000  # texts at once
 ORIGINAL_SIZE = "original_size"  # in a picture's `info`: what `vision_rl.data.preprocessed` has resized remembers it
-CROP_RATIOS = (0.75, 1.33)  # width to height of a random crop (TensorFlow's `sample_distorted_bounding_box`)
 
 
 class _NoSpecialTokens:
@@ -35,8 +43,12 @@ class VisionProcessor(ProcessorMixin):
     """
 
     target_columns: tuple[str, ...] = ()
+    id2label: Any = None  # names of the classes by their ids, for the model's config
     completion_length: int | None = None  # tokens of every completion, where all have the same number
     watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position
+    suppress_tokens: tuple[
+        int, ...
+    ] = ()  # which a new model is not to write, such as an id that only starts the decoder
     tokenizer: Any = _NoSpecialTokens
 
     def __init_subclass__(cls, **kwargs):
@@ -54,6 +66,18 @@ class VisionProcessor(ProcessorMixin):
         """The number of ids that `labels` may hold, checked against the decoder's; `None` is not checked."""
         return None
 
+    def tokens_from(self, old: "VisionProcessor") -> list[int] | None:
+        """For each of this processor's ids, the one of `old` that means the same, or -1; a model is adapted by it.
+
+        Default: the ids are the same; `None` where nothing is known of them.
+        """
+        if self.vocab_size != old.vocab_size:
+            raise ValueError(
+                f"{type(self).__name__} has {self.vocab_size} ids, the model {old.vocab_size}, and nothing says which mean the "
+                "same: define tokens_from(old)."
+            )
+        return None if self.vocab_size is None else list(range(self.vocab_size))
+
     def __call__(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """Rows to model inputs.
 
@@ -69,7 +93,7 @@ class VisionProcessor(ProcessorMixin):
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__(images, seeds=None, **targets).")
 
-    def batch_decode(self, sequences: Sequence[Sequence[int]], **kwargs) -> list:
+    def batch_decode(self, sequences) -> list:
         """Ids, one list a completion (after its end token is cut or not), to decoded objects: text, boxes, maps."""
         raise NotImplementedError(f"{type(self).__name__} must define batch_decode(sequences).")
 
@@ -91,11 +115,37 @@ class VisionProcessor(ProcessorMixin):
         """
         return self.batch_decode(sequences)
 
+    def draw(self, image: Image.Image, completion: Any, reference: Any = None) -> Image.Image:
+        """A completion as a picture, for `log_completions`; override it where a picture says more than text.
+
+        Default: the image with the completion, and the reference in grey, written below it.
+
+        Args:
+            image: RGB, of the size that the data set's image has.
+            completion: one object of `decode_completions`.
+            reference: one of `get_references`, if there is one.
+        """
+        right = reference is not None and completion_text(completion) == completion_text(reference)
+        lines = [("", completion_text(completion) or "(empty)", RIGHT if right else UNJUDGED)]
+        if reference is not None:
+            lines.append(("true", completion_text(reference), LABEL))
+        return draw_text_below(image, lines)
+
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.
 
         `columns` maps `image` and the target keywords to the data set's columns. Default: nothing is checked.
         """
+
+    def check_label_lengths(self, dataset, columns: dict[str, str], num_positions: int) -> None:
+        """Called before MLE; raise a `ValueError` for rows whose labels have more tokens than the decoder has positions."""
+
+    def says_the_same(self, completion, reference) -> bool:
+        """Whether what a row's own labels are decoded to is its reference; asked of the first rows, and warned of if not.
+
+        Override it where a completion is never exactly a reference. Default: equal, or of different kinds.
+        """
+        return type(completion) is not type(reference) or repr(completion) == repr(reference)
 
     def get_references(self, rows: list[dict]) -> list:
         """What each row's completion is compared with, by rewards and metrics alike. Default: the target column.
@@ -117,8 +167,10 @@ class DenseProcessor(VisionProcessor):
     labels of them with `labels_of`.
     """
 
+    suppress_tokens = (0,)  # it starts the decoder, and is no code
     num_codes: int  # of stage I's codebook; set by the subclass, as is the next
     code_len: int  # codes of an image
+    regression: bool = False  # stage I learns numbers in [-1, 1], not classes
 
     @property
     def outputs(self) -> dict[str, int] | None:
@@ -153,6 +205,24 @@ class DenseProcessor(VisionProcessor):
                 )
         return torch.from_numpy(np.stack(rows).astype(np.int64)) + 1
 
+    def check_codes(self, dataset, column: str) -> None:
+        """Every row of a column of codes can be made labels of."""
+
+        def odd_rows() -> Iterator[tuple[int, Any]]:
+            chunks = arrow_chunks(dataset, column)
+            if chunks is None:
+                yield from column_values(dataset, column)
+                return
+            for first, chunk in chunks:
+                odd = np.ones(len(chunk), bool)
+                if is_list(chunk.type) and pa.types.is_integer(chunk.type.value_type):
+                    odd = list_lengths(chunk) != self.code_len
+                    codes = chunk.filter(pa.array(~odd)).flatten().fill_null(-1).to_numpy().reshape(-1, self.code_len)
+                    odd[~odd] = (codes.min(1) < 0) | (codes.max(1) >= self.num_codes)
+                yield from ((first + i, chunk[i].as_py()) for i in np.flatnonzero(odd).tolist())
+
+        check_values(odd_rows(), column, len(dataset), lambda codes: self.labels_of([codes]))
+
     def dense(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """Rows to what stage I learns.
 
@@ -175,9 +245,11 @@ class DenseProcessor(VisionProcessor):
 class TextProcessor(VisionProcessor):
     """Images that are read as text: any transformers image processor with any tokenizer.
 
-    `labels` are the tokenizer's own ids with the end token last and -100 behind it. A first token that the model is
-    given anyway (`decoder_start_token_id`, as BERT's `[CLS]`) is dropped. The trainers wrap processors such as
-    `TrOCRProcessor` and `DonutProcessor` in this class themselves.
+    `labels` are the tokenizer's own ids with one end token last and -100 behind it. A start that the decoder is given
+    anyway (`decoder_start_token_id`, as BERT's `[CLS]` or a task token of Donut's) is not learned, whether the tokenizer or
+    the text puts it in front. Decoding drops padding, start and end and nothing else: tags such as Donut's `<s_menu>` are
+    special tokens too, and stay. The trainers wrap processors such as `TrOCRProcessor` and `DonutProcessor` in this class
+    themselves.
 
     Args:
         image_processor: a transformers image processor.
@@ -202,32 +274,120 @@ class TextProcessor(VisionProcessor):
     def vocab_size(self) -> int:
         return len(self.tokenizer)
 
-    def __call__(self, images, seeds=None, text: Sequence[str] | None = None, **kwargs) -> BatchFeature:
-        batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+    # --- text to ids ------------------------------------------------------------------------------------------------
+
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        check_return_tensors(return_tensors)
+        batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
+        text = [text] if isinstance(text, str) else text
         if text is not None:
             batch["labels"] = self._labels(list(text))
         return BatchFeature(batch)
 
     def _labels(self, text: list[str]) -> torch.Tensor:
-        for value in text:
-            if not isinstance(value, str):
-                raise ValueError(f"text must be a string, it is a {type(value).__name__}: {value!r}.")
-        end = self.tokenizer.eos_token_id
-        sequences = []
-        for ids in self.tokenizer(text)["input_ids"]:
-            if ids and ids[0] == self.decoder_start_token_id:
-                ids = ids[1:]
-            if not ids or ids[-1] != end:
-                ids = [*ids, end]
-            sequences.append(torch.tensor(ids))
+        sequences = [torch.tensor(ids) for ids in self._label_ids([checked_text(value) for value in text])]
         return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)  # (B, T)
 
-    def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
-        return self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
+    def tokens_from(self, old) -> list[int]:
+        """By the tokens' texts."""
+        known = old.tokenizer.get_vocab()
+        return [known.get(token, -1) for token in self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
+
+    def _label_ids(self, text: list[str]) -> list[list[int]]:
+        """What is learned of each text: its ids without the start that the decoder is given, and one end token."""
+        return [self._framed(ids) for ids in self.tokenizer(text)["input_ids"]]
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        tokenizer, start = self.tokenizer, self.decoder_start_token_id
+        while ids and ids[-1] == tokenizer.eos_token_id:
+            ids = ids[:-1]
+        in_front = list(itertools.takewhile(self._start_ids.__contains__, ids))
+        starts_by_itself = start not in (None, tokenizer.pad_token_id, tokenizer.eos_token_id)
+        kept = (
+            0 if starts_by_itself or start in in_front else 1
+        )  # of the tokenizer's: TrOCR learns its <s> behind </s>
+        return [*in_front[len(in_front) - kept :], *ids[len(in_front) :], tokenizer.eos_token_id]
+
+    @property
+    def _start_ids(self) -> set[int]:
+        ids = (self.decoder_start_token_id, self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        return {i for i in ids if i is not None}
+
+    # --- ids to text ------------------------------------------------------------------------------------------------
+
+    def batch_decode(
+        self, sequences, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
+        """Texts of ids `(B, T)`: of completions, of what `generate` returns, or of labels, whose -100 is no token.
+
+        Args:
+            sequences: lists, or a tensor or array.
+            skip_special_tokens: leave out padding, start and end, and what else the tokenizer puts around every text.
+            clean_up_tokenization_spaces: as in `tokenizer.decode`.
+        """
+        left_out = self._surrounding_ids if skip_special_tokens else set()
+        sequences = [[i for i in map(int, ids) if i >= 0 and i not in left_out] for ids in sequences]
+        return self.tokenizer.batch_decode(sequences, clean_up_tokenization_spaces=clean_up_tokenization_spaces)
 
     def decode(self, ids, **kwargs) -> str:
         """One completion, as `batch_decode` reads it."""
         return self.batch_decode([ids], **kwargs)[0]
+
+    @property
+    def _surrounding_ids(self) -> set[int]:
+        around = set(self.tokenizer("")["input_ids"]) & set(self.tokenizer.all_special_ids)
+        return {*around, *self._start_ids, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id}
+
+    def get_references(self, rows: list[dict]) -> list:
+        """The texts without a start and an end that are written out in them, as completions have none."""
+        references = super().get_references(rows)
+        return [self._bare(text) if isinstance(text, str) else text for text in references]
+
+    def _bare(self, text: str) -> str:
+        if getattr(self.tokenizer, "split_special_tokens", False):
+            return text  # in which "</s>" is four letters
+        starts = map(re.escape, self.tokenizer.convert_ids_to_tokens(sorted(self._start_ids)))
+        end = re.escape(self.tokenizer.eos_token)
+        return re.sub(rf"\A(?:\s*(?:{'|'.join(starts) or end}))+\s*|\s*(?:{end}\s*)+\Z", "", text)
+
+    # --- a look at the rows -----------------------------------------------------------------------------------------
+
+    def check_dataset(self, dataset, columns: dict[str, str]) -> None:
+        """Every row has a text."""
+        if "text" in columns:
+            check_values(column_values(dataset, columns["text"]), columns["text"], len(dataset), checked_text)
+
+    def check_label_lengths(self, dataset, columns: dict[str, str], num_positions: int) -> None:
+        """Every text has a place for each of its tokens; those are counted of texts that may be too long."""
+        if "text" in columns:
+            texts = ((row, [text]) for row, text in column_values(dataset, columns["text"]))
+            self._refuse_long_texts(texts, columns["text"], len(dataset), num_positions)
+
+    def _refuse_long_texts(self, texts_of_rows, column: str, num_rows: int, num_positions: int) -> None:
+        """Of any text of a row; one has no more tokens than bytes, and those that are put around it."""
+        shortest = num_positions - len(self.tokenizer("")["input_ids"]) - 2
+        long = [(row, text) for row, texts in texts_of_rows for text in texts if len(text.encode()) > shortest]
+        lengths: dict[int, int] = {}
+        for start in range(0, len(long), NUM_TOKENIZED):
+            part = long[start : start + NUM_TOKENIZED]
+            for (row, _), ids in zip(part, self._label_ids([text for _, text in part]), strict=True):
+                lengths[row] = max(len(ids), lengths.get(row, 0))
+        too_long = {row: length for row, length in lengths.items() if length > num_positions}
+        if too_long:
+            first = min(too_long)
+            raise ValueError(
+                f"Row {first}, column `{column}`: labels of {too_long[first]} tokens, the decoder has only {num_positions} "
+                "positions: shorten them, or build the decoder with a larger max_position_embeddings. "
+                f"({len(too_long)} of {num_rows} rows are too long, by up to {max(too_long.values()) - num_positions}.)"
+            )
+
+
+def checked_text(value) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"text must be a string, it is a {type(value).__name__}: {value!r}.")
+    return value
 
 
 def as_vision_processor(processing_class, decoder_start_token_id: int | None) -> VisionProcessor:
@@ -256,49 +416,34 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
     )
 
 
+def completion_text(completion: Any) -> str:
+    """A completion in words: text as it is, boxes and segments as JSON, of a map or a picture only its size."""
+    return completion if isinstance(completion, str) else json.dumps(_plain(completion), ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Image.Image):
+        return f"{value.width} x {value.height} picture"
+    if isinstance(value, np.ndarray | torch.Tensor):
+        flat = np.asarray(value)
+        return f"{' x '.join(map(str, flat.shape))} map" if flat.size > 1000 else _plain(flat.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return round(value, 4)
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def check_return_tensors(return_tensors: str | None) -> None:
+    """Transformers' processors take this keyword; ours make torch tensors."""
+    if return_tensors not in ("pt", None):
+        raise ValueError(f"return_tensors={return_tensors!r}: the processors here make torch tensors, 'pt'.")
+
+
 def image_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image as it is in the data set, also where its pixels have been resized beforehand."""
     return image.info.get(ORIGINAL_SIZE, image.size)
-
-
-def rgb_image(image, row: int) -> Image.Image:
-    """Any picture as 8-bit RGB: grey, 16-bit, CMYK, alpha (over white) and palette ones are converted.
-
-    Takes a PIL image, a path, or a uint8 array `(H, W)` or `(H, W, C)`. Raises `ValueError` with the row, and the file
-    where there is one, when it cannot be decoded.
-    """
-    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
-    try:
-        if isinstance(image, str | os.PathLike):
-            image = ImageOps.exif_transpose(Image.open(image))  # as `datasets` turns the photos it opens
-        elif isinstance(image, np.ndarray):
-            if image.dtype != np.uint8:
-                raise TypeError(f"an array of {image.dtype} has no known range (expected uint8, 0 to 255)")
-            image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
-        elif not isinstance(image, Image.Image):
-            raise TypeError(f"a {type(image).__name__} is no image (expected a PIL image, a path or an array)")
-        image.load()
-        if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip at 255
-            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except (OSError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error
-
-
-def random_box(size: tuple[int, int], areas: Sequence[float], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A part of an image for training, as x0, y0, x1, y1: of random area, shape and place.
-
-    All heights that give such an area are equally likely, as in TensorFlow's `sample_distorted_bounding_box`. It is smaller
-    than asked where none of that shape fits.
-    """
-    width, height = size
-    ratio = rng.uniform(*CROP_RATIOS)
-    lowest, highest = (math.sqrt(area * width * height / ratio) for area in areas)
-    highest = min(highest, height, width / ratio)
-    new_height = rng.uniform(min(lowest, highest), highest)
-    new_width, new_height = min(width, max(1, round(new_height * ratio))), min(height, max(1, round(new_height)))
-    x, y = int(rng.integers(width - new_width + 1)), int(rng.integers(height - new_height + 1))
-    return x, y, x + new_width, y + new_height

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,8 +15,12 @@ class TokenTargets:
 
     This is how detection learns its confidences: the confidence token of a sampled box is taught the IoU that the
     reward measured (paper section 4.2; `detection_reward.py` of the authors' code). The loss of one sequence is the
-    mean, over its listed positions, of the cross-entropy against the full-vocabulary softmax; sequences that learn
-    are then averaged, and the result is added with `weight`.
+    mean, over its listed positions, of the cross-entropy; sequences that learn are then averaged, and the result is
+    added with `weight`.
+
+    Targets that depend on what was sampled at the same position should be learned `among="candidates"`. Against the whole
+    vocabulary they also reward the draw itself (a box that was drawn as present is to be present), which is 0 on average
+    and noise in each step: in trials enough for long runs to collapse.
 
     `weight` is stated for `loss_reduction="mean"`, as the authors state it (0.3). Under `"sum"` the REINFORCE term
     is `max_completion_length` times larger, and so is this one: the balance of the two does not change.
@@ -23,16 +28,22 @@ class TokenTargets:
     Args:
         positions: `LongTensor (K, 2)`, pairs (row of the completions, token position in it).
         ids: `LongTensor (K, C)`, the candidate tokens at each position.
-        probabilities: `FloatTensor (K, C)`, the target probability of each candidate; rows sum to 1.
+        probabilities: `FloatTensor (K, C)`, the target probability of each candidate. Rows sum to 1; one of zeros teaches
+            nothing and only counts in the mean over its sequence's positions.
         weight: factor of this loss.
+        among: which softmax the cross-entropy is taken against: over the whole `"vocabulary"`, as released, or over the
+            `"candidates"` of the position alone, whatever the other tokens' probabilities.
     """
 
     positions: torch.Tensor
     ids: torch.Tensor
     probabilities: torch.Tensor
     weight: float = 1.0
+    among: Literal["vocabulary", "candidates"] = "vocabulary"
 
     def __post_init__(self):
+        if self.among not in ("vocabulary", "candidates"):
+            raise ValueError(f"TokenTargets.among must be 'vocabulary' or 'candidates', got {self.among!r}.")
         count = len(self.positions)
         if self.positions.ndim != 2 or self.positions.shape[1] != 2:
             raise ValueError(
@@ -43,19 +54,28 @@ class TokenTargets:
                 f"TokenTargets.ids and .probabilities must both be (K, C) with K = {count} positions; they are "
                 f"{tuple(self.ids.shape)} and {tuple(self.probabilities.shape)}."
             )
+        if self.among == "candidates" and self.ids.shape[1] < 2:
+            raise ValueError(
+                "TokenTargets.ids has one candidate a position, whose share among='candidates' is always 1."
+            )
 
 
 @dataclass
 class RewardOutput:
-    """The rewards of a batch of completions together with token targets: a reward returns it instead of a plain list.
+    """The rewards of a batch of `R` completions, and what else is known: a reward returns it instead of a plain list.
 
     Args:
         rewards: one number a completion, `None` where the reward does not apply.
         token_targets: supervised targets, or `None`.
+        prefix_rewards: `FloatTensor (R, T)`, what the reward would be if the completion ended before token t, T at least
+            the length of the longest one; or `None`. What was earned before a token cannot be due to it: so the token
+            learns from the difference, with less noise and the same expected gradient. Any reward that adds up along the
+            sequence can give them. What lies behind a completion's end is not read.
     """
 
     rewards: list[float | None]
     token_targets: TokenTargets | None = None
+    prefix_rewards: torch.Tensor | None = None
 
 
 # TRL's contract: reward(completions=, completion_ids=, **columns) -> one float (or None) a completion.

@@ -22,11 +22,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import share_of_a, text_dataset, text_processor, tiny_model
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.compatibility import CHECKPOINTING
 
 
 MAX_LENGTH = 12
 EVAL_ROWS = 7  # divides by no number of ranks
-OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder")
+OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder", "train_dataset")
+
+
+def share_of_a_logged(completions, log_metric, **kwargs) -> list[float]:
+    """`share_of_a`, which also logs the letters of a completion."""
+    log_metric("letters", sum(map(len, completions)) / len(completions))
+    return share_of_a(completions)
+
+
+share_of_a_logged.__name__ = "share_of_a"  # in the log's keys
 
 
 class Recorder:
@@ -65,13 +75,17 @@ def share_exact(predictions, references) -> dict[str, float]:
     }
 
 
-def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, model=None, **options):
-    """A trainer with a tiny model, or a given one or its path, and `rows` images; `options` go to its config, or to itself if they are its own."""
+def make_trainer(
+    kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, shards: int = 0, model=None, **options
+):
+    """A trainer with a tiny model, or a given one or its path, and `rows` images, streamed from `shards` if given; `options` go to its config, or to itself if they are its own."""
     own = {
         "eval_dataset": text_dataset(EVAL_ROWS, seed=1),
         "processing_class": text_processor(),
         "compute_metrics": share_exact,
     }
+    dataset = text_dataset(rows)
+    own |= {"train_dataset": dataset.to_iterable_dataset(num_shards=shards) if shards else dataset}
     own |= {name: options.pop(name) for name in (*own, *OPTIONS_OF_TRAINERS) if name in options}
     config = {"mle": VisionMLEConfig, "reward": VisionRewardConfig}[kind](
         str(folder),
@@ -90,9 +104,8 @@ def make_trainer(kind: str, folder: str | Path, decoder: str = "ours", rows: int
     )
     return {"mle": RecordingMLETrainer, "reward": RecordingRewardTrainer}[kind](
         model if model is not None else tiny_model(decoder, sharp=0.2, seed=2),
-        *([share_of_a] if kind == "reward" else []),
+        *([share_of_a_logged] if kind == "reward" else []),
         args=config,
-        train_dataset=text_dataset(rows),
         **own,
     )
 
@@ -112,7 +125,7 @@ def train(kind: str, folder: str | Path, resume: str | None = None, evaluate: bo
         "widths": trainer.widths,
         "weights": digest(trainer.model),
         "frozen": [name for name, p in trainer.model.named_parameters() if not p.requires_grad],
-        "checkpointing": trainer.model.is_gradient_checkpointing,
+        "checkpointing": getattr(trainer.model, f"is_{CHECKPOINTING}"),
         "after": _evaluate(trainer) if evaluate else None,
     }
     if save:

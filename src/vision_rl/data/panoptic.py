@@ -1,101 +1,77 @@
 """Panoptic data: folders in COCO's form, a JSON and a PNG an image whose colours are segment ids."""
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 
-from vision_rl.data.coco import distinct_image_ids, existing_paths, image_id_feature, read_json, refuse_unknown_ids
+from vision_rl.data.bad_rows import BadRows, OnBadRow
+from vision_rl.data.coco_categories import read_categories
+from vision_rl.data.coco_maps import make_map_rows
+from vision_rl.data.fields import BadField, as_flag
+from vision_rl.data.stored_rows import stored_rows
 
 
-_KEYS = ("images", "annotations", "categories")
-
-
-def load_coco_panoptic(images_dir: str | Path, masks_dir: str | Path, annotation_file: str | Path) -> datasets.Dataset:
+def load_coco_panoptic(
+    images_dir: str | Path,
+    masks_dir: str | Path,
+    annotation_file: str | Path,
+    *,
+    on_bad_row: OnBadRow = "raise",
+    frame: Literal["auto", "shown", "stored"] = "auto",
+    follow_symlinks: bool = False,
+) -> datasets.Dataset:
     """The rows of a COCO panoptic file, one an image that has a map, in the order of the JSON's images.
+
+    They are made once and kept on disk, as those of `load_coco_detection`. `datasets` turns a photo by its EXIF
+    orientation; where the sizes say that its map is for the photo as stored, the map is turned with it.
 
     Args:
         images_dir: the folder of the images.
         masks_dir: the folder of the PNGs.
         annotation_file: JSON with `images` (`id`, `file_name`), `annotations` (`image_id`, `file_name`,
             `segments_info`) and `categories`.
+        on_bad_row: "raise" an error that counts the maps and images that cannot be used, and names the first of each kind; or
+            "skip" them, with a warning that does. A map is one whose size is not its photo's, or with a segment of an unknown
+            category, without an id, or with the id of another.
+        frame: what maps show where a photo has an EXIF orientation: the photo as "shown", as "stored", or what the sizes tell
+            ("auto"; a warning where they are square or upside down and tell nothing).
+        follow_symlinks: whether images and maps may be symbolic links to files outside of their folder.
 
     Returns:
-        A data set with the columns `image` and `segmentation`, both opened when a row is read, `image_id`, and
+        A data set with the columns `image` and `segmentation`, both opened when a row is read, `image_id`,
         `segments_info`, a list of dicts with `id` (R + 256 G + 65536 B of the map's pixels; 0 is void), `category_id`,
-        COCO's own, and `iscrowd`.
+        COCO's own, and `iscrowd`; and `frame`, the map in the file, which `save_coco_panoptic` needs (see
+        `load_coco_detection`).
 
     Raises:
-        ValueError: two images of one id or two maps of one image, an annotation of an unknown image, a segment of an
-            unknown category, or two segments of one id. What is wrong is counted, and the first is named.
-        FileNotFoundError: with the number of images or maps that are not there, and the first.
+        ValueError: for another file, two images or categories of one id, and bad rows.
+        FileNotFoundError: where nothing is wrong but that images or maps are not there.
     """
-    content = read_json(annotation_file, _KEYS, "panoptic maps")
-    annotations = content["annotations"]
-    distinct_image_ids(content["images"], annotation_file)
-    names = {image["id"]: image["file_name"] for image in content["images"]}
-    refuse_unknown_ids("image", "image_id", annotations, set(names), annotation_file)
-    of_image = {annotation["image_id"]: annotation for annotation in annotations}
-    if len(of_image) < len(annotations):
-        raise ValueError(
-            f"{annotation_file} has {len(annotations) - len(of_image)} annotations of an image that has one already."
-        )
-    _check_segments(annotations, {category["id"] for category in content["categories"]}, annotation_file)
-
-    image_ids = [image_id for image_id in names if image_id in of_image]
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "image_id": image_id_feature(image_ids),
-            "segmentation": datasets.Image(),
-            "segments_info": datasets.List({key: datasets.Value("int64") for key in ("id", "category_id", "iscrowd")}),
-        }
+    folders = {"images": os.path.abspath(images_dir), "masks": os.path.abspath(masks_dir)}
+    settings = {**folders, "bad": on_bad_row, "frame": frame, "links": follow_symlinks}
+    bad_rows = BadRows(annotation_file, on_bad_row)
+    if frame not in ("auto", "shown", "stored"):
+        raise ValueError(f'frame is "auto", "shown" or "stored"; it is {frame!r}.')
+    return stored_rows(
+        "panoptic",
+        annotation_file,
+        settings,
+        lambda: make_map_rows(images_dir, masks_dir, annotation_file, bad_rows, frame, follow_symlinks),
     )
-    columns = {
-        "image": existing_paths(images_dir, [names[image_id] for image_id in image_ids], annotation_file),
-        "image_id": image_ids,
-        "segmentation": existing_paths(masks_dir, [of_image[i]["file_name"] for i in image_ids], annotation_file),
-        "segments_info": [
-            [
-                {"id": segment["id"], "category_id": segment["category_id"], "iscrowd": segment.get("iscrowd", 0)}
-                for segment in of_image[image_id]["segments_info"]
-            ]
-            for image_id in image_ids
-        ],
-    }
-    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def panoptic_categories(annotation_file: str | Path) -> list[dict[str, Any]]:
     """The categories of a COCO panoptic file, in the order of their ids: dicts with `id`, `name` and `isthing`."""
-    categories = read_json(annotation_file, ("categories",), "panoptic maps")["categories"]
+    categories = read_categories(annotation_file)
     for category in categories:
-        if not {"id", "name", "isthing"} <= set(category):
-            raise ValueError(
-                f"{annotation_file} is no panoptic file: its category {category} lacks `id`, `name` or `isthing`."
-            )
-    return [
-        {key: category[key] for key in ("id", "name", "isthing")}
-        for category in sorted(categories, key=lambda category: category["id"])
-    ]
-
-
-def _check_segments(annotations: list[dict], known: set, annotation_file: str | Path) -> None:
-    unknown, taken, count = [], [], 0
-    for annotation in annotations:
-        seen = set()
-        for segment in annotation["segments_info"]:
-            case = (annotation["image_id"], segment["id"], segment["category_id"])
-            count += 1
-            if segment["category_id"] not in known:
-                unknown.append(case)
-            if segment["id"] in seen:
-                taken.append(case)
-            seen.add(segment["id"])
-    for cases, what in ((unknown, "a category that is not in the file"), (taken, "an id that its image has twice")):
-        if cases:
-            image_id, segment_id, category_id = cases[0]
-            raise ValueError(
-                f"{len(cases)} of {count} segments of {annotation_file} have {what}; the first: image {image_id!r}, "
-                f"segment {segment_id}, category_id {category_id}."
-            )
+        try:
+            if "isthing" not in category:
+                raise BadField("lacks `isthing`")
+            category["isthing"] = as_flag(category["isthing"])
+            if not isinstance(category["id"], int):
+                raise BadField("has an `id` that is no whole number")
+        except BadField as error:
+            raise ValueError(f"{annotation_file} is no panoptic file: its category {category} {error}.") from error
+    return categories

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertLMHeadModel, Cache, EncoderDecoderCache, GPT2LMHeadModel, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from vision_rl.models.cache_name import named
+from vision_rl.compatibility import named
 from vision_rl.models.cache_position import CachePosition
 from vision_rl.models.decoder import VisionDecoderForCausalLM
 from vision_rl.models.row_buffer import RowBuffer, buffer_like

@@ -27,7 +27,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 
-from vision_rl.models.cache_name import named, takes_either_name
+from vision_rl.compatibility import named, takes_either_name
 
 
 @strict

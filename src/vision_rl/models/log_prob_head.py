@@ -8,7 +8,7 @@ that with whole logits (`python benchmarks/learning.py`), in maximum likelihood 
 (`python benchmarks/ways.py`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,25 +35,41 @@ class WeightedTokens:
         positions: `LongTensor (E,)`, its place in the sequence.
         ids: `LongTensor (E,)`, the token whose log-probability counts.
         weights: `FloatTensor (E,)`, constants of the gradient.
+        groups: `LongTensor (E,)`, or `None` where all are 0. Tokens of one group above 0 stand at one place, and their
+            probabilities are the softmax over the ids of that group alone; 0: over the whole vocabulary.
     """
 
     rows: Tensor
     positions: Tensor
     ids: Tensor
     weights: Tensor
+    groups: Tensor | None = None
 
     def __add__(self, other: "WeightedTokens") -> "WeightedTokens":
-        return WeightedTokens(*(torch.cat(pair) for pair in zip(self._fields(), other._fields(), strict=True)))
+        joined = WeightedTokens(*(torch.cat(pair) for pair in zip(self._fields(), other._fields(), strict=True)))
+        if self.groups is None and other.groups is None:
+            return joined
+        first, second = (
+            torch.zeros_like(tokens.rows) if tokens.groups is None else tokens.groups for tokens in (self, other)
+        )
+        taken = first.max() if len(first) else 0  # numbers of groups
+        return replace(joined, groups=torch.cat([first, torch.where(second > 0, second + taken, 0)]))
 
-    def __getitem__(self, chosen: Tensor) -> "WeightedTokens":
-        return WeightedTokens(*(field[chosen] for field in self._fields()))
+    def __getitem__(self, chosen: Tensor | slice) -> "WeightedTokens":
+        part = WeightedTokens(*(field[chosen] for field in self._fields()))
+        return part if self.groups is None else replace(part, groups=self.groups[chosen])
 
     def _fields(self) -> tuple[Tensor, ...]:
         return self.rows, self.positions, self.ids, self.weights
 
     def nonzero(self) -> "WeightedTokens":
-        """Those with a weight other than 0; one token where there is none, for a step of nothing is a step too."""
+        """Those with a weight other than 0; one token where there is none, for a step of nothing is a step too.
+
+        A token of a group stays: without a weight, too, it has a share of the group's probability.
+        """
         learns = self.weights != 0
+        if self.groups is not None:
+            learns |= self.groups > 0
         learns[0] |= ~learns.any()
         return self[learns]
 
@@ -78,9 +94,32 @@ def label_tokens(labels: Tensor, label_weights: Tensor | None = None) -> Weighte
 
 
 def weigh_logits(logits: Tensor, tokens: WeightedTokens) -> tuple[Tensor, Tensor]:
-    """The loss and the log-probabilities `(E,)`, from whole logits `(R, T, V)` in float32: the plain way."""
-    logps = logits[tokens.rows, tokens.positions, tokens.ids] - logits.logsumexp(-1)[tokens.rows, tokens.positions]
-    return (tokens.weights * logps.masked_fill(tokens.weights == 0, 0.0)).sum(), logps.detach()
+    """The loss and the log-probabilities `(E,)` over the vocabulary, from whole logits `(R, T, V)` in float32: the plain way."""
+    chosen = logits[tokens.rows, tokens.positions, tokens.ids]
+    logps = chosen - logits.logsumexp(-1)[tokens.rows, tokens.positions]
+    return _weighted_sum(logps, chosen, tokens.weights, tokens.groups), logps.detach()
+
+
+def _weighted_sum(logps: Tensor, chosen: Tensor, weights: Tensor, groups: Tensor | None) -> Tensor:
+    """The loss, of log-probabilities `logps (E,)` over the vocabulary and logits `chosen (E,)`."""
+    if groups is not None:
+        grouped, numbers = _grouped(groups)
+        logps = logps.index_copy(0, grouped, _log_probs_in_groups(chosen[grouped], numbers))
+    # masked_fill: the log-probability of a forbidden token is -inf, and 0 * -inf is no number
+    return (weights * logps.masked_fill(weights == 0, 0.0)).sum()
+
+
+def _grouped(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the tokens are in a group `(E',)`, and in which of them, counted from 0 `(E',)`."""
+    grouped = groups.nonzero().squeeze(1)
+    return grouped, groups[grouped].unique(return_inverse=True)[1]
+
+
+def _log_probs_in_groups(logits: Tensor, numbers: Tensor) -> Tensor:
+    """The log-softmax of `logits (E',)` among those that have the same of the `numbers (E',)`."""
+    largest = torch.full_like(logits, float("-inf")).scatter_reduce(0, numbers, logits.detach(), "amax")[numbers]
+    total = torch.zeros_like(logits).index_add(0, numbers, (logits - largest).exp())[numbers]
+    return logits - largest - total.log()
 
 
 def weigh_hidden(
@@ -118,6 +157,7 @@ def weigh_hidden(
         place_of[order],
         tokens.ids[order],
         tokens.weights[order],
+        None if tokens.groups is None else tokens.groups[order],
         forbidden,
         (temperature, max(1, chunk_elements // len(weight)), torch.is_grad_enabled()),
     )
@@ -126,7 +166,9 @@ def weigh_hidden(
 
 class _WeightedLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden, weight, bias, places, ids, weights, suppressed, options) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden, weight, bias, places, ids, weights, groups, suppressed, options
+    ) -> tuple[Tensor, Tensor]:
         """Of `hidden (N, d)`; `places (E,)`, sorted, says which of the N each of the E tokens belongs to."""
         temperature, chunk, learns = options
         needs_hidden, needs_weight, needs_bias = (learns and needed for needed in ctx.needs_input_grad[:3])
@@ -136,15 +178,20 @@ class _WeightedLogProbs(torch.autograd.Function):
         hidden_grad: Any = torch.empty_like(x, dtype=hidden.dtype) if needs_hidden else None
         weight_grad: Any = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         bias_grad: Any = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        logps = torch.empty(len(ids), device=hidden.device)
+        logps, chosen = torch.empty(2, len(ids), device=hidden.device)
         starts = range(0, len(x), chunk)
         bounds = torch.searchsorted(places, torch.tensor([*starts, len(x)], device=places.device)).tolist()
         with torch.autocast(device, enabled=False):
             for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
                 part, entries = slice(start, start + chunk), slice(first, last)
+                logits = policy_logits(F.linear(x[part], w, b), temperature, suppressed)  # (c, V)
                 of_part = (places[entries] - start, ids[entries], weights[entries])
-                logits = F.linear(x[part], w, b)  # (c, V)
-                logps[entries], grad = _log_probs_and_gradient(logits, temperature, suppressed, *of_part)
+                in_groups = None if groups is None else groups[entries]
+                logps[entries], chosen[entries], grad = _log_probs_and_gradient(logits, *of_part, in_groups)
+                if temperature != 1:
+                    grad.div_(temperature)
+                if len(suppressed):
+                    grad.index_fill_(1, suppressed, 0.0)
                 low_grad = grad.to(dtype)
                 if needs_hidden:
                     hidden_grad[part] = low_grad @ w
@@ -160,33 +207,38 @@ class _WeightedLogProbs(torch.autograd.Function):
             bias_grad = bias_grad.to(bias.dtype)
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
         ctx.mark_non_differentiable(logps)
-        return (weights * logps.masked_fill(weights == 0, 0.0)).sum(), logps
+        return _weighted_sum(logps, chosen, weights, groups), logps
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, loss_grad, _):
         # in place: the weight's gradient may be the largest tensor of the step
         grads = (None if grad is None else grad.mul_(loss_grad.to(grad.dtype)) for grad in ctx.saved_tensors)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def _log_probs_and_gradient(
-    logits: Tensor, temperature: float, suppressed: Tensor, places: Tensor, ids: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`log p (E,)`, and the gradient of their weighted sum by `logits (c, V)`, in float32 and in the policy's memory."""
-    policy = policy_logits(logits, temperature, suppressed)
-    chosen = policy[places, ids]
-    largest = policy.amax(-1, keepdim=True)
-    total = policy.sub_(largest).exp_().sum(-1, keepdim=True)
+    logits: Tensor, places: Tensor, ids: Tensor, weights: Tensor, groups: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`log p (E,)` over the vocabulary, the logits of the ids `(E,)`, and the gradient of the weighted sum.
+
+    The gradient takes the place of the `logits (c, V)` in memory.
+    """
+    chosen = logits[places, ids]
+    largest = logits.amax(-1, keepdim=True)
+    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
     logps = chosen - (largest + total.log()).squeeze(1)[places]
     # d/dlogits of w * log p(id) is w * (1 at id, minus the probabilities)
-    weight_of_place = torch.zeros_like(total).squeeze(1).index_add_(0, places, weights)
-    grad = policy.mul_(-weight_of_place[:, None] / total).index_put_((places, ids), weights, accumulate=True)
-    if temperature != 1:
-        grad.div_(temperature)
-    if len(suppressed):
-        grad.index_fill_(1, suppressed, 0.0)
-    return logps, grad
+    of_vocabulary = gains = weights
+    if groups is not None:
+        grouped, numbers = _grouped(groups)
+        probabilities = _log_probs_in_groups(chosen[grouped], numbers).exp()
+        weight_of_group = torch.zeros_like(probabilities).index_add_(0, numbers, weights[grouped])
+        gains = weights.index_add(0, grouped, weight_of_group[numbers] * probabilities, alpha=-1)
+        of_vocabulary = weights.index_fill(0, grouped, 0.0)
+    weight_of_place = torch.zeros_like(total).squeeze(1).index_add_(0, places, of_vocabulary)
+    grad = logits.mul_(-weight_of_place[:, None] / total)
+    return logps, chosen, grad.index_put_((places, ids), gains, accumulate=True)
 
 
 # --- inside a model -------------------------------------------------------------------------------------------------
@@ -203,15 +255,23 @@ class FusedHead:
     def __init__(self, head: nn.Linear, temperature: float = 1.0, suppressed: list[int] | None = None):
         self.head, self.temperature, self.suppressed = head, temperature, suppressed
         self.logps: Any = None  # (E,) after a forward
+        self.tokens: Any = None  # with the weights that the loss has
 
     @contextmanager
-    def loss_of(self, tokens: WeightedTokens) -> Iterator[None]:
-        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set."""
+    def loss_of(self, tokens: WeightedTokens, reweigh: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
+        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set.
+
+        Where the weights depend on the log-probabilities, `reweigh` makes them `(E,)` of these: the head runs twice.
+        """
 
         def forward(hidden: Tensor) -> Tensor:
-            loss, self.logps = weigh_hidden(
-                hidden, self.head.weight, self.head.bias, tokens, self.temperature, self.suppressed
-            )
+            head = (self.head.weight, self.head.bias)
+            self.tokens = tokens
+            if reweigh is not None:
+                with torch.no_grad():
+                    _, logps = weigh_hidden(hidden, *head, tokens, self.temperature, self.suppressed)
+                    self.tokens = replace(tokens, weights=reweigh(logps))
+            loss, self.logps = weigh_hidden(hidden, *head, self.tokens, self.temperature, self.suppressed)
             return loss
 
         with replaced_forward(self.head, forward):

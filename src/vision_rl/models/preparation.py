@@ -5,7 +5,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, VisionEncoderDecoderModel
+from transformers import GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
 from transformers.trainer_utils import align_special_tokens
 
 from vision_rl.models.lengths import uncounted_id
@@ -17,6 +17,28 @@ logger = logging.getLogger(__name__)
 
 # Parts of transformers' image encoders that do not lie on the way to `last_hidden_state`.
 UNUSED_BY_LAST_HIDDEN_STATE = ("pooler", "head", "mask_token", "post_layernorm")
+
+TEXT_ARGUMENTS = ("input_ids", "attention_mask", "inputs_embeds", "task_ids")
+# What sampling here follows of a generation config, and what says nothing of which tokens are chosen.
+FOLLOWED = (
+    "decoder_start_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "suppress_tokens",
+    "max_new_tokens",
+)
+TECHNICAL = {"use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"}
+TECHNICAL |= {"continuous_batching_config", "prefill_chunk_size", "low_memory", "return_dict_in_generate"}
+TECHNICAL |= {"output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version"}
+WITHOUT_EFFECT = {
+    "max_length": 20,
+    "top_k": 50,
+    "early_stopping": False,
+}  # transformers' own, in files of earlier versions
+WITHOUT_EFFECT |= dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale"), 1)
+WITHOUT_EFFECT |= dict.fromkeys(("temperature", "top_p", "typical_p", "length_penalty"), 1)
+WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -73,6 +95,18 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
     return frozen
 
 
+def drop_text_arguments(policy: VisionEncoderDecoderModel) -> None:
+    """Let the encoder be called as PEFT does for a task type such as SEQ_2_SEQ_LM: with `input_ids=None` and its like.
+
+    `VisionEncoderDecoderModel` hands them on to its encoder, and SigLIP's then has two of `inputs_embeds`.
+    """
+    policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+
+
+def _without_text(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, {name: value for name, value in kwargs.items() if name not in TEXT_ARGUMENTS or value is not None}
+
+
 def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:
     """Never let the model write the id that its decoder's positions do not count; see `uncounted_id`.
 
@@ -90,6 +124,29 @@ def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:
         )
     if uncounted not in (*ids.ends, *ids.suppressed):
         policy.generation_config.suppress_tokens = [*ids.suppressed, uncounted]
+
+
+def drop_generation_options(policy: PreTrainedModel) -> None:
+    """Take out of the generation config what sampling here does not follow, with a warning that names it.
+
+    Samples, greedy completions and the loss are of the model's own distribution. Forced tokens, beams, penalties and their
+    like would be saved all the same, and `generate` of the saved model would say something else than the evaluation did.
+    """
+    config, default = policy.generation_config, GenerationConfig()
+    dropped = {}
+    for name, value in vars(config).items():
+        if name.startswith("_") or name in (*FOLLOWED, *TECHNICAL) or value == getattr(default, name, None):
+            continue
+        if name.endswith("_token_id") or value != WITHOUT_EFFECT.get(name, 0):
+            dropped[name] = value
+        setattr(config, name, getattr(default, name, None))
+    if dropped:
+        logger.warning(
+            "generation_config has %s: training and evaluation follow the model's own distribution, without them. They are "
+            "taken out, so that `generate` of the saved model repeats the greedy evaluation; give them to `generate`, if you "
+            "want them there.",
+            ", ".join(f"{name}={value!r}" for name, value in dropped.items()),
+        )
 
 
 def align_special_ids(policy: PreTrainedModel, processing_class) -> None:

@@ -1,5 +1,8 @@
 """A sample's reward minus its baseline. Pure functions of the rewards `(B, G)`, where NaN means: not scored.
 
+They take returns `(B, G, T)` as well, what each token can still earn: the reward minus what was earned before that token.
+The baseline of a token is then the siblings' mean of the same, so of what was still to earn at its place.
+
 The baseline may depend on everything but the sample itself and leaves the gradient unbiased (paper, section 3);
 `mean` breaks that rule, and its docstring says by how much. A sample without a reward, or without the siblings that
 its baseline needs, has advantage 0.
@@ -23,7 +26,7 @@ def first_advantages(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def greedy_advantages(rewards: torch.Tensor, greedy_rewards: torch.Tensor) -> torch.Tensor:
-    """Reward minus that of the greedy completion `(B,)`: self-critical training (Rennie et al. 2017)."""
+    """Reward minus that of the greedy completion, `(B,)` or `(B, T)`: self-critical training (Rennie et al. 2017)."""
     return (rewards - greedy_rewards[:, None]).nan_to_num(nan=0.0)
 
 

@@ -1,9 +1,12 @@
 """Mistakes that can be seen before an hour of training, each told in a sentence that says what to do."""
 
 import difflib
+import dis
 import inspect
+import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -11,17 +14,19 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
 
+from vision_rl.compatibility import checkpointing, checkpointing_kwargs
 from vision_rl.models.lengths import completion_length, num_positions
 from vision_rl.models.special_ids import special_ids
 from vision_rl.models.unwrapping import base_model, decoder_of
-from vision_rl.models.uvim import UViMConfig
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer.collator import VisionCollator
+from vision_rl.trainer.collator import CODES, VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
+from vision_rl.trainer.vision_config import VisionConfig
 
 
 logger = logging.getLogger(__name__)
 
+NUM_READ_BACK = 8  # rows whose labels are decoded before training
 # What every reward is given beside the data set's columns (TRL's names).
 REWARD_ARGUMENTS = (
     "prompts",
@@ -71,39 +76,6 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
         raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")
 
 
-def check_stage1(stage1: UViMConfig, processor: DenseProcessor) -> None:
-    """Stage I and its processor agree about the codes and about what the outputs are."""
-    if processor.code_len != stage1.code_length:
-        raise ValueError(
-            f"Stage I has {stage1.code_length} codes an image (code_length), the processor {processor.code_len}: give it "
-            "the same code_len."
-        )
-    if processor.num_codes != stage1.codebook_size:
-        raise ValueError(
-            f"Stage I has {stage1.codebook_size} different codes (codebook_size), the processor {processor.num_codes}: "
-            "give it the same num_codes."
-        )
-    if processor.outputs is not None and processor.outputs != stage1.outputs:
-        raise ValueError(
-            f"Stage I has the outputs {stage1.outputs}, {type(processor).__name__} makes targets for {processor.outputs}: "
-            "build the model with UViMConfig(outputs=processor.outputs)."
-        )
-
-
-def check_code_writer(stage1: UViMConfig, processor: VisionProcessor, max_completion_length: int) -> None:
-    """The model writes as many codes as stage I reads, and tokens mean the same to both."""
-    if max_completion_length != stage1.code_length:
-        raise ValueError(
-            f"Stage I has {stage1.code_length} codes an image, the model writes {max_completion_length}: leave out "
-            "max_completion_length, and give the processor the same code_len."
-        )
-    if processor.vocab_size != stage1.codebook_size + 1:
-        raise ValueError(
-            f"Stage I has {stage1.codebook_size} different codes, the processor {(processor.vocab_size or 1) - 1}: give it "
-            "the same num_codes."
-        )
-
-
 def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
     """Every data set that was given, under the name that error messages use."""
     evals = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
@@ -115,11 +87,28 @@ def check_dataset(name: str, dataset) -> None:
     """A map-style data set with at least one row."""
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
-            f"{name} is a {type(dataset).__name__} without length and index. Rows need a number here (samples and "
-            "order are keyed by it): load it with streaming=False."
+            f"{name} is a {type(dataset).__name__} without length and index, which only a train_dataset may be, as a "
+            "datasets.IterableDataset or a torch one. Load it with streaming=False, or take some rows: "
+            "list(dataset.take(500))."
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: it has no rows.")
+
+
+def check_stream(args: VisionConfig) -> None:
+    """What a stream cannot do without, and what has no effect on it."""
+    if args.max_steps <= 0:
+        raise ValueError("train_dataset is a stream, whose end nobody knows: set max_steps.")
+    if args.dataloader_num_workers > 0:
+        raise ValueError(
+            "dataloader_num_workers must be 0 with a stream: each worker would read all of it. The stream itself can read "
+            "and decode ahead, in threads: dataset.decode(num_threads=8)."
+        )
+    if args.shuffle_dataset:
+        logger.warning(
+            "train_dataset is a stream: its rows come in its own order. Shuffle it with dataset.shuffle(seed=0, "
+            "buffer_size=1000); shuffle_dataset=False silences this warning."
+        )
 
 
 def check_best_metric(args: TrainingArguments, eval_dataset) -> None:
@@ -158,9 +147,9 @@ def check_trainable(model: nn.Module, args: TrainingArguments) -> None:
             "No parameter of the model is trained. For adapters, load them as PeftModel.from_pretrained(base_model, path, "
             "is_trainable=True), or give a peft_config."
         )
-    options: Any = args.activation_checkpointing_kwargs or {}
+    options = checkpointing_kwargs(args)
     reentrant = options.get("use_reentrant")
-    if isinstance(model, PeftModel) and args.activation_checkpointing and reentrant:
+    if isinstance(model, PeftModel) and checkpointing(args) and reentrant:
         raise ValueError(
             "use_reentrant=True gives no gradient to adapters of a frozen model: leave it out, or set it to False."
         )
@@ -228,4 +217,94 @@ def check_first_row(collator: VisionCollator, rows, processor: VisionProcessor, 
     if labels is not None and vocab_size is not None and labels.max() >= vocab_size:
         raise ValueError(
             f"Row 0 has the label {int(labels.max())}, but the decoder's vocabulary has only {vocab_size} ids."
+        )
+
+
+def check_metric(compute_metrics: Any) -> None:
+    """It is a function of predictions and references that returns something, as an evaluate module's `compute`."""
+    if compute_metrics is None:
+        return
+    form = "compute_metrics(predictions=, references=) -> dict, such as the `compute` of an evaluate module"
+    if not callable(compute_metrics):
+        raise TypeError(f"compute_metrics is a {type(compute_metrics).__name__}; it must be {form}.")
+    signature = inspect.signature(compute_metrics)
+    try:
+        signature.bind(predictions=[], references=[])
+    except TypeError as error:
+        raise TypeError(
+            f"compute_metrics takes {signature}; it must be {form}: it is given the decoded completions of the whole "
+            "evaluation set, not transformers' EvalPrediction."
+        ) from error
+    if inspect.isfunction(compute_metrics) and _returns_nothing(compute_metrics):
+        raise TypeError(f"compute_metrics has no `return` with a value; it must be {form}.")
+
+
+def _returns_nothing(function: FunctionType) -> bool:
+    """Whether each of its returns is of None: a forgotten `return`, which would be noticed at the first evaluation only."""
+    instructions = list(dis.get_instructions(function))
+    returned = [i.argval for i in instructions if i.opname == "RETURN_CONST"]
+    for before, after in itertools.pairwise(instructions):
+        if after.opname == "RETURN_VALUE":
+            returned.append(before.argval if before.opname == "LOAD_CONST" else before)
+    return not inspect.isgeneratorfunction(function) and all(value is None for value in returned)
+
+
+def check_metric_result(metrics: Any) -> None:
+    """What a metric gives is a dict."""
+    if not isinstance(metrics, Mapping):
+        raise TypeError(
+            f"compute_metrics returned a {type(metrics).__name__}; it must return a dict of numbers by name, such as "
+            "{'accuracy': 0.5}."
+        )
+
+
+def check_rows(
+    name: str, dataset, processor: VisionProcessor, columns: dict[str, str], num_positions: int | None
+) -> None:
+    """What the processor says of the targets of all rows; with `num_positions`, of the lengths of their labels too."""
+    try:
+        processor.check_dataset(dataset, columns)
+        if isinstance(processor, DenseProcessor) and CODES in column_names(dataset):
+            processor.check_codes(dataset, CODES)
+        if num_positions is not None:
+            processor.check_label_lengths(dataset, columns, num_positions)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_first_labels(name: str, collator: VisionCollator, dataset) -> None:
+    """The first rows' labels, decoded: warns of those that are not their references, which no completion could reach."""
+    processor, rows = collator.processor, RowDataset(dataset)
+    if isinstance(processor, DenseProcessor) or len(collator.target_columns) < len(processor.target_columns):
+        return
+    labelled = VisionCollator(processor, collator.image_column, collator.target_columns, with_labels=True)
+    try:
+        batch = labelled([rows[RowKey(0, row)] for row in range(min(NUM_READ_BACK, len(rows)))])
+    except ValueError as error:
+        if collator.with_labels:
+            raise
+        logger.warning("%s: a reference that the model cannot write. %s", name, error)
+        return
+    references = batch["columns"].references
+    if "labels" not in batch or references is None:
+        return
+    ids = [[i for i in label if i != -100] for label in batch["labels"].tolist()]
+    shape = (len(ids), max(map(len, ids)))
+    completions = processor.decode_completions(
+        ids,
+        per_token_logps=torch.zeros(shape),
+        watched_logps=torch.zeros(*shape, len(processor.watched_ids)) if processor.watched_ids else None,
+        image_sizes=batch["columns"].image_sizes,
+    )
+    pairs = list(zip(completions, references, strict=True))
+    other = [row for row, pair in enumerate(pairs) if not processor.says_the_same(*pair)]
+    if other:
+        logger.warning(
+            "%s: the labels of %d of the first %d rows are not decoded to their references, so that no completion can be "
+            "right there. Row %d is decoded to %r, its reference is %r.",
+            name,
+            len(other),
+            len(pairs),
+            other[0],
+            *pairs[other[0]],
         )

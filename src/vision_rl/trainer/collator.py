@@ -1,11 +1,12 @@
 """Rows to a batch: the only place that calls the processor."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from vision_rl.processing import DenseProcessor, VisionProcessor, image_size, rgb_image
+from vision_rl.processing import VisionProcessor, image_size, rgb_image
 from vision_rl.trainer.data_order import Row
 
 
@@ -27,12 +28,27 @@ class BatchColumns:
     references: list | None
     image_sizes: list[tuple[int, int]]
 
+    def __getitem__(self, which: slice) -> "BatchColumns":
+        """Those of some of the images."""
+        columns = {name: values[which] for name, values in self.columns.items()}
+        return BatchColumns(columns, self.references and self.references[which], self.image_sizes[which])
+
+    @staticmethod
+    def joined(batches: list["BatchColumns"]) -> "BatchColumns":
+        """Those of several batches' images, in order; columns that a batch lacks are left out."""
+        names = [name for name in batches[0].columns if all(name in batch.columns for batch in batches)]
+        references = [batch.references for batch in batches]
+        return BatchColumns(
+            {name: [value for batch in batches for value in batch.columns[name]] for name in names},
+            None if None in references else [value for each in references for value in each or ()],
+            [size for batch in batches for size in batch.image_sizes],
+        )
+
 
 class VisionCollator:
-    """Makes `pixel_values (B, C, H, W)`, `labels (B, T)` if asked for, `row_index (B,)` and `columns`.
+    """Makes `pixel_values (B, C, H, W)`, what is learned if anything is, `row_index (B,)` and `columns`.
 
-    Rows that have `encoder_outputs (N, d)` give `encoder_outputs (B, N, d)` in place of `pixel_values`. Rows that have
-    `codes` give a `DenseProcessor` these to make labels of, not the targets.
+    Rows that have `encoder_outputs (N, d)` give `encoder_outputs (B, N, d)` in place of `pixel_values`.
 
     Args:
         processor: the processor of the data protocol.
@@ -40,7 +56,9 @@ class VisionCollator:
         target_columns: column of the data set for each of the processor's target keywords; those that the data set
             lacks are left out by the trainer.
         with_labels: whether the model learns from labels (MLE) or only rewards read the targets (tuning).
-        process: what makes model inputs of images, seeds and targets; default: the processor itself.
+        process: what makes model inputs of images, seeds and what is learned; default: the processor itself.
+        learned: column for each keyword that `process` makes labels of; default: `target_columns`. Rows without them are
+            images without labels.
     """
 
     def __init__(
@@ -50,18 +68,22 @@ class VisionCollator:
         target_columns: dict[str, str],
         with_labels: bool,
         process: Callable[..., Mapping] | None = None,
+        learned: dict[str, str] | None = None,
     ):
         self.processor = processor
         self.process: Callable[..., Mapping] = process or processor
         self.image_column = image_column
         self.target_columns = target_columns
         self.with_labels = with_labels
+        self.learned = (target_columns if learned is None else learned) if with_labels else {}
 
     def __call__(self, rows: list[Row]) -> dict:
         targets = self.target_columns
-        may_lack = rows[0].seed is None or not self.with_labels
-        if may_lack and not set(targets.values()) <= set(rows[0].columns):
-            targets = {}  # images without targets, which `predict` takes, and tuning
+        must_have = (
+            self.with_labels and rows[0].seed is not None
+        )  # not in evaluation, where `predict` needs only images
+        if not must_have and not set(targets.values()) <= set(rows[0].columns):
+            targets = {}
         names = dict.fromkeys([self.image_column, *targets.values(), *rows[0].columns])
         columns = {name: [_value(row, name) for row in rows] for name in names}
         encoder_outputs = columns.pop(ENCODER_OUTPUTS, None)
@@ -81,21 +103,19 @@ class VisionCollator:
 
     def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:
         """What the processor makes of the rows: model inputs and references."""
+        seeds = [row.seed for row in rows if row.seed is not None] or None
+        if set(self.learned.values()) <= set(rows[0].columns):
+            learned = {key: [row.columns[name] for row in rows] for key, name in self.learned.items()}
+            inputs = self.process(images=images, seeds=seeds, **learned)
+        else:
+            inputs = self.processor(images=images, seeds=seeds)
+        if not self.processor.makes_references or len(targets) < len(self.processor.target_columns):
+            return inputs, None
         named = [
             {**row.columns, **{key: row.columns[name] for key, name in targets.items()}, "image": image}
             for row, image in zip(rows, images, strict=True)
         ]
-        complete = len(targets) == len(self.processor.target_columns)
-        process = self.process if complete else self.processor  # dense targets are made of what `predict` lacks
-        keys = list(targets) if self.with_labels else []
-        reads_codes = isinstance(self.processor, DenseProcessor) and self.process is self.processor
-        if self.with_labels and reads_codes and CODES in named[0]:
-            keys = [CODES]
-        learned = {key: [row[key] for row in named] for key in keys}
-        seeds = [row.seed for row in rows if row.seed is not None] or None
-        inputs = process(images=images, seeds=seeds, **learned)
-        has_references = self.processor.makes_references and complete
-        return inputs, self.processor.get_references(named) if has_references else None
+        return inputs, self.processor.get_references(named)
 
     def _explained(self, error: Exception, rows: list[Row], images: list, targets: dict[str, str]) -> ValueError:
         """The error of the first row that fails alone too, with its number; else that of the batch."""
@@ -115,3 +135,35 @@ def _value(row: Row, column: str):
             f"Row {row.row_index} has no column `{column}`; it has {', '.join(f'`{c}`' for c in row.columns)}."
         )
     return row.columns[column]
+
+
+def target_columns_of(
+    processor: VisionProcessor, named: Any, columns_of_sets: Iterable[list[str]], all_of_them: bool
+) -> dict[str, str]:
+    """The column for each target keyword of the processor.
+
+    Args:
+        named: those of the config, by keyword.
+        columns_of_sets: the columns that each data set has.
+        all_of_them: for labels; otherwise those are left out that no data set has.
+    """
+    named = dict(named or {})
+    unknown = set(named) - set(processor.target_columns)
+    if unknown:
+        raise ValueError(
+            f"target_columns names {sorted(unknown)}, but {type(processor).__name__} takes "
+            f"{list(processor.target_columns)}."
+        )
+    columns = {keyword: named.get(keyword, keyword) for keyword in processor.target_columns}
+    if all_of_them:
+        return columns
+    present = {column for columns_of_set in columns_of_sets for column in columns_of_set}
+    return {keyword: column for keyword, column in columns.items() if column in present or keyword in named}
+
+
+def codes_given(columns_of_sets: Iterable[list[str]]) -> bool:
+    """Whether the data sets have a column `codes`, all of them or none."""
+    with_codes = [CODES in columns for columns in columns_of_sets]
+    if any(with_codes) and not all(with_codes):
+        raise ValueError(f"Some data sets have a column `{CODES}` and others have not: give it to all or to none.")
+    return any(with_codes)

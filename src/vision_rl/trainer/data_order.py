@@ -6,7 +6,7 @@ finds, and each key that the sampler yields carries it on to the workers.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, Sampler
 
@@ -24,6 +24,12 @@ class Row(NamedTuple):
     columns: dict
     row_index: int
     seed: int | None
+
+
+def as_columns(row: Any, number: int) -> dict:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"Row {number} is a {type(row).__name__}; a row must be a dict of columns.")
+    return dict(row)
 
 
 class RowDataset(Dataset):
@@ -48,9 +54,7 @@ class RowDataset(Dataset):
             columns = self.dataset[key.row_index]
         except Exception as error:
             raise ValueError(f"Row {key.row_index}{self._file_of(key.row_index)} cannot be read: {error}") from error
-        if not isinstance(columns, Mapping):
-            raise TypeError(f"Row {key.row_index} is a {type(columns).__name__}; a row must be a dict of columns.")
-        return Row(dict(columns), key.row_index, seed)
+        return Row(as_columns(columns, key.row_index), key.row_index, seed)
 
     def _file_of(self, index: int) -> str:
         """Where the row's undecodable image lies, if `datasets` knows a path."""
@@ -69,27 +73,32 @@ class RowDataset(Dataset):
 
 
 class EpochSampler(Sampler[RowKey]):
-    """The keys of one epoch: shuffled by (seed, epoch), cut to whole optimisation steps of `step_size` rows.
+    """The keys of one epoch: shuffled by (seed, epoch), cut to whole blocks of `block_size` rows.
 
-    Without a shuffle each epoch goes on in the rows' order where the last one has ended.
+    A block is what is learned from together: an optimisation step, or a rollout, whose rows come `repeats` times in a
+    row, so that Trainer's count of steps stays true. Without a shuffle each epoch goes on in the rows' order where the
+    last one has ended.
     """
 
-    def __init__(self, rows: RowDataset, seed: int = 0, shuffle: bool = True, step_size: int = 1):
-        self.rows = rows
-        self.seed = seed
-        self.shuffle = shuffle
-        self.step_size = step_size
+    def __init__(self, rows: RowDataset, seed: int = 0, shuffle: bool = True, block_size: int = 1, repeats: int = 1):
+        self.rows, self.seed, self.shuffle = rows, seed, shuffle
+        self.block_size, self.repeats = block_size, repeats
 
     def __len__(self) -> int:
-        return len(self.rows) // self.step_size * self.step_size
+        return self._num_rows() * self.repeats
+
+    def _num_rows(self) -> int:
+        return len(self.rows) // self.block_size * self.block_size
 
     def set_epoch(self, epoch: int) -> None:
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[RowKey]:
-        epoch, count = self.rows.epoch, len(self.rows)
+        epoch, count, length = self.rows.epoch, len(self.rows), self._num_rows()
         if self.shuffle:
             order = keyed_generator(self.seed, DATA_ORDER, epoch).permutation(count).tolist()
-        else:  # on from where the last epoch has ended, or the rows behind the last whole step would never come
-            order = [(epoch * len(self) + place) % count for place in range(count)]
-        yield from (RowKey(epoch, index) for index in order[: len(self)])
+        else:  # on from where the last epoch has ended, or the rows behind the last whole block would never come
+            order = [(epoch * length + place) % count for place in range(count)]
+        for start in range(0, length, self.block_size):
+            for _ in range(self.repeats):
+                yield from (RowKey(epoch, index) for index in order[start : start + self.block_size])

@@ -12,10 +12,12 @@ def reinforce_weights(
 ) -> WeightedTokens:
     """Algorithm 2 of the paper: -advantage is the weight of the log-probability of each of a sample's tokens.
 
-    `completion_ids (R, T)`, `completion_mask (R, T)`, and `advantages (R,)`, a constant of the gradient.
+    `completion_ids (R, T)`, `completion_mask (R, T)`, and `advantages (R,)`, or `(R, T)` where each token has its own:
+    constants of the gradient.
     """
     rows, positions = completion_mask.nonzero(as_tuple=True)
-    return WeightedTokens(rows, positions, completion_ids[rows, positions], -advantages.detach().float()[rows])
+    of_tokens = advantages[rows] if advantages.ndim == 1 else advantages[rows, positions]
+    return WeightedTokens(rows, positions, completion_ids[rows, positions], -of_tokens.detach().float())
 
 
 def token_target_weights(targets: TokenTargets, weight: float = 1.0) -> WeightedTokens:
@@ -25,13 +27,18 @@ def token_target_weights(targets: TokenTargets, weight: float = 1.0) -> Weighted
     """
     rows, positions = targets.positions.unbind(1)
     share = weight / torch.bincount(rows)[rows]  # (K,) of one position of its sequence
-    candidates = targets.ids.shape[1]
-    return WeightedTokens(
+    taught = targets.probabilities.any(1)  # a position without a target only counts in that mean
+    candidates, groups = targets.ids.shape[1], None
+    if targets.among == "candidates":
+        groups = torch.arange(1, len(rows) + 1, device=rows.device).repeat_interleave(candidates)
+    tokens = WeightedTokens(
         rows.repeat_interleave(candidates),
         positions.repeat_interleave(candidates),
         targets.ids.flatten(),
         -(targets.probabilities.float() * share[:, None]).flatten(),
+        groups,
     )
+    return tokens[taught.repeat_interleave(candidates)]
 
 
 def mle_loss(

@@ -1,8 +1,9 @@
-"""What a training step logs, under TRL's keys. Pure functions of what all ranks drew and scored."""
+"""What a training step logs, under TRL's keys: pure functions of what all ranks drew and scored."""
 
 import torch
 
 from vision_rl.models.completions import SampledCompletions
+from vision_rl.trainer.reward_scaling import nan_std
 
 
 def completion_record(
@@ -17,10 +18,14 @@ def completion_record(
     """
     ids, mask, logps = (field.flatten(0, 1) for field in completions)  # (N, T)
     lengths = mask.sum(-1)
-    last = ids.gather(1, lengths[:, None] - 1).squeeze(1)
-    ended = torch.isin(last, last.new_tensor(ends)) if ends else torch.ones_like(last, dtype=torch.bool)
-    columns = (lengths, ended, logps.sum(-1), rewards.flatten(), *per_function.unbind(1))
+    columns = (lengths, ended(ids, mask, ends), logps.sum(-1), rewards.flatten(), *per_function.unbind(1))
     return torch.stack([column.float() for column in columns], dim=1)
+
+
+def ended(completion_ids: torch.Tensor, completion_mask: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """`(N,)`: whether completions `(N, T)` have ended by themselves; all have where the model has no end token."""
+    last = completion_ids.gather(1, completion_mask.sum(-1, keepdim=True) - 1).squeeze(1)
+    return torch.isin(last, last.new_tensor(ends)) if ends else torch.ones_like(last, dtype=torch.bool)
 
 
 def step_metrics(record: torch.Tensor, num_generations: int, names: list[str]) -> tuple[dict[str, float], int]:
@@ -31,16 +36,16 @@ def step_metrics(record: torch.Tensor, num_generations: int, names: list[str]) -
         num_generations: G.
         names: of the F reward functions.
     """
-    lengths, ended, logps, rewards, *per_function = record.unbind(1)
-    metrics = completion_metrics(lengths, ended.bool(), logps)
+    lengths, has_ended, logps, rewards, *per_function = record.unbind(1)
+    metrics = completion_metrics(lengths, has_ended.bool(), logps)
     metrics |= reward_metrics(rewards.view(-1, num_generations), torch.stack(per_function, dim=1), names)
     return metrics, int(lengths.sum())
 
 
-def completion_metrics(lengths: torch.Tensor, ended: torch.Tensor, logps: torch.Tensor) -> dict[str, float]:
-    """Of `N` completions: `lengths (N,)`, whether they `ended (N,)` by themselves, log-probabilities `logps (N,)`."""
-    metrics = {"completions/clipped_ratio": (~ended).float().mean().item()}
-    for name, values in (("", lengths), ("terminated_", lengths[ended])):
+def completion_metrics(lengths: torch.Tensor, has_ended: torch.Tensor, logps: torch.Tensor) -> dict[str, float]:
+    """Of `N` completions: `lengths (N,)`, `has_ended (N,)` by itself, log-probabilities `logps (N,)`."""
+    metrics = {"completions/clipped_ratio": (~has_ended).float().mean().item()}
+    for name, values in (("", lengths), ("terminated_", lengths[has_ended])):
         if len(values):
             metrics[f"completions/mean_{name}length"] = values.mean().item()
             metrics[f"completions/min_{name}length"] = values.min().item()
@@ -56,10 +61,11 @@ def reward_metrics(rewards: torch.Tensor, per_function: torch.Tensor, names: lis
         values = values[~values.isnan()]
         if len(values):
             metrics[f"rewards/{name}/mean"] = values.mean().item()
-            metrics[f"rewards/{name}/std"] = values.std(correction=0).item()
+            metrics[f"rewards/{name}/std"] = nan_std(values).item()
     spread = (rewards - rewards.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()  # (B,) within an image
     if not rewards.isnan().all():
         metrics["reward"] = rewards.nanmean().item()
-        metrics["reward_std"] = spread.nanmean().item()
+        metrics["reward_std"] = nan_std(rewards).item()  # TRL's: of all samples
+        metrics["reward_std_within_image"] = spread.nanmean().item()
         metrics["frac_reward_zero_std"] = (spread < 1e-6).float().mean().item()  # images that teach nothing
     return metrics

@@ -2,20 +2,17 @@
 
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from vision_rl.models.lengths import num_positions
-from vision_rl.models.special_ids import special_ids
-from vision_rl.models.uvim import UViMDecoder
 from vision_rl.trainer import checks
-from vision_rl.trainer.collator import CODES, VisionCollator
+from vision_rl.trainer.evaluation import Record
+from vision_rl.trainer.loading import name_of_model
 from vision_rl.trainer.losses import mle_loss
 from vision_rl.trainer.mle_config import VisionMLEConfig
-from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
+from vision_rl.trainer.teacher_forcing import label_weights, read_labels
+from vision_rl.trainer.vision_trainer import VisionTrainer
 
 
 class VisionMLETrainer(VisionTrainer):
@@ -79,62 +76,26 @@ class VisionMLETrainer(VisionTrainer):
             completion_decoder=completion_decoder,
         )
 
-    def _make_collator(self, args, datasets) -> VisionCollator:
-        """Of a model that writes stage I codes, rows without a column `codes` give the dense targets to make them of."""
-        if not isinstance(self.completion_decoder, UViMDecoder):
-            return super()._make_collator(args, datasets)
-        with_codes = [CODES in checks.column_names(dataset) for dataset in datasets.values()]
-        if all(with_codes):
-            return super()._make_collator(args, datasets)
-        if any(with_codes):
-            raise ValueError(f"Some data sets have a column `{CODES}` and others have not: give it to all or to none.")
-        process = self.completion_decoder.processor.dense
-        return VisionCollator(self.processor, args.image_column, self.target_columns, True, process)
-
-    def _prepare_inputs(self, inputs):
-        """On the device; with the labels that stage I makes of dense targets."""
-        inputs = super()._prepare_inputs(inputs)
-        if "targets" in inputs:
-            stage1: nn.Module = self.completion_decoder  # type: ignore[assignment]
-            inputs["labels"] = self.bare(stage1).labels(inputs)
-        return inputs
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs, labels = self._teacher_forced(model, inputs)
+        outputs = read_labels(self.unwrap(model), model, self.model_inputs(inputs), inputs)
         smoothing = self.args.label_smoothing_factor
-        loss = mle_loss(outputs.logits, labels, smoothing, inputs.get("label_weights"))
+        loss = mle_loss(outputs.logits, inputs["labels"], smoothing, inputs.get("label_weights"))
         loss = self.mean_over_step(loss, num_items_in_batch or self._count_items(inputs))
         return (loss, outputs) if return_outputs else loss
-
-    def _teacher_forced(self, model: nn.Module, inputs: dict):
-        """Logits for the labels, each predicted from those before it."""
-        policy = self.bare(model)
-        ids, positions = special_ids(policy), num_positions(policy)
-        labels = inputs["labels"]  # (B, T)
-        if positions is not None and labels.shape[1] > positions:
-            row = inputs["row_index"][(labels != -100).sum(1).argmax()].item()
-            raise ValueError(
-                f"Row {row} has labels of {labels.shape[1]} tokens, the decoder has only {positions} positions: "
-                "shorten them, or build the decoder with a larger max_position_embeddings."
-            )
-        decoder_input_ids = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start).masked_fill(
-            F.pad(labels[:, :-1], (1, 0)) == -100, ids.pad
-        )
-        return model(**self.model_inputs(inputs), decoder_input_ids=decoder_input_ids, use_cache=False), labels
 
     def _count_items(self, batch) -> float:
         if "targets" in batch:  # the labels are yet to be made
             return float(len(batch["row_index"]) * self.max_completion_length)
-        return float(_token_weights(batch).sum())
+        return float(label_weights(batch).sum())
 
-    def _evaluate_batch(self, model, batch) -> list[dict]:
+    def _evaluate_batch(self, model, batch) -> list[Record]:
         records = super()._evaluate_batch(model, batch)
         if "labels" not in batch:
             return records
         with self.accelerator.autocast():
-            outputs, labels = self._teacher_forced(model, batch)
-        losses = mle_loss(outputs.logits, labels, label_weights=batch.get("label_weights"))  # (B, T)
-        for record, loss, tokens in zip(records, losses.sum(1), _token_weights(batch).sum(1), strict=True):
+            outputs = read_labels(self.unwrap(model), model, self.model_inputs(batch), batch)
+        losses = mle_loss(outputs.logits, batch["labels"], label_weights=batch.get("label_weights"))  # (B, T)
+        for record, loss, tokens in zip(records, losses.sum(1), label_weights(batch).sum(1), strict=True):
             record["loss"], record["tokens"] = loss.item(), tokens.item()
         return records
 
@@ -144,9 +105,3 @@ class VisionMLETrainer(VisionTrainer):
             return metrics
         loss = sum(record["loss"] for record in records) / sum(record["tokens"] for record in records)
         return {"loss": loss, **metrics}
-
-
-def _token_weights(batch: dict) -> torch.Tensor:
-    """`(B, T)`: what each label counts in the mean, 0 for -100."""
-    learned = (batch["labels"] != -100).float()
-    return learned * batch["label_weights"] if "label_weights" in batch else learned

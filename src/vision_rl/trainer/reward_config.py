@@ -25,6 +25,44 @@ class VisionRewardConfig(VisionConfig):
 
     max_grad_norm: float = field(default=0.0, metadata={"help": "Paper: gradients are not clipped. 0: no clipping."})
 
+    # Rollout
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images of a rollout, over all processes (TRL counts completions): all are answered before the first is "
+            "learned from. None: those of an update step. Set this or steps_per_generation, not both."
+        },
+    )
+    steps_per_generation: int | None = field(
+        default=None,
+        metadata={
+            "help": "The same in micro-batches of a process; None: gradient_accumulation_steps, so one rollout an update "
+            "step. A multiple of it: several update steps learn from one rollout, by the clipped ratio."
+        },
+    )
+    num_iterations: int = field(
+        default=1, metadata={"help": "Times that a rollout is learned from, by the clipped ratio from the second on."}
+    )
+    per_device_generation_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images that a device encodes and samples at once; None: all of the rollout, half of them with "
+            "reward_num_workers, so that one half is scored while the other is sampled. Fewer take less memory."
+        },
+    )
+    epsilon: float = field(
+        default=0.2,
+        metadata={"help": "Of a rollout used again: how far below 1 the ratio to the sampling policy still pulls."},
+    )
+    epsilon_high: float | None = field(default=None, metadata={"help": "How far above 1; None: `epsilon`."})
+    importance_sampling_level: Literal["sequence", "token"] = field(
+        default="sequence",
+        metadata={
+            "help": "Of a rollout used again: the ratio of whole completions' probabilities, as in TRL's RLOO, or of each "
+            "token's."
+        },
+    )
+
     # Sampling
     num_generations: int = field(default=2, metadata={"help": "Completions an image (G). Paper: 2; captions 8."})
     temperature: float = field(
@@ -50,9 +88,9 @@ class VisionRewardConfig(VisionConfig):
     reward_num_workers: int = field(
         default=0,
         metadata={
-            "help": "Threads that compute the rewards of a micro-batch while the next one is sampled; the results are the "
-            "same. 0: no threads. Worth it under gradient accumulation, for rewards that take long; they must then be "
-            "safe to call from several threads. Memory for one more micro-batch's encoder activations is needed."
+            "help": "Threads that compute the rewards of one half of the images while the other is sampled; the results are "
+            "the same. 0: no threads. Worth it for rewards that take long; they must then be safe to call from several "
+            "threads. Smaller parts than halves: per_device_generation_batch_size."
         },
     )
     reward_timeout: float | None = field(
@@ -60,6 +98,42 @@ class VisionRewardConfig(VisionConfig):
         metadata={
             "help": "Training ends with an error when it has waited for one reward for so many seconds. None: it waits. "
             "Needs reward_num_workers."
+        },
+    )
+    scale_rewards: Literal["none", "group", "batch"] = field(
+        default="none",
+        metadata={
+            "help": "What advantages are divided by: the standard deviation of the image's rewards (group), of all rewards "
+            "of the rollout (batch), or nothing. Paper: nothing."
+        },
+    )
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = field(
+        default="sum_then_normalize",
+        metadata={
+            "help": "Of several rewards. normalize_then_sum: each is divided by its own standard deviation among the "
+            "image's samples before they are added, and advantages by that of the rollout."
+        },
+    )
+    mask_truncated_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Completions that reached max_completion_length without an end token are not learned from; they "
+            "still count in the others' baseline."
+        },
+    )
+    on_reward_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "Where a reward raises, is not ready in time, or returns no finite number. raise: training ends. skip: "
+            "those completions are not scored, by any reward: they neither learn nor serve as a baseline. Each is told and "
+            "counted (rewards/<name>/skipped); 100 failed calls in a row end training all the same."
+        },
+    )
+    find_failing_row: bool = field(
+        default=False,
+        metadata={
+            "help": "Where a reward raises, call it again on parts of the batch until the completion that fails by itself is "
+            "found. Not for rewards that cost something or keep state; not with reward_timeout."
         },
     )
     beta: float = field(
@@ -83,6 +157,47 @@ class VisionRewardConfig(VisionConfig):
         },
     )
 
+    # Looking at completions
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Every logging_steps, show a few images of the step with their completions, rewards and advantages: in "
+            "the terminal, under output_dir/completions/ as PNG and parquet, in TensorBoard, wandb and trackio. Each "
+            "evaluation shows the first rows of its data set."
+        },
+    )
+    num_completions_to_print: int | None = field(
+        default=None, metadata={"help": "Completions in the terminal's table. None: all that are logged; 0: no table."}
+    )
+    log_multimodal: bool = field(
+        default=True, metadata={"help": "Log completions as pictures. False: only as tables of text and numbers."}
+    )
+    entropy_coef: float = field(
+        default=0.0,
+        metadata={"help": "Weight of a bonus for the mean entropy of a token, against samples that become all equal."},
+    )
+    mle_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of MLE pretraining's loss beside the reward's, on the labels of the same images: against "
+            "forgetting what the reward does not look at. Takes one pass more."
+        },
+    )
+
+    @property
+    def images_at_once(self) -> int:
+        """Those of a rollout."""
+        return self.generation_batch_size or self.images_in_step
+
+    @property
+    def times_learned(self) -> int:
+        return self.num_iterations
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Update steps that learn from one rollout."""
+        return self.steps_per_generation // self.gradient_accumulation_steps * self.num_iterations  # type: ignore[operator]
+
     def __post_init__(self):
         watches = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
         if watches and self.metric_for_best_model is None:  # there is no evaluation loss here
@@ -90,6 +205,7 @@ class VisionRewardConfig(VisionConfig):
         super().__post_init__()
         if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.greater_is_better:
             self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
+        self._resolve_rollout()
         if self.num_generations < 1:
             raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.baseline not in (*SIBLING_BASELINES, "greedy", "none"):
@@ -116,5 +232,57 @@ class VisionRewardConfig(VisionConfig):
                 "reward_timeout needs reward_num_workers of at least 1: training cannot stop waiting for a reward that "
                 "it computes itself."
             )
+        if self.num_completions_to_print is not None and not self.log_completions:
+            raise ValueError("num_completions_to_print needs log_completions=True.")
+        if self.num_completions_to_print is not None and self.num_completions_to_print < 0:
+            raise ValueError(f"num_completions_to_print must not be negative, got {self.num_completions_to_print}.")
+        if self.on_reward_error not in ("raise", "skip"):
+            raise ValueError(f"on_reward_error must be 'raise' or 'skip', got {self.on_reward_error!r}.")
+        if self.find_failing_row and self.reward_timeout is not None:
+            raise ValueError(
+                "find_failing_row calls a reward again, which may then hang: it does not go together with reward_timeout."
+            )
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")
+        for name, values in {
+            "scale_rewards": ("none", "group", "batch"),
+            "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+            "importance_sampling_level": ("sequence", "token"),
+        }.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}.")
+        for name in ("epsilon", "entropy_coef", "mle_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.epsilon_high is not None and self.epsilon_high < 0:
+            raise ValueError(f"epsilon_high must not be negative, got {self.epsilon_high}; None: epsilon.")
+
+    def _resolve_rollout(self) -> None:
+        """`steps_per_generation` and `generation_batch_size` from each other, as TRL does it, with its sentences."""
+        at_once = self.per_device_train_batch_size * self.world_size
+        if self.generation_batch_size is not None and self.steps_per_generation is not None:
+            raise ValueError(
+                "'generation_batch_size' and 'steps_per_generation' can not be both configured at the same time"
+            )
+        if self.generation_batch_size is not None:
+            if self.generation_batch_size % at_once != 0:
+                raise ValueError(
+                    f"generation_batch_size ({self.generation_batch_size}) must be divisible by the global batch size "
+                    f"({at_once})."
+                )
+            self.steps_per_generation = self.generation_batch_size // at_once
+        elif self.steps_per_generation is None:
+            self.steps_per_generation = self.gradient_accumulation_steps
+        self.generation_batch_size = at_once * self.steps_per_generation
+        if self.steps_per_generation < 1 or self.steps_per_generation % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of gradient_accumulation_steps "
+                f"({self.gradient_accumulation_steps}): a rollout serves whole update steps. How many images are sampled "
+                "at once is per_device_generation_batch_size."
+            )
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}.")
+        if self.per_device_generation_batch_size is not None and self.per_device_generation_batch_size < 1:
+            raise ValueError(
+                f"per_device_generation_batch_size must be at least 1, got {self.per_device_generation_batch_size}."
+            )

@@ -1,62 +1,50 @@
 """Step 2 of the paper: sample answers, score them, and make the better ones more likely (REINFORCE)."""
 
-import copy
-import time
-from collections import defaultdict, deque
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.preparation import disable_dropout
 from vision_rl.models.special_ids import special_ids
-from vision_rl.models.unwrapping import evaluation_mode
 from vision_rl.randomness import uniform_table
 from vision_rl.rewards import RewardFunc, TokenTargets
-from vision_rl.trainer import checks
-from vision_rl.trainer.advantages import (
-    first_advantages,
-    greedy_advantages,
-    leave_one_out_advantages,
-    mean_advantages,
-    no_baseline_advantages,
-)
-from vision_rl.trainer.losses import reinforce_weights, token_target_weights
-from vision_rl.trainer.metrics import completion_record, step_metrics
+from vision_rl.trainer import advantages as baselines
+from vision_rl.trainer import checks, evaluation
+from vision_rl.trainer.completions_log import CompletionsLog
+from vision_rl.trainer.drawing import Drawing
+from vision_rl.trainer.loading import name_of_model
+from vision_rl.trainer.metrics import completion_record
+from vision_rl.trainer.policy_loss import PolicyLoss
+from vision_rl.trainer.reference_model import ReferenceModel
 from vision_rl.trainer.reward_config import VisionRewardConfig
-from vision_rl.trainer.scoring import RewardSum, Scores
-from vision_rl.trainer.teacher_forcing import TeacherForcedTrainer
-from vision_rl.trainer.timing import OptimizerClock
-from vision_rl.trainer.vision_trainer import name_of_model
+from vision_rl.trainer.reward_scaling import group_scaled, normalized_sum, scaled_over_rollout
+from vision_rl.trainer.rollout import Rollout
+from vision_rl.trainer.rollout_in_use import RolloutInUse, prepared_already
+from vision_rl.trainer.run_watch import RunWatch
+from vision_rl.trainer.scoring import RewardSum
+from vision_rl.trainer.step_log import StepLog
+from vision_rl.trainer.teacher_forcing import TeacherForcing, label_loss, label_weights
+from vision_rl.trainer.timing import OptimizerClock, StepClock
+from vision_rl.trainer.vision_trainer import VisionTrainer
 
 
-class RunBeginning(TrainerCallback):
-    """Forgets what an earlier training has not logged; a run that goes on is known to have had rewards."""
-
-    def __init__(self, trainer: "VisionRewardTrainer"):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._metrics.clear()
-        self.trainer._clock.read()
-        self.trainer._step_time = 0.0
-        self.trainer._rewarded = state.global_step > 0
-
-
-class VisionRewardTrainer(TeacherForcedTrainer):
+class VisionRewardTrainer(VisionTrainer):
     """Tunes a vision model for a reward by REINFORCE (paper, section 3, Algorithm 2).
 
-    A step is four calls, `_sample`, `_score`, `_advantages` and `_learn`; override one of them to change it. The loss of
-    `_learn` is a weighted sum of log-probabilities, so that the whole logits are never needed.
+    A step is four calls; override one of them to change it. `_sample`, `_score` and `_advantages` make the rollout: all
+    images of an update step are answered and judged before learning begins. `_learn` makes the loss of one micro-batch, a
+    weighted sum of log-probabilities, so that the whole logits are never needed.
 
     Args:
         model: an MLE-trained `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
         reward_funcs: one reward or a list: `reward(completions, completion_ids, references, **columns) ->
-            list[float | None] | RewardOutput`, as in TRL; also async functions and evaluate modules.
+            list[float | None] | RewardOutput`, as in TRL; also async functions, modules, text classifiers of transformers
+            or the name of one, and evaluate modules.
         args: options; default `VisionRewardConfig("<model>-Reward")`.
         train_dataset, eval_dataset: rows with an image and whatever columns the rewards want.
         processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
@@ -66,10 +54,11 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
             `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
+        reward_processing_classes: tokenizers of the rewards that are text classifiers, one a reward, `None` for the others;
+            default: the one beside each model.
     """
 
     args: VisionRewardConfig
-    learns_from_labels = False
     _tag_names = ["vision_rl", "reward-tuning"]
 
     def __init__(
@@ -85,15 +74,20 @@ class VisionRewardTrainer(TeacherForcedTrainer):
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
         completion_decoder: nn.Module | None = None,
+        reward_processing_classes: Sequence | PreTrainedTokenizerBase | None = None,
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
         checks.check_config(self, args, VisionRewardConfig)
+        self.learns_from_labels = args.mle_weight > 0
         self.reward = RewardSum(
             reward_funcs,
             args.reward_weights,
             args.completions_format == "conversational",
             args.reward_num_workers,
             args.reward_timeout,
+            args.on_reward_error,
+            args.find_failing_row,
+            reward_processing_classes,
         )
         super().__init__(
             model=model,
@@ -107,277 +101,204 @@ class VisionRewardTrainer(TeacherForcedTrainer):
             peft_config=peft_config,
             completion_decoder=completion_decoder,
         )
-        self.num_generations = args.num_generations
-        self.temperature = args.temperature
+        self.reward.prepare(self.accelerator)
+        self.num_generations, self.temperature = args.num_generations, args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
-        self._metrics: dict[str, list[float]] = defaultdict(list)  # since the last log
-        self._rewarded = False
-        self._step_time = 0.0
-        self.add_callback(OptimizerClock(self._clock))
-        self.add_callback(RunBeginning(self))
-        self._waiting: deque[dict] = deque()  # micro-batches of this update step that are not sampled yet
-        self._drawn: deque[dict] = deque()  # those that are, and whose turn to learn has not come
         if args.disable_dropout:
             disable_dropout(self.model)
-        self.ref_model = self._reference_model(adapters_are_new=peft_config is not None)
+        self.clock = StepClock(self.args.device)
+        self.step_log = StepLog(self.accelerator, self.clock, args)
+        self.read_completions = TeacherForcing(self)
+        self.reference = ReferenceModel(self, adapters_are_new=peft_config is not None) if args.beta > 0 else None
+        self.ref_model = self.reference and self.reference.model
+        self.completions_log = CompletionsLog.of(self) if args.log_completions else None
+        self._drawing = Drawing(self)
+        self._in_use = RolloutInUse(args.updates_per_rollout, args.steps_per_generation)  # type: ignore[arg-type]
+        self._policy_loss = PolicyLoss.of(self)
+        self.add_callback(OptimizerClock(self.clock))
+        self.add_callback(RunWatch(args))
 
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = inputs if "completions" in inputs else self._draw(inputs)
-        completions = inputs["completions"]
-        rewards, token_targets = self._score(completions, inputs)
-        advantages = self._advantages(rewards, completions, inputs)
-        self._clock.enter("learn")
-        loss = self._learn(model, inputs, completions, advantages, token_targets, num_items_in_batch)
-        return (loss, completions) if return_outputs else loss
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The update step's micro-batches, each with its part of the rollout, and how many images they are."""
+        load = partial(self._load, epoch_iterator)
+        batches = self._in_use.batches(self.state.global_step, num_batches, load, self._roll_out)
+        return batches, self._items_in_step(batches)
 
-    def _draw(self, inputs) -> dict:
-        """The micro-batch with its `completions`; threads, if there are any, have begun to score them."""
-        inputs = self._encode(self._prepare_inputs(inputs))
-        self._clock.enter("sample")
-        completions = self._sample(inputs)
-        inputs = {**inputs, "completions": completions}
-        if self.args.reward_num_workers:
-            inputs["scores"] = self._start_rewards(completions, inputs)
-        if self.args.baseline == "greedy":
-            self._clock.enter("sample")
-            greedy = self.complete(inputs, do_sample=False)
-            inputs["greedy_scores"] = self._start_rewards(greedy, inputs)
-        self._clock.enter(None)
-        return inputs
+    def _roll_out(self, batches: list[dict]) -> list[Rollout]:
+        """All images of the micro-batches answered, scored and given advantages; the part of each micro-batch."""
+        step, parts = self.state.global_step, []
+        with self.step_log.timed():
+            for completions, inputs in self._drawing(batches):  # by `_sample`, one chunk while the last is scored
+                rewards, targets = self._score(completions, inputs)
+                advantages = self._advantages(rewards, completions, inputs)
+                parts.append(Rollout(inputs["row_index"], completions, rewards, advantages, targets, step))
+                if self.completions_log is not None:
+                    self.completions_log.record_rollout(parts[-1], inputs)
+            self.clock.enter(None)
+        rollout = Rollout.joined(parts, special_ids(self.unwrap(self.model)).pad)
+        rollout = scaled_over_rollout(rollout, self.args, self.accelerator.gather)
+        return rollout.split([len(batch["row_index"]) for batch in batches])
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        rollout = inputs["rollout"] if "rollout" in inputs else self._roll_out([inputs])[0]
+        judged = rollout.completions, rollout.advantages, rollout.token_targets
+        loss = self._learn(model, inputs, *judged, num_items_in_batch)
+        return (loss, rollout.completions) if return_outputs else loss
 
     def _sample(self, inputs) -> SampledCompletions:
         """G completions of each image, drawn from the model as it stands: `(B, G, T)`."""
-        uniforms = uniform_table(
-            self.data_seed,
-            self.state.global_step,
-            inputs["row_index"],
-            self.num_generations,
-            self.max_completion_length,
-        )
+        rows, step = inputs["row_index"], self.state.global_step
+        uniforms = uniform_table(self.data_seed, step, rows, self.num_generations, self.max_completion_length)
+        inputs = self._drawing.encoded(inputs)
         return self.complete(inputs, self.num_generations, temperature=self.temperature, uniforms=uniforms)
 
     def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
         """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply.
 
-        With `reward_num_workers` the rewards of the sampled completions have been started before, and this waits for
-        them. An override may change what it returns; one that scores in a way of its own needs no workers.
+        Where a reward has prefix rewards: the returns `(B, G, T)`, what each token can still earn.
+
+        With `reward_num_workers` the rewards of these very completions have been started when they were drawn, and this
+        waits for them. An override may change what it returns; one that scores in a way of its own needs no workers.
         """
-        drawn = completions is inputs.get("completions") and "scores" in inputs
-        scores = self._finished(inputs["scores"] if drawn else self._start_rewards(completions, inputs))
-        rewards = scores.rewards.view(completions.completion_ids.shape[:2])
-        self._record(scores, rewards, completions)
+        scores = inputs["scores"] = self._drawing.scores_of(completions, inputs)
+        shape = completions.completion_ids.shape  # (B, G, T)
+        rewards, ends = scores.rewards.view(shape[:2]), special_ids(self.unwrap(self.model)).ends
+        self.step_log.record("completions", completion_record(completions, ends, rewards, scores.per_function))
+        self.step_log.log_metrics(scores.logged)
+        if self.args.multi_objective_aggregation == "normalize_then_sum":
+            normalized = normalized_sum(scores.per_function.view(*shape[:2], -1), self.reward.weights)
+            rewards = torch.where(rewards.isnan(), rewards, normalized)
+        elif scores.returns is not None:
+            rewards = scores.returns_of(shape[2]).view(shape)
         return rewards, scores.token_targets
 
     def _advantages(self, rewards: torch.Tensor, completions: SampledCompletions, inputs) -> torch.Tensor:
-        """Each sample's reward minus its baseline: `(B, G)`."""
-        if self.ref_model is not None:
-            self._clock.enter("reference")
-            rewards = rewards - self.args.beta * self._kl(completions, inputs)
+        """Each sample's reward minus its baseline: `(B, G)`, or each token's return minus its own: `(B, G, T)`."""
+        if self.reference is not None:
+            kl = self.reference.kl(completions, inputs)
+            rewards = rewards - self.args.beta * (kl if rewards.ndim == 2 else kl[..., None])
         match self.args.baseline:
             case "leave_one_out":
-                return leave_one_out_advantages(rewards)
+                advantages = baselines.leave_one_out_advantages(rewards)
             case "first":
-                return first_advantages(rewards)
+                advantages = baselines.first_advantages(rewards)
             case "greedy":
-                return greedy_advantages(rewards, self._finished(inputs["greedy_scores"]).rewards)
+                advantages = baselines.greedy_advantages(rewards, self._drawing.greedy_rewards(rewards, inputs))
             case "mean":
-                return mean_advantages(rewards)
-        return no_baseline_advantages(rewards)
+                advantages = baselines.mean_advantages(rewards)
+            case "none":
+                advantages = baselines.no_baseline_advantages(rewards)
+        return group_scaled(advantages, rewards) if self.args.scale_rewards == "group" else advantages
 
     def _learn(self, model, inputs, completions, advantages, token_targets, num_images=None) -> torch.Tensor:
-        """The loss: one teacher-forced pass over the samples, weighted by their advantages."""
-        completions = completions.first(self.num_learning)  # (B, L, T), L = 1 or G
-        num_samples = (num_images or len(advantages)) * self.num_learning  # of the whole update step
-        ids, mask, _ = (field.flatten(0, 1) for field in completions)  # (B*L, T)
-        tokens = reinforce_weights(ids, mask, advantages[:, : self.num_learning].flatten())
-        for targets in token_targets:  # TokenTargets.weight is stated for the mean over all positions
-            tokens += token_target_weights(self._of_learners(targets), targets.weight * self.max_completion_length)
-        loss = self._weighted_sum(model, inputs, completions, tokens)
-        length = self.max_completion_length if self.args.loss_reduction == "mean" else 1
-        return self.mean_over_step(loss / length, num_samples)
+        """The loss of a micro-batch: one teacher-forced pass over its samples, weighted by their advantages."""
+        self.clock.enter("learn")
+        args, count, images = self.args, self.num_learning, self._drawing.encoding.images_of(inputs)
+        num_samples = (num_images or len(advantages)) * count  # of the whole update step; of G the first L learn
+        length = self.max_completion_length if args.loss_reduction == "mean" else 1
+        has_moved = "rollout" in inputs and inputs["rollout"].step < self.state.global_step  # since it sampled
+        learned = self._policy_loss(
+            model, images, completions.first(count), advantages[:, :count], token_targets, has_moved
+        )
+        loss = self.mean_over_step(learned.loss / length, num_samples)
+        self.step_log.record("learned", learned.record(lambda loss: self.mean_over_step(loss / length, num_samples)))
+        if learned.entropies is not None:
+            loss = loss - args.entropy_coef * self.mean_over_step(learned.entropies, num_samples)
+        if args.mle_weight > 0:
+            of_labels = label_loss(self.unwrap(model), model, self.model_inputs(images), inputs)
+            num_labels = self.num_labels_in_step if self.num_images_in_step else label_weights(inputs).sum().item()
+            loss = loss + args.mle_weight * self.mean_over_step(of_labels, num_labels)
+        return loss
 
     # --- the parts --------------------------------------------------------------------------------------------------
 
-    def _of_learners(self, targets: TokenTargets) -> TokenTargets:
-        """For the `B*L` samples that learn: without those that only serve as a baseline."""
-        images, samples = (
-            targets.positions[:, 0] // self.num_generations,
-            targets.positions[:, 0] % self.num_generations,
-        )
-        learns = samples < self.num_learning
-        rows = images * self.num_learning + samples
-        positions = torch.stack([rows, targets.positions[:, 1]], dim=1)
-        positions, ids, probabilities = (
-            field[learns].to(self.args.device) for field in (positions, targets.ids, targets.probabilities)
-        )
-        return TokenTargets(positions, ids, probabilities)
+    def _load(self, epoch_iterator, count: int) -> list[dict]:
+        """The next micro-batches, ready for the model."""
+        self.clock.enter("data")
+        batches, _ = Trainer.get_batch_samples(self, epoch_iterator, count, self.args.device)
+        batches = [self._prepare_inputs(batch) for batch in batches]
+        self.clock.enter(None)
+        self._load_rng_state(self._resumed_from)  # Trainer does it after this, but rewards may draw from it
+        self.model_wrapped.train()
+        return batches
 
-    def _start_rewards(self, completions: SampledCompletions, inputs) -> Callable[[], Scores]:
-        """Decode and start the rewards; without workers they are computed here and now."""
-        self._clock.enter("decode")
-        decoded, ids = self.decode(completions, inputs)
-        self._clock.enter("reward")
-        return self.reward.start(decoded, ids, inputs["columns"], inputs["row_index"].tolist(), self.state)
+    def _items_in_step(self, batches: list[dict]) -> float:
+        if self.args.mle_weight > 0:
+            (self.num_labels_in_step,) = self._over_ranks([sum(label_weights(b).sum().item() for b in batches)])
+        return super()._items_in_step(batches)
 
-    def _finished(self, started: Callable[[], Scores]) -> Scores:
-        self._clock.enter("reward")
-        return started().to(self.args.device)
+    # --- Trainer's hooks --------------------------------------------------------------------------------------------
 
-    def _reference_model(self, adapters_are_new: bool):
-        """The model before tuning, for `beta`: under new adapters the base itself, else a frozen copy."""
-        if self.args.beta == 0:
-            return None
-        if adapters_are_new:
-            return self.model
-        if self._gathers_weights():
-            raise ValueError("beta needs a second copy of the weights, which ZeRO-3 and FSDP would shard: use LoRA.")
-        reference = copy.deepcopy(self.model).requires_grad_(False)
-        return self.accelerator.prepare_model(reference, evaluation_mode=True).eval()
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with self.step_log.timed(), prepared_already(self, "rollout" in inputs):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self.clock.enter(None)
+        self._drawing.forget()
+        if self.accelerator.sync_gradients:
+            self.step_log.end_step(self.state, self.reward.names)
+        return loss
 
-    @torch.no_grad()
-    def _kl(self, completions: SampledCompletions, inputs) -> torch.Tensor:
-        """The samples' log p(policy) - log p(reference), summed over tokens `(B, G)`: TRL's k1 estimator of the KL."""
-        ids, mask, logps = (field.flatten(0, 1) for field in completions)
-        tokens = reinforce_weights(ids, mask, torch.ones_like(logps[:, 0]))  # every token that was drawn
-        # The reference has an encoder of its own: the policy's output beside the pixels is not for it.
-        name = "pixel_values" if "pixel_values" in inputs else "encoder_outputs"
-        without_adapters = self.ref_model.disable_adapter() if self.ref_model is self.model else nullcontext()
-        with without_adapters, evaluation_mode(self.ref_model), self.accelerator.autocast():
-            _, reference_logps = self._teacher_forced(
-                self.ref_model, {name: inputs[name]}, completions.completion_ids, tokens
-            )
-        difference = logps[tokens.rows, tokens.positions] - reference_logps
-        kl = torch.zeros_like(logps[:, 0]).index_add_(0, tokens.rows, difference)
-        self._recorded["kl"].append(kl)
-        return kl.view(completions.completion_ids.shape[:2])
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        """Forgets what an earlier training has left, and goes on with the rollout of a checkpoint."""
+        self.step_log.restart(self.state.global_step)
+        self._in_use.forget()
+        if resume_from_checkpoint is not None:
+            self._in_use.load(resume_from_checkpoint, self.args.process_index, self.args.device)
+        self._resumed_from, self._rng_loaded = resume_from_checkpoint, False
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
-    def _count_items(self, batch) -> int:
-        return len(batch["row_index"])
+    def _load_rng_state(self, checkpoint):
+        """Before the first rollout, and not again after it."""
+        if not self._rng_loaded:
+            super()._load_rng_state(checkpoint)
+        self._rng_loaded = True
 
-    def _check_data(self, args, datasets, collator, policy) -> None:
-        super()._check_data(args, datasets, collator, policy)
-        for name, dataset in datasets.items():
-            self._check_rewards(name, dataset)
-
-    def _check_evaluated(self, name, dataset, columns) -> None:
-        super()._check_evaluated(name, dataset, columns)
-        if set(self.target_columns.values()) <= set(checks.column_names(dataset)):
-            self._check_rewards(name, dataset)
-
-    def _check_rewards(self, name: str, dataset) -> None:
-        complete = len(self.target_columns) == len(self.processor.target_columns)
-        columns = checks.column_names(dataset)
-        complete = complete and set(self.target_columns.values()) <= set(columns)
-        self.reward.check(name, columns, self.processor.makes_references and complete)
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        self._in_use.save(output_dir, self.state.global_step, self.args.process_index)
 
     def _save(self, output_dir=None, state_dict=None):
         """As both steps do, and what the rewards need to be made again."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = self.args.output_dir if output_dir is None else output_dir
-            for reward in self.reward.saved:
-                reward.save_pretrained(str(folder))
+            self.reward.save_pretrained(str(self.args.output_dir if output_dir is None else output_dir))
+
+    def _check_rewards(self, name: str, columns: list[str]) -> None:
+        complete = len(self.target_columns) == len(self.processor.target_columns)
+        complete = complete and set(self.target_columns.values()) <= set(columns)
+        self.reward.check(name, columns, self.processor.makes_references and complete)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs or "train_loss" in logs:  # of training, not of an evaluation before its first log
+            self.step_log.check_rewarded(self.state.global_step, self.reward.names)
+        if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
+            logs |= self.step_log.read()
+        super().log(logs, start_time)
+        if self.completions_log is not None and self.is_world_process_zero():
+            self.completions_log.write(self.state.global_step, self.callback_handler.callbacks, samples="loss" in logs)
 
     # --- evaluation: the reward of greedy completions, beside the metric --------------------------------------------
 
     def _needs_completions(self) -> bool:
         return True
 
-    def _evaluate_batch(self, model, batch) -> list[dict]:
+    def _evaluate_batch(self, model, batch) -> list[evaluation.Record]:
         records = super()._evaluate_batch(model, batch)
-        if not self._has_targets(batch):
-            return records
-        completions, ids = [r["completion"] for r in records], [r["completion_ids"] for r in records]
-        scores = self.reward(completions, ids, batch["columns"], batch["row_index"].tolist(), self.state)
-        for record, reward, parts in zip(records, scores.rewards, scores.per_function, strict=True):
-            record["reward"], record["rewards"] = reward.item(), parts.tolist()
+        if self._has_targets(batch):
+            completions, ids = ([record[name] for record in records] for name in ("completion", "completion_ids"))
+            scores = self.reward(completions, ids, batch["columns"], batch["row_index"].tolist(), self.state)
+            evaluation.add_scores(records, scores)
+            if self.completions_log is not None and not self._predicting:
+                self.completions_log.record_greedy(self.state.global_step, records, scores, batch["columns"])
         return records
 
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
+        if self.completions_log is not None and not self._predicting:
+            self.completions_log.gather(metric_key_prefix)
+        return output
+
     def _evaluation_metrics(self, records) -> dict[str, float]:
-        metrics = super()._evaluation_metrics(records)
-        metrics["completions/mean_length"] = sum(len(record["completion_ids"]) for record in records) / len(records)
-        if "reward" not in records[0]:
-            return metrics
-        metrics["reward"] = torch.tensor([record["reward"] for record in records]).nanmean().item()
-        per_function = torch.tensor([record["rewards"] for record in records])  # (N, F)
-        for name, mean in zip(self.reward.names, per_function.nanmean(0).tolist(), strict=True):
-            metrics[f"rewards/{name}/mean"] = mean
-        return metrics
-
-    # --- micro-batches ----------------------------------------------------------------------------------------------
-
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        self._clock.enter("data")
-        batches, num_images = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._clock.enter(None)
-        self._waiting, self._drawn = deque(batches), deque()
-        self._recorded.clear()
-        return batches, num_images
-
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """One micro-batch. With reward workers the next one is sampled first, while this one's rewards are computed.
-
-        No parameter moves within an update step, so that the next micro-batch's samples are on-policy all the same.
-        """
-        start = time.perf_counter()
-        model.train()
-        ahead = 1 if self.args.reward_num_workers else 0
-        while self._waiting and len(self._drawn) <= ahead:
-            self._drawn.append(self._draw(self._waiting.popleft()))
-        loss = super().training_step(model, self._drawn.popleft() if self._drawn else inputs, num_items_in_batch)
-        self._clock.enter(None)
-        self._step_time += time.perf_counter() - start
-        if self.accelerator.sync_gradients:
-            self._metrics["step_time"].append(self._step_time)
-            self._step_time = 0.0
-            self._measure()
-        return loss
-
-    # --- logging: TRL's keys ----------------------------------------------------------------------------------------
-
-    def _record(self, scores: Scores, rewards: torch.Tensor, completions: SampledCompletions) -> None:
-        """Keep what the log says of these completions; ranks exchange it once an update step."""
-        ends = special_ids(self.bare(self.model)).ends
-        self._recorded["completions"].append(completion_record(completions, ends, rewards, scores.per_function))
-        for name, value in scores.logged.items():
-            self._metrics[name].append(value)
-
-    def _measure(self) -> None:
-        """What all ranks recorded during this update step, as metrics of the whole step."""
-        recorded = {name: torch.cat(parts) for name, parts in self._recorded.items()}
-        self._recorded.clear()
-        recorded = {name: values.cpu() for name, values in self.accelerator.gather(recorded).items()}
-        metrics: dict[str, float] = {}
-        if "completions" in recorded:
-            metrics, num_tokens = step_metrics(recorded["completions"], self.num_generations, self.reward.names)
-            self.state.num_input_tokens_seen += num_tokens
-            self._metrics["num_tokens"] = [self.state.num_input_tokens_seen]
-        if "kl" in recorded:
-            metrics["kl"] = recorded["kl"].mean().item()
-        if "difference" in recorded:
-            metrics["sampling/sampling_logp_difference/max"] = recorded["difference"].max().item()
-        for name, value in metrics.items():
-            self._metrics[name].append(value)
-
-    def _check_rewarded(self) -> None:
-        """Some completion of the run so far had a reward; rows that none applies to are no error by themselves."""
-        self._rewarded = self._rewarded or bool(self._metrics.get("reward"))
-        if "num_tokens" in self._metrics and not self._rewarded:  # else an override of `_score` does it all
-            raise ValueError(
-                f"Every reward ({', '.join(self.reward.names)}) was None for all completions of the first "
-                f"{self.state.global_step} steps: nothing can be learned from them."
-            )
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs or "train_loss" in logs:  # of training, not of an evaluation before its first log
-            self._check_rewarded()
-        if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
-            num_steps = len(self._metrics.get("step_time", [None]))
-            for name, values in self._metrics.items():
-                logs[name] = sum(values) / len(values)
-            for part, seconds in self._clock.read().items():
-                logs[f"timing/{part}"] = seconds / num_steps
-            self._metrics.clear()
-        super().log(logs, start_time)
+        return super()._evaluation_metrics(records) | evaluation.reward_metrics(records, self.reward.names)

@@ -1,29 +1,32 @@
-"""Calling reward functions the way TRL does, and saying which reward and which row is at fault when one fails."""
+"""Calling reward functions the way TRL does, and adding up what they say."""
 
-import asyncio
 import functools
-import inspect
-import itertools
-import sys
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future, wait
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from vision_rl.rewards import RewardFunc, RewardOutput, SavedReward, TokenTargets, as_conversations
+from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import BatchColumns
+from vision_rl.trainer.reward_arguments import RewardArguments, check_logged_name, reward_arguments
+from vision_rl.trainer.reward_calls import RewardCall
+from vision_rl.trainer.reward_functions import as_function, names_of, saved_rewards, source_of
+from vision_rl.trainer.reward_outputs import NAN, CheckedOutput, checked_output, shown
 from vision_rl.trainer.reward_workers import RewardWorkers
 
 
-LOGGED_NAMES = (
-    *("loss", "grad_norm", "learning_rate", "epoch", "step", "step_time", "num_tokens", "num_input_tokens_seen"),
-    *("entropy", "kl", "reward", "reward_std", "frac_reward_zero_std"),
-)
-LOGGED_PREFIXES = ("rewards/", "completions/", "timing/", "sampling/", "eval_", "train_")
+logger = logging.getLogger(__name__)
+
+MOST_SKIPPED = 100  # calls in a row of one reward: whatever is wrong with it is there to stay
 
 
 @dataclass
@@ -33,21 +36,36 @@ class Scores:
     rewards: torch.Tensor  # (N,) weighted sum
     per_function: torch.Tensor  # (N, F)
     token_targets: list[TokenTargets]
-    logged: dict[str, float] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)  # of this call: means of what `log_metric` was given
+    returns: torch.Tensor | None = None  # (N, T+1) what each token can still earn, last what is behind the end of all
 
     def to(self, device) -> "Scores":
-        return replace(self, rewards=self.rewards.to(device), per_function=self.per_function.to(device))
+        returns = None if self.returns is None else self.returns.to(device)
+        return replace(
+            self, rewards=self.rewards.to(device), per_function=self.per_function.to(device), returns=returns
+        )
+
+    def returns_of(self, length: int) -> torch.Tensor:
+        """The returns of the first `length` tokens `(N, length)`: the rewards, where no reward has prefix rewards."""
+        if self.returns is None:
+            return self.rewards[:, None].expand(-1, length)
+        return self.returns[:, torch.arange(length, device=self.returns.device).clamp(max=self.returns.shape[1] - 1)]
 
 
 class RewardSum:
     """The weighted sum of one or several rewards.
 
     Args:
-        reward_funcs: callables in TRL's form, or evaluate modules whose result has a list `rewards`.
+        reward_funcs: callables in TRL's form, modules, text classifiers of transformers (or the name of one), or evaluate
+            modules whose result has a list `rewards`.
         weights: one a reward; default all 1.
         conversational: give them completions and prompts as lists of one message.
         num_workers: threads that compute them; 0: the one that asks, at once.
         timeout: most seconds to wait for one of them.
+        on_error: `"raise"`, or `"skip"`: a completion whose reward is not to be had is not scored at all, neither by this
+            reward nor by the others, whose sum would be another one than its siblings'. It is counted and logged.
+        find_failing_row: where one raises, call it again on parts of the batch, to name the completion.
+        processing_classes: the tokenizers of text classifiers, one a reward, `None` for the others.
     """
 
     def __init__(
@@ -57,28 +75,57 @@ class RewardSum:
         conversational: bool = False,
         num_workers: int = 0,
         timeout: float | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        find_failing_row: bool = False,
+        processing_classes: Sequence | PreTrainedTokenizerBase | None = None,
     ):
         self.conversational, self.timeout = conversational, timeout
+        self.on_error, self.find_failing_row = on_error, find_failing_row
         self.workers = RewardWorkers(num_workers) if num_workers else None
-        functions = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
-        if not functions:
+        rewards = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+        if not rewards:
             raise ValueError("reward_funcs is empty: give at least one reward.")
-        self.names = _unique([_name_of(function) for function in functions])
-        self.functions = [_as_function(function, name) for function, name in zip(functions, self.names, strict=True)]
-        self.saved = [reward for reward in map(_saved_reward, functions) if reward is not None]
-        kinds = [type(reward) for reward in self.saved]
-        if len(set(kinds)) < len(kinds):
-            twice = next(kind.__name__ for kind in kinds if kinds.count(kind) > 1)
-            raise ValueError(f"Two rewards are a {twice}: saved beside the model, one would overwrite the other.")
-        if weights is not None and len(weights) != len(functions):
-            raise ValueError(f"reward_weights has {len(weights)} numbers for {len(functions)} reward functions.")
-        self.weights = torch.tensor(weights if weights is not None else [1.0] * len(functions), dtype=torch.float32)
+        if processing_classes is None:
+            processing_classes = [None] * len(rewards)
+        tokenizers = processing_classes if isinstance(processing_classes, list | tuple) else [processing_classes]
+        if len(tokenizers) != len(rewards):
+            raise ValueError(
+                f"reward_processing_classes has {len(tokenizers)} entries for {len(rewards)} reward functions."
+            )
+        self.names = names_of(rewards)
+        self.functions = [as_function(*each) for each in zip(rewards, self.names, tokenizers, strict=True)]
+        self.saved = saved_rewards(rewards)
+        if weights is not None and len(weights) != len(rewards):
+            raise ValueError(f"reward_weights has {len(weights)} numbers for {len(rewards)} reward functions.")
+        self.weights = torch.tensor(weights if weights is not None else [1.0] * len(rewards), dtype=torch.float32)
+        self.device: torch.device | None = None
+        self._skipped = dict.fromkeys(self.names, 0)  # calls of each, in a row
 
     def check(self, dataset_name: str, columns: list[str], has_references: bool) -> None:
         """What the rewards ask for is there; `has_references` is whether the processor makes them."""
         checks.check_reserved_columns(dataset_name, columns, has_references)
         for name, function in zip(self.names, self.functions, strict=True):
-            checks.check_reward_signature(name, function, dataset_name, columns, has_references)
+            called = function.forward if isinstance(function, nn.Module) else function
+            checks.check_reward_signature(name, called, dataset_name, columns, has_references)
+
+    def prepare(self, accelerator) -> None:
+        """Rewards that are modules go where the model is; threads will have its device as their current one."""
+        self.device = accelerator.device
+        for function in self.functions:
+            if isinstance(function, nn.Module):
+                accelerator.prepare_model(function, evaluation_mode=True)
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Which rewards they were, in `reward/rewards.json`; and what those with data of their own need."""
+        folder = Path(save_directory) / "reward"
+        folder.mkdir(parents=True, exist_ok=True)
+        named = zip(self.names, self.functions, self.weights.tolist(), strict=True)
+        described = [
+            {"name": name, "weight": weight, "source": source_of(function)} for name, function, weight in named
+        ]
+        (folder / "rewards.json").write_text(json.dumps(described, indent=2) + "\n")
+        for reward in self.saved:
+            reward.save_pretrained(str(save_directory))
 
     def __call__(
         self, completions: list, completion_ids: list[list[int]], columns: BatchColumns, rows: list[int], state
@@ -90,216 +137,98 @@ class RewardSum:
         self, completions: list, completion_ids: list[list[int]], columns: BatchColumns, rows: list[int], state
     ) -> Callable[[], Scores]:
         """Start scoring, as `__call__` does; calling what is returned waits for it to end."""
-        if len(completions) != len(completion_ids):
-            raise ValueError(f"{len(completion_ids)} completions were decoded into {len(completions)} objects.")
-        repeats = len(completions) // len(rows)
-        logged: dict[str, float] = {}
+        logged: dict[str, list[float]] = defaultdict(list)
 
         def log_metric(key: str, value: float) -> None:
-            if key in LOGGED_NAMES or key.startswith(LOGGED_PREFIXES):
-                raise ValueError(f"log_metric({key!r}, ...): the trainer itself logs this name; take another one.")
-            logged[key] = float(value)
+            check_logged_name(key)
+            logged[key].append(float(value))
 
-        arguments = {name: _repeat(values, repeats) for name, values in columns.columns.items()}
-        if columns.references is not None:
-            arguments["references"] = _repeat(columns.references, repeats)
-        prompts: list = [""] * len(completions)
-        if self.conversational:
-            completions, prompts = as_conversations(completions, "assistant"), as_conversations(prompts, "user")
-        arguments |= {"completions": completions, "completion_ids": completion_ids, "prompts": prompts}
-        constants = {"trainer_state": state, "log_metric": log_metric, "log_extra": _ignore}
-
-        rows = _repeat(rows, repeats)
-        calls = [
-            _Call(name, function, arguments, constants, rows, self.workers)
-            for name, function in zip(self.names, self.functions, strict=True)
-        ]
-        return functools.partial(self._collect, calls, completions, completion_ids, rows, logged)
-
-    def _collect(self, calls: list["_Call"], completions, completion_ids, rows: list[int], logged: dict) -> Scores:
-        token_targets, values = [], []
-        for call in calls:  # all have started: those that are async run while the others compute
-            output = call.result(self.timeout)
-            if isinstance(output, RewardOutput):
-                if output.token_targets is not None:
-                    _check_token_targets(call.name, output.token_targets, completion_ids)
-                    token_targets.append(output.token_targets)
-                output = output.rewards
-            values.append(_as_tensor(call.name, output, completions, rows))
-        per_function = torch.stack(values, dim=1)  # (N, F)
-        rewards = (per_function * self.weights).nansum(1).masked_fill(per_function.isnan().all(1), float("nan"))
-        return Scores(rewards, per_function, token_targets, logged)
-
-
-class _Call:
-    """One reward on one batch: an async one, or one for the `workers`, has been started, another has been computed."""
-
-    def __init__(
-        self,
-        name: str,
-        function: Callable,
-        arguments: dict[str, list],
-        constants: dict,
-        rows: list[int],
-        workers: RewardWorkers | None = None,
-    ):
-        self.name, self.function, self.arguments, self.constants, self.rows = (
-            name,
-            function,
-            arguments,
-            constants,
-            rows,
+        arguments = reward_arguments(
+            completions, completion_ids, columns, rows, state, log_metric, self.conversational
         )
-        arguments = {**arguments, **constants}
-        try:
-            self.output = workers.submit(_start, function, arguments) if workers else _start(function, arguments)
-        except Exception as error:
-            raise self._explained(error) from error
+        calls: list[RewardCall] = []
+        for name, function in zip(self.names, self.functions, strict=True):
+            calls.append(RewardCall(name, function, arguments, self.workers, self.device, self.find_failing_row))
+            if self.on_error == "raise" and self.workers is None and calls[-1].has_failed:
+                break  # those behind it may cost something, and are in vain
+        return functools.partial(self._collect, calls, arguments, logged)
 
-    def result(self, timeout: float | None = None):
-        deadline = None if timeout is None else time.monotonic() + timeout
-        output = self.output
-        while isinstance(output, Future):  # of a worker, which may have started an async reward
-            if not wait([output], None if deadline is None else max(0.0, deadline - time.monotonic())).done:
-                output.cancel()
-                raise TimeoutError(
-                    f"The reward `{self.name}` was not ready after {timeout} s (reward_timeout), on the rows "
-                    f"{sorted(set(self.rows))}. Raise reward_timeout, or give the reward a time limit of its own."
-                )
-            try:
-                output = output.result()
-            except Exception as error:
-                raise self._explained(error, calls_again=timeout is None) from error
+    def _collect(self, calls: list[RewardCall], arguments: RewardArguments, logged: dict[str, list[float]]) -> Scores:
+        try:  # all have begun: those that are async run while the others compute
+            outputs = [self._output(call, arguments) for call in calls]
+        except BaseException:
+            for call in calls:
+                call.leave()
+            raise
+        per_function = torch.stack([output.rewards for output in outputs], dim=1)  # (N, F)
+        unknown = torch.zeros(len(per_function), dtype=torch.bool)
+        for name, output in zip(self.names, outputs, strict=True):
+            unknown[list(output.problems)] = True
+            if self.on_error == "skip":
+                logged[f"rewards/{name}/skipped"] = [len(output.problems) / len(unknown)]
+        rewards = _weighted_sum(per_function, self.weights).masked_fill(unknown, NAN)
+        if rewards.isinf().any():
+            raise ValueError(f"The sum of the rewards {self.names} is beyond float32: lower reward_weights.")
+        returns = _returns(per_function, [output.prefix_rewards for output in outputs], self.weights)
+        return Scores(
+            rewards,
+            per_function,
+            [output.token_targets for output in outputs if output.token_targets is not None],
+            {key: fmean(values) for key, values in logged.items()},
+            None if returns is None else returns.masked_fill(unknown[:, None], NAN),
+        )
+
+    def _output(self, call: RewardCall, arguments: RewardArguments) -> CheckedOutput:
+        """Of one reward; with `on_error="skip"` NaN for the completions that it failed on."""
+        completions, ids = arguments.lists["completions"], arguments.lists["completion_ids"]
+        try:
+            output = checked_output(call.name, call.result(self.timeout), ids)
+            if output.problems and self.on_error == "raise":
+                raise ValueError(_problem(call.name, output, arguments))
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._count_skipped(call.name, error)
+            return CheckedOutput(
+                torch.full((len(completions),), NAN), dict.fromkeys(range(len(completions)), str(error))
+            )
+        self._skipped[call.name] = 0
+        if output.problems:
+            logger.warning(
+                "%s %d of %d are skipped.", _problem(call.name, output, arguments), len(output.problems), len(ids)
+            )
         return output
 
-    def _explained(self, error: Exception, calls_again: bool = True) -> RuntimeError:
-        """With the completion that fails, found by calling the reward again: not where a call may take for ever."""
-        culprit, where = None, f" on the rows {sorted(set(self.rows))}"
-        if calls_again and not isinstance(error, OSError):
-            culprit, where = self._first_failing(error, 0, len(self.rows)), ""
-        if culprit is not None:
-            where = f" on row {self.rows[culprit]}, completion {self.arguments['completions'][culprit]!r}"
-        return RuntimeError(f"The reward `{self.name}` raised {type(error).__name__}{where}: {error}")
+    def _count_skipped(self, name: str, error: Exception) -> None:
+        """A call that failed as a whole; too many in a row are an error after all."""
+        self._skipped[name] += 1
+        if self._skipped[name] >= MOST_SKIPPED:
+            raise RuntimeError(f"The reward `{name}` has failed {MOST_SKIPPED} times in a row: {error}") from error
+        logger.warning("%s (skipped; on_reward_error='skip', %d in a row)", error, self._skipped[name])
 
-    def _first_failing(self, error: Exception, start: int, stop: int) -> int | None:
-        """The first completion that alone fails in the same way, by bisection; `None` where only the batch does."""
-        if stop - start == 1:
-            return start
-        middle = (start + stop) // 2
-        for part in (start, middle), (middle, stop):
-            arguments = {name: values[slice(*part)] for name, values in self.arguments.items()}
-            try:
-                output = _start(self.function, {**arguments, **self.constants})
-                if isinstance(output, Future):
-                    output.result()
-            except Exception as again:
-                if type(again) is type(error):
-                    return self._first_failing(error, *part)
+
+def _problem(name: str, output: CheckedOutput, arguments: RewardArguments) -> str:
+    number, problem = next(iter(output.problems.items()))
+    return (
+        f"The reward `{name}` returned {problem} for row {arguments.rows[number]}, completion "
+        f"{shown(arguments.lists['completions'][number])}; it must return a finite number, or None where it does not apply."
+    )
+
+
+def _returns(
+    per_function: torch.Tensor, prefixes: list[torch.Tensor | None], weights: torch.Tensor
+) -> torch.Tensor | None:
+    """What each token can still earn `(N, T+1)`: of each reward what was not earned before, all of one without prefixes."""
+    width = next((prefix.shape[1] for prefix in prefixes if prefix is not None), None)
+    if width is None:
         return None
+    columns = [
+        values[:, None].expand(-1, width) if prefix is None else values[:, None] - prefix
+        for values, prefix in zip(per_function.unbind(1), prefixes, strict=True)
+    ]
+    return _weighted_sum(torch.stack(columns, dim=-1), weights)
 
 
-def _start(function: Callable, arguments: dict):
-    """The function's output, or the `Future` of it if the function is async."""
-    output = function(**arguments)
-    return asyncio.run_coroutine_threadsafe(output, _event_loop()) if inspect.iscoroutine(output) else output
-
-
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """One loop for the life of the process, in a thread of its own: clients and semaphores belong to their loop."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="vision_rl async rewards", daemon=True).start()
-    return loop
-
-
-def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[list[int]]) -> None:
-    """Every position is a token of a completion, its end token included."""
-    lengths = torch.tensor([len(ids) for ids in completion_ids])
-    rows, tokens = targets.positions.cpu().unbind(1)
-    outside = (rows < 0) | (rows >= len(lengths)) | (tokens < 0)
-    outside |= tokens >= lengths[rows.clamp(0, len(lengths) - 1)]
-    if outside.any():
-        row, token = targets.positions[outside.nonzero()[0, 0]].tolist()
-        has = f"that completion has {lengths[row]} tokens" if 0 <= row < len(lengths) else f"there are {len(lengths)}"
-        raise ValueError(f"The reward `{name}` gave a token target for completion {row}, token {token}, but {has}.")
-
-
-def _as_tensor(name: str, rewards, completions: list, rows: list[int]) -> torch.Tensor:
-    """`(N,)` float32, `None` as NaN; a reward that is itself NaN, or no number, is an error."""
-    if isinstance(rewards, torch.Tensor) or hasattr(rewards, "tolist"):
-        rewards = rewards.tolist()
-    if not isinstance(rewards, list | tuple):
-        raise TypeError(f"The reward `{name}` returned a {type(rewards).__name__}; it must return a list of floats.")
-    if len(rewards) != len(completions):
-        raise ValueError(f"The reward `{name}` returned {len(rewards)} rewards for {len(completions)} completions.")
-    for i, value in enumerate(rewards):
-        problem = None
-        if value is not None:
-            try:
-                number = float(value)
-            except (TypeError, ValueError):
-                problem = f"a {type(value).__name__}"
-            else:
-                problem = None if number - number == 0 else f"{number}"  # NaN and infinities
-        if problem:
-            raise ValueError(
-                f"The reward `{name}` returned {problem} for row {rows[i]}, completion {completions[i]!r}; it must "
-                "return a finite number, or None where it does not apply."
-            )
-    return torch.tensor([float("nan") if value is None else float(value) for value in rewards], dtype=torch.float32)
-
-
-def _ignore(column: str, values: list) -> None:
-    """TRL's `log_extra` adds a column to its table of completions, which there is none of here."""
-
-
-def _repeat(values: list, times: int) -> list:
-    return [value for value in values for _ in range(times)]
-
-
-def _as_function(reward, name: str) -> Callable:
-    """A callable; an evaluate module's own computation on the batch, without the Arrow files of its `compute`."""
-    if _is_evaluate_module(reward):
-
-        def reward_of_module(completions, references=None, **kwargs):
-            result = reward._compute(predictions=completions, references=references)
-            if "rewards" not in result:
-                raise TypeError(
-                    f"The evaluate module `{name}` gives {', '.join(sorted(result))}; a reward needs `rewards`, one a completion."
-                )
-            return result["rewards"]
-
-        return reward_of_module
-    if not callable(reward):
-        raise TypeError(f"The reward `{name}` is a {type(reward).__name__}, not a function of completions.")
-    return reward
-
-
-def _is_evaluate_module(reward) -> bool:
-    """None is where nobody has imported evaluate, which need not be there."""
-    evaluate = sys.modules.get("evaluate")
-    return evaluate is not None and isinstance(reward, evaluate.EvaluationModule)
-
-
-def _saved_reward(reward) -> SavedReward | None:
-    """The reward that is saved: itself, or the one inside a partial function or an evaluate module's `reward`."""
-    if isinstance(reward, functools.partial):
-        return _saved_reward(reward.func)
-    if _is_evaluate_module(reward):
-        reward = getattr(reward, "reward", None)
-    return reward if isinstance(reward, SavedReward) else None
-
-
-def _name_of(reward) -> str:
-    if isinstance(reward, functools.partial):
-        return _name_of(reward.func)
-    return getattr(reward, "__name__", None) or getattr(reward, "name", None) or type(reward).__name__
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Two rewards of one name would share their log keys: the second becomes `name_2`."""
-    unique: list[str] = []
-    for name in names:
-        candidates = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
-        unique.append(next(candidate for candidate in candidates if candidate not in unique))
-    return unique
+def _weighted_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Over the functions, `(..., F)`; NaN, one that does not apply, is left out, and is the sum where none does."""
+    return (per_function * weights).nansum(-1).masked_fill(per_function.isnan().all(-1), NAN)

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from vision_rl.models.uvim import UViMModel
+from vision_rl.models.uvim import UViMModel, check_stage1
 from vision_rl.processing import DenseProcessor
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import VisionCollator
+from vision_rl.trainer.loading import name_of_model
 from vision_rl.trainer.mle_config import VisionMLEConfig
-from vision_rl.trainer.vision_trainer import VisionTrainer, name_of_model
+from vision_rl.trainer.vision_trainer import VisionTrainer
 
 
 class CodebookCallback(TrainerCallback):
@@ -21,10 +22,10 @@ class CodebookCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer.bare(self.trainer.model).codebook.collected = None  # of passes that belong to no step
+        self.trainer.unwrap(self.trainer.model).codebook.collected = None  # of passes that belong to no step
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.codebook_metrics = self.trainer.bare(self.trainer.model_wrapped).update_codebook()
+        self.trainer.codebook_metrics = self.trainer.unwrap(self.trainer.model_wrapped).update_codebook()
 
 
 class Stage1Trainer(VisionTrainer):
@@ -83,7 +84,7 @@ class Stage1Trainer(VisionTrainer):
                 f"processing_class is a {type(processing_class).__name__}; stage I needs one that makes dense targets, "
                 "such as PanopticProcessor, ColorizationProcessor, or a DenseProcessor of yours."
             )
-        checks.check_stage1(policy.config, processing_class)
+        check_stage1(policy.config, processing_class)
         self.processor = processing_class
         self.max_completion_length = policy.config.code_length
 
@@ -97,9 +98,6 @@ class Stage1Trainer(VisionTrainer):
         num_images = len(inputs["row_index"])
         loss = self.mean_over_step(outputs.loss * num_images, num_items_in_batch or num_images)
         return (loss, outputs) if return_outputs else loss
-
-    def _count_items(self, batch) -> float:
-        return len(batch["row_index"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -120,9 +118,10 @@ class Stage1Trainer(VisionTrainer):
             with self.accelerator.autocast():
                 record["loss"] = model(batch["pixel_values"][row : row + 1], one).loss.item()
         if super()._needs_completions():
-            stage1 = self.bare(model)
-            codes = stage1.encode(batch["targets"], batch["pixel_values"])
-            outputs = stage1.decode(codes, batch["pixel_values"])
+            stage1 = self.unwrap(model)
+            with self.accelerator.autocast():
+                codes = stage1.encode(batch["targets"], batch["pixel_values"])
+                outputs = stage1.decode(codes, batch["pixel_values"])
             for row, (record, made) in enumerate(
                 zip(records, self.processor.from_dense(outputs, batch["pixel_values"]), strict=True)
             ):

@@ -1,100 +1,151 @@
-"""The learning pass of reward tuning: each image encoded once a step, no logits of all tokens, nothing in vain."""
+"""The log-probabilities of given completions, by one pass that reads them: each image encoded once, nothing in vain."""
 
-from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from vision_rl.models.completions import SampledCompletions
+from vision_rl.models.lengths import num_positions
 from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_logits
 from vision_rl.models.special_ids import special_ids
 from vision_rl.models.token_draw import policy_logits
 from vision_rl.models.unwrapping import evaluation_mode, is_vision_encoder_decoder
-from vision_rl.trainer.reward_config import VisionRewardConfig
-from vision_rl.trainer.timing import StepClock
-from vision_rl.trainer.vision_trainer import VisionTrainer
+from vision_rl.trainer.losses import mle_loss
 
 
-class TeacherForcedTrainer(VisionTrainer):
-    """The half of `VisionRewardTrainer` that reads completions again, with gradient."""
+if TYPE_CHECKING:
+    from vision_rl.trainer.reward_trainer import VisionRewardTrainer
 
-    args: VisionRewardConfig
-    temperature: float
+Reweigh = Callable[[torch.Tensor], torch.Tensor]  # log-probabilities (E,) of tokens to their weights (E,)
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._clock = StepClock(self.args.device)
-        self._recorded: dict[str, list[torch.Tensor]] = defaultdict(list)  # on this rank, in this update step
-        self._fuses_head: bool | None = None  # found out at the first pass
 
-    def _encode(self, inputs: dict) -> dict:
-        """The batch with `encoder_outputs (B, N, d)`: its images encoded once and with gradient, to sample and to learn.
+@dataclass
+class Reading:
+    """What a pass over completions gives, of `E` tokens of them.
 
-        Only where both see the same encoder, so without dropout, and where a rank holds all of its weights.
+    Args:
+        loss: the sum of `tokens.weights` times log-probability, with gradient.
+        tokens: with the weights that the loss has.
+        logps: `(E,)`, over the whole vocabulary, without gradient.
+        logits: `(R, T, V)`, those of the policy, with gradient; only where they were asked for.
+    """
+
+    loss: torch.Tensor
+    tokens: WeightedTokens
+    logps: torch.Tensor
+    logits: torch.Tensor | None = None
+
+
+class TeacherForcing:
+    """Reads completions again for the log-probabilities of chosen tokens, as the policy that samples says them.
+
+    Args:
+        trainer: whose model it is, with its temperature. A compiled model's head, or that of a scaled loss, forms no
+            loss itself.
+    """
+
+    def __init__(self, trainer: "VisionRewardTrainer"):
+        self.trainer = trainer
+        plain = trainer.args.torch_compile or trainer.args.fp16
+        self.fuses_head: bool | None = False if plain else None  # found out at the first pass
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: dict[str, torch.Tensor],
+        completion_ids: torch.Tensor,
+        tokens: WeightedTokens,
+        reweigh: Reweigh | None = None,
+        with_logits: bool = False,
+    ) -> Reading:
+        """One pass over `completion_ids (B, L, T)` about B `images`.
+
+        Args:
+            tokens: of the `B*L` completions.
+            reweigh: gives the tokens their weights, where these depend on the log-probabilities: constants all the same.
+            with_logits: the logits of everything are wanted too; the head then does not form the loss.
         """
-        policy = self.bare(self.model_wrapped)
-        shared = is_vision_encoder_decoder(policy) and self.args.disable_dropout and not self._gathers_weights()
-        if not shared or "encoder_outputs" in inputs:
-            return inputs
-        self._clock.enter("encode")
-        # A context of its own: autocast keeps the weights it has cast, and those cast without gradient have none later.
-        with self.accelerator.autocast():
-            encoded = policy.encoder(pixel_values=inputs["pixel_values"], return_dict=True).last_hidden_state
-        return {**inputs, "encoder_outputs": encoded}
-
-    def _weighted_sum(
-        self, model, inputs: dict, completions: SampledCompletions, tokens: WeightedTokens
-    ) -> torch.Tensor:
-        """The loss `sum(weights * log p)` of `tokens` of the `B*L` sequences `completions (B, L, T)`.
-
-        Images without a weight, such as those whose samples all got the same reward, are not decoded, and neither is
-        what lies behind the last weight: the gradient stays the same.
-        """
-        tokens = tokens.nonzero()
-        ids = completions.completion_ids[:, :, : int(tokens.positions.max()) + 1]
-        name = "encoder_outputs" if "encoder_outputs" in inputs else "pixel_values"
-        images = {name: inputs[name]}
-        learning = (tokens.rows // ids.shape[1]).unique()  # (B',)
-        kept = tokens
-        if len(learning) < len(ids):
-            rows = torch.arange(ids.shape[0] * ids.shape[1], device=ids.device).view(ids.shape[:2])[learning]
-            kept = tokens.of_rows(rows.flatten())
-            ids, images = ids[learning], {name: inputs[name].index_select(0, learning)}
-        loss, logps = self._teacher_forced(model, images, ids, kept)
-        self._record_difference(logps, completions, tokens)
-        return loss
-
-    def _teacher_forced(
-        self, model, images: dict, completion_ids: torch.Tensor, tokens: WeightedTokens
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss and each `log p (E,)`, by one pass over `completion_ids (B, L, T)`; each image is encoded once."""
-        policy = self.bare(model)
+        policy = self.trainer.unwrap(model)
         special = special_ids(policy)
         if not is_vision_encoder_decoder(policy):
             images = {name: value.repeat_interleave(completion_ids.shape[1], dim=0) for name, value in images.items()}
         completion_ids = completion_ids.flatten(0, 1)  # (B*L, T)
         decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=special.decoder_start)
-        inputs = {**self.model_inputs(images), "decoder_input_ids": decoder_input_ids, "use_cache": False}
-        if self._fuses_head is None:
-            self._fuses_head = self._can_fuse_head(policy, images)
-        if self._fuses_head:
-            head = FusedHead(policy.get_output_embeddings(), self.temperature, special.suppressed)
-            with head.loss_of(tokens):
-                return model(**inputs).logits, head.logps
-        return weigh_logits(policy_logits(model(**inputs).logits, self.temperature, special.suppressed), tokens)
+        inputs = {**self.trainer.model_inputs(images), "decoder_input_ids": decoder_input_ids, "use_cache": False}
+        if self.fuses_head is None:
+            self.fuses_head = self._can_fuse_head(policy, images)
+        if self.fuses_head and not with_logits:
+            head = FusedHead(policy.get_output_embeddings(), self.trainer.temperature, special.suppressed)
+            with head.loss_of(tokens, reweigh):
+                loss = model(**inputs).logits
+            return Reading(loss, head.tokens, head.logps)
+        logits = policy_logits(model(**inputs).logits, self.trainer.temperature, special.suppressed)
+        if reweigh is not None:
+            with torch.no_grad():
+                tokens = replace(tokens, weights=reweigh(weigh_logits(logits, tokens)[1]))
+        loss, logps = weigh_logits(logits, tokens)
+        return Reading(loss, tokens, logps, logits if with_logits else None)
 
     def _can_fuse_head(self, policy, images: dict) -> bool:
-        """Whether the head may compute the loss, asked once; what is compiled, or in float16, takes the plain way."""
-        if not is_vision_encoder_decoder(policy) or self.args.torch_compile or self.args.fp16:
+        """Whether the head may form the loss, asked once."""
+        if not is_vision_encoder_decoder(policy):
             return False
-        inputs = self.model_inputs({name: value[:1] for name, value in images.items()})
-        start = torch.full((1, 1), special_ids(policy).decoder_start, device=self.args.device)
-        with evaluation_mode(policy), self.accelerator.autocast():
+        inputs = self.trainer.model_inputs({name: value[:1] for name, value in images.items()})
+        device = next(iter(images.values())).device
+        start = torch.full((1, 1), special_ids(policy).decoder_start, device=device)
+        with evaluation_mode(policy), self.trainer.accelerator.autocast():
             return can_be_fused(policy, {**inputs, "decoder_input_ids": start})
 
-    def _record_difference(self, logps: torch.Tensor, completions: SampledCompletions, tokens: WeightedTokens) -> None:
-        """How far the learned policy is from the sampled one: about 0 unless dropout or precision part them."""
-        places = (tokens.rows, tokens.positions)
-        drawn = completions.completion_ids.flatten(0, 1)[places] == tokens.ids
-        difference = (logps - completions.per_token_logps.flatten(0, 1)[places]).abs().masked_fill(~drawn, 0.0)
-        self._recorded["difference"].append(difference.max()[None])
+
+def without_idle_images(
+    images: dict[str, torch.Tensor], completion_ids: torch.Tensor, tokens: WeightedTokens
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, WeightedTokens]:
+    """What is left where images without a token are dropped, and what lies behind the last token: the same gradient.
+
+    `completion_ids (B, L, T)` become `(B', L, T')`; the order of the tokens stays, their rows are numbered anew.
+    """
+    completion_ids = completion_ids[:, :, : int(tokens.positions.max()) + 1]
+    num_images, times = completion_ids.shape[:2]
+    learning = (tokens.rows // times).unique()  # (B',)
+    if len(learning) == num_images:
+        return images, completion_ids, tokens
+    rows = torch.arange(num_images * times, device=learning.device).view(num_images, times)[learning]
+    images = {name: value.index_select(0, learning) for name, value in images.items()}
+    return images, completion_ids[learning], tokens.of_rows(rows.flatten())
+
+
+def read_labels(policy: Any, model: nn.Module, images: dict[str, Any], batch: dict) -> Any:
+    """The outputs of `model`, whose logits `(B, T, V)` say each label from those before it.
+
+    Args:
+        policy: the transformers model inside of `model`. images: as the model takes them.
+        batch: with `labels (B, T)`, -100 behind their end.
+
+    Raises:
+        ValueError: for labels that have more tokens than the decoder has positions.
+    """
+    labels, ids, positions = batch["labels"], special_ids(policy), num_positions(policy)
+    if positions is not None and labels.shape[1] > positions:
+        row = batch["row_index"][(labels != -100).sum(1).argmax()].item()
+        raise ValueError(
+            f"Row {row} has labels of {labels.shape[1]} tokens, the decoder has only {positions} positions: "
+            "shorten them, or build the decoder with a larger max_position_embeddings."
+        )
+    before = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start)
+    decoder_input_ids = before.masked_fill(before == -100, ids.pad)
+    return model(**images, decoder_input_ids=decoder_input_ids, use_cache=False)
+
+
+def label_loss(policy: Any, model: nn.Module, images: dict[str, Any], batch: dict) -> torch.Tensor:
+    """MLE pretraining's loss on the labels of a batch: `(B, T)`, 0 behind their end."""
+    outputs = read_labels(policy, model, images, batch)
+    return mle_loss(outputs.logits, batch["labels"], label_weights=batch.get("label_weights"))
+
+
+def label_weights(batch: dict) -> torch.Tensor:
+    """`(B, T)`: what each label counts in the mean, 0 for -100."""
+    learned = (batch["labels"] != -100).float()
+    return learned * batch["label_weights"] if "label_weights" in batch else learned

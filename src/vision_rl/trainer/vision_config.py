@@ -54,7 +54,24 @@ class VisionConfig(TrainingArguments):
             "None: they have the same names."
         },
     )
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the training rows anew each epoch."})
+    shuffle_dataset: bool = field(
+        default=True, metadata={"help": "Shuffle the training rows anew each epoch. A stream keeps its own order."}
+    )
+
+    @property
+    def images_in_step(self) -> int:
+        """Images of an update step, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that are learned from together, over all processes: an epoch consists of whole such blocks."""
+        return self.images_in_step
+
+    @property
+    def times_learned(self) -> int:
+        """How often each block of images comes, one time after the other."""
+        return 1
 
     # TrainingArguments parses these from JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "target_columns"]
@@ -78,6 +95,7 @@ class VisionConfig(TrainingArguments):
             "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
             "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
             "include_for_metrics": ([], "compute_metrics is given predictions and references"),
+            "batch_eval_metrics": (False, "compute_metrics is given the whole evaluation set at once"),
             "prediction_loss_only": (False, "leave out compute_metrics instead"),
         }
         for name, (default, instead) in ignored.items():

@@ -7,7 +7,7 @@ from vision_rl.models.uvim.conversion import (
     load_big_vision_stage2,
     load_big_vision_vit,
 )
-from vision_rl.models.uvim.decoding import UViMDecoder
+from vision_rl.models.uvim.decoding import UViMDecoder, check_stage1
 from vision_rl.models.uvim.modeling import UViMModel, UViMOutput
 
 
@@ -16,6 +16,7 @@ __all__ = [
     "UViMDecoder",
     "UViMModel",
     "UViMOutput",
+    "check_stage1",
     "convert_uvim",
     "load_big_vision_stage1",
     "load_big_vision_stage2",

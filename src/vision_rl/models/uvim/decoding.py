@@ -3,13 +3,15 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vision_rl.models.completion_decoder import CompletionDecoder
+from vision_rl.models.uvim.configuration import UViMConfig
 from vision_rl.models.uvim.modeling import UViMModel
-from vision_rl.processing import DenseProcessor
+from vision_rl.processing import DenseProcessor, VisionProcessor
 
 
-class UViMDecoder(nn.Module):
+class UViMDecoder(CompletionDecoder):
     """The `completion_decoder` of a model that writes stage I codes: a frozen stage I network and a processor.
 
     Token = code + 1; token 0 starts the decoder and is no code. Let the model not write it:
@@ -44,3 +46,37 @@ class UViMDecoder(nn.Module):
     def labels(self, batch: dict[str, Any]) -> Tensor:
         """The tokens `(B, L)` of a batch with `pixel_values` and dense `targets`."""
         return self.stage1.encode(batch["targets"], batch["pixel_values"]) + 1
+
+    def check(self, processor: VisionProcessor, max_completion_length: int) -> None:
+        """The model writes as many codes as stage I reads, and tokens mean the same to both."""
+        stage1: UViMConfig = self.stage1.config
+        if max_completion_length != stage1.code_length:
+            raise ValueError(
+                f"Stage I has {stage1.code_length} codes an image, the model writes {max_completion_length}: leave out "
+                "max_completion_length, and give the processor the same code_len."
+            )
+        if processor.vocab_size != stage1.codebook_size + 1:
+            raise ValueError(
+                f"Stage I has {stage1.codebook_size} different codes, the processor {(processor.vocab_size or 1) - 1}: "
+                "give it the same num_codes."
+            )
+        check_stage1(stage1, self.processor)
+
+
+def check_stage1(stage1: UViMConfig, processor: DenseProcessor) -> None:
+    """Stage I and its processor agree about the codes and about what the outputs are."""
+    if processor.code_len != stage1.code_length:
+        raise ValueError(
+            f"Stage I has {stage1.code_length} codes an image (code_length), the processor {processor.code_len}: give it "
+            "the same code_len."
+        )
+    if processor.num_codes != stage1.codebook_size:
+        raise ValueError(
+            f"Stage I has {stage1.codebook_size} different codes (codebook_size), the processor {processor.num_codes}: "
+            "give it the same num_codes."
+        )
+    if processor.outputs is not None and processor.outputs != stage1.outputs:
+        raise ValueError(
+            f"Stage I has the outputs {stage1.outputs}, {type(processor).__name__} makes targets for {processor.outputs}: "
+            "build the model with UViMConfig(outputs=processor.outputs)."
+        )

@@ -14,6 +14,7 @@ from vision_rl.tasks.captioning.ngrams import (
     count_ngrams,
     images_with,
     tokenized,
+    tokenized_references,
     with_end,
 )
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
@@ -85,8 +86,9 @@ def _scores(candidates, references, document_frequency, append_eos, tokenize, cl
     image = np.array([index_of.setdefault(tuple(texts), len(index_of)) for texts in references])  # (N,)
     num_references = np.array([len(texts) for texts in index_of])  # (I,)
     count = len(candidates)
-    texts = tokenized([*candidates] + [text for texts in index_of for text in texts], tokenize)
-    ngrams = count_ngrams(with_end(texts[:count], append_eos) + with_end(texts[count:], ends))  # C captions
+    texts = tokenized(candidates, tokenize)
+    true_texts = tokenized_references([text for texts_of_image in index_of for text in texts_of_image], tokenize)
+    ngrams = count_ngrams(with_end(texts, append_eos) + with_end(true_texts, ends))  # C captions
 
     if document_frequency is None:
         num_images = len(references)

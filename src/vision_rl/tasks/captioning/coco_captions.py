@@ -13,6 +13,7 @@ from vision_rl.tasks.captioning.ngrams import (
     check_candidates,
     check_references,
     tokenized,
+    tokenized_references,
 )
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
@@ -129,8 +130,8 @@ def _tokenized(
     """Checked, and as tokens joined by spaces."""
     check_references(references)
     check_candidates(candidates, references)
-    texts = iter(tokenized([*candidates, *(text for image in references for text in image)], tokenize))
-    return [next(texts) for _ in candidates], [[next(texts) for _ in image] for image in references]
+    texts = iter(tokenized_references([text for image in references for text in image], tokenize))
+    return tokenized(candidates, tokenize), [[next(texts) for _ in image] for image in references]
 
 
 def _ngrams(words: Sequence[str], order: int) -> Counter:

@@ -101,7 +101,8 @@ class DocumentFrequency:
         hashes, counts = [], []
         for start in range(0, len(references), 4096):  # bounds the memory
             part = references[start : start + 4096]
-            texts = with_end(tokenized([text for image in part for text in image], tokenize), append_eos)
+            true_texts = [text for image in part for text in image]
+            texts = with_end(tokenized_references(true_texts, tokenize), append_eos)
             ngrams = count_ngrams(texts)
             image_of_caption = np.repeat(np.arange(len(part)), [len(image) for image in part])
             hashes.append(ngrams.hashes)
@@ -176,6 +177,16 @@ def images_with(ngrams: NgramCounts, image_of_caption: np.ndarray, weights: np.n
 
 def tokenized(captions: list[str], tokenize: Tokenize | None) -> list[str]:
     return captions if tokenize is None else tokenize(captions)
+
+
+def tokenized_references(captions: list[str], tokenize: Tokenize | None) -> list[str]:
+    """As `tokenized`, of captions that come again in every epoch and every evaluation: they are read once a run."""
+    return list(map(_ptb_tokens, captions)) if tokenize is ptb_tokenize else tokenized(captions, tokenize)
+
+
+@lru_cache(maxsize=1 << 20)  # COCO has 0.6 million captions
+def _ptb_tokens(caption: str) -> str:
+    return ptb_tokenize([caption])[0]
 
 
 def with_end(captions: list[str], append_eos: bool | Sequence[bool]) -> list[str]:

@@ -4,12 +4,14 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+from PIL import Image
 from tokenizers.decoders import WordPiece
 from transformers import BatchFeature
 
-from vision_rl.data.rows import column_values
+from vision_rl.columns import check_values, column_values
 from vision_rl.processing import TextProcessor
+from vision_rl.tasks.captioning.drawing import draw as draw_caption
+from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
 class CaptioningProcessor(TextProcessor):
@@ -55,40 +57,58 @@ class CaptioningProcessor(TextProcessor):
         self.max_caption_length = max_caption_length
 
     def __call__(  # type: ignore[override]
-        self, images, seeds=None, captions: Sequence[list[str]] | None = None, **kwargs
+        self,
+        images,
+        seeds=None,
+        captions: Sequence[list[str]] | None = None,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         if captions is None:
-            return super().__call__(images)
+            return super().__call__(images, return_tensors=return_tensors)
         captions = [checked_captions(texts) for texts in captions]
         seeds = [None] * len(captions) if seeds is None else seeds
         chosen = [
             texts[0 if seed is None else np.random.default_rng(seed).integers(len(texts))]
             for texts, seed in zip(captions, seeds, strict=True)
         ]
-        return super().__call__(images, text=chosen)
+        return super().__call__(images, text=chosen, return_tensors=return_tensors)
 
-    def _labels(self, text: list[str]) -> torch.Tensor:
-        return super()._labels(text)[:, : self.max_caption_length]
+    def _label_ids(self, text: list[str]) -> list[list[int]]:
+        return [ids[: self.max_caption_length] for ids in super()._label_ids(text)]
 
-    def batch_decode(self, sequences, skip_special_tokens: bool = True, **kwargs) -> list[str]:
-        texts = super().batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs)
+    def batch_decode(
+        self, sequences, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
+        texts = super().batch_decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None and isinstance(backend.decoder, WordPiece):
             texts = [rejoined(text) for text in texts]
         return texts
 
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The image with its caption below, and what people say of it."""
+        return draw_caption(image, completion, reference)
+
     def get_references(self, rows: list[dict]) -> list[list[str]]:
-        return [checked_captions(row["captions"]) for row in rows]
+        return [[self._bare(text) for text in checked_captions(row["captions"])] for row in rows]
+
+    def says_the_same(self, completion: str, reference: list[str]) -> bool:
+        """Labels are of the first caption; case and spaces do not count, for CIDEr does not see them."""
+        made, true = ptb_tokenize([completion, reference[0]])
+        return made == true
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Every row has a caption, and captions are strings."""
-        if "captions" not in columns:
-            return
-        for row, captions in column_values(dataset, columns["captions"]):
-            try:
-                checked_captions(captions)
-            except ValueError as error:
-                raise ValueError(f"Row {row}, column `{columns['captions']}`: {error}") from error
+        if "captions" in columns:
+            column = columns["captions"]
+            check_values(column_values(dataset, column), column, len(dataset), checked_captions)
+
+    def check_label_lengths(self, dataset, columns: dict[str, str], num_positions: int) -> None:
+        """Any of a row's captions may be learned; of a long one `max_caption_length` tokens are."""
+        if "captions" in columns and num_positions < self.max_caption_length:
+            self._refuse_long_texts(
+                column_values(dataset, columns["captions"]), columns["captions"], len(dataset), num_positions
+            )
 
 
 _JOINTS = [

@@ -90,8 +90,8 @@ SYMBOL = (
 )
 CLITIC = f"{APOSTROPHE}(?i:s|m|d|ll|re|ve)"
 # Words and their parts. Possessive quantifiers (++) wherever a long caption could make the matcher go back.
-WORD = rf"{LETTER}{ALNUM}*+"
-DOTTED = rf"{WORD}(?:[.!?]{WORD})++"
+LETTERS = rf"{LETTER}{ALNUM}*+"
+DOTTED = rf"{LETTERS}(?:[.!?]{LETTERS})++"
 LIST = rf"{ALNUM}(?:{ALNUM}|[.,]){{,99}}+(?:-{ALNUM}++)++"  # "1,000-foot", "red,blue-green"
 THING = rf"{ALNUM}++(?:[-_\u2010\u2011]{ALNUM}++)*+"
 SLASHABLE = "[A-Za-z0-9]++(?:-[A-Za-z]++)*+"
@@ -113,9 +113,13 @@ def straight(token: str) -> str:
 
 
 class Rule(NamedTuple):
-    """A kind of token: its pattern, what must stand behind it, and how it is spelt."""
+    """A kind of token: its pattern, what must stand behind it, and how it is spelt.
+
+    It may begin with a letter or accent ("a"), a digit ("0") or any other character (".").
+    """
 
     noun: str
+    begins: str
     token: str
     context: str = ""
     spell: Callable[[str], str] = unbroken
@@ -123,78 +127,86 @@ class Rule(NamedTuple):
 
 RULES = (
     # Contractions. With its context, the "do" of "don't" reaches further than the word "don".
-    Rule("compound", f"(?i:{either(' '.join(COMPOUNDS))})", APART, lambda token: COMPOUNDS.get(token, token)),
-    Rule("word before a clitic", f"{LETTER}{ALNUM}*", f"{CLITIC}(?![A-Za-z])"),
-    Rule("word", rf"(?:{LETTER}|{ACCENT})(?:{ALNUM}|{ACCENT})*+"),
-    Rule("thing", THING),
-    Rule("hyphenated list", LIST),
-    Rule("dotted word", DOTTED),
-    Rule("slashed words", rf"{SLASHABLE}(?:/{SLASHABLE}){{1,2}}+"),
-    Rule("joined capitals", "[A-Z]++(?:(?:[&+]|&amp;)[A-Z]++)++", spell=lambda token: token.replace("&amp;", "&")),
-    Rule("negated verb", f"{LETTER}*?(?![nN]){LETTER}", f"[nN]{STOP}[tT]"),
-    Rule("negation", f"[nN]{STOP}[tT]", APART, straight),
-    Rule("clitic", CLITIC, "(?![A-Za-z])", straight),
-    Rule("clipped it", "'[tT]", "(?i:is|was)"),
-    Rule("clipped word", rf"{APOSTROPHE}(?i:em|till?|cause|n{APOSTROPHE}|n(?=\s|\Z))"),
-    Rule("clipped you", f"[jJyY]{APOSTROPHE}", f"(?![dmsDMS]){LETTER}"),
-    Rule("clipped article", f"[dDlL]{APOSTROPHE}"),
-    Rule("prefixed name", f"(?:{ALNUM}++-)*+(?:[A-HJ-XZ]|[dlno]){STOP}[A-Za-z]{{2,}}+(?:-{ALNUM}++)*+"),
-    Rule("name with a stop", f"[A-Za-z]+[aeiouyAEIOUY]{STOP}[aeiouA-Z][A-Za-z]*+"),
+    Rule("compound", "a", f"(?i:{either(' '.join(COMPOUNDS))})", APART, lambda token: COMPOUNDS.get(token, token)),
+    Rule("word before a clitic", "a", f"{LETTER}{ALNUM}*", f"{CLITIC}(?![A-Za-z])"),
+    Rule("word", "a", rf"(?:{LETTER}|{ACCENT})(?:{ALNUM}|{ACCENT})*+"),
+    Rule("thing", "a0", THING),
+    Rule("hyphenated list", "a0", LIST),
+    Rule("dotted word", "a", DOTTED),
+    Rule("slashed words", "a0", rf"{SLASHABLE}(?:/{SLASHABLE}){{1,2}}+"),
+    Rule(
+        "joined capitals", "a", "[A-Z]++(?:(?:[&+]|&amp;)[A-Z]++)++", spell=lambda token: token.replace("&amp;", "&")
+    ),
+    Rule("negated verb", "a", f"{LETTER}*?(?![nN]){LETTER}", f"[nN]{STOP}[tT]"),
+    Rule("negation", "a", f"[nN]{STOP}[tT]", APART, straight),
+    Rule("clitic", ".", CLITIC, "(?![A-Za-z])", straight),
+    Rule("clipped it", ".", "'[tT]", "(?i:is|was)"),
+    Rule("clipped word", ".", rf"{APOSTROPHE}(?i:em|till?|cause|n{APOSTROPHE}|n(?=\s|\Z))"),
+    Rule("clipped you", "a", f"[jJyY]{APOSTROPHE}", f"(?![dmsDMS]){LETTER}"),
+    Rule("clipped article", "a", f"[dDlL]{APOSTROPHE}"),
+    Rule("prefixed name", "a0", f"(?:{ALNUM}++-)*+(?:[A-HJ-XZ]|[dlno]){STOP}[A-Za-z]{{2,}}+(?:-{ALNUM}++)*+"),
+    Rule("name with a stop", "a", f"[A-Za-z]+[aeiouyAEIOUY]{STOP}[aeiouA-Z][A-Za-z]*+"),
     Rule(
         "elided word",
+        "a",
         f"(?i:n?e{APOSTROPHE}er|o{APOSTROPHE}er|ma{APOSTROPHE}ams?|c{APOSTROPHE}mon|cap{APOSTROPHE}n|ol{APOSTROPHE})",
     ),
-    Rule("elided word", "(?i:c'est|ev'ry|li'l|nat'l|s'mores)"),
-    Rule("decade", rf"{APOSTROPHE}(?:[1-9]0[sS]|\d\d(?=\s|\Z))"),
+    Rule("elided word", "a", "(?i:c'est|ev'ry|li'l|nat'l|s'mores)"),
+    Rule("decade", ".", rf"{APOSTROPHE}(?:[1-9]0[sS]|\d\d(?=\s|\Z))"),
     # Numbers.
-    Rule("number", r"[-+]?+(?:\d*+(?:[.,:]\d++)++|\d++)"),
-    Rule("date", r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}"),
-    Rule("fraction", rf"(?:\d{{1,4}}(?:-|{BLANK}))?+\d{{1,4}}[/\u2044]\d{{1,4}}"),
+    Rule("number", "0.", r"[-+]?+(?:\d*+(?:[.,:]\d++)++|\d++)"),
+    Rule("date", "0", r"\d{1,2}[-/]\d{1,2}[-/]\d{2,4}"),
+    Rule("fraction", "0", rf"(?:\d{{1,4}}(?:-|{BLANK}))?+\d{{1,4}}[/\u2044]\d{{1,4}}"),
     Rule(
         "telephone number",
+        "0.",
         rf"(?:\(\d{{2,3}}\){BLANK}?|\+{{,2}}(?:\d{{2,4}}[- \u00a0])?\d{{2,4}}[- \u00a0])\d{{3,4}}[- \u00a0]?\d{{3,5}}",
         spell=lambda token: token.translate(MARKS),
     ),
-    Rule("currency", r"[A-Z]{1,3}\$"),
+    Rule("currency", "a", r"[A-Z]{1,3}\$"),
     # Words with a period.
-    Rule("abbreviation", rf"(?:(?i:{either(ABBREVIATIONS)})|{either(CAPITALISED_ABBREVIATIONS)})\."),
-    Rule("numbered abbreviation", rf"(?i:{either(NUMBERED_ABBREVIATIONS)})\.", r"\s?\d"),
-    Rule("last letter", "[A-Za-z]", SENTENCE_END),
-    Rule("initial", r"[A-Za-z]\."),
-    Rule("acronym", rf"(?:{ALNUM}++-)*+[A-Za-z](?:\.[A-Za-z])++\."),
-    Rule("period before a comma", rf"(?:{DOTTED}|{LIST}|{THING})\.", "[,;:]"),
+    Rule("abbreviation", "a", rf"(?:(?i:{either(ABBREVIATIONS)})|{either(CAPITALISED_ABBREVIATIONS)})\."),
+    Rule("numbered abbreviation", "a", rf"(?i:{either(NUMBERED_ABBREVIATIONS)})\.", r"\s?\d"),
+    Rule("last letter", "a", "[A-Za-z]", SENTENCE_END),
+    Rule("initial", "a", r"[A-Za-z]\."),
+    Rule("acronym", "a0", rf"(?:{ALNUM}++-)*+[A-Za-z](?:\.[A-Za-z])++\."),
+    Rule("period before a comma", "a0", rf"(?:{DOTTED}|{LIST}|{THING})\.", "[,;:]"),
     # What people type.
-    Rule("web address", rf"https?://{ADDRESS}|(?:[A-Za-z][A-Za-z0-9]*+\.)+?{DOMAIN}/{ADDRESS}"),
-    Rule("mail address", r"[A-Za-z0-9][\w.-]{0,63}@[^\s\"<>()|.]{1,64}+(?:\.[^\s\"<>()|.]{1,64}+){0,9}+"),
-    Rule("mention", r"@[A-Za-z_]\w*+"),
-    Rule("hashtag", rf"\#{LETTER}++"),
-    Rule("tag", r"<(?:[/?!]?[A-Za-z]|!--)(?:[^\s<>]| )*+>"),
-    Rule("entity", f"(?i:{either(' '.join(ENTITIES))})", spell=lambda token: ENTITIES.get(token, token)),
-    Rule("character reference", r"&(?:\#\d++|[A-Za-z](?:acute|grave|uml|circ|tilde|cedil));"),
-    Rule("smiley", rf"[:;=][-']?[()DPp@|]{APART}|\^_\^|-_-", spell=lambda token: token.translate(MARKS)),
-    Rule("language", rf"(?i:[cf]\#|c\+\+){APART}"),
+    Rule("web address", "a", rf"https?://{ADDRESS}|(?:[A-Za-z][A-Za-z0-9]*+\.)+?{DOMAIN}/{ADDRESS}"),
+    Rule("mail address", "a0", r"[A-Za-z0-9][\w.-]{0,63}@[^\s\"<>()|.]{1,64}+(?:\.[^\s\"<>()|.]{1,64}+){0,9}+"),
+    Rule("mention", ".", r"@[A-Za-z_]\w*+"),
+    Rule("hashtag", ".", rf"\#{LETTER}++"),
+    Rule("tag", ".", r"<(?:[/?!]?[A-Za-z]|!--)(?:[^\s<>]| )*+>"),
+    Rule("entity", ".", f"(?i:{either(' '.join(ENTITIES))})", spell=lambda token: ENTITIES.get(token, token)),
+    Rule("character reference", ".", r"&(?:\#\d++|[A-Za-z](?:acute|grave|uml|circ|tilde|cedil));"),
+    Rule("smiley", ".", rf"[:;=][-']?[()DPp@|]{APART}|\^_\^|-_-", spell=lambda token: token.translate(MARKS)),
+    Rule("language", "a", rf"(?i:[cf]\#|c\+\+){APART}"),
     # Marks.
-    Rule("ellipsis", rf"\.{{3,5}}|\.(?:{BLANK}\.){{2,4}}", spell=lambda token: "..."),
-    Rule("exclamation", "[!?]++"),
-    Rule("dash", "-{2,}+", spell=lambda token: "--" if len(token) < 5 else token),
-    Rule("run of marks", r"\*++|_++|\#++|@++|<<|>>|''|``"),
+    Rule("ellipsis", ".", rf"\.{{3,5}}|\.(?:{BLANK}\.){{2,4}}", spell=lambda token: "..."),
+    Rule("exclamation", ".", "[!?]++"),
+    Rule("dash", ".", "-{2,}+", spell=lambda token: "--" if len(token) < 5 else token),
+    Rule("run of marks", ".", r"\*++|_++|\#++|@++|<<|>>|''|``"),
     Rule(
         "quotation marks",
+        ".",
         "[`\u2018-\u201e\u2039\u203a\u00ab\u00bb\x91-\x94]{1,2}",
         spell=lambda token: token.translate(MARKS),
     ),
-    Rule("symbol", SYMBOL, spell=lambda token: token.translate(MARKS)),
+    Rule("symbol", "a.", SYMBOL, spell=lambda token: token.translate(MARKS)),
 )
 GAP = re.compile(r"(?:\s|&nbsp;)*+")
 LINE_BREAK = re.compile("[\n\v\f\r\x85\u2028\u2029]")
-LEXER = [(re.compile(f"({rule.token}){rule.context}"), rule.spell) for rule in RULES]
-
-
-# A word of these characters is read alike wherever it stands, since no rule that begins with one looks past a blank; so
-# its tokens can be remembered. A caption of such words, with at most an end mark behind, needs no scanner at all.
-EASY = "[A-Za-z,\"'-]{1,40}+"
-EASY_WORD = re.compile(rf"{EASY}(?=\s|\Z)")
-EASY_CAPTION = re.compile(rf"\s*+(?:{EASY}(?:\s++|(?=[.!?])|\Z))*+[.!?]?+[\"']?+\s*+")
+LEXER = {
+    kind: [(re.compile(f"({rule.token}){rule.context}"), rule.spell) for rule in RULES if kind in rule.begins]
+    for kind in "a0."
+}
+LETTER_OR_DIGIT = re.compile(rf"({LETTER}|{ACCENT})|(\d)")
+PLAIN_WORD = re.compile(r"[A-Za-z]++(?=\s|\Z)")  # no rule but that of compounds makes something else of it
+LONGEST_WORD = 40  # that is remembered
+WORD = re.compile(rf"[^\s<]{{1,{LONGEST_WORD}}}+(?=\s|\Z)")
+# What the tokens of a word may depend on lies behind a blank only if it ends so: "1 1/2", "(555) 555-1234", "no. 5",
+# "plan A. The", ". . .". A tag may go on behind a blank, too.
+OPEN_END = re.compile(rf"(?:[\d)]|(?<![A-Za-z]{{2}})\.|(?i:{either(NUMBERED_ABBREVIATIONS)})\.)\Z")
 
 
 def ptb_tokenize(captions: list[str]) -> list[str]:
@@ -213,37 +225,49 @@ def ptb_tokenize(captions: list[str]) -> list[str]:
                 f"captions[{row}] is {caption!r}, of type {type(caption).__name__}; pass a string for every caption, "
                 'the empty "" where there is none'
             )
-        if EASY_CAPTION.fullmatch(caption):
-            rows.append("".join(map(_remembered, caption.split()))[1:])
-        else:
-            rows.append(_scan(caption)[1:])
+        *words, last = caption.split() or [""]
+        tokens = [*map(_remembered, words), _remembered(last, True)]
+        known = [token for token in tokens if token is not None]
+        rows.append(("".join(known) if len(known) == len(tokens) else _scan(caption))[1:])
     return rows
 
 
 @lru_cache(maxsize=1 << 16)
-def _remembered(word: str) -> str:
-    """The tokens of a word, each with a blank before it."""
+def _remembered(word: str, is_last: bool = False) -> str | None:
+    """The tokens of a word without blanks, each with a blank before it; `None` where they may depend on what follows."""
+    if len(word) > LONGEST_WORD or (not is_last and ("<" in word or OPEN_END.search(word.replace("\u00ad", "")))):
+        return None
     return _scan(word, from_memory=False)
 
 
 def _scan(caption: str, from_memory: bool = True) -> str:
-    """The tokens of a caption, each with a blank before it; words out of memory where they are easy and may be."""
+    """The tokens of a caption, each with a blank before it; words out of memory where they are there."""
     text = LINE_BREAK.sub(" ", caption).replace("\u00ad", "")  # a soft hyphen is no character of its word
     tokens = []
     place = _after_gap(text, 0)
     while place < len(text):
-        if from_memory and (word := EASY_WORD.match(text, place)):
-            tokens.append(_remembered(word[0]))
+        if word := PLAIN_WORD.match(text, place):
+            lower, end = word[0].lower(), word.end()
+            tokens.append(" " + COMPOUNDS.get(lower, lower))
+        elif from_memory and (word := WORD.match(text, place)) and (known := _remembered(word[0])) is not None:
+            tokens.append(known)
             end = word.end()
         else:
-            reach, end, spell = place, place + 1, None
-            for pattern, spelling in LEXER:
-                if (match := pattern.match(text, place)) and match.end() > reach:
-                    reach, end, spell = match.end(), match.end(1), spelling
-            if spell is not None and (token := spell(text[place:end].lower())) not in PUNCTUATION:
+            end, token = _longest_token(text, place)
+            if token not in PUNCTUATION:
                 tokens.append(" " + token)
         place = _after_gap(text, end)
     return "".join(tokens)
+
+
+def _longest_token(text: str, place: int) -> tuple[int, str]:
+    """Where the token ends whose rule reaches furthest, context included, and its spelling; a period if there is none."""
+    kind = LETTER_OR_DIGIT.match(text, place)
+    reach, end, spell = place, place + 1, None
+    for pattern, spelling in LEXER["." if kind is None else "a" if kind[1] else "0"]:
+        if (match := pattern.match(text, place)) and match.end() > reach:
+            reach, end, spell = match.end(), match.end(1), spelling
+    return end, "." if spell is None else spell(text[place:end].lower())
 
 
 def _after_gap(text: str, place: int) -> int:

@@ -70,7 +70,8 @@ def pixels_of(image: Picture | Sequence) -> torch.Tensor:
     """The image as `(H, W, 3)`, uint8 or floats from 0 to 1, on the device that it is on."""
     if isinstance(image, Image.Image):
         return torch.from_numpy(np.array(image.convert("RGB")))
-    pixels = image if isinstance(image, torch.Tensor) else torch.as_tensor(np.asarray(image))
+    # a copy: the trainer's arrays are read-only, which a tensor cannot be
+    pixels = image if isinstance(image, torch.Tensor) else torch.tensor(np.asarray(image))
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.numel() == 0:
         raise ValueError(f"An image must be (H, W, 3), it is {tuple(pixels.shape)}. Put a single one into a list.")
     if pixels.dtype == torch.uint8:

@@ -4,12 +4,9 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vision_rl.drawing import PAPER
+from vision_rl.drawing import LABEL, PAPER
 from vision_rl.tasks.colorization.colorfulness import Picture, uint8_pixels_of
 from vision_rl.tasks.colorization.processing import rgb_to_grey
-
-
-_LABEL = (120, 120, 120)
 
 
 def draw(
@@ -46,5 +43,5 @@ def draw(
         left = column * (size[0] + gap)
         cell = Image.fromarray(uint8_pixels_of(picture).cpu().numpy()).resize(size, Image.Resampling.BICUBIC)
         row.paste(cell, (left, 0))
-        canvas.text((left + size[0] / 2, size[1] + 0.8 * text_size), name, _LABEL, font, anchor="mm")
+        canvas.text((left + size[0] / 2, size[1] + 0.8 * text_size), name, LABEL, font, anchor="mm")
     return row

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.data.rows import sampled_rows
-from vision_rl.processing import DenseProcessor, random_box, rgb_image
+from vision_rl.columns import sampled_rows
+from vision_rl.pictures import as_images, random_box, rgb_image
+from vision_rl.processing import DenseProcessor, check_return_tensors
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 
@@ -48,6 +48,8 @@ class ColorizationProcessor(DenseProcessor):
     Raises:
         ValueError: for options out of range; in use, for codes that do not fit.
     """
+
+    regression = True
 
     def __init__(
         self,
@@ -90,12 +92,15 @@ class ColorizationProcessor(DenseProcessor):
 
     # --- photos to model inputs -------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **kwargs) -> BatchFeature:
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
         """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
 
         Photos are as they are, whatever the seeds: codes that were made before belong to the photo that is not mirrored.
         """
-        batch = {"pixel_values": _grey_inputs(self._resized(images))}
+        check_return_tensors(return_tensors)
+        batch = {"pixel_values": _grey_inputs(self._resized(as_images(images)))}
         if codes is not None:
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
@@ -183,7 +188,13 @@ class ColorizationProcessor(DenseProcessor):
         """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
         return self.to_images(outputs["color"], pixel_values)
 
-    def batch_decode(self, sequences, **kwargs) -> list:
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The grey photo, the true one and the prediction, side by side."""
+        from vision_rl.tasks.colorization.drawing import draw  # it imports this module
+
+        return draw(image, completion, reference)
+
+    def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
             "Codes become colours only by the stage I network and the grey photo: give the trainer that network as "
             "completion_decoder."
@@ -218,10 +229,3 @@ def is_grey(image: Image.Image, tolerance: int = GREY_TOLERANCE) -> bool:
     """Whether in no pixel two channels are more than `tolerance` of 255 apart. A sepia photo is not grey."""
     pixels = np.asarray(image.convert("RGB")).astype(np.int16)
     return int(np.ptp(pixels, axis=-1).max()) <= tolerance
-
-
-def without_grey(dataset: Dataset, image_column: str = "image", tolerance: int = GREY_TOLERANCE) -> Dataset:
-    """The rows whose photo is not grey. Opens every photo once."""
-    return dataset.filter(
-        lambda image, row: not is_grey(rgb_image(image, row), tolerance), input_columns=image_column, with_indices=True
-    )

@@ -1,7 +1,7 @@
 """Boxes as tokens: the processor of detection (paper, section 4.2; tokens of the authors' `detection_reward.py`)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import datasets
@@ -10,10 +10,15 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
-from vision_rl.data.rows import column_values, sampled_rows
-from vision_rl.processing import VisionProcessor, image_size, rgb_image
+from vision_rl.pictures import as_images, rgb_image
+from vision_rl.processing import VisionProcessor, check_return_tensors, image_size
+from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered
+from vision_rl.tasks.detection.drawing import draw as draw_boxes
+from vision_rl.tasks.detection.objects import Objects, read_column, read_objects
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
+from vision_rl.tasks.detection.units import other_form, other_unit
 
 
 logger = logging.getLogger(__name__)
@@ -47,6 +52,11 @@ class DetectionProcessor(VisionProcessor):
         score: of a decoded box. "confidence": p(high) / (p(low) + p(high)). "likelihood": the geometric mean of the
             probabilities of its six tokens, for models that have not learned confidences.
         absent_weight: of the tokens of absent boxes in the MLE loss, where others weigh 1.
+        trust_boxes: take boxes for what they should be also where they look like another unit or form.
+        category_ids: COCO's id of each category, for its results; `None`: their places.
+        flip: whether MLE mirrors half of the training images.
+        scale_jitter: a range such as (0.3, 2.0), Pix2Seq's: MLE sees training images from so far away or so near
+            (`vision_rl.tasks.detection.augmentation`). `None`: as they are. Tuning always does.
 
     Raises:
         ValueError: for options out of range; in use, for rows that cannot be learned from.
@@ -65,12 +75,20 @@ class DetectionProcessor(VisionProcessor):
         resize: Literal["stretch", "letterbox"] = "stretch",
         score: Literal["confidence", "likelihood"] = "confidence",
         absent_weight: float = 1.0,
+        trust_boxes: bool = False,
+        category_ids: Sequence[int | str] | None = None,
+        flip: bool = False,
+        scale_jitter: Sequence[float] | None = None,
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
+        self.category_ids = list(range(len(categories)) if category_ids is None else category_ids)
         self.categories = list(categories)
         self.num_bins, self.max_boxes, self.absent_weight = num_bins, max_boxes, absent_weight
-        self.box_order, self.resize, self.score = box_order, resize, score
+        self.box_order, self.resize, self.score, self.trust_boxes = box_order, resize, score, trust_boxes
+        self.flip, self.scale_jitter = flip, None if scale_jitter is None else list(scale_jitter)
+        if scale_jitter is not None and not (len(scale_jitter) == 2 and 0 < scale_jitter[0] <= scale_jitter[1]):
+            raise ValueError(f"scale_jitter is a range such as (0.3, 2.0); it is {scale_jitter}.")
         if not self.categories or len(set(self.categories)) != len(self.categories):
             raise ValueError(f"categories must be names that differ, at least one; they are {self.categories}.")
         if num_bins < 1 or max_boxes < 1 or absent_weight < 0:
@@ -97,6 +115,11 @@ class DetectionProcessor(VisionProcessor):
         return len(self.categories)
 
     @property
+    def id2label(self) -> dict[int, str]:
+        """The categories' names, which the trainers write into the model's config."""
+        return dict(enumerate(self.categories))
+
+    @property
     def vocab_size(self) -> int:
         return NUM_SPECIAL + self.num_bins + 1 + self.num_labels
 
@@ -104,9 +127,22 @@ class DetectionProcessor(VisionProcessor):
     def completion_length(self) -> int:  # type: ignore[override]
         return TOKENS_PER_BOX * self.max_boxes
 
+    def tokens_from(self, old: "DetectionProcessor") -> list[int]:  # type: ignore[override]
+        """Levels of another number of bins are the nearest ones; classes are told by their names, in any case."""
+        levels = [NUM_SPECIAL + round(k * old.num_bins / self.num_bins) for k in range(self.num_bins + 1)]
+        place = {name.casefold(): NUM_SPECIAL + old.num_bins + 1 + i for i, name in enumerate(old.categories)}
+        return [*range(NUM_SPECIAL), *levels, *(place.get(name.casefold(), -1) for name in self.categories)]
+
     # --- rows to tokens ---------------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, objects: Sequence[dict] | None = None, **kwargs) -> BatchFeature:
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, objects: Sequence[dict] | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        check_return_tensors(return_tensors)
+        images = as_images(images)
+        if objects is not None and seeds is not None and (self.flip or self.scale_jitter is not None):
+            views = zip(images, objects, seeds, strict=True)
+            images, objects = zip(*(self._augmented(*view) for view in views), strict=True)
         framed = [self._framed(image) for image in images]
         batch = {"pixel_values": self.image_processor(framed, return_tensors="pt")["pixel_values"]}
         if objects is not None:
@@ -119,6 +155,16 @@ class DetectionProcessor(VisionProcessor):
                 batch["label_weights"] = weights.repeat_interleave(TOKENS_PER_BOX, dim=1)
         return BatchFeature(batch)
 
+    def _augmented(self, image: Image.Image, objects: Any, seed: int) -> tuple[Image.Image, dict]:
+        """Another view of a row, a function of its seed."""
+        row, rng = read_objects(objects, self.categories), np.random.default_rng([seed, 1])  # not the order's draws
+        bbox = row.boxes * np.tile(np.divide(image.size, image_size(image)), 2)
+        if self.flip and rng.random() < 0.5:
+            image, bbox = mirrored(image, bbox)
+        if self.scale_jitter is not None:
+            image, bbox = scale_jittered(image, bbox, self.scale_jitter, rng)
+        return image, {"bbox": bbox.tolist(), "category": row.labels.tolist(), "iscrowd": row.iscrowd.tolist()}
+
     def _framed(self, image: Image.Image) -> Image.Image:
         """What the image processor is given: the image itself to be stretched, or on a canvas of the frame's shape."""
         if self.resize == "stretch":
@@ -129,7 +175,7 @@ class DetectionProcessor(VisionProcessor):
         canvas.paste(image.resize(size, Image.Resampling.BICUBIC))
         return canvas
 
-    def _extent(self, size: tuple[int, int]) -> tuple[float, float]:
+    def _extent(self, size: tuple[float, float]) -> tuple[float, float]:
         """Width and height of the frame in pixels of the image: larger than the image where it is letterboxed."""
         if self.resize == "stretch":
             return size
@@ -165,39 +211,14 @@ class DetectionProcessor(VisionProcessor):
         classes = labels + NUM_SPECIAL + self.num_bins + 1
         return np.column_stack([levels[:, [1, 0, 3, 2]], classes, confidence])
 
-    def _read(self, size, objects: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, size, objects: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The row's boxes `(n, 4)` xyxy clipped to the image, their labels, areas and crowd flags; none without area."""
-        objects = _as_lists(objects)
-        boxes, labels, iscrowd = self._parse(objects)
-        area = np.asarray(objects.get("area") or boxes[:, 2] * boxes[:, 3], np.float64)
-        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).clip(0, np.tile(size, 2))
-        solid = ((corners[:, 2:] > corners[:, :2]) & (boxes[:, 2:] > 0)).all(1)
-        return corners[solid], labels[solid], area[solid], iscrowd[solid]
-
-    def _parse(self, objects: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`bbox` as `(n, 4)`, the places of the categories, the crowd flags."""
-        objects = _as_lists(objects)
-        boxes = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
-        labels = np.array([self._label(category) for category in objects["category"]], np.int64)
-        if len(labels) != len(boxes):
-            raise ValueError(f"{len(boxes)} boxes in `bbox`, {len(labels)} categories in `category`.")
-        if not np.isfinite(boxes).all():
-            bad = int((~np.isfinite(boxes)).any(1).sum())
-            raise ValueError(f"{bad} of {len(boxes)} boxes in `bbox` are NaN or infinite.")
-        return boxes, labels, np.asarray(objects.get("iscrowd") or np.zeros(len(boxes)), bool)
-
-    def _label(self, category: int | str) -> int:
-        """The place of a category in `categories`."""
-        if isinstance(category, str):
-            if category not in self.categories:
-                raise ValueError(f"The category {category!r} is none of {self.categories}.")
-            return self.categories.index(category)
-        if not 0 <= category < self.num_labels:
-            raise ValueError(
-                f"The category {category} is out of range: there are {self.num_labels}, 0 is {self.categories[0]!r}. "
-                "COCO's own ids have gaps and start at 1: map them to 0, 1, 2, ..."
-            )
-        return int(category)
+        row = read_objects(objects, self.categories)
+        start, extent = row.boxes[:, :2], row.boxes[:, 2:]
+        corners = np.concatenate([start, start + extent], axis=1).clip(0, np.tile(size, 2))
+        area = np.where(np.isnan(row.area), extent.prod(1), row.area)
+        solid = ((corners[:, 2:] > corners[:, :2]) & (extent > 0)).all(1)
+        return corners[solid], row.labels[solid], area[solid], row.iscrowd[solid]
 
     def get_references(self, rows: list[dict]) -> list[dict[str, Any]]:
         """The true boxes in pixels, crowds included, as COCO has them; and as `target_ids`, which rewards read."""
@@ -218,8 +239,23 @@ class DetectionProcessor(VisionProcessor):
             )
         return references
 
+    def says_the_same(self, completion: dict[str, np.ndarray], reference: dict[str, Any]) -> bool:
+        """As many boxes as are learned, each with an IoU above 0.5 with a true one of its class: the bins suffice."""
+        true, found = reference["boxes"][~reference["iscrowd"]], completion["boxes"]
+        if len(found) != min(len(true), self.max_boxes):
+            return False
+        low, high = (
+            pick(found[:, None, part], true[None, :, part])
+            for pick, part in ((np.maximum, slice(0, 2)), (np.minimum, slice(2, 4)))
+        )
+        overlap = (high - low).clip(0).prod(-1)  # (N, M)
+        of_found, of_true = ((boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (found, true))
+        same = completion["labels"][:, None] == reference["labels"][~reference["iscrowd"]]
+        good = same & (2 * overlap > of_found[:, None] + of_true - overlap)
+        return bool(good.any(1).all())
+
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
-        """What a look at the boxes tells before training: categories, values, too many boxes, xyxy given for xywh."""
+        """What a look at the boxes tells before training: categories, values, too many boxes, other units and forms."""
         if "objects" not in columns:
             return
         column = columns["objects"]
@@ -227,57 +263,116 @@ class DetectionProcessor(VisionProcessor):
         names = category_names(dataset, column) if named else None
         if names is not None and names != self.categories:
             raise ValueError(f"The data set's categories are {names}, the processor's are {self.categories}.")
-        rows_over = boxes_over = num_flat = 0
-        for index, objects in column_values(dataset, column):
-            try:
-                boxes, _, crowd = self._parse(objects)
-            except ValueError as error:
-                raise ValueError(f"Row {index}, column `{column}`: {error}") from error
-            surplus = int((~crowd).sum()) - self.max_boxes
-            rows_over, boxes_over = rows_over + (surplus > 0), boxes_over + max(surplus, 0)
-            num_flat += int((boxes[:, 2:] <= 0).any(1).sum())
-        if rows_over:
+        objects = read_column(dataset, column, self.categories)
+        surplus = np.maximum(np.bincount(objects.rows[~objects.iscrowd]) - self.max_boxes, 0)
+        if surplus.any():
             logger.warning(
                 "%d rows have more than max_boxes=%d boxes: the smallest %d boxes of them are not learned.",
-                rows_over,
+                (surplus > 0).sum(),
                 self.max_boxes,
-                boxes_over,
+                surplus.sum(),
             )
-        if num_flat:
-            logger.warning("%d boxes have no area and are left out.", num_flat)
-        self._check_inside(dataset, columns)
+        extent = objects.boxes[:, 2:]
+        for what, which in (
+            ("have no area and are left out", (extent <= 0).any(1)),
+            ("are less than a pixel wide and high", ((extent > 0) & (extent < 1)).all(1)),
+        ):
+            if which.any():
+                logger.warning("%d boxes %s.", which.sum(), what)
+        self._check_form(dataset, columns, objects)
 
     def count_classes(self, dataset, column: str = "objects") -> list[int]:
         """How often each category occurs in a training set, crowds apart: for `AveragePrecisionReward`."""
-        counts = np.zeros(self.num_labels, np.int64)
-        for _, objects in column_values(dataset, column, sample=False):
-            _, labels, iscrowd = self._parse(objects)
-            counts += np.bincount(labels[~iscrowd], minlength=self.num_labels)
-        return counts.tolist()
+        objects = read_column(dataset, column, self.categories, sample=False)
+        return np.bincount(objects.labels[~objects.iscrowd], minlength=self.num_labels).tolist()
 
-    def _check_inside(self, dataset, columns: dict[str, str]) -> None:
-        """Opens some images: boxes that leave theirs are clipped, most of them leaving it are xyxy."""
-        num_boxes = num_leaving = 0
-        for index in sampled_rows(dataset):
+    def _check_form(self, dataset, columns: dict[str, str], objects: Objects) -> None:
+        """Opens some images: are the boxes x, y, width, height in their pixels? Boxes that leave theirs are clipped."""
+        odd = other_unit(objects.boxes, columns["objects"])
+        boxes, sizes = [np.zeros((0, 4))], [np.zeros((0, 2))]
+        for index in sampled_rows(dataset) if odd is None else ():
             row = dataset[index]
-            boxes, _, _ = self._parse(row[columns["objects"]])
-            ends = boxes[:, :2] + boxes[:, 2:]
+            boxes.append(read_objects(row[columns["objects"]], self.categories).boxes)
             size = image_size(rgb_image(row[columns["image"]], index))
-            leaving = (boxes[:, :2] < -1).any(1) | (ends > np.array(size) + 1).any(1)
-            num_boxes, num_leaving = num_boxes + len(boxes), num_leaving + int(leaving.sum())
-        if num_leaving > num_boxes / 2:
-            raise ValueError(
-                f"{num_leaving} of {num_boxes} boxes in column `{columns['objects']}` leave their image. `bbox` is to be "
-                "x, y, width, height in pixels: are these x0, y0, x1, y1?"
-            )
-        if num_leaving:
-            logger.warning("%d of %d boxes leave their image and are clipped.", num_leaving, num_boxes)
+            sizes.append(np.tile(np.array(size, np.float64), (len(boxes[-1]), 1)))
+        looked_at, of_image = np.concatenate(boxes), np.concatenate(sizes)
+        ends = objects.boxes[:, :2] + objects.boxes[:, 2:]
+        odd = odd or other_form(looked_at, of_image, float(ends.max(initial=0)), columns["objects"])
+        if odd and not self.trust_boxes:
+            raise ValueError(f"{odd} (If they are right: DetectionProcessor(..., trust_boxes=True).)")
+        leaving = (looked_at[:, :2] < -1).any(1) | (looked_at[:, :2] + looked_at[:, 2:] > of_image + 1).any(1)
+        if leaving.any():
+            logger.warning("%d of %d boxes leave their image and are clipped.", leaving.sum(), len(looked_at))
 
     # --- tokens to boxes --------------------------------------------------------------------------------------------
 
-    def batch_decode(self, sequences, **kwargs) -> list[dict[str, np.ndarray]]:
-        """Boxes in 0..1 of the model's frame, all with score 1: ids alone know neither the image nor the confidences."""
-        return [self._decode(np.asarray(ids, np.int64), extent=(1.0, 1.0)) for ids in sequences]
+    def batch_decode(
+        self, sequences, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Boxes of ids alone, which know no confidences: all have score 1. See `post_process_object_detection` for these.
+
+        Args:
+            sequences: N rows of ids, such as `model.generate` returns, with the token that starts the decoder, or without.
+            image_sizes: N pairs (width, height). Default: boxes are in 0..1 of the model's frame.
+        """
+        if image_sizes is None:
+            return [self._decode(self._without_start(ids), extent=(1.0, 1.0)) for ids in sequences]
+        return [
+            self._decode(self._without_start(ids), self._extent(size), size)
+            for ids, size in zip(sequences, image_sizes, strict=True)
+        ]
+
+    def decode(self, ids, image_size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """One completion, as `batch_decode` reads it."""
+        return self.batch_decode([ids], None if image_size is None else [image_size])[0]
+
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The boxes on the image, right, wrong and missed ones told apart."""
+        return draw_boxes(image, completion, reference, self.categories)
+
+    def _without_start(self, ids) -> np.ndarray:
+        """Whole boxes: one more token is that with which `generate` starts."""
+        ids = np.asarray(ids, np.int64)
+        return ids[len(ids) % TOKENS_PER_BOX == 1 :]
+
+    def post_process_object_detection(
+        self, outputs, threshold: float = 0.5, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Boxes with scores, in the form that transformers' detectors have.
+
+        Args:
+            outputs: of `model.generate(pixel_values, return_dict_in_generate=True, output_scores=True)`.
+            threshold: boxes with a score above it are kept.
+            target_sizes: (height, width) of each image. Default: boxes are in 0..1 of the model's frame.
+
+        Returns:
+            A dict an image: `scores (n,)`, `labels (n,)` and `boxes (n, 4)`, x0, y0, x1, y1.
+
+        Raises:
+            ValueError: for outputs without scores.
+        """
+        if getattr(outputs, "scores", None) is None:
+            raise ValueError(
+                "The scores are made of the model's probabilities: call model.generate(pixel_values, "
+                "return_dict_in_generate=True, output_scores=True)."
+            )
+        logps = torch.stack(outputs.scores, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)
+        ids = outputs.sequences[:, -logps.shape[1] :].cpu()  # (N, T)
+        sizes = (
+            [(1.0, 1.0)] * len(ids) if target_sizes is None else [(w, h) for h, w in np.asarray(target_sizes).tolist()]
+        )
+        found = self._decode_scored(
+            ids.tolist(),
+            logps.gather(-1, ids[..., None]).squeeze(-1),
+            logps[..., list(self.watched_ids)],
+            [(1.0, 1.0) if target_sizes is None else self._extent(size) for size in sizes],
+            sizes,
+        )
+        kept = [image["scores"] > threshold for image in found]
+        return [
+            {name: torch.from_numpy(image[name][keep]) for name in ("scores", "labels", "boxes")}
+            for image, keep in zip(found, kept, strict=True)
+        ]
 
     def decode_completions(
         self, sequences, *, per_token_logps, watched_logps, image_sizes
@@ -287,15 +382,19 @@ class DetectionProcessor(VisionProcessor):
         Corners are put in order and clipped to the image. With a watched confidence the score is
         p(high) / (p(low) + p(high)).
         """
+        extents = [self._extent(size) for size in image_sizes]
+        return self._decode_scored(sequences, per_token_logps, watched_logps, extents, image_sizes)
+
+    def _decode_scored(self, sequences, per_token_logps, watched_logps, extents, sizes) -> list[dict[str, np.ndarray]]:
         decoded = []
-        for i, (ids, size) in enumerate(zip(sequences, image_sizes, strict=True)):
+        for i, (ids, extent, size) in enumerate(zip(sequences, extents, sizes, strict=True)):
             num_tokens = len(ids) // TOKENS_PER_BOX * TOKENS_PER_BOX
             if self.score == "confidence":
                 low, high = watched_logps[i, :num_tokens].double()[5::TOKENS_PER_BOX].unbind(-1)
                 scores = torch.sigmoid(high - low)
             else:
                 scores = per_token_logps[i, :num_tokens].double().unflatten(0, (-1, TOKENS_PER_BOX)).mean(1).exp()
-            decoded.append(self._decode(np.asarray(ids, np.int64), self._extent(size), size, scores.numpy()))
+            decoded.append(self._decode(np.asarray(ids, np.int64), extent, size, scores.numpy()))
         return decoded
 
     def _decode(self, ids, extent, size=(1.0, 1.0), scores: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -309,15 +408,3 @@ class DetectionProcessor(VisionProcessor):
             "labels": tokens.labels.numpy()[present],
             "scores": np.ones(len(boxes)) if scores is None else scores[present],
         }
-
-
-def _as_lists(objects: dict | list[dict]) -> dict:
-    """A row's objects as lists of `bbox` and `category`: also from a list of objects, or with `label` for `category`."""
-    if not isinstance(objects, Mapping):
-        names = objects[0] if objects else ("bbox", "category")
-        objects = {name: [one[name] for one in objects] for name in names}
-    if "category" not in objects and "label" in objects:
-        objects = {**objects, "category": objects["label"]}
-    if not {"bbox", "category"} <= set(objects):
-        raise ValueError(f"The objects have {sorted(objects)}, they need `bbox` and `category`.")
-    return dict(objects)

@@ -8,6 +8,7 @@ other prediction of it is a duplicate. Predictions that overlap nothing cost not
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class DetectionRewards:
         rewards: `(B, G)`, the total over the thresholds.
         rewards_per_threshold: `(B, G, K)`.
         num_matches: `(B, G, K)`, true boxes that are found.
-        num_duplicates: `(B, G, K)`, predictions of a true box that another prediction fits better.
+        num_duplicates: `(B, G, K)`, further predictions of a true box that is found.
+        rewards_per_box: `(B, G, N)`, what each box adds to the reward of the boxes before it.
         match_iou: `(B, G, N)`, IoU of a prediction with the true box that it keeps, 0 if that is not above 0.5. Duplicates
             keep theirs too, as in the released code.
         present: `(B, G, N)` bool.
@@ -65,8 +67,13 @@ class DetectionRewards:
     rewards_per_threshold: torch.Tensor
     num_matches: torch.Tensor
     num_duplicates: torch.Tensor
+    rewards_per_box: torch.Tensor
     match_iou: torch.Tensor
     present: torch.Tensor
+
+    def prefix_rewards(self, length: int) -> torch.Tensor:
+        """What the reward would be if the completion ended before token t, `(B, G, length)`: that of the boxes before t."""
+        return _earned(self.rewards_per_box).repeat_interleave(TOKENS_PER_BOX, dim=-1)[..., :length]
 
 
 def detection_reward(
@@ -109,24 +116,27 @@ def detection_reward(
     found = read_tokens(completion_ids, num_bins, num_labels)
     true = read_tokens(target_ids, num_bins, num_labels)
     kept_iou, kept_truth = _kept_truth(found, true, num_bins)  # (B, G, N)
-    is_best = _is_best_of_its_truth(kept_iou, kept_truth, num_true=true.labels.shape[-1])
 
-    # One matching serves all thresholds: a prediction whose best IoU is above one keeps the same true box there.
-    above = kept_iou[..., None] > torch.tensor(thresholds, device=kept_iou.device)  # (B, G, N, K)
-    matched, duplicate = above & is_best[..., None], above & ~is_best[..., None]
+    # One matching serves all thresholds: a prediction whose best IoU is above one keeps the same true box there. All
+    # predictions of a true box weigh the same: it does not matter to the sum which of them is the match.
+    limits = torch.tensor(thresholds, device=kept_iou.device)
+    above = kept_iou[..., None] > limits  # (B, G, N, K)
+    found_before = _best_before(kept_iou, kept_truth)[..., None] > limits
+    finds, repeats = above & ~found_before, above & found_before
     weights = torch.ones(num_labels) if class_weights is None else class_weights.float()
     weight = weights.to(kept_iou.device)[found.labels][..., None]  # (B, G, N, 1)
-    per_threshold = (weight * (matched.float() - duplicate_weight * duplicate.float())).sum(-2)  # (B, G, K)
+    worth = weight * (finds.float() - duplicate_weight * repeats.float())  # (B, G, N, K)
     if released_total:
         shares = torch.tensor([RELEASED_SHARES.get(t, 0) / 10 for t in thresholds], device=kept_iou.device)
-        total = (per_threshold * shares).sum(-1)
+        per_box = (worth * shares).sum(-1)
     else:
-        total = per_threshold.mean(-1)
+        per_box = worth.mean(-1)
     return DetectionRewards(
-        rewards=total,
-        rewards_per_threshold=per_threshold,
-        num_matches=matched.sum(-2),
-        num_duplicates=duplicate.sum(-2),
+        rewards=_earned(per_box)[..., -1],
+        rewards_per_threshold=worth.sum(-2),
+        num_matches=finds.sum(-2),
+        num_duplicates=repeats.sum(-2),
+        rewards_per_box=per_box,
         match_iou=torch.where(kept_iou > 0.5, kept_iou, 0.0),
         present=found.present,
     )
@@ -145,16 +155,20 @@ def _kept_truth(found: BoxTokens, true: BoxTokens, num_bins: int) -> tuple[torch
     return iou.gather(-1, kept).squeeze(-1), kept.squeeze(-1)
 
 
-def _is_best_of_its_truth(kept_iou: torch.Tensor, kept_truth: torch.Tensor, num_true: int) -> torch.Tensor:
-    """Whether no other prediction of the same true box overlaps it more, or as much and comes first: `(B, G, N)` bool."""
-    if num_true == 0 or kept_iou.shape[-1] == 0:
-        return torch.zeros_like(kept_iou, dtype=torch.bool)
-    size, num_boxes = (*kept_iou.shape[:-1], num_true), kept_iou.shape[-1]
-    best = kept_iou.new_zeros(size).scatter_reduce(-1, kept_truth, kept_iou, "amax")  # (B, G, M)
-    index = torch.arange(num_boxes, device=kept_truth.device).expand_as(kept_truth)
-    candidates = index.masked_fill(kept_iou < best.gather(-1, kept_truth), num_boxes)
-    first = index.new_full(size, num_boxes).scatter_reduce(-1, kept_truth, candidates, "amin")
-    return first.gather(-1, kept_truth) == index
+def _best_before(kept_iou: torch.Tensor, kept_truth: torch.Tensor) -> torch.Tensor:
+    """The largest IoU of the earlier predictions of the same true box, 0 where there is none: `(B, G, N)`."""
+    if kept_iou.shape[-1] == 0:
+        return kept_iou
+    order = kept_truth.argsort(dim=-1, stable=True)  # the predictions of a true box side by side, in their own order
+    truth = 2.0 * kept_truth.gather(-1, order).double()  # no IoU reaches the numbers of the next true box
+    best = (truth + kept_iou.gather(-1, order)).cummax(-1).values
+    before = torch.nn.functional.pad(best[..., :-1], (1, 0)) - truth  # below 0 for the first of a true box
+    return torch.zeros_like(kept_iou).scatter(-1, order, before.clamp(min=0).to(kept_iou))
+
+
+def _earned(rewards_per_box: torch.Tensor) -> torch.Tensor:
+    """The reward of the first 0, 1, ... N boxes: `(B, G, N+1)`."""
+    return torch.nn.functional.pad(rewards_per_box.cumsum(-1), (1, 0))
 
 
 def _box_iou(a: torch.Tensor, b: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -199,6 +213,10 @@ class _DetectionReward:
             log_metric("duplicates/mean", scored.num_duplicates[..., 0].float().mean())
         return scored
 
+    def output(self, scored: DetectionRewards, completion_ids, targets: TokenTargets | None = None) -> RewardOutput:
+        prefix_rewards = scored.prefix_rewards(max(map(len, completion_ids)))[:, 0]
+        return RewardOutput(scored.rewards[:, 0].tolist(), targets, prefix_rewards)
+
 
 class RecallReward(_DetectionReward):
     """True boxes that are found, minus 0.3 for each duplicate; every box counts the same (paper, section 4.2).
@@ -218,8 +236,8 @@ class RecallReward(_DetectionReward):
         super().__init__(num_bins, num_labels, duplicate_weight)
         self.thresholds = tuple(thresholds)
 
-    def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> list[float]:
-        return self.score(completion_ids, references, log_metric).rewards[:, 0].tolist()
+    def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
+        return self.output(self.score(completion_ids, references, log_metric), completion_ids)
 
 
 class AveragePrecisionReward(_DetectionReward):
@@ -236,6 +254,7 @@ class AveragePrecisionReward(_DetectionReward):
         thresholds: of the IoU.
         duplicate_weight: 0.3 in the paper.
         confidence_weight: of the confidence loss, 0.3 as released; 0 turns it off.
+        confidence_among: `"candidates"`, or `"vocabulary"` as released; see `confidence_targets`.
         released_total: the total as released; see `detection_reward`.
     """
 
@@ -248,21 +267,24 @@ class AveragePrecisionReward(_DetectionReward):
         duplicate_weight: float = 0.3,
         confidence_weight: float = 0.3,
         released_total: bool = False,
+        confidence_among: Literal["candidates", "vocabulary"] = "candidates",
     ):
         super().__init__(num_bins, num_labels, duplicate_weight)
         self.thresholds = tuple(thresholds)
         if class_counts is not None and len(class_counts) != num_labels:
             raise ValueError(f"class_counts has {len(class_counts)} numbers for {num_labels} classes.")
         self.class_weights = None if class_counts is None else class_weights(class_counts)
-        self.confidence_weight = confidence_weight
+        self.confidence_weight, self.confidence_among = confidence_weight, confidence_among
         self.released_total = released_total
 
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
         scored = self.score(completion_ids, references, log_metric)
         targets = None
         if self.confidence_weight:
-            targets = confidence_targets(scored.match_iou[:, 0], scored.present[:, 0], self.confidence_weight)
-        return RewardOutput(scored.rewards[:, 0].tolist(), targets)
+            targets = confidence_targets(
+                scored.match_iou[:, 0], scored.present[:, 0], self.confidence_weight, self.confidence_among
+            )
+        return self.output(scored, completion_ids, targets)
 
 
 def class_weights(counts: Sequence[int]) -> torch.Tensor:
@@ -274,20 +296,31 @@ def class_weights(counts: Sequence[int]) -> torch.Tensor:
     return (len(numbers) * inverse / inverse.sum()).float()
 
 
-def confidence_targets(match_iou: torch.Tensor, present: torch.Tensor, weight: float = 0.3) -> TokenTargets:
+def confidence_targets(
+    match_iou: torch.Tensor,
+    present: torch.Tensor,
+    weight: float = 0.3,
+    among: Literal["candidates", "vocabulary"] = "candidates",
+) -> TokenTargets:
     """What the confidence tokens of `R` completions learn from `match_iou (R, N)` and `present (R, N)`.
 
-    A box that is absent: to be absent. One that is present: `HIGH` with the probability of its IoU, else `LOW`.
+    A box that is present: `HIGH` with the probability of its IoU, else `LOW`. Among these two candidates an absent box
+    learns nothing. Among the whole `"vocabulary"`, as released, an absent box also learns to be absent and a present one
+    to be present. That is minus the log-probability of what was just drawn: 0 on average, if nothing but these three ids
+    is ever drawn there, and the larger part of the loss.
     """
     num_rows, num_boxes = match_iou.shape
     rows, boxes = torch.meshgrid(torch.arange(num_rows), torch.arange(num_boxes), indexing="ij")
     iou = match_iou.cpu().flatten()
     present = present.cpu().flatten().float()
+    probabilities = torch.stack([1 - present, present * (1 - iou), present * iou], dim=1)
+    candidates = slice(1, None) if among == "candidates" else slice(None)
     return TokenTargets(
         positions=torch.stack([rows.flatten(), boxes.flatten() * TOKENS_PER_BOX + 5], dim=1),
-        ids=torch.tensor([ABSENT, LOW, HIGH]).expand(len(iou), -1),
-        probabilities=torch.stack([1 - present, present * (1 - iou), present * iou], dim=1),
+        ids=torch.tensor([ABSENT, LOW, HIGH]).expand(len(iou), -1)[:, candidates],
+        probabilities=probabilities[:, candidates],
         weight=weight,
+        among=among,
     )
 
 

@@ -2,12 +2,10 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, draw_grid, draw_mark
+from vision_rl.drawing import LABEL, PAPER, RIGHT, UNJUDGED, WRONG, draw_grid, draw_mark
 
 
 __all__ = ["draw", "draw_grid"]
-
-LABEL = (120, 120, 120)
 
 
 def draw(

@@ -1,24 +1,26 @@
 """Panoptic maps for a model that writes codes: the processor of panoptic segmentation (paper, section 4.1; UViM)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.data.rows import column_values, sampled_rows
-from vision_rl.processing import DenseProcessor, random_box, rgb_image
+from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
+from vision_rl.pictures import as_images, random_box, rgb_image
+from vision_rl.processing import DenseProcessor, check_return_tensors
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
+from vision_rl.tasks.panoptic.drawing import draw as draw_segments
+from vision_rl.tasks.panoptic.row_values import segment_ids, segments_of
 from vision_rl.tasks.panoptic.segments import (
     VOID,
     Segmentation,
     Segments,
-    as_map,
     distinct_ids,
-    ids_from_rgb,
     places_of,
     read_segments,
     resize_nearest,
@@ -105,6 +107,11 @@ class PanopticProcessor(DenseProcessor):
         return [category["id"] for category in self.categories]
 
     @property
+    def id2label(self) -> dict[int, str]:
+        """The categories' names by their ids, which the trainers write into the model's config."""
+        return {category["id"]: category["name"] for category in self.categories}
+
+    @property
     def num_classes(self) -> int:
         """Channels of the semantic head: the categories and void."""
         return len(self.categories) + 1
@@ -121,17 +128,28 @@ class PanopticProcessor(DenseProcessor):
 
     # --- rows to tensors --------------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **targets) -> BatchFeature:
+    def __call__(
+        self,
+        images,
+        seeds=None,
+        codes: Sequence[Sequence[int]] | None = None,
+        return_tensors: str | None = "pt",
+        **targets,
+    ) -> BatchFeature:
         """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
 
         Images are as they are, whatever the seeds: codes that were made before belong to the image that is not mirrored.
         """
+        check_return_tensors(return_tensors)
+        unknown = set(targets) - set(self.target_columns)
+        if unknown:
+            raise TypeError(f"PanopticProcessor takes no {', '.join(sorted(unknown))}.")
         if codes is None and targets:
             raise ValueError(
                 "A model of codes cannot learn from maps: let stage I make codes of them (completion_decoder="
                 "UViMDecoder(stage1, processor)), or give the data set a column `codes`."
             )
-        batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+        batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
         if codes is not None:
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
@@ -182,7 +200,7 @@ class PanopticProcessor(DenseProcessor):
 
     def _read(self, size: tuple[int, int], values, infos) -> Segments:
         """The row's map and segments, checked: of the image's size, all ids listed, categories known."""
-        segments = read_segments((_ids(values), _as_list(infos)))
+        segments = read_segments((segment_ids(values), segments_of(infos)))
         height, width = segments.map.shape
         if (width, height) != size:
             raise ValueError(
@@ -237,36 +255,78 @@ class PanopticProcessor(DenseProcessor):
         """What a look at the segments tells before training: categories, ids, sizes, more segments than instances."""
         if not {"segmentation", "segments_info"} <= set(columns):
             return
-        rows_over = segments_over = 0
-        for index, infos in column_values(dataset, columns["segments_info"]):
-            infos = _as_list(infos)
-            try:
-                self._check_categories([segment.get("category_id") for segment in infos])
-            except ValueError as error:
-                raise ValueError(f"Row {index}, column `{columns['segments_info']}`: {error}") from error
-            surplus = len(infos) - (self.max_instances - 1)
-            rows_over, segments_over = rows_over + (surplus > 0), segments_over + max(surplus, 0)
-        if rows_over:
+        surplus = np.array(self._count_segments(dataset, columns["segments_info"])) - (self.max_instances - 1)
+        if (surplus > 0).any():
             logger.warning(
                 "%d rows have more than max_instances - 1 = %d segments: %d segments of them are not learned as "
                 "instances of their own.",
-                rows_over,
+                (surplus > 0).sum(),
                 self.max_instances - 1,
-                segments_over,
+                surplus.clip(0).sum(),
             )
-        for index in sampled_rows(dataset):
-            row = dataset[index]
-            values, infos = row[columns["segmentation"]], row[columns["segments_info"]]
-            try:
-                segments = self._read(rgb_image(row[columns["image"]], index).size, values, infos)
-            except ValueError as error:
-                raise ValueError(f"Row {index}, column `{columns['segmentation']}`: {error}") from error
+        self._check_maps(dataset, columns)
+
+    def _count_segments(self, dataset, column: str) -> list[int]:
+        """How many segments each row has, in no order; raises for rows whose segments are not what they must be."""
+        counts: list[int] = []
+
+        def odd_rows() -> Iterator[tuple[int, Any]]:
+            chunks = arrow_chunks(dataset, column)
+            if chunks is None:
+                yield from column_values(dataset, column)
+                return
+            for first, chunk in chunks:
+                count, odd = self._usual(chunk)
+                counts.extend(count[~odd].tolist())
+                yield from ((first + i, chunk[i].as_py()) for i in np.flatnonzero(odd).tolist())
+
+        def check(infos: Any) -> None:
+            segments = segments_of(infos)
+            self._check_categories([segment["category_id"] for segment in segments])
+            counts.append(len(segments))
+
+        check_values(odd_rows(), column, len(dataset), check)
+        return counts
+
+    def _usual(self, chunk: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """How many segments each row has, and whether one of them is not of whole numbers and a known category."""
+        fields = flat_fields(chunk)
+        known: dict[str, Any] = {"id": None, "category_id": self.category_ids, "iscrowd": (0, 1)}
+        fields = {name: fields[name] for name in known if name in fields}
+        if not {"id", "category_id"} <= set(fields):
+            return np.zeros(len(chunk), int), np.ones(len(chunk), bool)
+        count = fields["id"][0]
+        odd = np.any([count < 0, *(lengths != count for lengths, _ in fields.values())], axis=0)
+        for name, (lengths, values) in fields.items():
+            row = np.repeat(np.arange(len(chunk)), np.maximum(lengths, 0))
+            if not pa.types.is_integer(values.type):
+                odd[row] = True
+                continue
+            numbers = values.cast(pa.int64()).fill_null(-1).to_numpy()
+            odd[row[numbers < 0 if known[name] is None else ~np.isin(numbers, known[name])]] = True
+        return count, odd
+
+    def _check_maps(self, dataset, columns: dict[str, str]) -> None:
+        """Opens some images: maps have their size and their segments' ids, and every segment has a pixel."""
+        opened, without_pixels = sampled_rows(dataset), []
+
+        def read(row: tuple[int, Mapping[str, Any]]) -> None:
+            index, values = row
+            image = rgb_image(values[columns["image"]], index)
+            segments = self._read(image.size, values[columns["segmentation"]], values[columns["segments_info"]])
             absent = segments.ids[places_of(segments.ids, distinct_ids(segments.map)) < 0]
+            without_pixels.append((index, absent))
+
+        def refuse(absent: np.ndarray) -> None:
             if len(absent):
                 raise ValueError(
-                    f"Row {index}, column `{columns['segments_info']}`: {len(absent)} segments have no pixel in the "
-                    f"map, the first {absent[0]}: each would count as missed. Leave them out."
+                    f"{len(absent)} segments have no pixel in the map, the first {absent[0]}: each would count as missed. "
+                    "Leave them out."
                 )
+
+        rows = ((index, (index, dataset[index])) for index in opened)
+        check_values(rows, columns["segmentation"], len(opened), read)
+        check_values(iter(without_pixels), columns["segments_info"], len(opened), refuse)
 
     # --- stage I's output to segments -------------------------------------------------------------------------------
 
@@ -278,7 +338,11 @@ class PanopticProcessor(DenseProcessor):
         labels = decode_logits(outputs["semantics"], outputs["instances"], self.min_fraction).cpu().numpy()
         return [to_segmentation(of_image, self.category_ids) for of_image in labels]
 
-    def batch_decode(self, sequences, **kwargs) -> list:
+    def draw(self, image, completion, reference=None) -> Image.Image:
+        """The segments on the image, right, wrong and missed ones told apart."""
+        return draw_segments(image, completion, reference, self.categories)
+
+    def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
             "Codes become a panoptic map only by the stage I network and the image: give the trainer completion_decoder="
             "UViMDecoder(stage1, processor)."
@@ -300,23 +364,3 @@ def canonical_instances(instances: np.ndarray) -> np.ndarray:
     number = np.zeros(len(counts), np.int64)
     number[present[np.argsort(mean_key, kind="stable")]] = np.arange(1, len(present) + 1)
     return number[instances]
-
-
-def _ids(values: Any) -> np.ndarray:
-    """Segment ids `(H, W)` of a picture in COCO's colours, an array of them, or an integer map."""
-    if isinstance(values, Image.Image):
-        if values.mode == "P":
-            raise ValueError(
-                "The map is a palette picture: are its ids the palette's colours (convert it to RGB) or the indices "
-                "(make it an array)?"
-            )
-        values = np.asarray(values)
-    values = np.asarray(values)
-    return ids_from_rgb(values) if values.ndim == 3 else as_map(values)
-
-
-def _as_list(infos: Any) -> list[dict]:
-    """A row's segments as a list of dicts, also from a dict of lists."""
-    if isinstance(infos, Mapping):
-        infos = [dict(zip(infos, values, strict=True)) for values in zip(*infos.values(), strict=True)]
-    return list(infos)

@@ -1,0 +1,94 @@
+"""Whole columns of a data set, read before training: out of its Arrow table where there is one, so that no image is decoded."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+CHUNK = 10_000  # rows at once
+NUM_SAMPLED_ROWS = 200  # whose images are opened
+
+
+def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
+    """Pieces of a stored column, each with the number of its first row; `None` where rows are made otherwise.
+
+    A transform (`with_transform`) may change any column of a row, so what is stored is not what it gives.
+    """
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return None
+    if column not in dataset.column_names:
+        return None
+    tables = dataset.select_columns(column).with_format("arrow").iter(CHUNK)
+    return ((number * CHUNK, table[column].combine_chunks()) for number, table in enumerate(tables))
+
+
+def sampled_rows(dataset) -> range:
+    """Numbers of some rows, evenly spread."""
+    return range(0, len(dataset), -(-len(dataset) // NUM_SAMPLED_ROWS))
+
+
+def column_values(dataset, column: str, sample: bool = True) -> Iterator[tuple[int, Any]]:
+    """Row numbers and values of a column: of all rows of a table or a list; of others of some, or of all if not `sample`."""
+    chunks = arrow_chunks(dataset, column)
+    if chunks is not None:
+        for first, values in chunks:
+            yield from enumerate(values.to_pylist(), first)
+        return
+    every = not sample or isinstance(dataset, list | tuple)
+    for row in range(len(dataset)) if every else sampled_rows(dataset):
+        yield row, row_value(dataset[row], column, row)
+
+
+def row_value(columns, column: str, row: int) -> Any:
+    """The value of a row's column. Raises `ValueError` with the row's number where it has none."""
+    if column not in columns:
+        raise ValueError(f"Row {row} has no column `{column}`; it has {', '.join(f'`{name}`' for name in columns)}.")
+    return columns[column]
+
+
+def check_values(
+    values: Iterator[tuple[int, Any]], column: str, num_rows: int, check: Callable[[Any], object]
+) -> None:
+    """Raise one `ValueError` for all the values that `check` raises one for: the first is told, and how many there are."""
+    bad, first = 0, None
+    for row, value in values:
+        try:
+            check(value)
+        except ValueError as error:
+            bad, first = bad + 1, first or (row, error)
+    if first is not None:
+        raise ValueError(
+            f"Row {first[0]}, column `{column}`: {first[1]} ({bad} of {num_rows} rows cannot be used.)"
+        ) from first[1]
+
+
+# --- nested columns as flat arrays ----------------------------------------------------------------------------------
+
+
+def flat_fields(chunk: pa.Array) -> dict[str, tuple[np.ndarray, pa.Array]]:
+    """Of each field how many entries each row has, -1 for none at all, and the entries of all rows behind each other."""
+    if pa.types.is_struct(chunk.type):  # a dict of lists
+        names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
+        lists = {name: field for name, field in zip(names, chunk.flatten(), strict=True) if is_list(field.type)}
+        return {name: (list_lengths(field), field.flatten()) for name, field in lists.items()}
+    if is_list(chunk.type) and pa.types.is_struct(chunk.type.value_type):  # a list of dicts
+        objects, lengths = chunk.flatten(), list_lengths(chunk)
+        names = [objects.type.field(i).name for i in range(objects.type.num_fields)]
+        return {name: (lengths, field) for name, field in zip(names, objects.flatten(), strict=True)}
+    return {}
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def list_lengths(lists: pa.Array) -> np.ndarray:
+    return pc.list_value_length(lists).cast(pa.int64()).fill_null(-1).to_numpy()
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

@@ -1,0 +1,51 @@
+"""The `categories` of a COCO file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from vision_rl.data.coco_images import shortened
+from vision_rl.data.fields import BadField, as_id, as_text, read_field
+from vision_rl.data.json_entries import read_entries
+from vision_rl.data.stored_rows import Rows, stored_rows
+
+
+def read_categories(annotation_file: str | Path, entries: list[Any] | None = None) -> list[dict[str, Any]]:
+    """The categories of a file in the order of their ids: dicts with `id`, `name`, and `isthing` where the file has it.
+
+    They are kept on disk, so that a large file is not read for them again; `entries`: of the list, where it has been read.
+
+    Raises:
+        ValueError: for one without an id or a name, two of one id, or ids of which some are texts.
+    """
+
+    def make() -> Rows:
+        found: list[Any] = [] if entries is None else entries
+        if entries is None:
+            read_entries(annotation_file, "COCO's categories", {"categories": found.append})
+        checked = [json.dumps(_category(entry, annotation_file)) for entry in found]
+        return Rows(
+            {"category": pa.array(checked, pa.string())}, datasets.Features({"category": datasets.Value("string")})
+        )
+
+    rows = stored_rows("categories", annotation_file, {}, make)
+    categories = [json.loads(text) for text in rows["category"]]
+    ids = [category["id"] for category in categories]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{annotation_file} has {len(ids) - len(set(ids))} categories whose id is taken.")
+    if len({isinstance(value, str) for value in ids}) > 1:
+        raise ValueError(f"{annotation_file} has category ids that are texts and others that are numbers: {ids}.")
+    return sorted(categories, key=lambda category: category["id"])
+
+
+def _category(entry: Any, annotation_file: str | Path) -> dict[str, Any]:
+    try:
+        if not isinstance(entry, dict):
+            raise BadField("no fields")
+        named = {"id": read_field(entry, "id", as_id), "name": read_field(entry, "name", as_text)}
+    except BadField as error:
+        raise ValueError(f"{annotation_file}: the category {shortened(entry)} has {error}.") from error
+    return named | ({"isthing": entry["isthing"]} if "isthing" in entry else {})

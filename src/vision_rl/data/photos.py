@@ -1,0 +1,65 @@
+"""A folder of photos as rows, without annotations."""
+
+import os
+from pathlib import Path
+
+import datasets
+from PIL import Image
+
+from vision_rl.data.bad_rows import BadRows, OnBadRow
+from vision_rl.data.coco_images import image_column
+from vision_rl.data.image_files import find_images
+from vision_rl.data.stored_rows import Rows, stored_rows
+
+
+def load_photos(
+    images_dir: str | Path, *, on_bad_row: OnBadRow = "raise", follow_symlinks: bool = False
+) -> datasets.Dataset:
+    """A row a photo in a folder and the folders in it (ImageNet's `train/n01440764/x.JPEG`), in the order of their paths.
+
+    Photos are files whose names end as Pillow's formats do; hidden ones are passed over. They are listed once and the list is
+    kept on disk, as by `load_coco_detection`, until a photo or a folder changes. They are not opened.
+
+    Args:
+        images_dir: the folder.
+        on_bad_row: "raise" an error that counts what is refused, or "skip" it, with a warning that does.
+        follow_symlinks: whether photos may be symbolic links to files outside of the folder, and folders may be links.
+
+    Returns:
+        A data set with the column `image`.
+
+    Raises:
+        FileNotFoundError: where there is no such folder.
+        ValueError: where there is no photo in it, and for links out of it.
+    """
+    root = os.path.abspath(images_dir)
+    settings = {"bad": on_bad_row, "links": follow_symlinks}
+    bad_rows = BadRows(images_dir, on_bad_row)
+
+    def make() -> Rows:
+        names, folders = _photos_in(root, follow_symlinks)
+        found = find_images(root, names, bad_rows, "photos", follow_symlinks)
+        notes = bad_rows.settle({"photos": len(names)})
+        paths = [path for path in found if path is not None]
+        if not paths:
+            raise ValueError(f"There are no photos in {images_dir}.")
+        # A folder's time changes with its list of files.
+        return Rows({"image": image_column(paths)}, datasets.Features({"image": datasets.Image()}), notes, folders)
+
+    return stored_rows("photos", root, settings, make)
+
+
+def _photos_in(root: str, follow_symlinks: bool) -> tuple[list[str], list[str]]:
+    """Names of the photos, from the folder on, and the folders."""
+    endings = set(Image.registered_extensions())
+    names, folders = [], []
+    for folder, inner, files in os.walk(root, followlinks=follow_symlinks):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        folders.append(folder)
+        below = os.path.relpath(folder, root)
+        names += [
+            os.path.normpath(os.path.join(below, name))
+            for name in files
+            if os.path.splitext(name)[1].lower() in endings and not name.startswith(".")
+        ]
+    return sorted(names), folders

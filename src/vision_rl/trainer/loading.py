@@ -1,0 +1,113 @@
+"""The model and the processor of a name or path, and the tensors of a checkpoint."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, VisionEncoderDecoderModel
+from transformers.utils import find_adapter_config_file
+
+from vision_rl.models.lengths import completion_length
+from vision_rl.models.preparation import (
+    align_special_ids,
+    drop_generation_options,
+    forbid_uncounted_id,
+    freeze_unused_parameters,
+)
+from vision_rl.models.shared_images import share_images
+from vision_rl.models.unwrapping import base_model, is_vision_encoder_decoder
+from vision_rl.processing import VisionProcessor, as_vision_processor
+from vision_rl.trainer import checks
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:
+    """The model of a name or path; of saved adapters, the model that they belong to with the adapters, to train on."""
+    where = {name: options[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in options}
+    if find_adapter_config_file(name_or_path, **where) is None:
+        return VisionEncoderDecoderModel.from_pretrained(name_or_path, **options)
+    base = PeftConfig.from_pretrained(name_or_path, **where).base_model_name_or_path
+    if not base:
+        raise ValueError(
+            f"{name_or_path} holds adapters and does not say of which model. Load it yourself: "
+            f"PeftModel.from_pretrained(base_model, {name_or_path!r}, is_trainable=True)."
+        )
+    revision = where.pop("revision", None)  # of the adapters; the base has a history of its own
+    options = {name: value for name, value in options.items() if name != "revision"}
+    model = VisionEncoderDecoderModel.from_pretrained(base, **options)
+    return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
+
+
+def load_processor(name_or_path: str) -> Any:
+    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported."""
+    processor = AutoProcessor.from_pretrained(name_or_path)
+    saved = ProcessorMixin.get_processor_dict(name_or_path)[0].get("processor_class")
+    if isinstance(processor, ProcessorMixin) or saved is None:
+        return processor
+    raise ValueError(
+        f"{name_or_path} has a {saved}, whose module nothing has imported: import it before "
+        "(vision_rl.tasks.detection, ...), or give the trainer a processing_class."
+    )
+
+
+def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
+    """The last part of the model's name or path, from which the default output folder is named."""
+    name = model if isinstance(model, str) else base_model(model).config._name_or_path or type(model).__name__
+    return name.rstrip("/").split("/")[-1]
+
+
+def prepared_policy(
+    policy: Any, max_completion_length: int | None, processing_class: Any
+) -> tuple[VisionProcessor, int]:
+    """Checks the model against its processor, frees it of what hinders training, and lets G completions share an image.
+
+    Returns:
+        The processor in the form that the trainers use, and the most tokens of a completion.
+    """
+    align_special_ids(policy, processing_class)
+    drop_generation_options(policy)
+    processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+    if processor.id2label is not None:
+        policy.config.id2label = processor.id2label
+        policy.config.label2id = {label: i for i, label in processor.id2label.items()}
+    length = max_completion_length or processor.completion_length
+    if is_vision_encoder_decoder(policy):
+        forbid_uncounted_id(policy)
+    checks.check_model(policy, processor, length)
+    length = completion_length(policy, length)
+    policy.generation_config.max_new_tokens = length  # saved: `generate` would stop at 20
+    freeze_unused_parameters(policy)
+    if is_vision_encoder_decoder(policy):
+        share_images(policy)
+    else:
+        logger.warning(
+            "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
+            type(policy).__name__,
+        )
+    return processor, length
+
+
+def saved_tensors(folder: str, names: set[str]) -> dict[str, torch.Tensor]:
+    """Those of the tensors `names` that the checkpoint in `folder` holds under these names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(Path(folder).glob("model*.safetensors")) if names else []:
+        with safe_open(path, "pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in names & set(file.keys())}
+    return tensors
+
+
+def with_adapters(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:
+    """The model inside PEFT, if there is a `peft_config`."""
+    if peft_config is None:
+        return model
+    if isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            "The model has adapters already: leave out peft_config to train them, or give "
+            "model.merge_and_unload() to put new ones on top."
+        )
+    return get_peft_model(model, peft_config)

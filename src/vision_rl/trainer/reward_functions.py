@@ -1,0 +1,93 @@
+"""What may be a reward: a function in TRL's form, a module, a text classifier, an evaluate module; its name; what of it is saved."""
+
+import functools
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from vision_rl.rewards import SavedReward
+from vision_rl.trainer.reward_models import TextRewardModel
+
+
+def is_evaluate_module(reward) -> bool:
+    """Where nobody has imported evaluate, nothing is a module of it; it is not imported for the question."""
+    evaluate = sys.modules.get("evaluate")
+    return evaluate is not None and isinstance(reward, evaluate.EvaluationModule)
+
+
+def as_function(reward, name: str, processing_class=None) -> Callable:
+    """A callable in TRL's form; of an evaluate module its computation on the batch, without the Arrow files of `compute`."""
+    if isinstance(reward, PreTrainedModel | str):
+        return TextRewardModel(reward, processing_class)
+    if processing_class is not None:
+        raise ValueError(
+            f"reward_processing_classes has one for the reward `{name}`, a {type(reward).__name__}: only a model of "
+            "transformers, or the name of one, takes it. Write None in its place."
+        )
+    if is_evaluate_module(reward):
+
+        def reward_of_module(completions, references=None, **kwargs):
+            result = reward._compute(predictions=completions, references=references)
+            if "rewards" not in result:
+                raise TypeError(
+                    f"The evaluate module `{name}` gives {', '.join(sorted(result))}; a reward needs `rewards`, one a completion."
+                )
+            return result["rewards"]
+
+        return reward_of_module
+    if not callable(reward):
+        raise TypeError(f"The reward `{name}` is a {type(reward).__name__}, not a function of completions.")
+    return reward
+
+
+def names_of(rewards: Sequence) -> list[str]:
+    """Two rewards of one name would share their log keys: the second becomes `name_2`."""
+    unique: list[str] = []
+    for name in map(_name_of, rewards):
+        candidates = itertools.chain([name], (f"{name}_{n}" for n in itertools.count(2)))
+        unique.append(next(candidate for candidate in candidates if candidate not in unique))
+    return unique
+
+
+def source_of(function: Callable) -> str:
+    """Where its code is, or which model it is, for whoever asks later what a model was tuned for."""
+    if isinstance(function, functools.partial):
+        return source_of(function.func)
+    if isinstance(function, TextRewardModel):
+        return function.name
+    named: Any = function if inspect.isroutine(function) else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def saved_rewards(rewards: Sequence) -> list[SavedReward]:
+    """Those with data of their own. Raises `ValueError` for two of a kind."""
+    saved = [reward for reward in map(_saved_reward, rewards) if reward is not None]
+    kinds = [type(reward) for reward in saved]
+    if len(set(kinds)) < len(kinds):
+        twice = next(kind.__name__ for kind in kinds if kinds.count(kind) > 1)
+        raise ValueError(f"Two rewards are a {twice}: saved beside the model, one would overwrite the other.")
+    return saved
+
+
+def _saved_reward(reward) -> SavedReward | None:
+    """The reward that is saved: itself, or the one inside a partial function or an evaluate module's `reward`."""
+    if isinstance(reward, functools.partial):
+        return _saved_reward(reward.func)
+    if is_evaluate_module(reward):
+        reward = getattr(reward, "reward", None)
+    return reward if isinstance(reward, SavedReward) else None
+
+
+def _name_of(reward) -> str:
+    if isinstance(reward, functools.partial):
+        return _name_of(reward.func)
+    if isinstance(reward, PreTrainedModel):
+        reward = reward.config._name_or_path or type(reward).__name__
+    if isinstance(reward, str):
+        return Path(reward).name
+    return getattr(reward, "__name__", None) or getattr(reward, "name", None) or type(reward).__name__

@@ -1,0 +1,59 @@
+"""Rewards of several functions as one, and their scale. Pure functions; the names are TRL's."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from vision_rl.trainer.reward_config import VisionRewardConfig
+from vision_rl.trainer.rollout import Rollout
+
+
+MARGIN = 1e-4  # TRL's: added to a standard deviation before it divides
+
+
+def nan_std(values: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+    """The standard deviation of what is a number, with Bessel's correction, as TRL's; 0 of fewer than two.
+
+    Of all `values`, or along `dim`, which is kept.
+    """
+    flat = values.flatten()[None] if dim is None else values.movedim(dim, -1)
+    count = (~flat.isnan()).sum(-1, keepdim=True)
+    squared = (flat - flat.nanmean(-1, keepdim=True)).square().nansum(-1, keepdim=True)
+    std = (squared / (count - 1).clamp(min=1)).sqrt()
+    return std.squeeze() if dim is None else std.movedim(-1, dim)
+
+
+def normalized_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Rewards `(B, G, F)` as one `(B, G)`, each divided by its standard deviation among an image's samples first.
+
+    So a reward of large numbers does not drown the others (GDPO; TRL's `"normalize_then_sum"`). Its mean is
+    left to the baseline, which takes it off as it is linear.
+    """
+    scaled = per_function / (nan_std(per_function, dim=1) + MARGIN)
+    return (scaled * weights.to(scaled)).nansum(-1).masked_fill(per_function.isnan().all(-1), float("nan"))
+
+
+def scaled_over_rollout(
+    rollout: Rollout, args: VisionRewardConfig, gather: Callable[[torch.Tensor], torch.Tensor]
+) -> Rollout:
+    """The rollout with its advantages over a standard deviation among all of its samples, where the options say so.
+
+    That of the rewards with `scale_rewards="batch"`; that of the advantages, so of the sums, with
+    `"normalize_then_sum"`. `gather` puts the `(B, G)` of all processes together.
+    """
+    advantages = rollout.advantages
+    if args.multi_objective_aggregation == "normalize_then_sum":
+        std = nan_std(gather(advantages.masked_fill(rollout.rewards.isnan(), float("nan"))))
+    elif args.scale_rewards == "batch":
+        std = nan_std(gather(rollout.rewards))
+    else:
+        return rollout
+    return replace(rollout, advantages=advantages / (std + MARGIN))
+
+
+def group_scaled(advantages: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
+    """Advantages over the standard deviation among the image's rewards, both `(B, G)` or both `(B, G, T)`."""
+    if rewards.ndim == 2:
+        return advantages / (nan_std(rewards, dim=1) + MARGIN)
+    return advantages / (nan_std(rewards[..., 0], dim=1) + MARGIN)[..., None]  # of all that was earned

@@ -1,0 +1,19 @@
+"""What reference programs answered, recorded: golden/README.md says which program made each file and from what."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str):
+    """The arrays of an `.npz`, each read when it is asked for, or the content of a `.json`.
+
+    Raises:
+        FileNotFoundError: the file is part of the repository, so a test that misses it fails.
+    """
+    path = GOLDEN / name
+    return json.loads(path.read_text("utf-8")) if path.suffix == ".json" else np.load(path)
