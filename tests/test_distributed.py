@@ -116,6 +116,14 @@ def test_two_processes_take_the_steps_of_one(alone, ddp, name):
     assert seen(*ddp[name]) == seen(alone[name])
 
 
+def test_what_a_reward_logs_on_any_process_is_in_the_log(alone, ddp):
+    letters = [log["letters"] for log in alone["reward"]["logs"]]
+    assert len(set(letters)) == 4
+    for record in ddp["reward"]:
+        assert [log["letters"] for log in record["logs"]] == pytest.approx(letters)
+        assert record["after"]["metrics"]["eval_letters"] > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_that_accumulate_take_the_steps_of_one(alone, ddp, kind):
     for record in ddp[f"{kind}_accumulated"]:

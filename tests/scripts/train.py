@@ -30,6 +30,15 @@ EVAL_ROWS = 7  # divides by no number of ranks
 OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder", "train_dataset")
 
 
+def share_of_a_logged(completions, log_metric, **kwargs) -> list[float]:
+    """`share_of_a`, which also logs the letters of a completion."""
+    log_metric("letters", sum(map(len, completions)) / len(completions))
+    return share_of_a(completions)
+
+
+share_of_a_logged.__name__ = "share_of_a"  # in the log's keys
+
+
 class Recorder:
     """Keeps what each micro-batch held: (update step, row, its sampled ids), and how long the longest sample was."""
 
@@ -95,7 +104,7 @@ def make_trainer(
     )
     return {"mle": RecordingMLETrainer, "reward": RecordingRewardTrainer}[kind](
         model if model is not None else tiny_model(decoder, sharp=0.2, seed=2),
-        *([share_of_a] if kind == "reward" else []),
+        *([share_of_a_logged] if kind == "reward" else []),
         args=config,
         **own,
     )

@@ -101,9 +101,6 @@ class Stage1Trainer(VisionTrainer):
         loss = self.mean_over_step(outputs.loss * num_images, num_items_in_batch or num_images)
         return (loss, outputs) if return_outputs else loss
 
-    def _count_items(self, batch) -> float:
-        return len(batch["row_index"])
-
     def leave_out_step(self) -> None:
         super().leave_out_step()
         self.unwrap(self.model).codebook.collected = None

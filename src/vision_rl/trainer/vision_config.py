@@ -87,6 +87,21 @@ class VisionConfig(TrainingArguments):
         },
     )
 
+    @property
+    def images_in_step(self) -> int:
+        """Images of an update step, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+    @property
+    def images_at_once(self) -> int:
+        """Images that are learned from together, over all processes: an epoch consists of whole such blocks."""
+        return self.images_in_step
+
+    @property
+    def times_learned(self) -> int:
+        """How often each block of images comes, one time after the other."""
+        return 1
+
     # TrainingArguments parses these from JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "target_columns"]
 

@@ -15,27 +15,22 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from vision_rl.manifest import TRAINING_STATE, loading, naming
-from vision_rl.models.completion_decoder import CompletionDecoder
+from vision_rl.models.completion_decoder import CompletionDecoder, check_completion_decoder
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.lengths import completion_length, num_positions
+from vision_rl.models.lengths import num_positions
 from vision_rl.models.preparation import (
-    align_special_ids,
-    drop_generation_options,
     drop_text_arguments,
-    forbid_uncounted_id,
-    freeze_unused_parameters,
     prepare_for_fsdp,
 )
 from vision_rl.models.sampling import sample
-from vision_rl.models.shared_images import share_images
 from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
-from vision_rl.processing import DenseProcessor, VisionProcessor, as_vision_processor
+from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer import checkpoints, checks, evaluation
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
-from vision_rl.trainer.loading import load_policy, load_processor, saved_tensors, with_adapters
+from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
 from vision_rl.trainer.optimizer import make_optimizer
 from vision_rl.trainer.ranks import check_same_data
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
@@ -106,7 +101,7 @@ class VisionTrainer(Trainer):
         # Check
         if train_dataset is not None:
             checks.check_trainable(model, args)
-        self._check_completion_decoder()
+        check_completion_decoder(completion_decoder, self.processor, self.max_completion_length)
         if is_stream(train_dataset):
             checks.check_stream(args)
         looked_at = StreamHead.of(train_dataset) if is_stream(train_dataset) else train_dataset
@@ -150,33 +145,9 @@ class VisionTrainer(Trainer):
 
     def _prepare_model(self, policy: Any, args: VisionConfig, processing_class) -> None:
         """Check the model against its processor, and free it of what hinders training."""
-        align_special_ids(policy, processing_class)
-        drop_generation_options(policy)
-        self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
-        length = args.max_completion_length or self.processor.completion_length
-        if is_vision_encoder_decoder(policy):
-            forbid_uncounted_id(policy)
-        checks.check_model(policy, self.processor, length)
-        self.max_completion_length = completion_length(policy, length)
-        policy.generation_config.max_new_tokens = self.max_completion_length  # saved: `generate` would stop at 20
-        freeze_unused_parameters(policy)
-        if is_vision_encoder_decoder(policy):
-            share_images(policy)
-        else:
-            logger.warning(
-                "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
-                type(policy).__name__,
-            )
-
-    def _check_completion_decoder(self) -> None:
-        decoder = self.completion_decoder
-        if decoder is not None and not isinstance(decoder, nn.Module):
-            raise TypeError(
-                f"completion_decoder is a {type(decoder).__name__}; it must be an nn.Module, which is "
-                "moved to the device and saved. A function belongs into the processor's batch_decode."
-            )
-        if isinstance(decoder, CompletionDecoder):
-            decoder.check(self.processor, self.max_completion_length)
+        self.processor, self.max_completion_length = prepared_policy(
+            policy, args.max_completion_length, processing_class
+        )
 
     def unwrap(self, model: nn.Module) -> Any:
         """The transformers model inside whatever DDP, DeepSpeed, `torch.compile` and PEFT have put around it."""
@@ -220,7 +191,7 @@ class VisionTrainer(Trainer):
             if self.completion_decoder is None:
                 checks.check_first_labels(name, collator, readable)
             self._check_rewards(name, columns)
-        train_dataset, rows_needed = datasets.get("train_dataset"), self._rows_at_once(args)
+        train_dataset, rows_needed = datasets.get("train_dataset"), args.images_at_once
         if isinstance(train_dataset, StreamHead):
             return  # how many rows follow, nobody knows
         if train_dataset is not None and len(train_dataset) < rows_needed:
@@ -232,30 +203,17 @@ class VisionTrainer(Trainer):
     def _check_rewards(self, name: str, columns: list[str]) -> None:
         """What rewards ask for is there, if there are rewards."""
 
-    @staticmethod
-    def _images_in_step(args: VisionConfig) -> int:
-        """Of an update step, over all ranks."""
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-    def _rows_at_once(self, args: VisionConfig) -> int:
-        """The rows that are learned from together, over all ranks: an epoch consists of whole such blocks."""
-        return self._images_in_step(args)
-
-    def _times_learned(self, args: VisionConfig) -> int:
-        """How often each block of rows comes, one time after the other."""
-        return 1
-
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
         args, seed, batch_size = self.args, self.data_seed, self._train_batch_size
-        block_size, repeats = self._rows_at_once(args), self._times_learned(args)
+        block_size, repeats = args.images_at_once, args.times_learned
         rows: Dataset
         sampler: Sampler
         if is_stream(self.train_dataset):
             ranks = self.accelerator.num_processes, self.accelerator.process_index
             rows = self.stream = StreamRows(self.train_dataset, seed, batch_size, block_size, repeats, *ranks)
-            sampler = RunningNumbers(args.max_steps, self._images_in_step(args), block_size, repeats)
+            sampler = RunningNumbers(args.max_steps, args.images_in_step, block_size, repeats)
         else:
             rows = RowDataset(self.train_dataset, seed, self._check_of_rows())
             sampler = EpochSampler(rows, seed, args.shuffle_dataset, block_size, repeats)
@@ -291,8 +249,8 @@ class VisionTrainer(Trainer):
                 logger.warning("%s The next row takes its place (on_bad_row).", problem)
 
     def _count_items(self, batch: dict) -> float:
-        """What the loss is a mean of: tokens in MLE, images in tuning."""
-        raise NotImplementedError
+        """What the loss is a mean of: the images; in MLE their tokens."""
+        return len(batch["row_index"])
 
     def mean_over_step(self, values: torch.Tensor, num_items: float | None = None) -> torch.Tensor:
         """`values.sum()` as this micro-batch's share of the mean over the whole update step.
@@ -387,20 +345,9 @@ class VisionTrainer(Trainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         """Every row once, on all ranks together; the metrics see the whole set."""
-        model = evaluation.model_for_evaluation(self, self._gathers_weights())
-        model.eval()
-        self.callback_handler.eval_dataloader = dataloader
-        in_step, self.num_images_in_step = self.num_images_in_step, None
-        records = []
-        for batch in dataloader:
-            batch = self._prepare_inputs(batch)
-            with torch.no_grad():
-                of_batch = self._evaluate_batch(model, batch)
-            by_image = not self._predicting and self._has_targets(batch) and hasattr(self.compute_metrics, "per_image")
-            records += evaluation.measured(of_batch, self.compute_metrics) if by_image else of_batch
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        in_step, self.num_images_in_step = self.num_images_in_step, None  # a loss in evaluation is that of its batch
+        records = evaluation.records_of(self, dataloader)
         self.num_images_in_step = in_step
-        records = evaluation.of_all_ranks(records)
         metrics = evaluation.on_main_process(lambda: self._evaluation_metrics(records), self.is_world_process_zero())
         return EvalLoopOutput(
             predictions=[record.get("completion") for record in records],  # type: ignore[arg-type]
