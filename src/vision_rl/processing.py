@@ -46,12 +46,22 @@ class VisionProcessor(ProcessorMixin):
     id2label: Any = None  # names of the classes by their ids, for the model's config
     completion_length: int | None = None  # tokens of every completion, where all have the same number
     watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position
+    suppress_tokens: tuple[
+        int, ...
+    ] = ()  # which a new model is not to write, such as an id that only starts the decoder
     tokenizer: Any = _NoSpecialTokens
 
     def __init_subclass__(cls, **kwargs):
         """Once its module is imported, a processor saved beside a model is found by `AutoProcessor`."""
         super().__init_subclass__(**kwargs)
         AutoProcessor.register(cls, cls, exist_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
+        """As transformers', which would ask on standard input whether code that comes with a folder may run: it may not."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
+        )
 
     @property
     def makes_references(self) -> bool:
@@ -62,6 +72,18 @@ class VisionProcessor(ProcessorMixin):
     def vocab_size(self) -> int | None:
         """The number of ids that `labels` may hold, checked against the decoder's; `None` is not checked."""
         return None
+
+    def tokens_from(self, old: "VisionProcessor") -> list[int] | None:
+        """For each of this processor's ids, the one of `old` that means the same, or -1; a model is adapted by it.
+
+        Default: the ids are the same; `None` where nothing is known of them.
+        """
+        if self.vocab_size != old.vocab_size:
+            raise ValueError(
+                f"{type(self).__name__} has {self.vocab_size} ids, the model {old.vocab_size}, and nothing says which mean the "
+                "same: define tokens_from(old)."
+            )
+        return None if self.vocab_size is None else list(range(self.vocab_size))
 
     def __call__(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """Rows to model inputs.
@@ -152,8 +174,10 @@ class DenseProcessor(VisionProcessor):
     labels of them with `labels_of`.
     """
 
+    suppress_tokens = (0,)  # it starts the decoder, and is no code
     num_codes: int  # of stage I's codebook; set by the subclass, as is the next
     code_len: int  # codes of an image
+    regression: bool = False  # stage I learns numbers in [-1, 1], not classes
 
     @property
     def outputs(self) -> dict[str, int] | None:
@@ -272,6 +296,11 @@ class TextProcessor(VisionProcessor):
     def _labels(self, text: list[str]) -> torch.Tensor:
         sequences = [torch.tensor(ids) for ids in self._label_ids([checked_text(value) for value in text])]
         return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)  # (B, T)
+
+    def tokens_from(self, old) -> list[int]:
+        """By the tokens' texts."""
+        known = old.tokenizer.get_vocab()
+        return [known.get(token, -1) for token in self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
 
     def _label_ids(self, text: list[str]) -> list[list[int]]:
         """What is learned of each text: its ids without the start that the decoder is given, and with one end token."""

@@ -49,6 +49,8 @@ class ColorizationProcessor(DenseProcessor):
         ValueError: for options out of range; in use, for codes that do not fit.
     """
 
+    regression = True
+
     def __init__(
         self,
         image_processor,

@@ -14,6 +14,7 @@ from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
 from vision_rl.pictures import as_images, rgb_image
 from vision_rl.processing import VisionProcessor, check_return_tensors, image_size
+from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered
 from vision_rl.tasks.detection.drawing import draw as draw_boxes
 from vision_rl.tasks.detection.objects import Objects, read_column, read_objects
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
@@ -52,6 +53,10 @@ class DetectionProcessor(VisionProcessor):
             probabilities of its six tokens, for models that have not learned confidences.
         absent_weight: of the tokens of absent boxes in the MLE loss, where others weigh 1.
         trust_boxes: take boxes for what they should be also where they look like another unit or form.
+        category_ids: COCO's id of each category, for its results; `None`: their places.
+        flip: whether MLE mirrors half of the training images.
+        scale_jitter: a range such as (0.3, 2.0), Pix2Seq's: MLE sees training images from so far away or so near
+            (`vision_rl.tasks.detection.augmentation`). `None`: as they are. Tuning always does.
 
     Raises:
         ValueError: for options out of range; in use, for rows that cannot be learned from.
@@ -71,12 +76,19 @@ class DetectionProcessor(VisionProcessor):
         score: Literal["confidence", "likelihood"] = "confidence",
         absent_weight: float = 1.0,
         trust_boxes: bool = False,
+        category_ids: Sequence[int | str] | None = None,
+        flip: bool = False,
+        scale_jitter: Sequence[float] | None = None,
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
+        self.category_ids = list(range(len(categories)) if category_ids is None else category_ids)
         self.categories = list(categories)
         self.num_bins, self.max_boxes, self.absent_weight = num_bins, max_boxes, absent_weight
         self.box_order, self.resize, self.score, self.trust_boxes = box_order, resize, score, trust_boxes
+        self.flip, self.scale_jitter = flip, None if scale_jitter is None else list(scale_jitter)
+        if scale_jitter is not None and not (len(scale_jitter) == 2 and 0 < scale_jitter[0] <= scale_jitter[1]):
+            raise ValueError(f"scale_jitter is a range such as (0.3, 2.0); it is {scale_jitter}.")
         if not self.categories or len(set(self.categories)) != len(self.categories):
             raise ValueError(f"categories must be names that differ, at least one; they are {self.categories}.")
         if num_bins < 1 or max_boxes < 1 or absent_weight < 0:
@@ -115,6 +127,12 @@ class DetectionProcessor(VisionProcessor):
     def completion_length(self) -> int:  # type: ignore[override]
         return TOKENS_PER_BOX * self.max_boxes
 
+    def tokens_from(self, old: "DetectionProcessor") -> list[int]:  # type: ignore[override]
+        """Levels of another number of bins are the nearest ones; classes are told by their names, in any case."""
+        levels = [NUM_SPECIAL + round(k * old.num_bins / self.num_bins) for k in range(self.num_bins + 1)]
+        place = {name.casefold(): NUM_SPECIAL + old.num_bins + 1 + i for i, name in enumerate(old.categories)}
+        return [*range(NUM_SPECIAL), *levels, *(place.get(name.casefold(), -1) for name in self.categories)]
+
     # --- rows to tokens ---------------------------------------------------------------------------------------------
 
     def __call__(  # type: ignore[override]
@@ -122,6 +140,9 @@ class DetectionProcessor(VisionProcessor):
     ) -> BatchFeature:
         check_return_tensors(return_tensors)
         images = as_images(images)
+        if objects is not None and seeds is not None and (self.flip or self.scale_jitter is not None):
+            views = zip(images, objects, seeds, strict=True)
+            images, objects = zip(*(self._augmented(*view) for view in views), strict=True)
         framed = [self._framed(image) for image in images]
         batch = {"pixel_values": self.image_processor(framed, return_tensors="pt")["pixel_values"]}
         if objects is not None:
@@ -133,6 +154,16 @@ class DetectionProcessor(VisionProcessor):
                 weights = torch.where(present, 1.0, self.absent_weight)
                 batch["label_weights"] = weights.repeat_interleave(TOKENS_PER_BOX, dim=1)
         return BatchFeature(batch)
+
+    def _augmented(self, image: Image.Image, objects: Any, seed: int) -> tuple[Image.Image, dict]:
+        """Another view of a row, a function of its seed."""
+        row, rng = read_objects(objects, self.categories), np.random.default_rng([seed, 1])  # not the order's draws
+        bbox = row.boxes * np.tile(np.divide(image.size, image_size(image)), 2)
+        if self.flip and rng.random() < 0.5:
+            image, bbox = mirrored(image, bbox)
+        if self.scale_jitter is not None:
+            image, bbox = scale_jittered(image, bbox, self.scale_jitter, rng)
+        return image, {"bbox": bbox.tolist(), "category": row.labels.tolist(), "iscrowd": row.iscrowd.tolist()}
 
     def _framed(self, image: Image.Image) -> Image.Image:
         """What the image processor is given: the image itself to be stretched, or on a canvas of the frame's shape."""
