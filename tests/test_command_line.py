@@ -79,6 +79,23 @@ def test_a_model_that_is_continued_keeps_its_processor(counter, tmp_path):
     assert (tmp_path / "more" / "processor_config.json").read_text() == (counter / "processor_config.json").read_text()
 
 
+def test_a_reader_that_is_continued_keeps_its_characters_or_takes_those_that_are_asked_for(tmp_path):
+    digits = f"--scenes 16 {FEW}"
+    run(f"mle --task ocr --alphabet 0123456789 --image_size 32 {ENCODER} {DECODER} {digits} --output_dir {tmp_path}/a")
+    run(f"mle --task ocr --model {tmp_path}/a {digits} --output_dir {tmp_path}/b")
+    run(
+        f"mle --task ocr --model {tmp_path}/a --alphabet 9876543210- --image_size 64 {digits} --output_dir {tmp_path}/c"
+    )
+    sizes = {name: json.loads((tmp_path / name / "config.json").read_text()) for name in "abc"}
+    assert [sizes[name]["decoder"]["vocab_size"] for name in "abc"] == [12, 12, 13]
+    assert [sizes[name]["encoder"]["image_size"] for name in "abc"] == [32, 32, 64]
+
+
+def test_options_that_describe_a_new_model_are_refused_beside_one_that_goes_on(counter, capsys):
+    told = fails(capsys, f"mle --task {COUNTING} --model {counter} --encoder_layers 3 --use_cpu true")
+    assert "encoder_layers describes a new model" in told
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 

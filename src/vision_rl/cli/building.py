@@ -22,6 +22,7 @@ def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> 
         return load_processor(args.stage1, task)
     if args.model is None:
         return task.make_processor(options, image_processor(args), rows)
+    _refuse_description(args)
     old = load_processor(args.model, task)
     if isinstance(old, DenseProcessor) or not isinstance(old, VisionProcessor):
         return old  # stage I's numbers are its own; a text processor's tokenizer too
@@ -30,9 +31,22 @@ def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> 
         for option in fields(options)
         if getattr(options, option.name) is None and option.name in vars(old)
     }
-    size = args.image_size or dict(old.image_processor.size)["height"]
-    resized = type(old.image_processor)(**old.image_processor.to_dict() | {"size": {"height": size, "width": size}})
-    return task.make_processor(replace(options, **kept), resized, rows)
+    images = old.image_processor
+    if args.image_size is not None:
+        size = {"height": args.image_size, "width": args.image_size}
+        images = type(images)(**images.to_dict() | {"size": size})
+    return task.make_processor(replace(options, **kept), images, rows)
+
+
+def _refuse_description(args: ModelArguments) -> None:
+    """A model that goes on has its sizes and weights: options that describe a new one would have no effect."""
+    described = ("patch_size", "conv_stem", "sincos_positions")
+    for option in fields(args):
+        about_new = option.name.startswith(("encoder", "decoder")) or option.name in described
+        if about_new and getattr(args, option.name) != option.default:
+            raise ValueError(
+                f"{option.name} describes a new model, and this run goes on from {args.model}: leave one of them out."
+            )
 
 
 def image_processor(args: ModelArguments | Stage1Arguments) -> ViTImageProcessorPil:

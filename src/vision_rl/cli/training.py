@@ -103,6 +103,4 @@ def _train(trainer: Any) -> None:
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        print(
-            f"The model is in {trainer.args.output_dir}: `vision-rl eval --model {trainer.args.output_dir}` measures it."
-        )
+        print(f"The model is in {trainer.args.output_dir}.")
