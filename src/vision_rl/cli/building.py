@@ -1,5 +1,6 @@
 """From options to a processor and a model: a new one, one that goes on, or one that comes to other sizes."""
 
+import copy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,13 @@ DEFAULT_IMAGE_SIZE, DEFAULT_LENGTH = 224, 128
 def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> VisionProcessor:
     """Of a new model, or that of the model that goes on, with what the options change."""
     if args.stage1 is not None and args.model is None:
-        return load_processor(args.stage1, task)
+        return with_options(load_processor(args.stage1, task), options)
     if args.model is None:
         return task.make_processor(options, image_processor(args), rows)
     _refuse_description(args)
     old = load_processor(args.model, task)
     if isinstance(old, DenseProcessor) or not isinstance(old, VisionProcessor):
-        return old  # stage I's numbers are its own; a text processor's tokenizer too
+        return with_options(old, options)
     kept = {
         option.name: getattr(old, option.name)
         for option in fields(options)
@@ -36,6 +37,29 @@ def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> 
         size = {"height": args.image_size, "width": args.image_size}
         images = type(images)(**images.to_dict() | {"size": size})
     return task.make_processor(replace(options, **kept), images, rows)
+
+
+def with_options(processor: Any, options: Any) -> Any:
+    """A saved processor with what the options say otherwise: how it reads, augments and scores, not what its tokens mean.
+
+    Raises:
+        ValueError: for options that would change its tokens, whose model has others.
+    """
+    changed = copy.copy(processor)
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if value is not None and option.name in vars(processor) and option.name != "tokenizer":
+            setattr(changed, option.name, value)
+    if isinstance(processor, VisionProcessor):
+        names = ["vocab_size", "completion_length", *(["outputs"] if isinstance(processor, DenseProcessor) else [])]
+        for name in names:
+            new, old = getattr(changed, name), getattr(processor, name)
+            if new != old:
+                raise ValueError(
+                    f"With these options the processor's {name} is {new}, and that of the model is {old}: leave out the "
+                    "options that change it."
+                )
+    return changed
 
 
 def _refuse_description(args: ModelArguments) -> None:

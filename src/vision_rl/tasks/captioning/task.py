@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 from vision_rl.data.captions import load_coco_captions, load_karpathy_captions
 from vision_rl.data.digit_scenes import digit_scenes
 from vision_rl.tasks.captioning.coco_captions import coco_captions
-from vision_rl.tasks.captioning.drawing import draw
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 from vision_rl.tasks.captioning.processing import CaptioningProcessor
 from vision_rl.tasks.captioning.rewards import CiderReward
@@ -98,10 +97,6 @@ REWARDS = {"cider": _cider}
 
 def make_metric(processor: CaptioningProcessor) -> Callable[..., dict]:
     return coco_captions
-
-
-def make_draw(processor: CaptioningProcessor) -> Callable:
-    return draw
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: CaptioningProcessor) -> None:

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 from vision_rl.data.handwriting import digit_strings
 from vision_rl.processing import TextProcessor
-from vision_rl.tasks.ocr.drawing import draw
 from vision_rl.tasks.ocr.rewards import character_accuracy_reward, character_error_rate, exact_match_reward
 from vision_rl.tasks.ocr.tokenizer import character_tokenizer
 
@@ -58,10 +57,6 @@ REWARDS = {
 
 def make_metric(processor: TextProcessor) -> Callable[..., dict]:
     return character_error_rate
-
-
-def make_draw(processor: TextProcessor) -> Callable:
-    return draw
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: TextProcessor) -> None:
