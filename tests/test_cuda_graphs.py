@@ -15,7 +15,7 @@ from vision_rl.models.cuda_graphs import MAX_KEPT, CudaGraphRunner, kept_rollout
 from vision_rl.models.sampling import sample
 
 
-B, G, T = 4, 4, 144  # lengths of attention: 64, 128, 144
+B, G, T = 4, 4, 72  # lengths of attention: 64 and 72
 
 
 @pytest.fixture
@@ -114,6 +114,20 @@ def test_weights_that_moved_are_captured_anew(gpu):
     with torch.no_grad():
         model.decoder.lm_head.weight = torch.nn.Parameter(-model.decoder.lm_head.weight)
     assert_same(drawn(model), drawn(model, graphs=False))
+
+
+def test_what_a_diverged_model_left_in_the_buffers_does_no_harm(gpu):
+    model = model_of()
+    expected = drawn(model)
+    weight = model.decoder.layers[0].self_attn.v_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="diverged"):
+        drawn(model)
+    with torch.no_grad():
+        weight.copy_(before)
+    assert_same(drawn(model), expected)
 
 
 def test_few_rollouts_stay_in_memory_and_none_in_a_copy_of_the_model(gpu):

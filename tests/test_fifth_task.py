@@ -24,7 +24,7 @@ def test_a_fifth_task_is_pretrained_and_tuned_without_touching_the_library(tmp_p
         "processing_class": CountingProcessor(image_processor()),
         "compute_metrics": counting_error,
     }
-    mle = VisionMLETrainer(model, VisionMLEConfig(str(tmp_path), max_steps=40, learning_rate=3e-3, **shared), **parts)
+    mle = VisionMLETrainer(model, VisionMLEConfig(str(tmp_path), max_steps=20, learning_rate=3e-3, **shared), **parts)
     untrained = mle.evaluate()["eval_mean_absolute_error"]
     mle.train()
     imitating = mle.evaluate()["eval_mean_absolute_error"]
@@ -34,7 +34,7 @@ def test_a_fifth_task_is_pretrained_and_tuned_without_touching_the_library(tmp_p
     rewards = [entry["reward"] for entry in tuned.state.log_history if "reward" in entry]
     assert imitating < untrained
     assert rewards[-1] > rewards[0]
-    assert tuned.evaluate()["eval_mean_absolute_error"] <= imitating + 0.1
+    assert tuned.evaluate()["eval_mean_absolute_error"] < imitating
 
     tuned.save_model(tmp_path / "all")
     processor = CountingProcessor.from_pretrained(tmp_path / "all")

@@ -20,6 +20,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
 from vision_rl.drawing import LABEL, RIGHT, UNJUDGED, draw_text_below
+from vision_rl.pictures import as_images
 from vision_rl.pictures import random_box as random_box  # where others look for them
 from vision_rl.pictures import rgb_image as rgb_image
 
@@ -42,6 +43,7 @@ class VisionProcessor(ProcessorMixin):
     """
 
     target_columns: tuple[str, ...] = ()
+    id2label: Any = None  # names of the classes by their ids, for the model's config
     completion_length: int | None = None  # tokens of every completion, where all have the same number
     watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position
     suppress_tokens: tuple[
@@ -53,6 +55,13 @@ class VisionProcessor(ProcessorMixin):
         """Once its module is imported, a processor saved beside a model is found by `AutoProcessor`."""
         super().__init_subclass__(**kwargs)
         AutoProcessor.register(cls, cls, exist_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
+        """As transformers', which would ask on standard input whether code that comes with a folder may run: it may not."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
+        )
 
     @property
     def makes_references(self) -> bool:
@@ -274,8 +283,12 @@ class TextProcessor(VisionProcessor):
 
     # --- text to ids ------------------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, text: Sequence[str] | None = None, **kwargs) -> BatchFeature:
-        batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        check_return_tensors(return_tensors)
+        batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
+        text = [text] if isinstance(text, str) else text
         if text is not None:
             batch["labels"] = self._labels(list(text))
         return BatchFeature(batch)
@@ -430,6 +443,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def check_return_tensors(return_tensors: str | None) -> None:
+    """Transformers' processors take this keyword; ours make torch tensors."""
+    if return_tensors not in ("pt", None):
+        raise ValueError(f"return_tensors={return_tensors!r}: the processors here make torch tensors, 'pt'.")
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:

@@ -30,6 +30,15 @@ EVAL_ROWS = 7  # divides by no number of ranks
 OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder", "train_dataset")
 
 
+def share_of_a_logged(completions, log_metric, **kwargs) -> list[float]:
+    """`share_of_a`, which also logs the letters of a completion."""
+    log_metric("letters", sum(map(len, completions)) / len(completions))
+    return share_of_a(completions)
+
+
+share_of_a_logged.__name__ = "share_of_a"  # in the log's keys
+
+
 class Recorder:
     """Keeps what each micro-batch held: (update step, row, its sampled ids), and how long the longest sample was."""
 
@@ -95,15 +104,28 @@ def make_trainer(
     )
     return {"mle": RecordingMLETrainer, "reward": RecordingRewardTrainer}[kind](
         model if model is not None else tiny_model(decoder, sharp=0.2, seed=2),
-        *([share_of_a] if kind == "reward" else []),
+        *([share_of_a_logged] if kind == "reward" else []),
         args=config,
         **own,
     )
 
 
-def train(kind: str, folder: str | Path, resume: str | None = None, evaluate: bool = False, save: bool = False, **how):
-    """Train, and say what was seen; `resume` is a checkpoint, `save` leaves the tuned model in `folder`."""
+def train(
+    kind: str,
+    folder: str | Path,
+    resume: str | None = None,
+    evaluate: bool = False,
+    save: bool = False,
+    spoilt_step: int | None = None,
+    **how,
+):
+    """Train, and say what was seen; `resume` is a checkpoint, `save` leaves the tuned model in `folder`.
+
+    In the step `spoilt_step` the loss of the last rank is NaN.
+    """
     trainer = make_trainer(kind, folder, **how)
+    if spoilt_step is not None:
+        _spoil(trainer, spoilt_step)
     record = {"before": _evaluate(trainer) if evaluate else None}
     trainer.train(resume_from_checkpoint=resume)
     record |= {
@@ -122,6 +144,16 @@ def train(kind: str, folder: str | Path, resume: str | None = None, evaluate: bo
     if save:
         trainer.save_model()
     return record
+
+
+def _spoil(trainer, step: int) -> None:
+    compute_loss, is_last = trainer.compute_loss, trainer.args.process_index == trainer.args.world_size - 1
+
+    def spoilt(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)
+        return loss * float("nan") if is_last and trainer.state.global_step == step else loss
+
+    trainer.compute_loss = spoilt
 
 
 def _evaluate(trainer) -> dict:

@@ -25,7 +25,7 @@ class CastWeights:
             for module in decoder.modules()
             if type(module) in (nn.Linear, Conv1D)
             for name in ("weight", "bias")
-            if getattr(module, name) is not None and getattr(module, name).dtype == torch.float32
+            if isinstance(weight := getattr(module, name), nn.Parameter) and weight.dtype == torch.float32
         ]
         self.casts: list[nn.Parameter] = [
             nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False) for weight in self._weights()

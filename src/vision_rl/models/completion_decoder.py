@@ -26,3 +26,14 @@ class CompletionDecoder(nn.Module):
     def check(self, processor: VisionProcessor, max_completion_length: int) -> None:
         """Raises `ValueError` where the model's processor and what it writes do not fit this network."""
         raise NotImplementedError
+
+
+def check_completion_decoder(decoder: Any, processor: VisionProcessor, max_completion_length: int) -> None:
+    """It is a module, if there is one, and fits the model's processor and what it writes, if it says so."""
+    if decoder is not None and not isinstance(decoder, nn.Module):
+        raise TypeError(
+            f"completion_decoder is a {type(decoder).__name__}; it must be an nn.Module, which is "
+            "moved to the device and saved. A function belongs into the processor's batch_decode."
+        )
+    if isinstance(decoder, CompletionDecoder):
+        decoder.check(processor, max_completion_length)

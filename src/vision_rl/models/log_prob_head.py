@@ -184,14 +184,12 @@ class _WeightedLogProbs(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
                 part, entries = slice(start, start + chunk), slice(first, last)
-                logits = policy_logits(F.linear(x[part], w, b), temperature, suppressed)  # (c, V)
                 of_part = (places[entries] - start, ids[entries], weights[entries])
                 in_groups = None if groups is None else groups[entries]
-                logps[entries], chosen[entries], grad = _log_probs_and_gradient(logits, *of_part, in_groups)
-                if temperature != 1:
-                    grad.div_(temperature)
-                if len(suppressed):
-                    grad.index_fill_(1, suppressed, 0.0)
+                logits = F.linear(x[part], w, b)  # (c, V)
+                logps[entries], chosen[entries], grad = _log_probs_and_gradient(
+                    logits, temperature, suppressed, *of_part, in_groups
+                )
                 low_grad = grad.to(dtype)
                 if needs_hidden:
                     hidden_grad[part] = low_grad @ w
@@ -218,15 +216,22 @@ class _WeightedLogProbs(torch.autograd.Function):
 
 
 def _log_probs_and_gradient(
-    logits: Tensor, places: Tensor, ids: Tensor, weights: Tensor, groups: Tensor | None
+    logits: Tensor,
+    temperature: float,
+    suppressed: Tensor,
+    places: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    groups: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`log p (E,)` over the vocabulary, the logits of the ids `(E,)`, and the gradient of the weighted sum.
+    """`log p (E,)` over the vocabulary, the policy's logits of the ids `(E,)`, and the gradient of the weighted sum.
 
-    The gradient takes the place of the `logits (c, V)` in memory.
+    The gradient is that by `logits (c, V)`, in float32 and in the policy's memory.
     """
-    chosen = logits[places, ids]
-    largest = logits.amax(-1, keepdim=True)
-    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    policy = policy_logits(logits, temperature, suppressed)
+    chosen = policy[places, ids]
+    largest = policy.amax(-1, keepdim=True)
+    total = policy.sub_(largest).exp_().sum(-1, keepdim=True)
     logps = chosen - (largest + total.log()).squeeze(1)[places]
     # d/dlogits of w * log p(id) is w * (1 at id, minus the probabilities)
     of_vocabulary = gains = weights
@@ -237,8 +242,12 @@ def _log_probs_and_gradient(
         gains = weights.index_add(0, grouped, weight_of_group[numbers] * probabilities, alpha=-1)
         of_vocabulary = weights.index_fill(0, grouped, 0.0)
     weight_of_place = torch.zeros_like(total).squeeze(1).index_add_(0, places, of_vocabulary)
-    grad = logits.mul_(-weight_of_place[:, None] / total)
-    return logps, chosen, grad.index_put_((places, ids), gains, accumulate=True)
+    grad = policy.mul_(-weight_of_place[:, None] / total).index_put_((places, ids), gains, accumulate=True)
+    if temperature != 1:
+        grad.div_(temperature)
+    if len(suppressed):
+        grad.index_fill_(1, suppressed, 0.0)
+    return logps, chosen, grad
 
 
 # --- inside a model -------------------------------------------------------------------------------------------------

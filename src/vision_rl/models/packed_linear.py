@@ -56,5 +56,5 @@ def packed_linears(decoder: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Whether it computes what its class does: no subclass (quantised), no forward that somebody else put there."""
-    return type(linear) is nn.Linear and "forward" not in vars(linear)
+    """Whether it computes what its class does: no subclass (quantised), no forward or weight that somebody else makes."""
+    return type(linear) is nn.Linear and "forward" not in vars(linear) and isinstance(linear.weight, nn.Parameter)

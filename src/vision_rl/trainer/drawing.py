@@ -43,7 +43,7 @@ class Drawing:
         count, size = sum(len(batch["row_index"]) for batch in batches), args.per_device_generation_batch_size
         if size is None:
             size = (count + 1) // 2 if args.reward_num_workers else count
-        chunks = list(chunks_of(batches, size))
+        chunks = [dict(chunk) for chunk in chunks_of(batches, size)]  # to which scores and the like are added
         drawn = [self._draw(chunk) for chunk in chunks]
         if self._encodes_to_learn and "pixel_values" in batches[0]:
             self.encoding.join(batches[0]["pixel_values"], [chunk["pixel_values"] for chunk in chunks])
@@ -83,6 +83,12 @@ class Drawing:
         self.trainer.clock.enter("reward")
         return finish().to(self.trainer.args.device)
 
+    def greedy_rewards(self, rewards: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """Of the greedy completions: `(B,)`, or their returns `(B, T)` where the samples' are given, `(B, G, T)`."""
+        greedy = inputs["greedy"] if "greedy" in inputs else self.trainer.complete(inputs, do_sample=False)
+        scores = self.scores_of(greedy, inputs)
+        return scores.rewards if rewards.ndim == 2 else scores.returns_of(rewards.shape[2])
+
     def forget(self) -> None:
         """What was drawn has been learned from: no encoding is kept, nor a score that nobody asked for."""
         self.encoding.forget()
@@ -95,9 +101,7 @@ class Drawing:
         if trainer.processor.watched_ids and completions.watched_logps is None:
             completions = self._watched(completions, inputs)
         objects, ids = trainer.decode(completions, inputs)
-        inputs.setdefault(
-            "decoded", (objects, ids)
-        )  # of the sampled completions, which come first: what is shown of them
+        inputs.setdefault("decoded", (objects, ids))  # of the sampled completions, which come first: what is shown
         trainer.clock.enter("reward")
         return trainer.reward.start(objects, ids, inputs["columns"], inputs["row_index"].tolist(), trainer.state)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_init
 
@@ -15,6 +16,9 @@ from vision_rl.processing import VisionProcessor
 from vision_rl.trainer import checks
 from vision_rl.trainer.scoring import Scores
 
+
+if TYPE_CHECKING:
+    from vision_rl.trainer.vision_trainer import VisionTrainer
 
 # A row's record: `index`, `has_targets`, and where there are, `completion`, `completion_ids`, `reference` and what a
 # trainer adds to it. Plain objects, which ranks exchange.
@@ -39,6 +43,24 @@ def decoded(
         image_sizes=[size for size in batch["columns"].image_sizes for _ in range(times)],
     )
     return list(objects), ids
+
+
+def records_of(trainer: "VisionTrainer", dataloader: DataLoader) -> list[Record]:
+    """Of each row once, in order, on all ranks."""
+    model = model_for_evaluation(trainer, trainer._gathers_weights())
+    model.eval()
+    trainer.callback_handler.eval_dataloader = dataloader
+    measures = not trainer._predicting and hasattr(trainer.compute_metrics, "per_image")
+    records: list[Record] = []
+    for batch in dataloader:
+        batch = trainer._prepare_inputs(batch)
+        with torch.no_grad():
+            of_batch = trainer._evaluate_batch(model, batch)
+        if measures and trainer._has_targets(batch):
+            of_batch = measured(of_batch, trainer.compute_metrics)
+        records += of_batch
+        trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+    return of_all_ranks(records)
 
 
 def measured(records: list[Record], compute_metrics: Callable) -> list[Record]:

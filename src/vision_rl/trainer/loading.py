@@ -1,5 +1,6 @@
 """The model and the processor of a name or path, and the tensors of a checkpoint."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,20 @@ from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, VisionEncoderDecoderModel
 from transformers.utils import find_adapter_config_file
 
-from vision_rl.models.unwrapping import base_model
+from vision_rl.models.lengths import completion_length
+from vision_rl.models.preparation import (
+    align_special_ids,
+    drop_generation_options,
+    forbid_uncounted_id,
+    freeze_unused_parameters,
+)
+from vision_rl.models.shared_images import share_images
+from vision_rl.models.unwrapping import base_model, is_vision_encoder_decoder
+from vision_rl.processing import VisionProcessor, as_vision_processor
+from vision_rl.trainer import checks
+
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:
@@ -29,9 +43,13 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
     return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
 
 
-def load_processor(name_or_path: str) -> Any:
-    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported."""
-    processor = AutoProcessor.from_pretrained(name_or_path)
+def load_processor(name_or_path: str, trust_remote_code: bool = False) -> Any:
+    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported.
+
+    Code that comes with the folder runs only if asked for (`model_init_kwargs={"trust_remote_code": True}`): transformers
+    would otherwise ask on standard input, where a pipe may answer.
+    """
+    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     saved = ProcessorMixin.get_processor_dict(name_or_path)[0].get("processor_class")
     if isinstance(processor, ProcessorMixin) or saved is None:
         return processor
@@ -45,6 +63,37 @@ def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
     """The last part of the model's name or path, from which the default output folder is named."""
     name = model if isinstance(model, str) else base_model(model).config._name_or_path or type(model).__name__
     return name.rstrip("/").split("/")[-1]
+
+
+def prepared_policy(
+    policy: Any, max_completion_length: int | None, processing_class: Any
+) -> tuple[VisionProcessor, int]:
+    """Checks the model against its processor, frees it of what hinders training, and lets G completions share an image.
+
+    Returns:
+        The processor in the form that the trainers use, and the most tokens of a completion.
+    """
+    align_special_ids(policy, processing_class)
+    drop_generation_options(policy)
+    processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+    if processor.id2label is not None:
+        policy.config.id2label = processor.id2label
+        policy.config.label2id = {label: i for i, label in processor.id2label.items()}
+    length = max_completion_length or processor.completion_length
+    if is_vision_encoder_decoder(policy):
+        forbid_uncounted_id(policy)
+    checks.check_model(policy, processor, length)
+    length = completion_length(policy, length)
+    policy.generation_config.max_new_tokens = length  # saved: `generate` would stop at 20
+    freeze_unused_parameters(policy)
+    if is_vision_encoder_decoder(policy):
+        share_images(policy)
+    else:
+        logger.warning(
+            "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
+            type(policy).__name__,
+        )
+    return processor, length
 
 
 def saved_tensors(folder: str, names: set[str]) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.unwrapping import evaluation_mode
+from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.losses import reinforce_weights
 
 
@@ -35,19 +36,21 @@ class ReferenceModel:
         self.model = trainer.accelerator.prepare_model(copied, evaluation_mode=True).eval()
 
     @torch.no_grad()
-    def kl(
-        self, completions: SampledCompletions, images: dict[str, torch.Tensor], images_at_once: int
-    ) -> torch.Tensor:
+    def kl(self, completions: SampledCompletions, batch: dict) -> torch.Tensor:
         """The samples' log p(policy) - log p(reference), summed over tokens `(B, G)`: TRL's k1 estimator of the KL."""
-        parts = []
+        trainer, images, parts = self.trainer, images_of(batch), []
+        trainer.clock.enter("reference")
         adapters = self.model.disable_adapter() if self.is_base else nullcontext()
-        with adapters, evaluation_mode(self.model), self.trainer.accelerator.autocast():
-            for start in range(0, len(completions.completion_ids), images_at_once):
-                which = slice(start, start + images_at_once)
+        with adapters, evaluation_mode(self.model), trainer.accelerator.autocast():
+            at_once = trainer.args.per_device_train_batch_size
+            for start in range(0, len(completions.completion_ids), at_once):
+                which = slice(start, start + at_once)
                 ids, mask, logps = (field[which].flatten(0, 1) for field in completions)
                 tokens = reinforce_weights(ids, mask, torch.ones_like(logps[:, 0]))  # every token that was drawn
                 some = {name: value[which] for name, value in images.items()}
-                reading = self.trainer.read_completions(self.model, some, completions.completion_ids[which], tokens)
+                reading = trainer.read_completions(self.model, some, completions.completion_ids[which], tokens)
                 difference = logps[tokens.rows, tokens.positions] - reading.logps
                 parts.append(torch.zeros_like(logps[:, 0]).index_add_(0, tokens.rows, difference))
-        return torch.cat(parts).view(completions.completion_ids.shape[:2])
+        kl = torch.cat(parts).view(completions.completion_ids.shape[:2])
+        trainer.step_log.record("kl", torch.stack([kl, completions.completion_mask.sum(-1)], dim=-1).flatten(0, 1))
+        return kl

@@ -88,9 +88,9 @@ class VisionRewardConfig(VisionConfig):
     reward_num_workers: int = field(
         default=0,
         metadata={
-            "help": "Threads that compute the rewards of a micro-batch while the next one is sampled; the results are the "
-            "same. 0: no threads. Worth it under gradient accumulation, for rewards that take long; they must then be "
-            "safe to call from several threads. Memory for one more micro-batch's encoder activations is needed."
+            "help": "Threads that compute the rewards of one half of the images while the other is sampled; the results are "
+            "the same. 0: no threads. Worth it for rewards that take long; they must then be safe to call from several "
+            "threads. Smaller parts than halves: per_device_generation_batch_size."
         },
     )
     reward_timeout: float | None = field(
@@ -183,6 +183,15 @@ class VisionRewardConfig(VisionConfig):
             "forgetting what the reward does not look at. Takes one pass more."
         },
     )
+
+    @property
+    def images_at_once(self) -> int:
+        """Those of a rollout."""
+        return self.generation_batch_size or self.images_in_step
+
+    @property
+    def times_learned(self) -> int:
+        return self.num_iterations
 
     @property
     def updates_per_rollout(self) -> int:

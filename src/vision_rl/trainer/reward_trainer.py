@@ -1,7 +1,6 @@
 """Step 2 of the paper: sample answers, score them, and make the better ones more likely (REINFORCE)."""
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -18,7 +17,6 @@ from vision_rl.trainer import advantages as baselines
 from vision_rl.trainer import checks, evaluation
 from vision_rl.trainer.completions_log import CompletionsLog
 from vision_rl.trainer.drawing import Drawing
-from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.loading import name_of_model
 from vision_rl.trainer.metrics import completion_record
 from vision_rl.trainer.policy_loss import PolicyLoss
@@ -26,7 +24,7 @@ from vision_rl.trainer.reference_model import ReferenceModel
 from vision_rl.trainer.reward_config import VisionRewardConfig
 from vision_rl.trainer.reward_scaling import group_scaled, normalized_sum, scaled_over_rollout
 from vision_rl.trainer.rollout import Rollout
-from vision_rl.trainer.rollout_in_use import RolloutInUse
+from vision_rl.trainer.rollout_in_use import RolloutInUse, prepared_already
 from vision_rl.trainer.run_watch import RunWatch
 from vision_rl.trainer.scoring import RewardSum
 from vision_rl.trainer.step_log import StepLog
@@ -179,7 +177,7 @@ class VisionRewardTrainer(VisionTrainer):
     def _advantages(self, rewards: torch.Tensor, completions: SampledCompletions, inputs) -> torch.Tensor:
         """Each sample's reward minus its baseline: `(B, G)`, or each token's return minus its own: `(B, G, T)`."""
         if self.reference is not None:
-            kl = self._kl(self.reference, completions, inputs)
+            kl = self.reference.kl(completions, inputs)
             rewards = rewards - self.args.beta * (kl if rewards.ndim == 2 else kl[..., None])
         match self.args.baseline:
             case "leave_one_out":
@@ -187,7 +185,7 @@ class VisionRewardTrainer(VisionTrainer):
             case "first":
                 advantages = baselines.first_advantages(rewards)
             case "greedy":
-                advantages = baselines.greedy_advantages(rewards, self._greedy_rewards(rewards, inputs))
+                advantages = baselines.greedy_advantages(rewards, self._drawing.greedy_rewards(rewards, inputs))
             case "mean":
                 advantages = baselines.mean_advantages(rewards)
             case "none":
@@ -226,22 +224,6 @@ class VisionRewardTrainer(VisionTrainer):
         self.model_wrapped.train()
         return batches
 
-    def _greedy_rewards(self, rewards: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """Of the greedy completions, `(B,)` or `(B, T)`."""
-        greedy = inputs["greedy"] if "greedy" in inputs else self.complete(inputs, do_sample=False)
-        scores = self._drawing.scores_of(greedy, inputs)
-        return scores.rewards if rewards.ndim == 2 else scores.returns_of(rewards.shape[2])
-
-    def _kl(self, reference: ReferenceModel, completions: SampledCompletions, inputs: dict) -> torch.Tensor:
-        """Of each sample, to the model before tuning: `(B, G)`."""
-        self.clock.enter("reference")
-        kl = reference.kl(completions, images_of(inputs), self.args.per_device_train_batch_size)
-        self.step_log.record("kl", torch.stack([kl, completions.completion_mask.sum(-1)], dim=-1).flatten(0, 1))
-        return kl
-
-    def _count_items(self, batch) -> int:
-        return len(batch["row_index"])
-
     def _items_in_step(self, batches: list[dict]) -> float:
         if self.args.mle_weight > 0:
             (self.num_labels_in_step,) = self._over_ranks([sum(label_weights(b).sum().item() for b in batches)])
@@ -250,22 +232,13 @@ class VisionRewardTrainer(VisionTrainer):
     # --- Trainer's hooks --------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        with self.step_log.timed(), self._prepared() if "rollout" in inputs else nullcontext():
+        with self.step_log.timed(), prepared_already(self, "rollout" in inputs):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self.clock.enter(None)
         self._drawing.forget()
         if self.accelerator.sync_gradients:
             self.step_log.end_step(self.state, self.reward.names)
         return loss
-
-    @contextmanager
-    def _prepared(self):
-        """Trainer's step would prepare again what was prepared for the rollout: an augmentation would act twice."""
-        self._prepare_inputs = lambda inputs: inputs  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del self._prepare_inputs
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         """Forgets what an earlier training has left, and goes on with the rollout of a checkpoint."""
@@ -292,12 +265,6 @@ class VisionRewardTrainer(VisionTrainer):
         if self.args.should_save:
             self.reward.save_pretrained(str(self.args.output_dir if output_dir is None else output_dir))
 
-    def _rows_at_once(self, args) -> int:
-        return args.generation_batch_size
-
-    def _times_learned(self, args) -> int:
-        return args.num_iterations
-
     def _check_rewards(self, name: str, columns: list[str]) -> None:
         complete = len(self.target_columns) == len(self.processor.target_columns)
         complete = complete and set(self.target_columns.values()) <= set(columns)
@@ -320,18 +287,15 @@ class VisionRewardTrainer(VisionTrainer):
     def _evaluate_batch(self, model, batch) -> list[evaluation.Record]:
         records = super()._evaluate_batch(model, batch)
         if self._has_targets(batch):
-            completions, ids = [r["completion"] for r in records], [r["completion_ids"] for r in records]
-            rows = batch["row_index"].tolist()
-            scores = self.reward(completions, ids, batch["columns"], rows, self.state)
+            completions, ids = ([record[name] for record in records] for name in ("completion", "completion_ids"))
+            scores = self.reward(completions, ids, batch["columns"], batch["row_index"].tolist(), self.state)
             evaluation.add_scores(records, scores)
             if self.completions_log is not None and not self._predicting:
                 self.completions_log.record_greedy(self.state.global_step, records, scores, batch["columns"])
         return records
 
-    def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ):
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
         if self.completions_log is not None and not self._predicting:
             self.completions_log.gather(metric_key_prefix)
         return output

@@ -1,9 +1,11 @@
 """The rollout that one update step learns from, or several in turn, and what a checkpoint between them keeps of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from transformers import Trainer
 
 from vision_rl.trainer.rollout import Rollout
 
@@ -72,3 +74,15 @@ class RolloutInUse:
 
 def _file(folder: str, rank: int) -> Path:
     return Path(folder) / f"rollout_{rank}.pt"
+
+
+@contextmanager
+def prepared_already(trainer: Trainer, prepared: bool) -> Iterator[None]:
+    """Trainer's step would prepare again what was prepared for the rollout: an augmentation would act twice."""
+    if prepared:
+        trainer._prepare_inputs = lambda inputs: inputs  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if prepared:
+            del trainer._prepare_inputs

@@ -3,36 +3,36 @@
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
-from vision_rl.models.completion_decoder import CompletionDecoder
+from vision_rl.manifest import TRAINING_STATE, loading, naming
+from vision_rl.models.completion_decoder import CompletionDecoder, check_completion_decoder
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.encoded import EncodedDataset
-from vision_rl.models.lengths import completion_length, num_positions
+from vision_rl.models.lengths import num_positions
 from vision_rl.models.preparation import (
-    align_special_ids,
-    drop_generation_options,
     drop_text_arguments,
-    forbid_uncounted_id,
-    freeze_unused_parameters,
     prepare_for_fsdp,
 )
 from vision_rl.models.sampling import sample
-from vision_rl.models.shared_images import share_images
 from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
-from vision_rl.processing import DenseProcessor, VisionProcessor, as_vision_processor
-from vision_rl.trainer import checks, evaluation
+from vision_rl.processing import DenseProcessor, VisionProcessor
+from vision_rl.trainer import checkpoints, checks, evaluation
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
-from vision_rl.trainer.loading import load_policy, load_processor, saved_tensors, with_adapters
+from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
+from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
 from vision_rl.trainer.optimizer import make_optimizer
+from vision_rl.trainer.ranks import check_same_data
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
 
@@ -65,6 +65,7 @@ class VisionTrainer(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
     _tag_names: list[str]
     _predicting = False
+    _save_failed = False
 
     def __init__(
         self,
@@ -85,9 +86,11 @@ class VisionTrainer(Trainer):
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         # Load
         if isinstance(model, str):
-            processing_class = load_processor(model) if processing_class is None else processing_class
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
-            model = load_policy(model, options)
+            with loading(model, without=TRAINING_STATE):
+                if processing_class is None:
+                    processing_class = load_processor(model, options.get("trust_remote_code", False))
+                model = load_policy(model, options)
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
@@ -98,7 +101,7 @@ class VisionTrainer(Trainer):
         # Check
         if train_dataset is not None:
             checks.check_trainable(model, args)
-        self._check_completion_decoder()
+        check_completion_decoder(completion_decoder, self.processor, self.max_completion_length)
         if is_stream(train_dataset):
             checks.check_stream(args)
         looked_at = StreamHead.of(train_dataset) if is_stream(train_dataset) else train_dataset
@@ -129,6 +132,11 @@ class VisionTrainer(Trainer):
         )
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
+        check_same_data(self.accelerator, datasets)
+        self.finite_check = FiniteCheck(self)
+        self._boundary = checkpoints.StepBoundary()
+        self.add_callback(self._boundary)
+        self._bad_rows: set[str] = set()
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.unwrap(self.model).add_model_tags(self._tag_names)
         if completion_decoder is not None:
@@ -137,33 +145,9 @@ class VisionTrainer(Trainer):
 
     def _prepare_model(self, policy: Any, args: VisionConfig, processing_class) -> None:
         """Check the model against its processor, and free it of what hinders training."""
-        align_special_ids(policy, processing_class)
-        drop_generation_options(policy)
-        self.processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
-        length = args.max_completion_length or self.processor.completion_length
-        if is_vision_encoder_decoder(policy):
-            forbid_uncounted_id(policy)
-        checks.check_model(policy, self.processor, length)
-        self.max_completion_length = completion_length(policy, length)
-        policy.generation_config.max_new_tokens = self.max_completion_length  # saved: `generate` would stop at 20
-        freeze_unused_parameters(policy)
-        if is_vision_encoder_decoder(policy):
-            share_images(policy)
-        else:
-            logger.warning(
-                "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
-                type(policy).__name__,
-            )
-
-    def _check_completion_decoder(self) -> None:
-        decoder = self.completion_decoder
-        if decoder is not None and not isinstance(decoder, nn.Module):
-            raise TypeError(
-                f"completion_decoder is a {type(decoder).__name__}; it must be an nn.Module, which is "
-                "moved to the device and saved. A function belongs into the processor's batch_decode."
-            )
-        if isinstance(decoder, CompletionDecoder):
-            decoder.check(self.processor, self.max_completion_length)
+        self.processor, self.max_completion_length = prepared_policy(
+            policy, args.max_completion_length, processing_class
+        )
 
     def unwrap(self, model: nn.Module) -> Any:
         """The transformers model inside whatever DDP, DeepSpeed, `torch.compile` and PEFT have put around it."""
@@ -206,7 +190,7 @@ class VisionTrainer(Trainer):
             if self.completion_decoder is None:
                 checks.check_first_labels(name, collator, dataset)
             self._check_rewards(name, columns)
-        train_dataset, rows_needed = datasets.get("train_dataset"), self._rows_at_once(args)
+        train_dataset, rows_needed = datasets.get("train_dataset"), args.images_at_once
         if isinstance(train_dataset, StreamHead):
             return  # how many rows follow, nobody knows
         if train_dataset is not None and len(train_dataset) < rows_needed:
@@ -218,32 +202,19 @@ class VisionTrainer(Trainer):
     def _check_rewards(self, name: str, columns: list[str]) -> None:
         """What rewards ask for is there, if there are rewards."""
 
-    @staticmethod
-    def _images_in_step(args: VisionConfig) -> int:
-        """Of an update step, over all ranks."""
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-    def _rows_at_once(self, args: VisionConfig) -> int:
-        """The rows that are learned from together, over all ranks: an epoch consists of whole such blocks."""
-        return self._images_in_step(args)
-
-    def _times_learned(self, args: VisionConfig) -> int:
-        """How often each block of rows comes, one time after the other."""
-        return 1
-
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
         args, seed, batch_size = self.args, self.data_seed, self._train_batch_size
-        block_size, repeats = self._rows_at_once(args), self._times_learned(args)
+        block_size, repeats = args.images_at_once, args.times_learned
         rows: Dataset
         sampler: Sampler
         if is_stream(self.train_dataset):
             ranks = self.accelerator.num_processes, self.accelerator.process_index
             rows = self.stream = StreamRows(self.train_dataset, seed, batch_size, block_size, repeats, *ranks)
-            sampler = RunningNumbers(args.max_steps, self._images_in_step(args), block_size, repeats)
+            sampler = RunningNumbers(args.max_steps, args.images_in_step, block_size, repeats)
         else:
-            rows = RowDataset(self.train_dataset, seed=seed)
+            rows = RowDataset(self.train_dataset, seed, self._check_of_rows())
             sampler = EpochSampler(rows, seed, args.shuffle_dataset, block_size, repeats)
         return self._get_dataloader(rows, "Training", batch_size, sampler_fn=lambda _: sampler, is_training=True)
 
@@ -264,9 +235,21 @@ class VisionTrainer(Trainer):
         counted = torch.tensor([counts], dtype=torch.float64, device=self.args.device)
         return self.accelerator.gather(counted).sum(0).tolist()
 
+    def _check_of_rows(self) -> Callable | None:
+        """What finds a row that is to be skipped, if any is."""
+        collator: Any = self.data_collator
+        return collator.check_image if self.args.on_bad_row == "skip" else None
+
+    def _tell_bad_rows(self, batch: dict) -> None:
+        """Each of them once."""
+        for problem in batch["columns"].bad_rows:
+            if problem not in self._bad_rows:
+                self._bad_rows.add(problem)
+                logger.warning("%s The next row takes its place (on_bad_row).", problem)
+
     def _count_items(self, batch: dict) -> float:
-        """What the loss is a mean of: tokens in MLE, images in tuning."""
-        raise NotImplementedError
+        """What the loss is a mean of: the images; in MLE their tokens."""
+        return len(batch["row_index"])
 
     def mean_over_step(self, values: torch.Tensor, num_items: float | None = None) -> torch.Tensor:
         """`values.sum()` as this micro-batch's share of the mean over the whole update step.
@@ -281,6 +264,7 @@ class VisionTrainer(Trainer):
 
     def _prepare_inputs(self, inputs):
         """On the device; with the labels that the completion decoder makes of dense targets."""
+        self._tell_bad_rows(inputs)
         inputs = super()._prepare_inputs(inputs)
         if "targets" in inputs and self.completion_decoder is not None:
             with self.accelerator.autocast():
@@ -339,7 +323,7 @@ class VisionTrainer(Trainer):
             self._check_rewards(name, present)
 
     def _evaluation_dataloader(self, dataset, key: str | None) -> DataLoader:
-        rows = RowDataset(dataset)
+        rows = RowDataset(dataset, check=self._check_of_rows())
         sampler = EpochSampler(rows, shuffle=False)
         size = self.args.eval_batch_size
         return self._get_dataloader(rows, "Evaluation", size, sampler_fn=lambda _: sampler, dataloader_key=key)
@@ -360,20 +344,9 @@ class VisionTrainer(Trainer):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         """Every row once, on all ranks together; the metrics see the whole set."""
-        model = evaluation.model_for_evaluation(self, self._gathers_weights())
-        model.eval()
-        self.callback_handler.eval_dataloader = dataloader
-        in_step, self.num_images_in_step = self.num_images_in_step, None
-        records = []
-        for batch in dataloader:
-            batch = self._prepare_inputs(batch)
-            with torch.no_grad():
-                of_batch = self._evaluate_batch(model, batch)
-            by_image = not self._predicting and self._has_targets(batch) and hasattr(self.compute_metrics, "per_image")
-            records += evaluation.measured(of_batch, self.compute_metrics) if by_image else of_batch
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        in_step, self.num_images_in_step = self.num_images_in_step, None  # a loss in evaluation is that of its batch
+        records = evaluation.records_of(self, dataloader)
         self.num_images_in_step = in_step
-        records = evaluation.of_all_ranks(records)
         metrics = evaluation.on_main_process(lambda: self._evaluation_metrics(records), self.is_world_process_zero())
         return EvalLoopOutput(
             predictions=[record.get("completion") for record in records],  # type: ignore[arg-type]
@@ -414,6 +387,30 @@ class VisionTrainer(Trainer):
             self.model_wrapped = self.model
         return super()._prepare_for_training(*args, **kwargs)
 
+    # --- what is not finite ------------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return self.finite_check.watch(inputs, loss)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called between the last gradient of an update step and the optimizer, on all ranks."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.finite_check.check(grad_norm)
+        return grad_norm
+
+    def leave_out_step(self) -> None:
+        """Without gradients the optimizer moves nothing, neither weights nor its own moments."""
+        self.model_wrapped.zero_grad()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.finite_check.num_skipped:
+            logs["skipped_steps"] = self.finite_check.num_skipped
+        if "loss" in logs and self.args.on_bad_row == "skip":
+            problems = set(gather_object(sorted(self._bad_rows))) if self.args.world_size > 1 else self._bad_rows
+            logs["skipped_rows"] = len(problems)
+        super().log(logs, start_time)
+
     # --- optimiser --------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -432,16 +429,66 @@ class VisionTrainer(Trainer):
             resume_from_checkpoint = self.args.resume_from_checkpoint
         if str(resume_from_checkpoint).lower() in ("true", "false"):  # from a command line
             resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(checkpoints.newest_whole(self, Path(str(self.args.output_dir))))
+        elif resume_from_checkpoint:
+            checkpoints.check_resumable(self, Path(resume_from_checkpoint))
+        if resume_from_checkpoint:
+            checkpoints.compare_runs(self, Path(resume_from_checkpoint))
+        self.finite_check.forget()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception as error:
+            self._keep_what_was_done(error)
+            raise
         finally:
             self.num_images_in_step = None
+
+    def _run_epoch(self, *args, **kwargs):
+        """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _keep_what_was_done(self, error: Exception) -> None:
+        """A run that ends by an error leaves a checkpoint of its last whole step, where all ranks are there to write it."""
+        all_ranks = self.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
+        if not all_ranks or isinstance(error, checkpoints.SaveError):
+            return
+        try:
+            folder = self._boundary.save(self)
+        except Exception as again:
+            logger.warning("What was done since the last checkpoint is lost: %s", again)
+        else:
+            if folder is not None:
+                logger.warning("The run ends by an error; %s has what was done before.", folder)
+
+    def _save_checkpoint(self, model, trial):
+        """Aside, then renamed. With `save_retry` the run goes on without one, if the next can be written."""
+        try:
+            checkpoints.save_checkpoint(self, trial)
+            self._save_failed = False
+        except checkpoints.SaveError as error:
+            if self._save_failed or not self.args.save_retry:
+                raise
+            self._save_failed = True
+            logger.warning("%s. The run goes on; if the next checkpoint fails too it ends (save_retry).", error)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As Trainer's; a model that was saved there before is replaced when all of the new one is written."""
+        folder = Path(str(output_dir or self.args.output_dir))
+        if checkpoints.is_aside(folder):
+            super().save_model(str(folder), _internal_call=True)
+            return
+        checkpoints.save_model(self, folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
+            with naming(resume_from_checkpoint):
+                restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
             names = set(model.state_dict())
             restored |= saved_tensors(resume_from_checkpoint, names - set(restored))  # parts that a subclass has added
             model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
@@ -449,6 +496,7 @@ class VisionTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
+        checkpoints.check_best(self, Path(str(self.state.best_model_checkpoint)))
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
@@ -461,9 +509,14 @@ class VisionTrainer(Trainer):
             torch.save(self.stream.position(num_asked), self._stream_file(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.stream is not None and checkpoint is not None and os.path.isfile(self._stream_file(checkpoint)):
-            self.stream.resume(torch.load(self._stream_file(checkpoint), weights_only=True))
+        with naming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if self.stream is not None and checkpoint is not None and os.path.isfile(self._stream_file(checkpoint)):
+                self.stream.resume(torch.load(self._stream_file(checkpoint), weights_only=True))
+
+    def _load_rng_state(self, checkpoint):
+        with naming(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _stream_file(self, checkpoint: str) -> str:
         """Each rank has a share of the stream, and a place in it."""
