@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints/known-good.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smoke demo-full results test test-oldest test-newest constraints quality format docs clean
+.PHONY: help demo demo-smoke demo-full results test test-oldest test-newest constraints gpu-check quality format docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ constraints: $(VENV)/.created  ## constraints/known-good.txt anew, from the newe
 	(echo "# Made by \`make constraints\`: every distribution of the extras demo, test, quality, docs and deepspeed."; \
 	  $(VENV)-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints/known-good.txt
 	rm -rf $(VENV)-constraints
+
+gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, at most 8 minutes; PYTHON= has torch
+	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu_check.py
 
 quality: $(VENV)/.quality  ## lint, format and types, as CI checks them
 	$(BIN)/ruff check src tests examples benchmarks setup.py

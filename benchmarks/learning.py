@@ -8,13 +8,45 @@ memory is the peak of a whole step beyond weights, optimiser state and images. T
 saves, are part of it. That both compute the same is checked first.
 """
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from measuring import MIB, report
-from transformers import HfArgumentParser
-from turns import OURS, check_equal, make_scripts, step_peaks, step_times
+from torch import Tensor
+from transformers import HfArgumentParser, VisionEncoderDecoderModel
+from turns import OURS, check_equal, make_scripts, pixels, step_peaks, step_times
 from workload import Workload, make_model
+
+from vision_rl.models.log_prob_head import FusedHead, WeightedTokens
+from vision_rl.models.shared_images import share_images
+from vision_rl.models.special_ids import special_ids
+
+
+def gradients_of(
+    workload: Workload, model: VisionEncoderDecoderModel, completion_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The log-probabilities of `completion_ids (B, G, T)`, and the decoder's gradient of their mean, as one vector.
+
+    By a teacher-forced pass of a copy of the model on the workload's device, with the fused head.
+    """
+    model = copy.deepcopy(model).to(workload.device)
+    model.decoder.requires_grad_(True)
+    share_images(model)
+    ids = completion_ids.to(workload.device).flatten(0, 1)
+    special = special_ids(model)
+    rows, positions = torch.ones_like(ids).nonzero(as_tuple=True)
+    tokens = WeightedTokens(
+        rows, positions, ids.flatten(), torch.full((ids.numel(),), 1 / ids.numel(), device=ids.device)
+    )
+    head = FusedHead(model.get_output_embeddings(), suppressed=special.suppressed)
+    decoder_input_ids = F.pad(ids[:, :-1], (1, 0), value=special.decoder_start)
+    with head.loss_of(tokens), workload.autocast:
+        loss = model(pixel_values=pixels(workload), decoder_input_ids=decoder_input_ids, use_cache=False).logits
+    loss.backward()
+    gradients = [weight.grad.flatten() for weight in model.decoder.parameters() if weight.grad is not None]
+    return head.logps.view_as(completion_ids), torch.cat(gradients)
 
 
 @dataclass

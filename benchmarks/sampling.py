@@ -54,8 +54,8 @@ def compare(workload: Workload, args: SamplingArguments) -> dict:
             return model.generate(generation_config=script.config, **images)
 
     ids, _, logps = (
-        field.flatten(0, 1)
-        for field in sample(model, pixel_values, workload.num_generations, max_completion_length=workload.length)
+        values.flatten(0, 1)
+        for values in sample(model, pixel_values, workload.num_generations, max_completion_length=workload.length)
     )  # in float32
     with torch.no_grad():
         expected = replace(script, workload=replace(workload, dtype="float32")).log_probabilities(pixel_values, ids)

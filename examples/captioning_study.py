@@ -23,10 +23,12 @@ from studies import (
     best_rate,
     cost,
     differences,
+    is_trained,
     markdown,
     resampled_weights,
     summaries,
     train_and_save,
+    weights_of,
     write_json,
 )
 from transformers import EarlyStoppingCallback, VisionEncoderDecoderModel
@@ -73,7 +75,7 @@ class Study:
     """The models of the experiment, trained where they are missing, and what they reach."""
 
     def __init__(self, args: StudyArguments, model_args: pretrain_captioning.ModelArguments, data_args: DataArguments):
-        self.args, self.model_args = args, model_args
+        self.args, self.model_args, self.data_args = args, model_args, data_args
         model, self.processor = pretrain_captioning.captioner(model_args)
         rows = dict(zip(("train", "validation", "test"), captioning_data(data_args), strict=True))
         self.reward = tune_captioning.cider_reward(self.processor, rows["train"])
@@ -82,25 +84,40 @@ class Study:
         }
 
     def trained(self, row: str, learning_rate: float, seed: int) -> Path:
-        """The folder of a model that is there already, or is now trained; `run.json` in it has steps and seconds."""
+        """The folder of a model that is there already, or is now trained; `run.json` in it says how."""
         folder = Path(self.args.work_dir) / f"{row}-lr{learning_rate:g}-seed{seed}"
-        if (folder / "run.json").exists():
-            return folder
-        settings = {
-            "output_dir": str(folder),
+        config = {
+            **(tune_captioning.DEFAULTS if row == "tuned" else pretrain_captioning.DEFAULTS),
             "learning_rate": learning_rate,
             "encoder_learning_rate": None,  # frozen
             "optim": "adamw_torch",
             "weight_decay": 0.05 if row == "mle" else 0.0,
             "max_grad_norm": 1.0,
             "max_completion_length": MAX_TOKENS,
-            "per_device_eval_batch_size": 64,
-            "save_only_model": True,
             "seed": seed,
-            "logging_steps": 20,
-            "use_cpu": True,
-            "report_to": "none",
         }
+        if row == "mle":
+            config |= {"max_steps": self.args.mle_steps, "warmup_steps": 100, "eval_steps": 50, "save_steps": 50}
+        elif row == "tuned":
+            config |= SHORT_TRAINING | {"max_steps": self.args.steps, "per_device_train_batch_size": 8}
+        else:
+            config |= SHORT_TRAINING | {"max_steps": self.args.control_steps}
+        start = None if row == "mle" else self.trained("mle", self.args.mle_learning_rate, self.args.mle_seed)
+        settings = {
+            "row": row,
+            **config,
+            **{f"model.{name}": value for name, value in asdict(self.model_args).items()},
+            **{f"data.{name}": value for name, value in asdict(self.data_args).items()},
+            "started_from": None if start is None else weights_of(start),
+        }
+        if not is_trained(folder, settings):
+            self.train(row, config, start, folder, settings)
+        return folder
+
+    def train(self, row: str, config: dict, start: Path | None, folder: Path, settings: dict) -> None:
+        """Train, from the model in the folder `start` or a new one, and save."""
+        config |= {"output_dir": str(folder), "save_only_model": True, "logging_steps": 20}
+        config |= {"use_cpu": True, "report_to": "none", "per_device_eval_batch_size": 64}
         data = {
             "train_dataset": self.encoded["train"],
             "eval_dataset": self.encoded["validation"],
@@ -108,25 +125,17 @@ class Study:
             "compute_metrics": coco_captions,
         }
         trainer: VisionMLETrainer | VisionRewardTrainer
-        if row == "mle":
-            torch.manual_seed(seed)
+        if start is None:
+            torch.manual_seed(config["seed"])
             model, _ = pretrain_captioning.captioner(self.model_args)
-            settings |= {"max_steps": self.args.mle_steps, "warmup_steps": 100, "eval_steps": 50, "save_steps": 50}
-            args = VisionMLEConfig(**pretrain_captioning.DEFAULTS | settings)
-            trainer = VisionMLETrainer(model, args, callbacks=[EarlyStoppingCallback(4)], **data)
         else:
-            model = self.frozen(self.trained("mle", self.args.mle_learning_rate, self.args.mle_seed))
-            settings |= SHORT_TRAINING
-            if row == "tuned":
-                settings |= {"max_steps": self.args.steps, "per_device_train_batch_size": 8}
-                args = VisionRewardConfig(**tune_captioning.DEFAULTS | settings)
-                trainer = VisionRewardTrainer(model, self.reward, args, **data)
-            else:
-                settings["max_steps"] = self.args.control_steps
-                args = VisionMLEConfig(**pretrain_captioning.DEFAULTS | settings)
-                trainer = VisionMLETrainer(model, args, **data)
-        train_and_save(trainer)
-        return folder
+            model = self.frozen(start)
+        if row == "tuned":
+            trainer = VisionRewardTrainer(model, self.reward, VisionRewardConfig(**config), **data)
+        else:
+            stopping = [EarlyStoppingCallback(4)] if row == "mle" else []
+            trainer = VisionMLETrainer(model, VisionMLEConfig(**config), callbacks=stopping, **data)
+        train_and_save(trainer, settings)
 
     def frozen(self, folder: Path) -> VisionEncoderDecoderModel:
         model = VisionEncoderDecoderModel.from_pretrained(folder)

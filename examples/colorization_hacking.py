@@ -16,7 +16,7 @@ import torch
 import tune_colorization
 from dense_data import DataArguments, colorization_data
 from PIL import Image
-from studies import joined, markdown, write_json
+from studies import is_trained, joined, markdown, record, weights_of, write_json
 from transformers import TrainerCallback, VisionEncoderDecoderModel
 from trl import TrlParser
 
@@ -71,7 +71,7 @@ class Runs:
     """The four runs, made where they are missing, and their curves on validation photos."""
 
     def __init__(self, args: HackingArguments, data_args: DataArguments):
-        self.args = args
+        self.args, self.data_args = args, data_args
         self.train_dataset, self.eval_dataset, _ = colorization_data(data_args)
         self.processor = ColorizationProcessor.from_pretrained(args.model)
         self.decoder = UViMDecoder(UViMModel.from_pretrained(args.model, subfolder="stage1"), self.processor)
@@ -79,27 +79,32 @@ class Runs:
     def curve(self, name: str, settings: dict, callbacks: list) -> list[dict[str, float]]:
         """Step and metrics of each evaluation; the models of all of them stay in the run's folder."""
         folder = Path(self.args.work_dir) / name.replace(" ", "-")
-        if not (folder / "curve.json").exists():
-            common = {
-                "output_dir": str(folder),
-                "learning_rate": self.args.learning_rate,
-                "max_steps": self.args.steps,
-                "eval_on_start": True,
-                "eval_steps": self.args.eval_steps,
-                "save_strategy": "steps",
-                "save_steps": self.args.eval_steps,
-                "save_total_limit": None,
-                "save_only_model": True,
-                "seed": self.args.seed,
-                "logging_steps": self.args.eval_steps,
-                "use_cpu": True,
-                "report_to": "none",
-                "disable_tqdm": True,
-            }
+        config = {
+            **tune_colorization.DEFAULTS,
+            "learning_rate": self.args.learning_rate,
+            "max_steps": self.args.steps,
+            "eval_on_start": True,
+            "eval_steps": self.args.eval_steps,
+            "save_strategy": "steps",
+            "save_steps": self.args.eval_steps,
+            "save_total_limit": None,
+            "save_only_model": True,
+            "seed": self.args.seed,
+            **settings,
+        }
+        recorded = {
+            **config,
+            "acceptable_loss": self.args.acceptable_loss,
+            **{f"data.{name}": value for name, value in asdict(self.data_args).items()},
+            "started_from": weights_of(Path(self.args.model)),
+        }
+        if not is_trained(folder, recorded):
+            config |= {"output_dir": str(folder), "logging_steps": self.args.eval_steps}
+            config |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
             trainer = VisionRewardTrainer(
                 VisionEncoderDecoderModel.from_pretrained(self.args.model),
                 [ColorfulnessReward(), fidelity_reward],
-                VisionRewardConfig(**tune_colorization.DEFAULTS | common | settings),
+                VisionRewardConfig(**config),
                 train_dataset=self.train_dataset,
                 eval_dataset=self.eval_dataset,
                 processing_class=self.processor,
@@ -111,6 +116,7 @@ class Runs:
             evaluations = [entry for entry in trainer.state.log_history if "eval_psnr" in entry]
             curve = [{"step": e["step"]} | {k: round(e[f"eval_{k}"], 4) for k in SHOWN} for e in evaluations]
             (folder / "curve.json").write_text(json.dumps(curve))
+            record(trainer, recorded)
         return json.loads((folder / "curve.json").read_text())
 
     @torch.no_grad()

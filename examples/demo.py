@@ -61,7 +61,7 @@ def main(demo: DemoArguments) -> None:
     pictures: list[Image.Image] = []
     for situation in SITUATIONS:
         mle = out / situation / "mle" if demo.full else None
-        if mle is not None and not (mle / "model.safetensors").exists():
+        if mle is not None:
             pretrain(situation, mle)
         study = Study(
             StudyArguments(

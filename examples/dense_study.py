@@ -28,10 +28,12 @@ from studies import (
     best_rate,
     cost,
     differences,
+    is_trained,
     joined,
     resampled_weights,
     summaries,
     train_and_save,
+    weights_of,
     write_json,
 )
 from transformers import VisionEncoderDecoderModel
@@ -154,28 +156,46 @@ class Study:
     """The models of the experiment, trained where they are missing, and what they reach."""
 
     def __init__(self, args: StudyArguments, model_args: pretrain_panoptic.ModelArguments, data_args: DataArguments):
-        self.args, self.model_args, self.task = args, model_args, TASKS[args.task]
+        self.args, self.model_args, self.data_args = args, model_args, data_args
+        self.task = TASKS[args.task]
         self.stage1 = UViMModel.from_pretrained(model_args.stage1).eval()
         self.processor = self.task.processor.from_pretrained(model_args.stage1)
         self.decoder = UViMDecoder(self.stage1, self.processor)
         self.rows = dict(zip(("train", "validation", "test"), self.task.data(data_args), strict=True))
 
     def trained(self, row: str, learning_rate: float, seed: int) -> Path:
-        """The folder of a model that is there already, or is now trained; `run.json` in it has steps and seconds."""
+        """The folder of a model that is there already, or is now trained; `run.json` in it says how."""
         folder = Path(self.args.work_dir) / self.args.task / f"{row}-lr{learning_rate:g}-seed{seed}"
-        if (folder / "run.json").exists():
-            return folder
-        settings = {
-            "output_dir": str(folder),
+        config = {
+            **(self.task.tune_defaults if row == "tuned" else self.task.mle_defaults),
             "learning_rate": learning_rate,
             "max_grad_norm": 1.0,
-            "save_only_model": True,
             "seed": seed,
-            "logging_steps": 50,
-            "use_cpu": True,
-            "report_to": "none",
-            "disable_tqdm": True,
         }
+        if row == "mle":
+            steps = self.args.mle_steps
+            config |= {"max_steps": steps, "eval_steps": steps // 16, "save_steps": steps // 16}
+            config["per_device_train_batch_size"] = self.args.mle_batch_size
+        else:
+            steps = self.args.steps if row == "tuned" else self.args.control_steps
+            config |= SHORT_TRAINING | {"max_steps": steps}
+        start = None if row == "mle" else self.mle(seed)
+        settings = {
+            "row": row,
+            **config,
+            **{f"model.{name}": value for name, value in asdict(self.model_args).items()},
+            **{f"data.{name}": value for name, value in asdict(self.data_args).items()},
+            "stage1_weights": weights_of(Path(self.model_args.stage1)),
+            "started_from": None if start is None else weights_of(start),
+        }
+        if not is_trained(folder, settings):
+            self.train(row, config, start, folder, settings)
+        return folder
+
+    def train(self, row: str, config: dict, start: Path | None, folder: Path, settings: dict) -> None:
+        """Train, from the model in the folder `start` or a new one, and save."""
+        config |= {"output_dir": str(folder), "save_only_model": True, "logging_steps": 50}
+        config |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
         data = {
             "train_dataset": self.rows["train"],
             "eval_dataset": self.rows["validation"],
@@ -184,28 +204,21 @@ class Study:
             "completion_decoder": self.decoder,
         }
         trainer: VisionMLETrainer | VisionRewardTrainer
-        if row == "mle":
-            torch.manual_seed(seed)
-            steps = self.args.mle_steps
-            settings |= {"max_steps": steps, "eval_steps": steps // 16, "save_steps": steps // 16}
-            settings["per_device_train_batch_size"] = self.args.mle_batch_size
-            args = VisionMLEConfig(**self.task.mle_defaults | settings)
-            trainer = VisionMLETrainer(pretrain_panoptic.code_writer(self.model_args, self.stage1), args, **data)
-        elif row == "mle_continued":
-            settings |= SHORT_TRAINING | {"max_steps": self.args.control_steps}
-            args = VisionMLEConfig(**self.task.mle_defaults | settings)
-            trainer = VisionMLETrainer(self.mle(seed), args, **data)
+        if start is None:
+            torch.manual_seed(config["seed"])
+            model = pretrain_panoptic.code_writer(self.model_args, self.stage1)
         else:
-            settings |= SHORT_TRAINING | {"max_steps": self.args.steps}
-            args = VisionRewardConfig(**self.task.tune_defaults | settings)
-            trainer = VisionRewardTrainer(self.mle(seed), self.task.reward, args, **data)
-        train_and_save(trainer)
-        return folder
+            model = VisionEncoderDecoderModel.from_pretrained(start)
+        if row == "tuned":
+            trainer = VisionRewardTrainer(model, self.task.reward, VisionRewardConfig(**config), **data)
+        else:
+            trainer = VisionMLETrainer(model, VisionMLEConfig(**config), **data)
+        train_and_save(trainer, settings)
 
-    def mle(self, seed: int) -> VisionEncoderDecoderModel:
-        """What the run of this seed starts from."""
+    def mle(self, seed: int) -> Path:
+        """The folder of what the run of this seed starts from."""
         of_mle = self.args.mle_seeds[self.args.seeds.index(seed) % len(self.args.mle_seeds)]
-        return VisionEncoderDecoderModel.from_pretrained(self.trained("mle", self.args.mle_learning_rate, of_mle))
+        return self.trained("mle", self.args.mle_learning_rate, of_mle)
 
     @torch.no_grad()
     def measure(self, folder: Path | None, split: str) -> tuple[dict[str, np.ndarray], list]:

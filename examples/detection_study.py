@@ -22,7 +22,17 @@ import tune_detection
 from datasets import Dataset
 from detection_data import DataArguments, Situation, Split, situation_scenes
 from detection_measures import Measured, bootstrap, measure
-from studies import SHORT_TRAINING, cost, differences, summaries, train_and_save, write_json
+from studies import (
+    SHORT_TRAINING,
+    cost,
+    differences,
+    is_trained,
+    record,
+    summaries,
+    train_and_save,
+    weights_of,
+    write_json,
+)
 from transformers import VisionEncoderDecoderModel
 from transformers.trainer_utils import get_last_checkpoint
 from trl import TrlParser
@@ -36,7 +46,8 @@ from vision_rl.trainer.losses import token_target_weights
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MLE_STEPS: dict[Situation, int] = {"crowded": 20_000, "incomplete": 12_000, "complete": 12_000}
-TRAINED = ("mle_continued", "mle_confidence", "tuned_recall", "tuned_map")  # the rows with a training of their own
+TUNED = ("tuned_recall", "tuned_map")
+TRAINED = ("mle_continued", "mle_confidence", *TUNED)  # the rows with a training of their own
 NUM_RESAMPLES = 400  # of the test images, for the intervals
 PATHS = ("checkpoint", "work_dir", "output")
 # A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
@@ -116,37 +127,48 @@ class Study:
     def trained(self, row: str, learning_rate: float, seed: int) -> Path:
         """The folder of a model that this row has already, or is now trained to; see `train`."""
         folder = self.folder / f"{row}-lr{learning_rate:g}-seed{seed}"
-        if not (folder / "run.json").exists():
+        if not is_trained(folder, self.settings(row, learning_rate, seed)):
             self.train(row, learning_rate, seed, folder)
         return folder
 
-    def train(self, row: str, learning_rate: float, seed: int, folder: Path) -> None:
-        """Train and save; `run.json` in the folder then says in how many steps and seconds."""
-        settings = {
-            "output_dir": str(folder),
+    def config(self, row: str, learning_rate: float, seed: int) -> dict:
+        """What decides the training of a row."""
+        return {
+            **(tune_detection.DEFAULTS if row in TUNED else pretrain_detection.DEFAULTS),
             "learning_rate": learning_rate,
             "optim": "adamw_torch",
             "adam_beta2": 0.95,
             "max_grad_norm": 1.0,
             "max_steps": self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1),
             "seed": seed,
+            **SHORT_TRAINING,
+        }
+
+    def settings(self, row: str, learning_rate: float, seed: int) -> dict:
+        """All that a model of a row depends on, for `run.json`."""
+        data = {"situation": self.args.situation, "num_train_images": self.args.num_train_images}
+        start = {"started_from": weights_of(self.checkpoint)}
+        return {"row": row, **self.config(row, learning_rate, seed), **data, **start}
+
+    def train(self, row: str, learning_rate: float, seed: int, folder: Path) -> None:
+        """Train and save; `run.json` in the folder then says with which settings, in how many steps and seconds."""
+        config = {
+            **self.config(row, learning_rate, seed),
+            "output_dir": str(folder),
             "logging_steps": 50,
             "use_cpu": True,
             "report_to": "none",
-            **SHORT_TRAINING,
         }
         data = {"train_dataset": self.train_dataset, "processing_class": self.processor}
         model = VisionEncoderDecoderModel.from_pretrained(self.checkpoint)
-        if row in ("tuned_recall", "tuned_map"):
-            args = VisionRewardConfig(**tune_detection.DEFAULTS | settings)
-            trainer = VisionRewardTrainer(model, self.rewards[row.removeprefix("tuned_")], args, **data)
+        if row in TUNED:
+            reward = self.rewards[row.removeprefix("tuned_")]
+            trainer = VisionRewardTrainer(model, reward, VisionRewardConfig(**config), **data)
+        elif row == "mle_confidence":
+            trainer = ConfidenceMLETrainer(model, VisionMLEConfig(**config), reward=self.rewards["map"], **data)
         else:
-            args = VisionMLEConfig(**pretrain_detection.DEFAULTS | settings)
-            if row == "mle_confidence":
-                trainer = ConfidenceMLETrainer(model, args, reward=self.rewards["map"], **data)
-            else:
-                trainer = VisionMLETrainer(model, args, **data)
-        train_and_save(trainer)
+            trainer = VisionMLETrainer(model, VisionMLEConfig(**config), **data)
+        train_and_save(trainer, self.settings(row, learning_rate, seed))
 
     def scenes(self, split: Split) -> Dataset:
         """The images that are measured, made once."""
@@ -195,21 +217,21 @@ class Study:
             rows[row] = [self.test(self.trained(row, chosen, seed)) for seed in self.args.seeds]
         if self.args.situation == "incomplete":
             complete = Path(self.args.work_dir) / "complete"
-            if not (complete / "model.safetensors").exists():
-                pretrain("complete", complete)
+            pretrain("complete", complete)
             rows["mle_complete_labels"] = [self.test(complete)]
         return rows, rates
 
 
 def pretrain(situation: Situation, folder: Path) -> None:
-    """MLE from scratch, as the checkpoints were made; goes on where it was interrupted."""
+    """MLE from scratch where it is missing, as the checkpoints were made; goes on where it was interrupted."""
+    data_args = DataArguments(situation=situation)
+    config = pretrain_detection.DEFAULTS | {"max_steps": MLE_STEPS[situation]}
+    settings = {**config, **asdict(data_args)}
+    if is_trained(folder, settings):
+        return
     interrupted = get_last_checkpoint(folder) if folder.is_dir() else None
-    settings = {"output_dir": str(folder), "max_steps": MLE_STEPS[situation], "resume_from_checkpoint": interrupted}
-    common = {"use_cpu": True, "report_to": "none"}
-    pretrain_detection.main(
-        DataArguments(situation=situation),
-        VisionMLEConfig(**pretrain_detection.DEFAULTS | settings | common),
-    )
+    config |= {"output_dir": str(folder), "resume_from_checkpoint": interrupted, "use_cpu": True, "report_to": "none"}
+    record(pretrain_detection.main(data_args, VisionMLEConfig(**config)), settings)
 
 
 def main(args: StudyArguments) -> dict:
@@ -221,9 +243,7 @@ def main(args: StudyArguments) -> dict:
         "settings": {key: value for key, value in asdict(args).items() if key not in PATHS},
         "learning_rates": rates,
         "rows": summaries(columns, rows),
-        "differences": differences(
-            columns, ("tuned_recall", "tuned_map"), ("mle", "mle_forbidden", "mle_continued", "mle_confidence")
-        ),
+        "differences": differences(columns, TUNED, ("mle", "mle_forbidden", "mle_continued", "mle_confidence")),
     }
     write_json(results, args.output or f"results/detection-{args.situation}.json")
     print(table(results), difference_table(results), sep="\n\n")

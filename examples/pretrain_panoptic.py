@@ -3,8 +3,8 @@
     python examples/train_uvim_stage1.py --output_dir runs/panoptic-stage1
     python examples/pretrain_panoptic.py --stage1 runs/panoptic-stage1 --output_dir runs/panoptic-mle
 
-Stage I makes the labels as they are needed. The data's options are those of dense_data.py. The paper's sizes are in
-src/vision_rl/recipes, for --config.
+Stage I makes the labels as they are needed. The data's options are those of dense_data.py. The paper's run is
+vision-rl mle --config panoptic_mle.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 """What the experiments share: trainings that are kept, intervals from resampling the test images, tables and pictures."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,19 +22,56 @@ SPENT = ("steps", "seconds")
 Columns = Mapping[str, Sequence[np.ndarray]]  # for each name and seed (1 + R,): of the images, and of their resamples
 
 
-def train_and_save(trainer: Trainer) -> None:
-    """Train; `run.json` beside the saved model then says in how many seconds and steps, those to the best if it is loaded."""
-    seconds = trainer.train().metrics["train_runtime"]
+def is_trained(folder: Path, settings: Mapping) -> bool:
+    """Whether the folder has a finished model of these settings; see `record`.
+
+    Raises:
+        ValueError: if its model was trained with other settings, with those that differ.
+    """
+    if not (folder / "run.json").exists():
+        return False
+    recorded = json.loads((folder / "run.json").read_text()).get("settings", {})
+    wanted = json.loads(json.dumps(settings))  # as it would be read back
+    different = [
+        f"{name} was {recorded.get(name, 'not recorded')!r} and is {wanted.get(name, 'not given')!r}"
+        for name in {**recorded, **wanted}
+        if name not in recorded or name not in wanted or recorded[name] != wanted[name]
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} has a model of other settings: {'; '.join(different)}. Choose another work_dir, or remove the folder."
+        )
+    return True
+
+
+def train_and_save(trainer: Trainer, settings: Mapping) -> None:
+    """Train and save, with a record of it."""
+    trainer.train()
     trainer.save_model()
+    record(trainer, settings)
+
+
+def record(trainer: Trainer, settings: Mapping) -> None:
+    """Write `run.json` beside a model: with which settings it was trained, in how many steps and seconds.
+
+    The steps are those to the best model if that is loaded.
+    """
     steps = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
-    run = {"steps": steps, "seconds": round(seconds)}
-    (Path(trainer.args.output_dir) / "run.json").write_text(json.dumps(run))
+    seconds = next(log["train_runtime"] for log in reversed(trainer.state.log_history) if "train_runtime" in log)
+    run = {"steps": steps, "seconds": round(seconds), "settings": settings}
+    (Path(trainer.args.output_dir) / "run.json").write_text(json.dumps(run, indent=1))
+
+
+def weights_of(folder: Path) -> str:
+    """What tells the weights of a saved model from others, for the settings of what is trained from it."""
+    with open(folder / "model.safetensors", "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def cost(folder: Path) -> dict[str, int]:
     """Steps and seconds of the training that made a model; of a checkpoint 0."""
-    run = folder / "run.json"
-    return json.loads(run.read_text()) if run.exists() else {"steps": 0, "seconds": 0}
+    run = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+    return {name: run.get(name, 0) for name in SPENT}
 
 
 def best_rate(reached: Mapping[float, float]) -> tuple[float, dict]:

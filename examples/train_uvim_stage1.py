@@ -4,8 +4,8 @@
     python examples/train_uvim_stage1.py --task colorization --images_dir photos --output_dir runs/colorization-stage1
 
 The quality of what is read back is the ceiling of all that follows. dense_data.py has the options for the data; the
-sizes are for images of 64 pixels, and the paper's are in src/vision_rl/recipes, for --config. Stage II is
-pretrain_panoptic.py or pretrain_colorization.py.
+sizes are for images of 64 pixels, and the paper's runs are vision-rl stage1 --config panoptic_stage1 and
+colorization_stage1. Stage II is pretrain_panoptic.py or pretrain_colorization.py.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
     python examples/tune_panoptic.py --model runs/panoptic-mle --output_dir runs/panoptic-pq
 
 Each sample is read back by stage I and compared with the true map. The data's options are those of dense_data.py. The
-paper's recipe: --config src/vision_rl/recipes/panoptic_tuning.yaml.
+paper's run: vision-rl tune --config panoptic_pq.
 """
 
 from dataclasses import dataclass

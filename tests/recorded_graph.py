@@ -10,6 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vision_rl.models import cuda_graphs
+from vision_rl.models.cuda_graphs import CudaGraphRunner
+
 
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique")  # they wait for the device
 
@@ -93,3 +96,19 @@ class Recorder(TorchDispatchMode):
 
 def tensors(tree) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def a_cpu_that_captures(monkeypatch) -> Streams:
+    """Lets `sample` capture its steps on a CPU for the rest of a test."""
+    streams = Streams()
+    monkeypatch.setattr(RecordedGraph, "streams", streams, raising=False)
+    monkeypatch.setattr(RecordedGraph, "captured", [])
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", streams.stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams.current)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(cuda_graphs, "DEVICE", "cpu")
+    for name, value in (("works", True), ("_stream", None), ("_pool", None)):
+        monkeypatch.setattr(CudaGraphRunner, name, value)
+    return streams

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded_graph import a_cpu_that_captures
 
 from vision_rl.data.coco import load_coco_detection
 
@@ -179,6 +180,12 @@ def test_roofline_runs(benchmark, dtype):
     assert [row["unit"] for row in rows] == ["GB/s", "TFLOP/s"] and rows[1]["share"] > 0
 
 
+def test_every_way_to_run_faster_is_measured(benchmark):
+    ways = benchmark("ways")
+    rows = ways.main(workload(benchmark, length=16), ways.WaysArguments(rounds=1))
+    assert len(rows) == 6 and all(row["times as fast"] > 0 for row in rows)
+
+
 def test_overhead_runs(benchmark):
     overhead = benchmark("overhead")
     (row,) = overhead.main(workload(benchmark), overhead.OverheadArguments(rounds=3))
@@ -199,6 +206,41 @@ def test_annotations_of_a_made_up_size_are_read_without_a_word(benchmark, tmp_pa
     assert len(rows) == 40 and sum(len(objects["bbox"]) for objects in rows["objects"]) == 200 and not caplog.text
     found = annotations.measured(tmp_path, file, "load")
     assert found["found"] == 40 and found["s"] > 0 and found["MiB in all"] > found["MiB"] >= 0
+
+
+def test_the_gpu_check_does_on_a_cpu_all_that_needs_no_gpu(benchmark, tmp_path):
+    gpu_check = benchmark("gpu_check")
+    output = tmp_path / "found.json"
+    results = gpu_check.main(gpu_check.GpuCheckArguments(device="cpu", tiny=True, output=str(output), rounds=1))
+    assert json.loads(output.read_text()) == results
+    left_out = {name for name, result in results.items() if result["status"] == "left out"}
+    assert left_out == {"CUDA graphs against eager steps", "tests marked gpu"}
+    assert {result["status"] for name, result in results.items() if name not in left_out} == {"ok"}
+    for name, sizes in gpu_check.STEPS.items():
+        assert results[f"step, {name}"]["times as fast as naive"]["total"] > 0 and sizes["vit"] == "b"
+        limits = results[f"limits, {name}"]
+        assert limits["decoding, a token"]["share"] > 0 and limits["learning"]["share"] > 0
+
+
+def test_the_gpu_check_replays_graphs_and_compares_them(benchmark, monkeypatch):
+    """On a CPU that records: what it says of graphs is what it will say of those of a GPU."""
+    a_cpu_that_captures(monkeypatch)
+    gpu_check = benchmark("gpu_check")
+    found = gpu_check.graphs_of(workload(benchmark, captions=True, length=24, num_generations=2), rollouts=2)
+    assert found["captured"] and found["rollouts drawn alike"] == 1
+    assert found["sampler's logp against the learning pass"] < 1e-5
+
+
+def test_a_check_of_the_gpu_that_fails_stops_no_other(benchmark, tmp_path, monkeypatch):
+    gpu_check = benchmark("gpu_check")
+    monkeypatch.setattr(gpu_check, "machine", lambda args: 1 / 0)
+    monkeypatch.setattr(gpu_check, "STEPS", {})
+    args = gpu_check.GpuCheckArguments(device="cpu", tiny=True, output=str(tmp_path / "found.json"), seconds=1e9)
+    results = gpu_check.main(args)
+    assert results["machine"]["status"] == "failed" and "ZeroDivisionError" in results["machine"]["error"]
+    assert results["bfloat16"]["status"] == "ok"
+    results = gpu_check.main(gpu_check.GpuCheckArguments(**{**vars(args), "seconds": -1}))
+    assert {result["status"] for result in results.values()} == {"left out"}
 
 
 def test_rewards_are_those_of_the_fields_own_code(benchmark, capsys):

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from recorded_graph import FakeStream, RecordedGraph, Streams
+from recorded_graph import RecordedGraph, a_cpu_that_captures
 from test_sampling import pixels
 from tiny import tiny_model
 
@@ -15,24 +15,12 @@ from vision_rl.models.cuda_graphs import MAX_KEPT, CudaGraphRunner, kept_rollout
 from vision_rl.models.sampling import sample
 
 
-B, G, T = 4, 4, 144  # lengths of attention: 64, 128, 144
+B, G, T = 4, 4, 72  # lengths of attention: 64 and 72
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A CPU that captures; gives the streams."""
-    streams = Streams()
-    monkeypatch.setattr(RecordedGraph, "streams", streams, raising=False)
-    monkeypatch.setattr(RecordedGraph, "captured", [])
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", RecordedGraph)
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "stream", streams.stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams.current)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(cuda_graphs, "DEVICE", "cpu")
-    for name, value in (("works", True), ("_stream", None), ("_pool", None)):
-        monkeypatch.setattr(CudaGraphRunner, name, value)
-    return streams
+    return a_cpu_that_captures(monkeypatch)
 
 
 def model_of(decoder="ours", own_forward=False):
@@ -128,6 +116,20 @@ def test_weights_that_moved_are_captured_anew(gpu):
     assert_same(drawn(model), drawn(model, graphs=False))
 
 
+def test_what_a_diverged_model_left_in_the_buffers_does_no_harm(gpu):
+    model = model_of()
+    expected = drawn(model)
+    weight = model.decoder.layers[0].self_attn.v_proj.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="diverged"):
+        drawn(model)
+    with torch.no_grad():
+        weight.copy_(before)
+    assert_same(drawn(model), expected)
+
+
 def test_few_rollouts_stay_in_memory_and_none_in_a_copy_of_the_model(gpu):
     model = model_of()
     for images in (1, 2, 3):
@@ -180,3 +182,21 @@ def test_an_error_of_a_users_hook_leaves_the_capture_s_stream_too(gpu):
     with pytest.raises(KeyError, match="a mistake"):
         drawn(model)
     assert gpu.current is gpu.default
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert"])
+def test_a_gpu_replays_the_samples_of_a_cpu(decoder):
+    model = model_of(decoder)
+    table = torch.rand(B, G, T, generator=torch.Generator().manual_seed(0))
+    expected = sample(model, pixels(B), G, uniforms=table, max_completion_length=T)
+    model.cuda()
+    for _ in range(3):
+        drawn = sample(model, pixels(B).cuda(), G, uniforms=table.cuda(), max_completion_length=T)
+        alike = (drawn.completion_ids.cpu() == expected.completion_ids).all(-1)
+        assert alike.float().mean() > 0.9  # a draw at the border between two ids may fall apart
+        difference = (drawn.per_token_logps.cpu() - expected.per_token_logps)[alike]
+        assert difference.abs().max() < 1e-3
+    assert CudaGraphRunner.works
+    assert any(rollout.runner.graphs for rollout in kept_rollouts(model.decoder).kept.values())

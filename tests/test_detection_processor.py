@@ -342,3 +342,58 @@ def test_options_out_of_range(wrong):
 def test_an_image_processor_without_a_fixed_frame():
     with pytest.raises(ValueError, match="boxes need a fixed frame"):
         DetectionProcessor(ViTImageProcessorPil(size={"shortest_edge": 32}), ["cat"])
+
+
+# --- what `generate` returns ----------------------------------------------------------------------------------------
+
+
+def test_what_generate_returns_is_read_with_its_start_token():
+    ids = [3, 253, 1003, 503, 1005, 1] + [0] * 18
+    bare, started = processor().batch_decode([ids]), processor().batch_decode(torch.tensor([[0, *ids]]))
+    for found in (*bare, *started, processor().decode([0, *ids])):
+        assert found["boxes"].tolist() == [[0.25, 0, 0.5, 1]] and found["labels"].tolist() == [1]
+    (in_pixels,) = processor().batch_decode([[0, *ids]], image_sizes=[(80, 40)])
+    assert in_pixels["boxes"].tolist() == [[20, 0, 40, 40]]
+    with pytest.raises(TypeError, match="skip_special_tokens"):
+        processor().batch_decode([ids], skip_special_tokens=True)
+    with pytest.raises(TypeError, match="texts"):
+        processor()(images=tiny_images(1), texts=["a"])
+
+
+@pytest.mark.parametrize("score", ["confidence", "likelihood"])
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_post_processing_gives_what_the_trainer_predicts(tmp_path, score, resize):
+    p, dataset = processor(num_bins=32, score=score, resize=resize), box_dataset(5)
+    sizes = [(SIZE + 8 * i, SIZE) for i in range(5)]
+    dataset = [{**row, "image": row["image"].resize(size)} for row, size in zip(dataset, sizes, strict=True)]
+    model = tiny_detector(p)
+    torch.nn.init.normal_(model.decoder.get_output_embeddings().weight, std=0.5)
+    trainer = VisionMLETrainer(model, VisionMLEConfig(**options(tmp_path)), eval_dataset=dataset, processing_class=p)
+    predicted = trainer.predict(dataset).predictions
+    trainer.save_model(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert again.config.id2label == {0: "cat", 1: "dog", 2: "cow"} and again.config.label2id["cow"] == 2
+    inputs = p(images=[row["image"] for row in dataset], return_tensors="pt")
+    outputs = again.generate(**inputs, return_dict_in_generate=True, output_scores=True)
+    found = p.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(h, w) for w, h in sizes])
+    for one, other in zip(found, predicted, strict=True):
+        for name in ("boxes", "labels", "scores"):
+            np.testing.assert_allclose(one[name].numpy(), other[name], atol=1e-4)
+    few = p.post_process_object_detection(
+        outputs, threshold=0.5, target_sizes=torch.tensor([(h, w) for w, h in sizes])
+    )
+    assert all((image["scores"] > 0.5).all() for image in few)
+    in_shares = p.post_process_object_detection(outputs)
+    assert all(image["boxes"].numel() == 0 or image["boxes"].max() <= 1 for image in in_shares)
+    with pytest.raises(ValueError, match="return_dict_in_generate=True, output_scores=True"):
+        p.post_process_object_detection(again.generate(**inputs))
+
+
+def test_one_image_is_a_batch_of_one(tmp_path):
+    image = tiny_images(1)[0]
+    image.save(tmp_path / "a.png")
+    whole = processor()(images=[image])["pixel_values"]
+    for one in (image, str(tmp_path / "a.png"), np.asarray(image), np.asarray(image)[None]):
+        assert torch.equal(processor()(images=one)["pixel_values"], whole)
+    with pytest.raises(ValueError, match="make torch tensors"):
+        processor()(images=image, return_tensors="np")

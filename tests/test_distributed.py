@@ -30,6 +30,8 @@ CALLS = {
     "mle_bert": {"kind": "mle", "decoder": "bert", CHECKPOINTING: True},  # with dropout
 }
 SAVED_STEP = 3  # of 4, two an epoch: in the middle of epoch 1
+SKIP = {"on_nonfinite": "skip", "spoilt_step": 1}
+SAVING = {"save_strategy": "steps", "save_steps": SAVED_STEP}
 
 
 def zero(stage: int) -> dict:
@@ -48,24 +50,27 @@ def alone(tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("alone")
     calls = {name: {**call, **ALONE} for name, call in CALLS.items() if name != "mle_bert"}
     calls = {name: {**call, "evaluate": name in KINDS} for name, call in calls.items()}
-    return {name: train(folder=folder / name, **call) for name, call in calls.items()}
+    calls["reward"] |= SAVING
+    return {**{name: train(folder=folder / name, **call) for name, call in calls.items()}, "folder": folder}
 
 
 @pytest.fixture(scope="module")
-def ddp(tmp_path_factory) -> dict[str, list[dict]]:
+def ddp(tmp_path_factory, alone) -> dict[str, list[dict]]:
     """What two processes see, half of each batch a process."""
     folder = tmp_path_factory.mktemp("ddp")
-    saving = {"save_strategy": "steps", "save_steps": SAVED_STEP}
     calls = {name: {**call, **HALF} for name, call in CALLS.items()}
     resumed = {
         f"{name}_resumed": {**call, "resume": str(folder / name / f"checkpoint-{SAVED_STEP}")}
         for name, call in calls.items()
     }
     accumulated = {f"{name}_accumulated": {**CALLS[name], **HALF_ACCUMULATED} for name in KINDS}
-    calls = {name: {**call, **saving, "evaluate": name in KINDS} for name, call in calls.items()}
+    one = {
+        "reward_from_one": {**calls["reward"], "resume": str(alone["folder"] / "reward" / f"checkpoint-{SAVED_STEP}")}
+    }
+    calls = {name: {**call, **SAVING, "evaluate": name in KINDS} for name, call in calls.items()}
     calls["reward"]["save"] = True
     launched = launch(
-        [*ACCELERATE, "--multi_gpu", "--num_processes", "2"], {**calls, **accumulated, **resumed}, folder
+        [*ACCELERATE, "--multi_gpu", "--num_processes", "2"], {**calls, **accumulated, **resumed, **one}, folder
     )
     return {**launched, "folder": folder}
 
@@ -162,6 +167,19 @@ def test_two_ranks_resumed_in_a_later_epoch_end_where_they_would_have(ddp, name)
         assert resumed["weights"] == whole["weights"]
 
 
+def test_a_run_goes_on_with_another_number_of_processes_and_says_so(alone, ddp, tmp_path, caplog):
+    """From one to two and from two to one: the same images a step, equal up to rounding."""
+    expected = [entry for entry in seen(alone["reward"]) if entry[0] >= SAVED_STEP]
+    checkpoint = ddp["folder"] / "reward" / f"checkpoint-{SAVED_STEP}"
+    to_one = train("reward", tmp_path, resume=str(checkpoint), rows=20, **ALONE)
+    assert "was written by 2 processes, now there are 1" in caplog.text
+    for records in ([to_one], ddp["reward_from_one"]):
+        assert [record["world_size"] for record in records] == [len(records)] * len(records)
+        assert seen(*records) == expected
+        for record in records:
+            assert steps(record) == pytest.approx(steps(alone["reward"]), **CLOSE)
+
+
 def test_accelerate_launch_with_cpu_and_two_processes_starts_only_one(tmp_path):
     """No claim of ours: accelerate ignores --num_processes with --cpu (huggingface/accelerate#2741), so the docs use --multi_gpu.
 
@@ -183,13 +201,15 @@ needs_deepspeed = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def deepspeed(tmp_path_factory) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("deepspeed")
-    saving = {"save_strategy": "steps", "save_steps": SAVED_STEP}
     mle, reward = ({**CALLS[kind], "deepspeed": zero(2)} for kind in KINDS)
+    zero3 = {**CALLS["reward"], **HALF, "deepspeed": zero(3)}
     calls = {
-        "mle": {**mle, **HALF_ACCUMULATED, **saving, "evaluate": True},
+        "mle": {**mle, **HALF_ACCUMULATED, **SAVING, "evaluate": True},
         "mle_resumed": {**mle, **HALF_ACCUMULATED, "resume": str(folder / "mle" / f"checkpoint-{SAVED_STEP}")},
         "reward": {**reward, **HALF},
-        "reward_zero3": {**CALLS["reward"], **HALF, "deepspeed": zero(3), "evaluate": True, "save": True},
+        "reward_zero3": {**zero3, **SAVING, "evaluate": True, "save": True},
+        "reward_zero3_resumed": {**zero3, "resume": str(folder / "reward_zero3" / f"checkpoint-{SAVED_STEP}")},
+        **{f"zero{stage}_skip": {**CALLS["mle"], **HALF, **SKIP, "deepspeed": zero(stage)} for stage in (2, 3)},
         "gpt2_zero3": {
             "kind": "reward",
             "model": str(folder / "gpt2"),
@@ -237,10 +257,23 @@ def test_zero3_ranks_go_on_sampling_until_the_slowest_is_done(deepspeed):
 
 
 @needs_deepspeed
-def test_zero_resumed_ends_where_it_would_have(deepspeed):
-    for whole, resumed in zip(deepspeed["mle"], deepspeed["mle_resumed"], strict=True):
+@pytest.mark.parametrize("name", ["mle", "reward_zero3"])  # ZeRO-2, ZeRO-3
+def test_zero_resumed_ends_where_it_would_have(deepspeed, name):
+    for whole, resumed in zip(deepspeed[name], deepspeed[f"{name}_resumed"], strict=True):
+        assert resumed["world_size"] == 2
         assert steps(resumed) == steps(whole)
         assert resumed["weights"] == whole["weights"]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_leaves_out_a_step_that_is_not_finite_on_one_rank(deepspeed, stage):
+    first, second = deepspeed[f"zero{stage}_skip"]
+    assert first["world_size"] == second["world_size"] == 2
+    assert first["weights"] == second["weights"]
+    for record in (first, second):
+        assert [log.get("skipped_steps", 0) for log in record["logs"]] == [0, 1, 1, 1]
+        assert all(log["loss"] == log["loss"] for log in record["logs"])
 
 
 @needs_deepspeed

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLOSE = {"rel": 1e-4, "abs": 1e-6}
 CALLS = {
-    "mle": {"kind": "mle", "rows": 20, "learning_rate": 1e-2},
+    "mle": {"kind": "mle", "rows": 20, "learning_rate": 1e-2, "max_steps": 2},
     "reward": {"kind": "reward", "rows": 20},
-    "reward_gpt2": {"kind": "reward", "decoder": "gpt2", "rows": 20},  # with tied embeddings
+    "reward_gpt2": {"kind": "reward", "decoder": "gpt2", "rows": 20, "max_steps": 2},  # with tied embeddings
 }
 FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
 SAVED_STEP = 3  # of 4

@@ -12,16 +12,23 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from plain_losses import reinforce_loss, selective_log_softmax, token_target_loss
 from scripts.train import make_trainer
-from tiny import START, share_of_a, text_dataset, text_processor, tiny_model
+from tiny import SIZE, START, share_of_a, text_dataset, text_processor, tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.compatibility import CHECKPOINTING
-from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_hidden, weigh_logits
+from vision_rl.models.log_prob_head import (
+    FusedHead,
+    WeightedTokens,
+    can_be_fused,
+    label_tokens,
+    weigh_hidden,
+    weigh_logits,
+)
 from vision_rl.models.token_draw import policy_logits
 from vision_rl.models.unwrapping import base_model
-from vision_rl.trainer.losses import reinforce_weights, token_target_weights
+from vision_rl.trainer.losses import mle_loss, reinforce_weights, token_target_weights
 
 
 R, T, V, D = 4, 5, 17, 6
@@ -84,6 +91,36 @@ def test_loss_log_probs_and_gradients_equal_the_plain_ways(count, seed, temperat
         results.append((loss, logps, *torch.autograd.grad(3 * loss, inputs)))
     for expected, fused in zip(*results, strict=True):
         torch.testing.assert_close(fused.double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_maximum_likelihood_by_the_fused_head_is_the_cross_entropy(decoder, weighted):
+    model = tiny_model(decoder, sharp=0.5)
+    labels = torch.tensor([[3, 2, 1, -100], [4, -100, -100, -100], [-100] * 4])
+    weights = torch.rand(3, 4) if weighted else None
+    inputs = {"decoder_input_ids": labels.clamp(min=0), "use_cache": False}
+    images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    results = []
+    for fused in (False, True):
+        model.zero_grad()
+        if fused:
+            with FusedHead(model.get_output_embeddings()).loss_of(label_tokens(labels, weights)):
+                loss = model(pixel_values=images, **inputs).logits
+        else:
+            loss = mle_loss(model(pixel_values=images, **inputs).logits, labels, label_weights=weights).sum()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_labels_of_which_none_is_learned_give_gradients_of_zero():
+    tensors = head_inputs(dtype=torch.float32)
+    loss, logps = weigh_hidden(*tensors, label_tokens(torch.full((R, T), -100)))
+    loss.backward()
+    assert loss == 0 and not len(logps)
+    assert all((tensor.grad == 0).all() for tensor in tensors)
 
 
 def test_the_gradient_by_hand():

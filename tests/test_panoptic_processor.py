@@ -539,9 +539,10 @@ def test_what_is_wrong_with_a_file_is_counted(folder):
         ({"id": 0, "category_id": 5}, "have a segment with an `id` that is not from 1 to 16777215"),
         ({"id": 2**24, "category_id": 5}, "have a segment with an `id` that is not from 1"),
         ({"id": "300", "category_id": 5}, "have a segment with an `id` that is not from 1"),
+        ({"id": 300, "category_id": "5"}, "have a segment with a `category_id` that is no whole number"),
         (
-            {"id": 300, "category_id": "5"},
-            "a category that is not in the file; the first: image 1, segment 300, category_id '5'",
+            {"id": 300, "category_id": 6},
+            "a category that is not in the file; the first: image 1, segment 300, category_id 6",
         ),
         ({"id": 300, "category_id": 5, "iscrowd": "some"}, "with an `iscrowd` that is neither 0 nor 1"),
         (7, "have a segment that is no object"),
@@ -659,6 +660,16 @@ def test_a_photo_whose_size_does_not_tell_is_warned_of_and_can_be_said_to_be_sto
     caplog.clear()
     assert is_aligned(oriented(folder, size, orientation, "stored", frame="stored"))
     assert "their maps are for the pixels as stored: these are turned as well" in caplog.text
+
+
+def test_a_map_that_was_missing_and_is_there_now_is_a_row(folder):
+    path, content = folder
+    annotations = [content["annotations"][0], {**content["annotations"][0], "image_id": 1, "file_name": "1.png"}]
+    (path / "panoptic.json").write_text(json.dumps({**content, "annotations": annotations}))
+    files = (path / "images", path / "maps", path / "panoptic.json")
+    for count in (1, 2):
+        assert len(load_coco_panoptic(*files, on_bad_row="skip")) == count
+        (path / "maps" / "1.png").write_bytes((path / "maps" / "2.png").read_bytes())
 
 
 def test_maps_of_another_size_than_their_photos_are_counted(folder):

@@ -1,6 +1,9 @@
 """Panoptic quality and the reward: panopticapi's numbers, hand-computed cases, an independent slow implementation."""
 
+import functools
 import json
+import threading
+import timeit
 from pathlib import Path
 
 import evaluate
@@ -25,6 +28,7 @@ from vision_rl.tasks.panoptic import (
     save_coco_panoptic,
     to_segmentation,
 )
+from vision_rl.tasks.panoptic.arrow import as_pair, as_row
 from vision_rl.tasks.panoptic.segments import ids_from_rgb, places_of, resize_nearest, rgb_from_ids, run_bounds
 
 
@@ -529,6 +533,65 @@ def test_the_modules_give_what_the_functions_give(modules):
     assert modules["panoptic_reward"]._compute(predictions, references)["rewards"] == PanopticReward()(
         *map(list, zip(*pairs, strict=True))
     )
+
+
+def some_pairs(count: int, size: tuple[int, int], seed: int = 1):
+    """Predictions and references of blocks, as they come from a model."""
+    rng = np.random.default_rng(seed)
+    sides = []
+    for _ in range(2):
+        maps = [np.kron(rng.integers(0, 4, (6, 8)), np.ones(size, int)).astype(np.int32) for _ in range(count)]
+        sides.append([(ids, crowd(infos(s1=1, s2=20, s3=1), 3)) for ids in maps])
+    return sides
+
+
+@pytest.mark.parametrize("name", ["panoptic_quality", "panoptic_reward"])
+def test_images_that_are_added_are_those_that_are_computed(modules, name):
+    predictions, references = some_pairs(4, (2, 3))
+    whole = modules[name].compute(predictions=predictions, references=references)
+    buffers = [(ids.copy(), segments) for ids, segments in predictions]
+    modules[name].add_batch(predictions=buffers[:2], references=references[:2])
+    buffers[0][0][:] = 0  # what is used again for the next batch is not what was added
+    modules[name].add(prediction=predictions[2], reference=references[2])
+    assert modules[name].compute(predictions=predictions[3:], references=references[3:]) == whole
+    with pytest.raises(ValueError, match="There is nothing to compute"):
+        modules[name].compute()
+    with pytest.raises(ValueError, match="There are 1 predictions and 0 references"):
+        modules[name].compute(predictions=predictions[:1], references=[])
+
+
+def test_arrow_rows_give_the_maps_back():
+    for ids, segments in some_pairs(2, (2, 3))[0]:
+        again, listed = as_pair(as_row((ids, segments)))
+        assert np.array_equal(again, ids) and [info["id"] for info in listed] == [info["id"] for info in segments]
+
+
+def test_several_processes_exchange_maps_as_bytes(tmp_path):
+    predictions, references = some_pairs(4, (2, 3))
+    options = {"num_process": 2, "experiment_id": "maps", "cache_dir": str(tmp_path)}
+    load = functools.partial(evaluate.load, vision_rl.metric_path("panoptic_reward"), **options)
+    main, other, result = load(process_id=0), load(process_id=1), {}
+
+    def compute_on_main():
+        result.update(main.compute(predictions=predictions[::2], references=references[::2]))
+
+    first = threading.Thread(target=compute_on_main)
+    first.start()
+    assert other.compute(predictions=predictions[1::2], references=references[1::2]) is None
+    first.join()
+    assert sorted(result["rewards"]) == sorted(PanopticReward()(predictions, references))
+
+
+def test_the_modules_take_less_than_twice_the_functions_time(modules):
+    predictions, references = some_pairs(10, (80, 80))
+    functions = {"panoptic_quality": PanopticQuality(CATEGORIES), "panoptic_reward": PanopticReward()}
+
+    def seconds(call) -> float:
+        return min(timeit.repeat(call, number=1, repeat=5))
+
+    for name, function in functions.items():
+        compute = functools.partial(modules[name].compute, predictions=predictions, references=references)
+        assert seconds(compute) < 2 * seconds(functools.partial(function, predictions, references))
 
 
 def test_the_quality_module_wants_the_categories():

@@ -167,6 +167,31 @@ def test_labels_made_online_are_the_codes_of_a_column(tmp_path, kind):
     assert losses(data) == pytest.approx(losses(data.add_column("codes", codes.tolist())), rel=1e-5)
 
 
+def test_stage_one_works_in_the_precision_of_the_training(tmp_path):
+    """Its labels beside stage II, and its reconstructions, in bfloat16 where the training is."""
+    model, made, seen = stage1("panoptic"), processor("panoptic"), []
+    model.encoder_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    model.heads["semantics"].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    parts = {"train_dataset": scenes(4), "eval_dataset": scenes(4), "processing_class": made}
+    beside = VisionMLETrainer(
+        code_writer(),
+        VisionMLEConfig(**settings(tmp_path, bf16=True)),
+        completion_decoder=UViMDecoder(model, made),
+        compute_metrics=metric("panoptic"),
+        **parts,
+    )
+    beside.train()
+    beside.evaluate()
+    alone = Stage1Trainer(
+        model.requires_grad_(True),
+        VisionMLEConfig(**settings(tmp_path, bf16=True)),
+        compute_metrics=metric("panoptic"),
+        **parts,
+    )
+    alone.evaluate()
+    assert len(seen) > 6 and set(seen) == {torch.bfloat16}
+
+
 def columns(kind: str, data) -> dict:
     return {} if kind == "color" else {name: data[name][:] for name in ("segmentation", "segments_info")}
 

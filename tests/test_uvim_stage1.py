@@ -335,6 +335,23 @@ def test_codes_are_found_in_float32_also_under_autocast():
     assert torch.equal(codes, nearest_codewords(x, vectors))
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_codes_are_the_same_whatever_the_program_allows_its_products(precision):
+    torch.manual_seed(0)
+    vectors = F.normalize(torch.randn(64, 128), dim=1)
+    vectors = torch.cat([vectors, F.normalize(vectors * (1 + 0.001 * torch.randn(64, 128)), dim=1)])  # split ones
+    x = vectors.repeat(2, 1) + 1e-4 * torch.randn(256, 128)
+    nearest = (x.double() @ vectors.double().T).argmax(-1)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        codes = nearest_codewords(x, vectors)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(codes, nearest)
+    assert torch.equal(codes, torch.arange(128).repeat(2))
+
+
 def test_the_gradient_passes_the_codebook_straight_through():
     model, (pixel_values, targets) = tiny_model(), tiny_batch()
     output = model(pixel_values, targets)

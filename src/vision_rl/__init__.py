@@ -19,7 +19,9 @@ _HOME_OF = {
     "SavedReward": "vision_rl.rewards",
     "TokenTargets": "vision_rl.rewards",
     "TextProcessor": "vision_rl.processing",
+    "VisionPipeline": "vision_rl.pipelines",
     "VisionProcessor": "vision_rl.processing",
+    "pipeline": "vision_rl.pipelines",
 }
 
 __all__ = [
@@ -31,13 +33,16 @@ __all__ = [
     "TokenTargets",
     "VisionMLEConfig",
     "VisionMLETrainer",
+    "VisionPipeline",
     "VisionProcessor",
     "VisionRewardConfig",
     "VisionRewardTrainer",
     "metric_path",
+    "pipeline",
 ]
 
 if TYPE_CHECKING:
+    from vision_rl.pipelines import VisionPipeline, pipeline
     from vision_rl.processing import TextProcessor, VisionProcessor
     from vision_rl.remote_reward import RemoteReward
     from vision_rl.rewards import RewardOutput, SavedReward, TokenTargets

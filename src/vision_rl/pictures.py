@@ -33,6 +33,20 @@ def rgb_image(image, row: int) -> Image.Image:
         raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error
 
 
+def as_images(images) -> list[Image.Image]:
+    """RGB pictures, of one or several in any form that `rgb_image` reads."""
+    single = isinstance(images, Image.Image | str | os.PathLike)
+    if isinstance(images, np.ndarray | torch.Tensor):
+        single = images.ndim < 4
+    several = [images] if single else images
+    return [_as_rgb(image, number) for number, image in enumerate(several)]
+
+
+def _as_rgb(image, number: int) -> Image.Image:
+    is_rgb = isinstance(image, Image.Image) and image.mode == "RGB" and not image.has_transparency_data
+    return image if is_rgb else rgb_image(image, number)
+
+
 def _rgb(image) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         image = ImageOps.exif_transpose(Image.open(image))  # as `datasets` turns the photos it opens

@@ -20,6 +20,7 @@ from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, P
 
 from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
 from vision_rl.drawing import LABEL, RIGHT, UNJUDGED, draw_text_below
+from vision_rl.pictures import as_images
 from vision_rl.pictures import random_box as random_box  # where others look for them
 from vision_rl.pictures import rgb_image as rgb_image
 
@@ -42,14 +43,25 @@ class VisionProcessor(ProcessorMixin):
     """
 
     target_columns: tuple[str, ...] = ()
+    id2label: Any = None  # names of the classes by their ids, for the model's config
     completion_length: int | None = None  # tokens of every completion, where all have the same number
     watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position
+    suppress_tokens: tuple[
+        int, ...
+    ] = ()  # which a new model is not to write, such as an id that only starts the decoder
     tokenizer: Any = _NoSpecialTokens
 
     def __init_subclass__(cls, **kwargs):
         """Once its module is imported, a processor saved beside a model is found by `AutoProcessor`."""
         super().__init_subclass__(**kwargs)
         AutoProcessor.register(cls, cls, exist_ok=True)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
+        """As transformers', which would ask on standard input whether code that comes with a folder may run: it may not."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
+        )
 
     @property
     def makes_references(self) -> bool:
@@ -60,6 +72,18 @@ class VisionProcessor(ProcessorMixin):
     def vocab_size(self) -> int | None:
         """The number of ids that `labels` may hold, checked against the decoder's; `None` is not checked."""
         return None
+
+    def tokens_from(self, old: "VisionProcessor") -> list[int] | None:
+        """For each of this processor's ids, the one of `old` that means the same, or -1; a model is adapted by it.
+
+        Default: the ids are the same; `None` where nothing is known of them.
+        """
+        if self.vocab_size != old.vocab_size:
+            raise ValueError(
+                f"{type(self).__name__} has {self.vocab_size} ids, the model {old.vocab_size}, and nothing says which mean the "
+                "same: define tokens_from(old)."
+            )
+        return None if self.vocab_size is None else list(range(self.vocab_size))
 
     def __call__(self, images: Sequence, seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """Rows to model inputs.
@@ -150,8 +174,10 @@ class DenseProcessor(VisionProcessor):
     labels of them with `labels_of`.
     """
 
+    suppress_tokens = (0,)  # it starts the decoder, and is no code
     num_codes: int  # of stage I's codebook; set by the subclass, as is the next
     code_len: int  # codes of an image
+    regression: bool = False  # stage I learns numbers in [-1, 1], not classes
 
     @property
     def outputs(self) -> dict[str, int] | None:
@@ -257,8 +283,12 @@ class TextProcessor(VisionProcessor):
 
     # --- text to ids ------------------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, text: Sequence[str] | None = None, **kwargs) -> BatchFeature:
-        batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        check_return_tensors(return_tensors)
+        batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
+        text = [text] if isinstance(text, str) else text
         if text is not None:
             batch["labels"] = self._labels(list(text))
         return BatchFeature(batch)
@@ -266,6 +296,11 @@ class TextProcessor(VisionProcessor):
     def _labels(self, text: list[str]) -> torch.Tensor:
         sequences = [torch.tensor(ids) for ids in self._label_ids([checked_text(value) for value in text])]
         return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)  # (B, T)
+
+    def tokens_from(self, old) -> list[int]:
+        """By the tokens' texts."""
+        known = old.tokenizer.get_vocab()
+        return [known.get(token, -1) for token in self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
 
     def _label_ids(self, text: list[str]) -> list[list[int]]:
         """What is learned of each text: its ids without the start that the decoder is given, and one end token."""
@@ -408,6 +443,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def check_return_tensors(return_tensors: str | None) -> None:
+    """Transformers' processors take this keyword; ours make torch tensors."""
+    if return_tensors not in ("pt", None):
+        raise ValueError(f"return_tensors={return_tensors!r}: the processors here make torch tensors, 'pt'.")
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:

@@ -20,7 +20,7 @@ class TokenTargets:
 
     Targets that depend on what was sampled at the same position should be learned `among="candidates"`. Against the whole
     vocabulary they also reward the draw itself (a box that was drawn as present is to be present), which is 0 on average
-    and noise in each step: enough to make a long run collapse.
+    and noise in each step: in trials enough for long runs to collapse.
 
     `weight` is stated for `loss_reduction="mean"`, as the authors state it (0.3). Under `"sum"` the REINFORCE term
     is `max_completion_length` times larger, and so is this one: the balance of the two does not change.

@@ -24,24 +24,36 @@ def launch(launcher: list[str], calls: dict[str, dict], folder: Path, timeout: i
     """
     folder.mkdir(exist_ok=True)
     (folder / "calls.json").write_text(json.dumps(calls))
+    code, output = start(launcher, TRAIN.name, [str(folder / "calls.json"), str(folder)], folder, timeout)
+    assert code == 0, f"{' '.join(launcher)} ended with {code}:\n{output[-6000:]}"
+    return {name: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{name}.*.json"))] for name in calls}
+
+
+def start(
+    launcher: list[str], script: str, arguments: list[str], folder: Path, timeout: int = 240
+) -> tuple[int | None, str]:
+    """Run a script of this folder under a launcher, without a GPU; leaves no process behind.
+
+    Returns:
+        The exit status, `None` after `timeout` seconds, and what it printed.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
     with (folder / "output.txt").open("w+") as output:
         process = subprocess.Popen(
-            [*launcher, str(TRAIN), str(folder / "calls.json"), str(folder)],
+            [*launcher, str(TRAIN.with_name(script)), *arguments],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            code = process.wait(timeout)
+            code: int | None = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            code = f"no end after {timeout} s"
+            code = None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)  # not SIGKILL: torchrun's ranks have sessions of their own
                 process.wait(60)
         output.seek(0)
-        assert code == 0, f"{' '.join(launcher)} ended with {code}:\n{output.read()[-6000:]}"
-    return {name: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{name}.*.json"))] for name in calls}
+        return code, output.read()

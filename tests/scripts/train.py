@@ -110,9 +110,22 @@ def make_trainer(
     )
 
 
-def train(kind: str, folder: str | Path, resume: str | None = None, evaluate: bool = False, save: bool = False, **how):
-    """Train, and say what was seen; `resume` is a checkpoint, `save` leaves the tuned model in `folder`."""
+def train(
+    kind: str,
+    folder: str | Path,
+    resume: str | None = None,
+    evaluate: bool = False,
+    save: bool = False,
+    spoilt_step: int | None = None,
+    **how,
+):
+    """Train, and say what was seen; `resume` is a checkpoint, `save` leaves the tuned model in `folder`.
+
+    In the step `spoilt_step` the loss of the last rank is NaN.
+    """
     trainer = make_trainer(kind, folder, **how)
+    if spoilt_step is not None:
+        _spoil(trainer, spoilt_step)
     record = {"before": _evaluate(trainer) if evaluate else None}
     trainer.train(resume_from_checkpoint=resume)
     record |= {
@@ -131,6 +144,16 @@ def train(kind: str, folder: str | Path, resume: str | None = None, evaluate: bo
     if save:
         trainer.save_model()
     return record
+
+
+def _spoil(trainer, step: int) -> None:
+    compute_loss, is_last = trainer.compute_loss, trainer.args.process_index == trainer.args.world_size - 1
+
+    def spoilt(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)
+        return loss * float("nan") if is_last and trainer.state.global_step == step else loss
+
+    trainer.compute_loss = spoilt
 
 
 def _evaluate(trainer) -> dict:

@@ -1,33 +1,62 @@
-"""`vision-rl COMMAND`: what is done from the shell and needs no script of one's own."""
+"""`vision-rl COMMAND`: the paper's steps from the shell, without a script of one's own."""
 
-import argparse
+import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+
+from vision_rl.cli import commands
+from vision_rl.cli.launch import launch
+
+
+COMMANDS = {
+    "prepare": commands.prepare,
+    "stage1": commands.stage1,
+    "mle": commands.mle,
+    "tune": commands.tune,
+    "eval": commands.evaluate,
+    "predict": commands.predict,
+    "convert-uvim": commands.convert_uvim,
+    "env": commands.env,
+}
+RANKED = ("mle", "stage1", "tune", "eval")  # several ranks can share these
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of the input are one line, not a traceback."""
-    parser = argparse.ArgumentParser(prog="vision-rl", description="Tune vision models with task rewards.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    convert = commands.add_parser(
-        "convert-uvim",
-        help="a published UViM checkpoint (npz) as a transformers model",
-        description="Convert a checkpoint of gs://big_vision/uvim, of stage I or II, so that from_pretrained loads it.",
-    )
-    convert.add_argument("checkpoint", metavar="FILE.npz")
-    convert.add_argument("output_dir", metavar="OUT_DIR")
-    options = parser.parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command not in COMMANDS:
+        nearest = get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        print(f"vision-rl: {command!r} is no command.{hint} `vision-rl --help` lists them.", file=sys.stderr)
+        return 2
     try:
-        convert_uvim(options.checkpoint, options.output_dir)
-    except (OSError, ValueError) as error:
-        print(f"vision-rl {options.command}: {error}", file=sys.stderr)
+        if command in RANKED and "--accelerate_config" in rest:
+            return launch(command, rest)
+        run = COMMANDS[command](rest)
+    except (OSError, TypeError, ValueError) as error:
+        if os.environ.get("VISION_RL_TRACEBACK"):
+            raise
+        print(f"vision-rl {command}: {error}", file=sys.stderr)
         return 1
+    run()
     return 0
 
 
-def convert_uvim(checkpoint: str, output_dir: str) -> None:
-    from vision_rl.models import uvim  # not at the top: torch and transformers take seconds, --help should not
-
-    model = uvim.convert_uvim(checkpoint, output_dir)
-    count = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{output_dir}: {type(model).__name__}, {count / 1e6:.1f} M parameters")
+def usage() -> str:
+    lines = [f"  {name:14}{command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vision-rl COMMAND [options]",
+            "",
+            "Tune vision models with task rewards.",
+            "",
+            *lines,
+            "",
+            "`vision-rl COMMAND --help` lists a command's options; --config takes a YAML file of them, or a recipe by name.",
+        ]
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from vision_rl.data.bad_rows import BadRows, OnBadRow
-from vision_rl.data.coco_images import CocoImages, id_feature, image_column, places, shortened
+from vision_rl.data.coco_images import CocoImages, id_feature, image_column, left_out, places, shortened
 from vision_rl.data.fields import BadField, as_id, as_text, is_missing, read_field
 from vision_rl.data.image_files import find_images, read_headers
 from vision_rl.data.json_entries import read_entries
@@ -239,9 +239,5 @@ def _rows(
         "image_id": pa.array(ids),
         "captions": pa.array([captions[place] for place in kept], pa.list_(pa.string())),
     }
-    gone = [
-        os.path.join(os.path.abspath(images_dir), name)
-        for name, found in zip(names, readable, strict=True)
-        if name and not found
-    ]
+    gone = left_out(images_dir, names, readable)
     return Rows(columns, datasets.Features(features), notes, gone)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from vision_rl.data.bad_rows import BadRows
 from vision_rl.data.coco_categories import read_categories
-from vision_rl.data.coco_images import CocoImages, frame_column, id_feature, image_column, places, shortened
+from vision_rl.data.coco_images import CocoImages, frame_column, id_feature, image_column, left_out, places, shortened
 from vision_rl.data.fields import BadField, a_field, as_flag, as_number, is_missing
 from vision_rl.data.frames import FRAME_FEATURE, Frame, Frames, choose_frames, to_picture
 from vision_rl.data.image_files import Headers, find_images, read_headers
@@ -189,10 +189,8 @@ def make_box_rows(
         "objects": _objects(boxes, kept),
         "frame": frame_column(frames, headers.shown, rows),
     }
-    left_out = images.left_out(images_dir, kept)
-    return Rows(
-        columns, datasets.Features(features), [f"{annotation_file}: {note}" for note in notes] + skipped, left_out
-    )
+    gone = left_out(images_dir, images.names, kept)
+    return Rows(columns, datasets.Features(features), [f"{annotation_file}: {note}" for note in notes] + skipped, gone)
 
 
 def _distinct_names(categories: list[dict[str, Any]], annotation_file: str | Path) -> list[str]:

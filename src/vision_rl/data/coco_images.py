@@ -60,10 +60,11 @@ class CocoImages:
         if len(set(self.ids)) < len(self.ids):
             raise ValueError(f"{file} has {len(self.ids) - len(set(self.ids))} images whose id is taken.")
 
-    def left_out(self, images_dir: str | Path, kept: np.ndarray) -> list[str]:
-        """The files of the images that are not `kept (n,)`, as the JSON calls them."""
-        named = [name for name, is_kept in zip(self.names, kept, strict=True) if name is not None and not is_kept]
-        return [os.path.join(os.path.abspath(images_dir), name) for name in named]
+
+def left_out(folder: str | Path, names: Sequence[str | None], kept: np.ndarray) -> list[str]:
+    """The files of the names that are not `kept (n,)`, whether they are there or not."""
+    named = [name for name, is_kept in zip(names, kept, strict=True) if name is not None and not is_kept]
+    return [os.path.join(os.path.abspath(folder), name) for name in named]
 
 
 def image_column(paths: Sequence[str | None], pictures: Sequence[bytes | None] | None = None) -> pa.StructArray:

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from vision_rl.data.bad_rows import BadRows
 from vision_rl.data.coco_categories import read_categories
-from vision_rl.data.coco_images import CocoImages, frame_column, id_feature, image_column, places, shortened
+from vision_rl.data.coco_images import CocoImages, frame_column, id_feature, image_column, left_out, places, shortened
 from vision_rl.data.fields import BadField, as_flag, as_id, as_text, read_field
 from vision_rl.data.frames import FRAME_FEATURE, Frames
 from vision_rl.data.image_files import Headers, find_images, read_headers
@@ -83,6 +83,8 @@ def _segment(segment: Any) -> tuple[int, Any, int]:
         raise BadField(f"a segment with {error}") from error
     if not isinstance(segment_id, int) or not 0 < segment_id < _NUM_IDS:
         raise BadField(f"a segment with an `id` that is not from 1 to {_NUM_IDS - 1}")
+    if not isinstance(category_id, int):
+        raise BadField("a segment with a `category_id` that is no whole number")
     return segment_id, category_id, is_crowd
 
 
@@ -104,16 +106,7 @@ def make_map_rows(
     )
     images.check(annotation_file)
     maps.check(annotation_file, {category["id"] for category in read_categories(annotation_file, entries)})
-    image_of = places("an image", "image_id", maps.image_ids, images.ids, maps.name_of, bad_rows, noun="maps")
-    map_of = np.full(len(images.ids), -1)
-    for place, image in enumerate(image_of.tolist()):
-        if image >= 0 and map_of[image] >= 0:
-            bad_rows.add(
-                "maps", "are of an image that has one already", f"{maps.names[place]} of image {images.ids[image]!r}"
-            )
-        elif image >= 0 and maps.names[place] is not None:
-            map_of[image] = place
-
+    map_of = _map_of(images, maps)
     names = [name if place >= 0 else None for name, place in zip(images.names, map_of, strict=True)]
     paths = find_images(images_dir, names, bad_rows, follow_symlinks=follow_symlinks)
     map_names = [maps.names[place] if place >= 0 else None for place in map_of]
@@ -150,8 +143,22 @@ def make_map_rows(
         "segments_info": pa.array(segments, pa.list_(pa.struct([(key, pa.int64()) for key in keys]))),
         "frame": frame_column(frames, photos.shown, np.array(rows)),
     }
-    gone = [path for row, path in enumerate(paths) if path and not kept[row]]
+    gone = left_out(images_dir, names, kept) + left_out(masks_dir, map_names, kept)
     return Rows(columns, datasets.Features(features), [f"{annotation_file}: {note}" for note in notes] + skipped, gone)
+
+
+def _map_of(images: CocoImages, maps: _Maps) -> np.ndarray:
+    """The place of each image's map `(n,)`; -1 for none."""
+    map_of = np.full(len(images.ids), -1)
+    bad_rows = maps.bad_rows
+    image_of = places("an image", "image_id", maps.image_ids, images.ids, maps.name_of, bad_rows, noun="maps")
+    for place, image in enumerate(image_of.tolist()):
+        if image >= 0 and map_of[image] >= 0:
+            where = f"{maps.names[place]} of image {images.ids[image]!r}"
+            bad_rows.add("maps", "are of an image that has one already", where)
+        elif image >= 0 and maps.names[place] is not None:
+            map_of[image] = place
+    return map_of
 
 
 def _frames(

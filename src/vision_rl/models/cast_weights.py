@@ -1,7 +1,8 @@
 """Under autocast: the decoder's weights cast once a rollout, not once a token.
 
 Autocast keeps the cast of a weight only if the weight learns: frozen ones, and those beneath LoRA, are cast at every
-use, which is every token.
+use, which is every token. The decode loop of a frozen model of 6 x 384 layers is 1.2 times as fast in bfloat16 on one core
+(`python benchmarks/ways.py`).
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ class CastWeights:
             for module in decoder.modules()
             if type(module) in (nn.Linear, Conv1D)
             for name in ("weight", "bias")
-            if getattr(module, name) is not None and getattr(module, name).dtype == torch.float32
+            if isinstance(weight := getattr(module, name), nn.Parameter) and weight.dtype == torch.float32
         ]
         self.casts: list[nn.Parameter] = [
             nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False) for weight in self._weights()

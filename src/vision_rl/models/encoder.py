@@ -82,7 +82,9 @@ def load_encoder(
     """
     download = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
     config = AutoConfig.from_pretrained(
-        name_or_path, **{name: value for name, value in from_pretrained_kwargs.items() if name in download}
+        name_or_path,
+        trust_remote_code=False,  # all that is taken is in transformers
+        **{name: value for name, value in from_pretrained_kwargs.items() if name in download},
     )
     if isinstance(config, SiglipConfig):
         config = config.vision_config

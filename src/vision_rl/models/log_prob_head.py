@@ -1,9 +1,11 @@
 """The output head and the log-probabilities in one: a loss without the logits `(R, T, V)` of all tokens.
 
-REINFORCE and supervised token targets are both a sum of weighted log-probabilities, and the weights are known before
-the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the backward pass. It buys
-memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same. Only tokens that have
-a weight are read, which leaves out the padding.
+REINFORCE, supervised token targets and maximum likelihood are all a sum of weighted log-probabilities, and the weights
+are known before the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the
+backward pass. It buys memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same.
+Only tokens that have a weight are read, which leaves out the padding. In tuning with G=8 the peak of a step is 0.66 of
+that with whole logits (`python benchmarks/learning.py`), in maximum likelihood 0.82, on a frozen encoder 0.54
+(`python benchmarks/ways.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -75,6 +77,20 @@ class WeightedTokens:
         """Those of the sequences `kept` (sorted), which are then numbered anew."""
         chosen = self[torch.isin(self.rows, kept)]
         return replace(chosen, rows=torch.searchsorted(kept, chosen.rows))
+
+
+def label_tokens(labels: Tensor, label_weights: Tensor | None = None) -> WeightedTokens:
+    """Maximum likelihood as weighted tokens: minus its weight is that of a label's log-probability.
+
+    Without label smoothing, which gives every id of the vocabulary a weight.
+
+    Args:
+        labels: `LongTensor (B, T)`, -100 where nothing is learned.
+        label_weights: `FloatTensor (B, T)`; default: 1.
+    """
+    rows, positions = (labels != -100).nonzero(as_tuple=True)
+    weights = torch.ones_like(labels, dtype=torch.float32) if label_weights is None else label_weights.float()
+    return WeightedTokens(rows, positions, labels[rows, positions], -weights[rows, positions])
 
 
 def weigh_logits(logits: Tensor, tokens: WeightedTokens) -> tuple[Tensor, Tensor]:
@@ -168,14 +184,12 @@ class _WeightedLogProbs(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
                 part, entries = slice(start, start + chunk), slice(first, last)
-                logits = policy_logits(F.linear(x[part], w, b), temperature, suppressed)  # (c, V)
                 of_part = (places[entries] - start, ids[entries], weights[entries])
                 in_groups = None if groups is None else groups[entries]
-                logps[entries], chosen[entries], grad = _log_probs_and_gradient(logits, *of_part, in_groups)
-                if temperature != 1:
-                    grad.div_(temperature)
-                if len(suppressed):
-                    grad.index_fill_(1, suppressed, 0.0)
+                logits = F.linear(x[part], w, b)  # (c, V)
+                logps[entries], chosen[entries], grad = _log_probs_and_gradient(
+                    logits, temperature, suppressed, *of_part, in_groups
+                )
                 low_grad = grad.to(dtype)
                 if needs_hidden:
                     hidden_grad[part] = low_grad @ w
@@ -202,15 +216,22 @@ class _WeightedLogProbs(torch.autograd.Function):
 
 
 def _log_probs_and_gradient(
-    logits: Tensor, places: Tensor, ids: Tensor, weights: Tensor, groups: Tensor | None
+    logits: Tensor,
+    temperature: float,
+    suppressed: Tensor,
+    places: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    groups: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`log p (E,)` over the vocabulary, the logits of the ids `(E,)`, and the gradient of the weighted sum.
+    """`log p (E,)` over the vocabulary, the policy's logits of the ids `(E,)`, and the gradient of the weighted sum.
 
-    The gradient takes the place of the `logits (c, V)` in memory.
+    The gradient is that by `logits (c, V)`, in float32 and in the policy's memory.
     """
-    chosen = logits[places, ids]
-    largest = logits.amax(-1, keepdim=True)
-    total = logits.sub_(largest).exp_().sum(-1, keepdim=True)
+    policy = policy_logits(logits, temperature, suppressed)
+    chosen = policy[places, ids]
+    largest = policy.amax(-1, keepdim=True)
+    total = policy.sub_(largest).exp_().sum(-1, keepdim=True)
     logps = chosen - (largest + total.log()).squeeze(1)[places]
     # d/dlogits of w * log p(id) is w * (1 at id, minus the probabilities)
     of_vocabulary = gains = weights
@@ -221,8 +242,12 @@ def _log_probs_and_gradient(
         gains = weights.index_add(0, grouped, weight_of_group[numbers] * probabilities, alpha=-1)
         of_vocabulary = weights.index_fill(0, grouped, 0.0)
     weight_of_place = torch.zeros_like(total).squeeze(1).index_add_(0, places, of_vocabulary)
-    grad = logits.mul_(-weight_of_place[:, None] / total)
-    return logps, chosen, grad.index_put_((places, ids), gains, accumulate=True)
+    grad = policy.mul_(-weight_of_place[:, None] / total).index_put_((places, ids), gains, accumulate=True)
+    if temperature != 1:
+        grad.div_(temperature)
+    if len(suppressed):
+        grad.index_fill_(1, suppressed, 0.0)
+    return logps, chosen, grad
 
 
 # --- inside a model -------------------------------------------------------------------------------------------------

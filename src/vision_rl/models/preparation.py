@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 # Parts of transformers' image encoders that do not lie on the way to `last_hidden_state`.
 UNUSED_BY_LAST_HIDDEN_STATE = ("pooler", "head", "mask_token", "post_layernorm")
 
+TEXT_ARGUMENTS = ("input_ids", "attention_mask", "inputs_embeds", "task_ids")
 # What sampling here follows of a generation config, and what says nothing of which tokens are chosen.
 FOLLOWED = (
     "decoder_start_token_id",
@@ -27,19 +28,17 @@ FOLLOWED = (
     "suppress_tokens",
     "max_new_tokens",
 )
-TECHNICAL = ("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile")
-TECHNICAL += ("continuous_batching_config", "prefill_chunk_size", "low_memory", "return_dict_in_generate")
-TECHNICAL += ("output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version")
+TECHNICAL = {"use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile"}
+TECHNICAL |= {"continuous_batching_config", "prefill_chunk_size", "low_memory", "return_dict_in_generate"}
+TECHNICAL |= {"output_attentions", "output_hidden_states", "output_scores", "output_logits", "transformers_version"}
 WITHOUT_EFFECT = {
     "max_length": 20,
     "top_k": 50,
     "early_stopping": False,
 }  # transformers' own, in files of earlier versions
-WITHOUT_EFFECT |= dict.fromkeys(
-    ("num_beams", "num_beam_groups", "num_return_sequences", "temperature", "top_p", "typical_p")
-    + ("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "guidance_scale"),
-    1,
-)
+WITHOUT_EFFECT |= dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale"), 1)
+WITHOUT_EFFECT |= dict.fromkeys(("temperature", "top_p", "typical_p", "length_penalty"), 1)
+WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -94,6 +93,18 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
             parameter.requires_grad_(False)
             frozen.append(f"encoder.{name}")
     return frozen
+
+
+def drop_text_arguments(policy: VisionEncoderDecoderModel) -> None:
+    """Let the encoder be called as PEFT does for a task type such as SEQ_2_SEQ_LM: with `input_ids=None` and its like.
+
+    `VisionEncoderDecoderModel` hands them on to its encoder, and SigLIP's then has two of `inputs_embeds`.
+    """
+    policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+
+
+def _without_text(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, {name: value for name, value in kwargs.items() if name not in TEXT_ARGUMENTS or value is not None}
 
 
 def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:

@@ -104,6 +104,8 @@ def check_stream(args: VisionConfig) -> None:
             "dataloader_num_workers must be 0 with a stream: each worker would read all of it. The stream itself can read "
             "and decode ahead, in threads: dataset.decode(num_threads=8)."
         )
+    if args.on_bad_row == "skip":
+        raise ValueError('on_bad_row="skip" needs a data set with a length: in a stream every later row would move.')
     if args.shuffle_dataset:
         logger.warning(
             "train_dataset is a stream: its rows come in its own order. Shuffle it with dataset.shuffle(seed=0, "

@@ -1,7 +1,7 @@
 """Rows to a batch: the only place that calls the processor."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,11 +22,13 @@ class BatchColumns:
         columns: every column of the data set, a list of `B` values each.
         references: `B` of them, or `None` where the data set lacks the processor's target columns.
         image_sizes: `B` pairs (width, height), before the processor.
+        bad_rows: what is wrong with rows whose places others have taken.
     """
 
     columns: dict[str, list]
     references: list | None
     image_sizes: list[tuple[int, int]]
+    bad_rows: list[str] = field(default_factory=list)
 
     def __getitem__(self, which: slice) -> "BatchColumns":
         """Those of some of the images."""
@@ -98,8 +100,17 @@ class VisionCollator:
         return {
             **inputs,
             "row_index": torch.tensor([row.row_index for row in rows]),
-            "columns": BatchColumns(columns, references, [image_size(image) for image in images]),
+            "columns": BatchColumns(
+                columns,
+                references,
+                [image_size(image) for image in images],
+                [row.instead_of for row in rows if row.instead_of is not None],
+            ),
         }
+
+    def check_image(self, row: Row) -> None:
+        """Raises ValueError, with row and file, for an image that cannot be read."""
+        rgb_image(_value(row, self.image_column), row.row_index)
 
     def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:
         """What the processor makes of the rows: model inputs and references."""

@@ -5,12 +5,15 @@ does not reach the sampler behind a skipped batch sampler. Here the data set hol
 finds, and each key that the sampler yields carries it on to the workers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset, Sampler
 
 from vision_rl.randomness import DATA_ORDER, ROW_TARGETS, keyed_generator
+
+
+MOST_BAD_ROWS = 16  # next to each other, with on_bad_row="skip"
 
 
 class RowKey(NamedTuple):
@@ -24,6 +27,7 @@ class Row(NamedTuple):
     columns: dict
     row_index: int
     seed: int | None
+    instead_of: str | None = None  # what is wrong with the row whose place it takes
 
 
 def as_columns(row: Any, number: int) -> dict:
@@ -33,11 +37,16 @@ def as_columns(row: Any, number: int) -> dict:
 
 
 class RowDataset(Dataset):
-    """A map-style data set whose rows know their index; `seed=None` (evaluation) makes no random targets."""
+    """A map-style data set whose rows know their index; `seed=None` (evaluation) makes no random targets.
 
-    def __init__(self, dataset, seed: int | None = None):
+    With `check`, which raises ValueError for a row that cannot be used, the next row that can takes its place: a function
+    of the row alone, so that no other row moves, whatever the split into batches, workers and ranks.
+    """
+
+    def __init__(self, dataset, seed: int | None = None, check: Callable[[Row], Any] | None = None):
         self.dataset = dataset
         self.seed = seed
+        self.check = check
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -47,6 +56,22 @@ class RowDataset(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, key: RowKey) -> Row:
+        if self.check is None:
+            return self._row(key)
+        problem: str | None = None
+        for place in range(MOST_BAD_ROWS):
+            try:
+                row = self._row(RowKey(key.epoch, (key.row_index + place) % len(self)))
+                self.check(row)
+            except ValueError as error:
+                problem = problem or str(error)
+            else:
+                return row._replace(instead_of=problem)
+        raise ValueError(
+            f"{MOST_BAD_ROWS} rows in a row, from row {key.row_index} on, cannot be used: is the data still there? {problem}"
+        )
+
+    def _row(self, key: RowKey) -> Row:
         seed = None
         if self.seed is not None:
             seed = int(keyed_generator(self.seed, ROW_TARGETS, *key).integers(2**63))

@@ -43,9 +43,13 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
     return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
 
 
-def load_processor(name_or_path: str) -> Any:
-    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported."""
-    processor = AutoProcessor.from_pretrained(name_or_path)
+def load_processor(name_or_path: str, trust_remote_code: bool = False) -> Any:
+    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported.
+
+    Code that comes with the folder runs only if asked for (`model_init_kwargs={"trust_remote_code": True}`): transformers
+    would otherwise ask on standard input, where a pipe may answer.
+    """
+    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     saved = ProcessorMixin.get_processor_dict(name_or_path)[0].get("processor_class")
     if isinstance(processor, ProcessorMixin) or saved is None:
         return processor
@@ -72,6 +76,9 @@ def prepared_policy(
     align_special_ids(policy, processing_class)
     drop_generation_options(policy)
     processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+    if processor.id2label is not None:
+        policy.config.id2label = processor.id2label
+        policy.config.label2id = {label: i for i, label in processor.id2label.items()}
     length = max_completion_length or processor.completion_length
     if is_vision_encoder_decoder(policy):
         forbid_uncounted_id(policy)

@@ -69,7 +69,7 @@ class RewardCall:
             ) from None
         except Exception as error:
             raise RuntimeError(self._explained(error)) from error
-        except (SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:  # an exit, mostly
             if self._future.done():  # else it is the user's, who is tired of waiting
                 logger.error("The reward `%s` raised %s: training ends.", self.name, type(error).__name__)
             raise
@@ -77,16 +77,13 @@ class RewardCall:
     def leave(self) -> None:
         """Wait for it no longer; what it blocks meanwhile, a thread or the event loop, is replaced."""
         future = self._future
-        if future.done() and not future.cancelled() and future.exception() is None:
-            future = (
-                future.result() if isinstance(future.result(), Future) else future
-            )  # begun, and not yet asked about
-        if future.done():
-            return
-        future.cancel()
-        if self.workers is not None:
-            self.workers.leave(future)
-        async_rewards.leave_if_blocked()
+        if _has_result(future) and isinstance(future.result(), Future):
+            future = future.result()  # an async reward that a worker has begun
+        if not future.done():
+            future.cancel()
+            if self.workers is not None:
+                self.workers.leave(future)
+            async_rewards.leave_if_blocked()
 
     def _wait(self, deadline: float | None):
         while True:
@@ -153,6 +150,10 @@ def _computed(function: Callable, *args) -> Future:
             return output
         future.set_result(output)
     return future
+
+
+def _has_result(future: Future) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _text_of(error: Exception) -> str:

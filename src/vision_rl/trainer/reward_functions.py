@@ -3,15 +3,21 @@
 import functools
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluate
 from transformers import PreTrainedModel
 
 from vision_rl.rewards import SavedReward
 from vision_rl.trainer.reward_models import TextRewardModel
+
+
+def is_evaluate_module(reward) -> bool:
+    """Where nobody has imported evaluate, nothing is a module of it; it is not imported for the question."""
+    evaluate = sys.modules.get("evaluate")
+    return evaluate is not None and isinstance(reward, evaluate.EvaluationModule)
 
 
 def as_function(reward, name: str, processing_class=None) -> Callable:
@@ -23,7 +29,7 @@ def as_function(reward, name: str, processing_class=None) -> Callable:
             f"reward_processing_classes has one for the reward `{name}`, a {type(reward).__name__}: only a model of "
             "transformers, or the name of one, takes it. Write None in its place."
         )
-    if isinstance(reward, evaluate.EvaluationModule):
+    if is_evaluate_module(reward):
 
         def reward_of_module(completions, references=None, **kwargs):
             result = reward._compute(predictions=completions, references=references)
@@ -72,7 +78,7 @@ def _saved_reward(reward) -> SavedReward | None:
     """The reward that is saved: itself, or the one inside a partial function or an evaluate module's `reward`."""
     if isinstance(reward, functools.partial):
         return _saved_reward(reward.func)
-    if isinstance(reward, evaluate.EvaluationModule):
+    if is_evaluate_module(reward):
         reward = getattr(reward, "reward", None)
     return reward if isinstance(reward, SavedReward) else None
 

@@ -33,7 +33,9 @@ class TextRewardModel(nn.Module):
     ):
         super().__init__()
         if isinstance(model, str):
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
+                model, num_labels=1, trust_remote_code=False
+            )
         else:
             self.model = model
         config = self.model.config
@@ -42,7 +44,9 @@ class TextRewardModel(nn.Module):
             raise ValueError(
                 f"The reward model `{self.name}` has {config.num_labels} outputs; a reward is one number."
             )
-        self.tokenizer: Any = processing_class or AutoTokenizer.from_pretrained(config._name_or_path)
+        self.tokenizer: Any = processing_class or AutoTokenizer.from_pretrained(
+            config._name_or_path, trust_remote_code=False
+        )
         if self.tokenizer.pad_token is None:
             if self.tokenizer.eos_token is None:
                 raise ValueError(f"The tokenizer of the reward model `{self.name}` has no pad_token: set it.")

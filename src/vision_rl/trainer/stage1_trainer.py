@@ -25,7 +25,9 @@ class CodebookCallback(TrainerCallback):
         self.trainer.unwrap(self.trainer.model).codebook.collected = None  # of passes that belong to no step
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.codebook_metrics = self.trainer.unwrap(self.trainer.model_wrapped).update_codebook()
+        stage1 = self.trainer.unwrap(self.trainer.model_wrapped)
+        if stage1.codebook.collected is not None:  # not of a step that was left out
+            self.trainer.codebook_metrics = stage1.update_codebook()
 
 
 class Stage1Trainer(VisionTrainer):
@@ -99,6 +101,10 @@ class Stage1Trainer(VisionTrainer):
         loss = self.mean_over_step(outputs.loss * num_images, num_items_in_batch or num_images)
         return (loss, outputs) if return_outputs else loss
 
+    def leave_out_step(self) -> None:
+        super().leave_out_step()
+        self.unwrap(self.model).codebook.collected = None
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.codebook_metrics)
@@ -119,8 +125,9 @@ class Stage1Trainer(VisionTrainer):
                 record["loss"] = model(batch["pixel_values"][row : row + 1], one).loss.item()
         if super()._needs_completions():
             stage1 = self.unwrap(model)
-            codes = stage1.encode(batch["targets"], batch["pixel_values"])
-            outputs = stage1.decode(codes, batch["pixel_values"])
+            with self.accelerator.autocast():
+                codes = stage1.encode(batch["targets"], batch["pixel_values"])
+                outputs = stage1.decode(codes, batch["pixel_values"])
             for row, (record, made) in enumerate(
                 zip(records, self.processor.from_dense(outputs, batch["pixel_values"]), strict=True)
             ):

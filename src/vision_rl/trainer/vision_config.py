@@ -1,6 +1,7 @@
 """The options that both steps share."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import TrainingArguments
 
@@ -58,6 +59,34 @@ class VisionConfig(TrainingArguments):
         default=True, metadata={"help": "Shuffle the training rows anew each epoch. A stream keeps its own order."}
     )
 
+    # Faults
+    on_bad_row: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "What happens when a row's image cannot be read in the middle of a run. raise: training ends, with row "
+            "and file. skip: the next row that can be read takes its place, and it is told and counted (`skipped_rows`)."
+        },
+    )
+    on_nonfinite: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "What happens when the loss, the gradient or a reward of a step is NaN or infinite, before the optimizer "
+            "moves. raise: training ends. skip: the step is left out and counted (`skipped_steps`). Either way the batch is "
+            "written to output_dir/faults."
+        },
+    )
+    max_skipped_steps: int = field(
+        default=10,
+        metadata={"help": "With on_nonfinite='skip', training ends after so many steps in a row were left out."},
+    )
+    save_retry: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether the run goes on without a checkpoint that could not be written (a full disk), and tries again at "
+            "the next one. If that fails too, or without this, training ends; earlier checkpoints stay."
+        },
+    )
+
     @property
     def images_in_step(self) -> int:
         """Images of an update step, over all processes."""
@@ -109,3 +138,8 @@ class VisionConfig(TrainingArguments):
             raise ValueError(f"encoder_learning_rate must not be negative, got {self.encoder_learning_rate}.")
         if self.max_completion_length is not None and self.max_completion_length < 1:
             raise ValueError(f"max_completion_length must be at least 1, got {self.max_completion_length}.")
+        for name in ("on_bad_row", "on_nonfinite"):
+            if getattr(self, name) not in ("raise", "skip"):
+                raise ValueError(f"{name} must be 'raise' or 'skip', got {getattr(self, name)!r}.")
+        if self.max_skipped_steps < 1:
+            raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}.")

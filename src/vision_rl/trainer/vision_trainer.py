@@ -3,30 +3,36 @@
 import logging
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from vision_rl.manifest import TRAINING_STATE, loading, naming
 from vision_rl.models.completion_decoder import CompletionDecoder, check_completion_decoder
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.lengths import num_positions
 from vision_rl.models.preparation import (
+    drop_text_arguments,
     prepare_for_fsdp,
 )
 from vision_rl.models.sampling import sample
 from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer import checks, evaluation
+from vision_rl.trainer import checkpoints, checks, evaluation
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
+from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
 from vision_rl.trainer.optimizer import make_optimizer
+from vision_rl.trainer.ranks import check_same_data
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
 
@@ -59,6 +65,7 @@ class VisionTrainer(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
     _tag_names: list[str]
     _predicting = False
+    _save_failed = False
 
     def __init__(
         self,
@@ -79,13 +86,17 @@ class VisionTrainer(Trainer):
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         # Load
         if isinstance(model, str):
-            processing_class = load_processor(model) if processing_class is None else processing_class
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
-            model = load_policy(model, options)
+            with loading(model, without=TRAINING_STATE):
+                if processing_class is None:
+                    processing_class = load_processor(model, options.get("trust_remote_code", False))
+                model = load_policy(model, options)
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
         model = with_adapters(model, peft_config)
+        if isinstance(model, PeftModel) and is_vision_encoder_decoder(model):
+            drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
         if train_dataset is not None:
@@ -121,6 +132,11 @@ class VisionTrainer(Trainer):
         )
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
+        check_same_data(self.accelerator, datasets)
+        self.finite_check = FiniteCheck(self)
+        self._boundary = checkpoints.StepBoundary()
+        self.add_callback(self._boundary)
+        self._bad_rows: set[str] = set()
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.unwrap(self.model).add_model_tags(self._tag_names)
         if completion_decoder is not None:
@@ -198,7 +214,7 @@ class VisionTrainer(Trainer):
             rows = self.stream = StreamRows(self.train_dataset, seed, batch_size, block_size, repeats, *ranks)
             sampler = RunningNumbers(args.max_steps, args.images_in_step, block_size, repeats)
         else:
-            rows = RowDataset(self.train_dataset, seed=seed)
+            rows = RowDataset(self.train_dataset, seed, self._check_of_rows())
             sampler = EpochSampler(rows, seed, args.shuffle_dataset, block_size, repeats)
         return self._get_dataloader(rows, "Training", batch_size, sampler_fn=lambda _: sampler, is_training=True)
 
@@ -219,6 +235,18 @@ class VisionTrainer(Trainer):
         counted = torch.tensor([counts], dtype=torch.float64, device=self.args.device)
         return self.accelerator.gather(counted).sum(0).tolist()
 
+    def _check_of_rows(self) -> Callable | None:
+        """What finds a row that is to be skipped, if any is."""
+        collator: Any = self.data_collator
+        return collator.check_image if self.args.on_bad_row == "skip" else None
+
+    def _tell_bad_rows(self, batch: dict) -> None:
+        """Each of them once."""
+        for problem in batch["columns"].bad_rows:
+            if problem not in self._bad_rows:
+                self._bad_rows.add(problem)
+                logger.warning("%s The next row takes its place (on_bad_row).", problem)
+
     def _count_items(self, batch: dict) -> float:
         """What the loss is a mean of: the images; in MLE their tokens."""
         return len(batch["row_index"])
@@ -236,9 +264,11 @@ class VisionTrainer(Trainer):
 
     def _prepare_inputs(self, inputs):
         """On the device; with the labels that the completion decoder makes of dense targets."""
+        self._tell_bad_rows(inputs)
         inputs = super()._prepare_inputs(inputs)
         if "targets" in inputs and self.completion_decoder is not None:
-            inputs["labels"] = self.unwrap(self.completion_decoder).labels(inputs)
+            with self.accelerator.autocast():
+                inputs["labels"] = self.unwrap(self.completion_decoder).labels(inputs)
         return inputs
 
     def model_inputs(self, batch: dict) -> dict[str, Any]:
@@ -293,7 +323,7 @@ class VisionTrainer(Trainer):
             self._check_rewards(name, present)
 
     def _evaluation_dataloader(self, dataset, key: str | None) -> DataLoader:
-        rows = RowDataset(dataset)
+        rows = RowDataset(dataset, check=self._check_of_rows())
         sampler = EpochSampler(rows, shuffle=False)
         size = self.args.eval_batch_size
         return self._get_dataloader(rows, "Evaluation", size, sampler_fn=lambda _: sampler, dataloader_key=key)
@@ -357,6 +387,30 @@ class VisionTrainer(Trainer):
             self.model_wrapped = self.model
         return super()._prepare_for_training(*args, **kwargs)
 
+    # --- what is not finite ------------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        return self.finite_check.watch(inputs, loss)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called between the last gradient of an update step and the optimizer, on all ranks."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.finite_check.check(grad_norm)
+        return grad_norm
+
+    def leave_out_step(self) -> None:
+        """Without gradients the optimizer moves nothing, neither weights nor its own moments."""
+        self.model_wrapped.zero_grad()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.finite_check.num_skipped:
+            logs["skipped_steps"] = self.finite_check.num_skipped
+        if "loss" in logs and self.args.on_bad_row == "skip":
+            problems = set(gather_object(sorted(self._bad_rows))) if self.args.world_size > 1 else self._bad_rows
+            logs["skipped_rows"] = len(problems)
+        super().log(logs, start_time)
+
     # --- optimiser --------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -375,16 +429,66 @@ class VisionTrainer(Trainer):
             resume_from_checkpoint = self.args.resume_from_checkpoint
         if str(resume_from_checkpoint).lower() in ("true", "false"):  # from a command line
             resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(checkpoints.newest_whole(self, Path(str(self.args.output_dir))))
+        elif resume_from_checkpoint:
+            checkpoints.check_resumable(self, Path(resume_from_checkpoint))
+        if resume_from_checkpoint:
+            checkpoints.compare_runs(self, Path(resume_from_checkpoint))
+        self.finite_check.forget()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
+        except Exception as error:
+            self._keep_what_was_done(error)
+            raise
         finally:
             self.num_images_in_step = None
+
+    def _run_epoch(self, *args, **kwargs):
+        """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
+    def _keep_what_was_done(self, error: Exception) -> None:
+        """A run that ends by an error leaves a checkpoint of its last whole step, where all ranks are there to write it."""
+        all_ranks = self.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
+        if not all_ranks or isinstance(error, checkpoints.SaveError):
+            return
+        try:
+            folder = self._boundary.save(self)
+        except Exception as again:
+            logger.warning("What was done since the last checkpoint is lost: %s", again)
+        else:
+            if folder is not None:
+                logger.warning("The run ends by an error; %s has what was done before.", folder)
+
+    def _save_checkpoint(self, model, trial):
+        """Aside, then renamed. With `save_retry` the run goes on without one, if the next can be written."""
+        try:
+            checkpoints.save_checkpoint(self, trial)
+            self._save_failed = False
+        except checkpoints.SaveError as error:
+            if self._save_failed or not self.args.save_retry:
+                raise
+            self._save_failed = True
+            logger.warning("%s. The run goes on; if the next checkpoint fails too it ends (save_retry).", error)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """As Trainer's; a model that was saved there before is replaced when all of the new one is written."""
+        folder = Path(str(output_dir or self.args.output_dir))
+        if checkpoints.is_aside(folder):
+            super().save_model(str(folder), _internal_call=True)
+            return
+        checkpoints.save_model(self, folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
+            with naming(resume_from_checkpoint):
+                restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
             names = set(model.state_dict())
             restored |= saved_tensors(resume_from_checkpoint, names - set(restored))  # parts that a subclass has added
             model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
@@ -392,6 +496,7 @@ class VisionTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
+        checkpoints.check_best(self, Path(str(self.state.best_model_checkpoint)))
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
@@ -404,9 +509,14 @@ class VisionTrainer(Trainer):
             torch.save(self.stream.position(num_asked), self._stream_file(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if self.stream is not None and checkpoint is not None and os.path.isfile(self._stream_file(checkpoint)):
-            self.stream.resume(torch.load(self._stream_file(checkpoint), weights_only=True))
+        with naming(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if self.stream is not None and checkpoint is not None and os.path.isfile(self._stream_file(checkpoint)):
+                self.stream.resume(torch.load(self._stream_file(checkpoint), weights_only=True))
+
+    def _load_rng_state(self, checkpoint):
+        with naming(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _stream_file(self, checkpoint: str) -> str:
         """Each rank has a share of the stream, and a place in it."""

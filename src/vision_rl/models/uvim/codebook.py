@@ -25,8 +25,13 @@ def nearest_codewords(x: Tensor, codewords: Tensor) -> Tensor:
 
     The nearest of several points on a sphere is the one with the largest inner product. The reference takes the
     smallest |x|^2 - 2 x.e + |e|^2, where |x|^2 (about D) swallows some of the last digits of what is compared.
+
+    In float64: a product of float32 is one of TF32 or bfloat16 wherever a program has said so for all of its products
+    (`torch.set_float32_matmul_precision`), and codewords that were split lie nearer together than those can tell.
     """
-    with torch.autocast(x.device.type, enabled=False):  # in half precision, near codewords would be confused
+    if x.device.type != "mps":  # which has neither float64 nor TF32
+        x, codewords = x.double(), codewords.double()
+    with torch.autocast(x.device.type, enabled=False):
         return (x @ codewords.T).argmax(-1)
 
 

@@ -165,7 +165,7 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError)
 
 def _open_npz(path: str | PathLike) -> Mapping[str, np.ndarray]:
     try:
-        arrays = np.load(path)
+        arrays = np.load(path, allow_pickle=False)
     except (*_BROKEN, ValueError) as error:  # ValueError: something pickled, or no format of numpy's
         raise ValueError(f"{path} is no npz file of arrays, or was not fetched whole: fetch it again.") from error
     if not isinstance(arrays, Mapping):

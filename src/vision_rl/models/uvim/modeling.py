@@ -7,6 +7,7 @@ added: the map in the encoder, the codes in the decoder.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from vision_rl.manifest import TRAINING_STATE, loading
 from vision_rl.models.encoder import vit_encoder
 from vision_rl.models.uvim.codebook import Codebook, nearest_codewords
 from vision_rl.models.uvim.configuration import UViMConfig
@@ -158,6 +160,16 @@ class UViMModel(PreTrainedModel):
         self.decoder: Any = self._transformer(config.num_decoder_layers)
         self.heads = nn.ModuleDict({name: PatchHead(n, patch_pixels, width) for name, n in config.outputs.items()})
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, subfolder: str = "", **kwargs):
+        """As transformers'. A folder that a trainer has saved is compared with its `manifest.json` before.
+
+        Raises:
+            DamagedFolder: naming the file that is missing, or is not what was saved.
+        """
+        with loading(Path(pretrained_model_name_or_path or "") / subfolder, without=TRAINING_STATE):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs)
 
     def _transformer(self, num_layers: int) -> PreTrainedModel:
         config = self.config

@@ -7,17 +7,35 @@ from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 from vision_rl.tasks.captioning.processing import CaptioningProcessor
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 from vision_rl.tasks.captioning.rewards import CiderReward
+from vision_rl.tasks.captioning.task import (
+    REWARDS,
+    Options,
+    Processor,
+    load_data,
+    make_draw,
+    make_metric,
+    make_processor,
+    save_results,
+)
 
 
 __all__ = [
+    "REWARDS",
     "CaptioningProcessor",
     "CiderReward",
     "DocumentFrequency",
+    "Options",
+    "Processor",
     "bleu",
     "cider_d",
     "coco_captions",
     "draw",
+    "load_data",
+    "make_draw",
+    "make_metric",
+    "make_processor",
     "plain_cider",
     "ptb_tokenize",
     "rouge_l",
+    "save_results",
 ]

@@ -152,7 +152,7 @@ class DocumentFrequency:
         """
         again = "make it anew with DocumentFrequency.from_references(...).save(path)"
         try:
-            file = np.load(path)
+            file = np.load(path, allow_pickle=False)
             content = {name: file[name] for name in file.files}
         except FileNotFoundError:
             raise

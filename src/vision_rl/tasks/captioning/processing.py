@@ -57,17 +57,21 @@ class CaptioningProcessor(TextProcessor):
         self.max_caption_length = max_caption_length
 
     def __call__(  # type: ignore[override]
-        self, images, seeds=None, captions: Sequence[list[str]] | None = None, **kwargs
+        self,
+        images,
+        seeds=None,
+        captions: Sequence[list[str]] | None = None,
+        return_tensors: str | None = "pt",
     ) -> BatchFeature:
         if captions is None:
-            return super().__call__(images)
+            return super().__call__(images, return_tensors=return_tensors)
         captions = [checked_captions(texts) for texts in captions]
         seeds = [None] * len(captions) if seeds is None else seeds
         chosen = [
             texts[0 if seed is None else np.random.default_rng(seed).integers(len(texts))]
             for texts, seed in zip(captions, seeds, strict=True)
         ]
-        return super().__call__(images, text=chosen)
+        return super().__call__(images, text=chosen, return_tensors=return_tensors)
 
     def _label_ids(self, text: list[str]) -> list[list[int]]:
         return [ids[: self.max_caption_length] for ids in super()._label_ids(text)]

@@ -227,7 +227,8 @@ def ptb_tokenize(captions: list[str]) -> list[str]:
             )
         *words, last = caption.split() or [""]
         tokens = [*map(_remembered, words), _remembered(last, True)]
-        rows.append((_scan(caption) if None in tokens else "".join(tokens))[1:])
+        known = [token for token in tokens if token is not None]
+        rows.append(("".join(known) if len(known) == len(tokens) else _scan(caption))[1:])
     return rows
 
 

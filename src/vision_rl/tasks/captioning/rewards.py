@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vision_rl.manifest import loading
 from vision_rl.rewards import SavedReward, completion_texts
 from vision_rl.tasks.captioning.cider import cider_d, plain_cider
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
@@ -96,10 +97,16 @@ class CiderReward(SavedReward):
 
     @classmethod
     def from_pretrained(cls, save_directory: str | Path) -> "CiderReward":
-        """The reward that was saved in a model's folder."""
+        """The reward that was saved in a model's folder.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            DamagedFolder: if its files are not those that the trainer saved.
+        """
         folder = Path(save_directory) / _FOLDER
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{save_directory} has no {_FOLDER}: no CiderReward was saved there.")
-        options = json.loads((folder / "config.json").read_text())
-        frequency = DocumentFrequency.load(folder / "document_frequency.npz")
-        return cls(frequency, options["append_eos"], options["eos_token_id"], _SCORES[options["score"]])
+        with loading(folder):
+            options = json.loads((folder / "config.json").read_text())
+            frequency = DocumentFrequency.load(folder / "document_frequency.npz")
+            return cls(frequency, options["append_eos"], options["eos_token_id"], _SCORES[options["score"]])

@@ -11,11 +11,24 @@ from vision_rl.tasks.colorization.grey_photos import without_grey
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 from vision_rl.tasks.colorization.processing import ColorizationProcessor, is_grey, rgb_to_grey
 from vision_rl.tasks.colorization.rewards import ColorfulnessReward, fidelity_reward
+from vision_rl.tasks.colorization.task import (
+    REWARDS,
+    Options,
+    Processor,
+    load_data,
+    make_draw,
+    make_metric,
+    make_processor,
+    save_results,
+)
 
 
 __all__ = [
+    "REWARDS",
     "ColorfulnessReward",
     "ColorizationProcessor",
+    "Options",
+    "Processor",
     "colorfulness_terms",
     "colorization_metrics",
     "draw",
@@ -23,8 +36,13 @@ __all__ = [
     "hasler_colorfulness",
     "is_grey",
     "lab_to_rgb",
+    "load_data",
+    "make_draw",
+    "make_metric",
+    "make_processor",
     "psnr",
     "rgb_to_grey",
     "rgb_to_lab",
+    "save_results",
     "without_grey",
 ]

@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import BatchFeature
 
 from vision_rl.columns import sampled_rows
-from vision_rl.pictures import random_box, rgb_image
-from vision_rl.processing import DenseProcessor
+from vision_rl.pictures import as_images, random_box, rgb_image
+from vision_rl.processing import DenseProcessor, check_return_tensors
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 
@@ -48,6 +48,8 @@ class ColorizationProcessor(DenseProcessor):
     Raises:
         ValueError: for options out of range; in use, for codes that do not fit.
     """
+
+    regression = True
 
     def __init__(
         self,
@@ -90,12 +92,15 @@ class ColorizationProcessor(DenseProcessor):
 
     # --- photos to model inputs -------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **kwargs) -> BatchFeature:
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
         """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
 
         Photos are as they are, whatever the seeds: codes that were made before belong to the photo that is not mirrored.
         """
-        batch = {"pixel_values": _grey_inputs(self._resized(images))}
+        check_return_tensors(return_tensors)
+        batch = {"pixel_values": _grey_inputs(self._resized(as_images(images)))}
         if codes is not None:
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)

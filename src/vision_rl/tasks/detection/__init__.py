@@ -10,16 +10,34 @@ from vision_rl.tasks.detection.rewards import (
     class_weights,
     detection_reward,
 )
+from vision_rl.tasks.detection.task import (
+    REWARDS,
+    Options,
+    Processor,
+    load_data,
+    make_draw,
+    make_metric,
+    make_processor,
+    save_results,
+)
 
 
 __all__ = [
+    "REWARDS",
     "AveragePrecisionReward",
     "DetectionProcessor",
+    "Options",
+    "Processor",
     "RecallReward",
     "class_weights",
     "coco_map",
     "coco_results",
     "detection_reward",
     "draw",
+    "load_data",
+    "make_draw",
+    "make_metric",
+    "make_processor",
     "save_coco_results",
+    "save_results",
 ]

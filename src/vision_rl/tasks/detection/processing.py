@@ -12,8 +12,9 @@ from transformers import BatchFeature
 
 from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
-from vision_rl.pictures import rgb_image
-from vision_rl.processing import VisionProcessor, image_size
+from vision_rl.pictures import as_images, rgb_image
+from vision_rl.processing import VisionProcessor, check_return_tensors, image_size
+from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered
 from vision_rl.tasks.detection.drawing import draw as draw_boxes
 from vision_rl.tasks.detection.objects import Objects, read_column, read_objects
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
@@ -52,6 +53,10 @@ class DetectionProcessor(VisionProcessor):
             probabilities of its six tokens, for models that have not learned confidences.
         absent_weight: of the tokens of absent boxes in the MLE loss, where others weigh 1.
         trust_boxes: take boxes for what they should be also where they look like another unit or form.
+        category_ids: COCO's id of each category, for its results; `None`: their places.
+        flip: whether MLE mirrors half of the training images.
+        scale_jitter: a range such as (0.3, 2.0), Pix2Seq's: MLE sees training images from so far away or so near
+            (`vision_rl.tasks.detection.augmentation`). `None`: as they are. Tuning always does.
 
     Raises:
         ValueError: for options out of range; in use, for rows that cannot be learned from.
@@ -71,12 +76,19 @@ class DetectionProcessor(VisionProcessor):
         score: Literal["confidence", "likelihood"] = "confidence",
         absent_weight: float = 1.0,
         trust_boxes: bool = False,
+        category_ids: Sequence[int | str] | None = None,
+        flip: bool = False,
+        scale_jitter: Sequence[float] | None = None,
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
+        self.category_ids = list(range(len(categories)) if category_ids is None else category_ids)
         self.categories = list(categories)
         self.num_bins, self.max_boxes, self.absent_weight = num_bins, max_boxes, absent_weight
         self.box_order, self.resize, self.score, self.trust_boxes = box_order, resize, score, trust_boxes
+        self.flip, self.scale_jitter = flip, None if scale_jitter is None else list(scale_jitter)
+        if scale_jitter is not None and not (len(scale_jitter) == 2 and 0 < scale_jitter[0] <= scale_jitter[1]):
+            raise ValueError(f"scale_jitter is a range such as (0.3, 2.0); it is {scale_jitter}.")
         if not self.categories or len(set(self.categories)) != len(self.categories):
             raise ValueError(f"categories must be names that differ, at least one; they are {self.categories}.")
         if num_bins < 1 or max_boxes < 1 or absent_weight < 0:
@@ -103,6 +115,11 @@ class DetectionProcessor(VisionProcessor):
         return len(self.categories)
 
     @property
+    def id2label(self) -> dict[int, str]:
+        """The categories' names, which the trainers write into the model's config."""
+        return dict(enumerate(self.categories))
+
+    @property
     def vocab_size(self) -> int:
         return NUM_SPECIAL + self.num_bins + 1 + self.num_labels
 
@@ -110,9 +127,22 @@ class DetectionProcessor(VisionProcessor):
     def completion_length(self) -> int:  # type: ignore[override]
         return TOKENS_PER_BOX * self.max_boxes
 
+    def tokens_from(self, old: "DetectionProcessor") -> list[int]:  # type: ignore[override]
+        """Levels of another number of bins are the nearest ones; classes are told by their names, in any case."""
+        levels = [NUM_SPECIAL + round(k * old.num_bins / self.num_bins) for k in range(self.num_bins + 1)]
+        place = {name.casefold(): NUM_SPECIAL + old.num_bins + 1 + i for i, name in enumerate(old.categories)}
+        return [*range(NUM_SPECIAL), *levels, *(place.get(name.casefold(), -1) for name in self.categories)]
+
     # --- rows to tokens ---------------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, objects: Sequence[dict] | None = None, **kwargs) -> BatchFeature:
+    def __call__(  # type: ignore[override]
+        self, images, seeds=None, objects: Sequence[dict] | None = None, return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        check_return_tensors(return_tensors)
+        images = as_images(images)
+        if objects is not None and seeds is not None and (self.flip or self.scale_jitter is not None):
+            views = zip(images, objects, seeds, strict=True)
+            images, objects = zip(*(self._augmented(*view) for view in views), strict=True)
         framed = [self._framed(image) for image in images]
         batch = {"pixel_values": self.image_processor(framed, return_tensors="pt")["pixel_values"]}
         if objects is not None:
@@ -125,6 +155,16 @@ class DetectionProcessor(VisionProcessor):
                 batch["label_weights"] = weights.repeat_interleave(TOKENS_PER_BOX, dim=1)
         return BatchFeature(batch)
 
+    def _augmented(self, image: Image.Image, objects: Any, seed: int) -> tuple[Image.Image, dict]:
+        """Another view of a row, a function of its seed."""
+        row, rng = read_objects(objects, self.categories), np.random.default_rng([seed, 1])  # not the order's draws
+        bbox = row.boxes * np.tile(np.divide(image.size, image_size(image)), 2)
+        if self.flip and rng.random() < 0.5:
+            image, bbox = mirrored(image, bbox)
+        if self.scale_jitter is not None:
+            image, bbox = scale_jittered(image, bbox, self.scale_jitter, rng)
+        return image, {"bbox": bbox.tolist(), "category": row.labels.tolist(), "iscrowd": row.iscrowd.tolist()}
+
     def _framed(self, image: Image.Image) -> Image.Image:
         """What the image processor is given: the image itself to be stretched, or on a canvas of the frame's shape."""
         if self.resize == "stretch":
@@ -135,7 +175,7 @@ class DetectionProcessor(VisionProcessor):
         canvas.paste(image.resize(size, Image.Resampling.BICUBIC))
         return canvas
 
-    def _extent(self, size: tuple[int, int]) -> tuple[float, float]:
+    def _extent(self, size: tuple[float, float]) -> tuple[float, float]:
         """Width and height of the frame in pixels of the image: larger than the image where it is letterboxed."""
         if self.resize == "stretch":
             return size
@@ -266,13 +306,73 @@ class DetectionProcessor(VisionProcessor):
 
     # --- tokens to boxes --------------------------------------------------------------------------------------------
 
-    def batch_decode(self, sequences, **kwargs) -> list[dict[str, np.ndarray]]:
-        """Boxes in 0..1 of the model's frame, all with score 1: ids alone know neither the image nor the confidences."""
-        return [self._decode(np.asarray(ids, np.int64), extent=(1.0, 1.0)) for ids in sequences]
+    def batch_decode(
+        self, sequences, image_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Boxes of ids alone, which know no confidences: all have score 1. See `post_process_object_detection` for these.
+
+        Args:
+            sequences: N rows of ids, such as `model.generate` returns, with the token that starts the decoder, or without.
+            image_sizes: N pairs (width, height). Default: boxes are in 0..1 of the model's frame.
+        """
+        if image_sizes is None:
+            return [self._decode(self._without_start(ids), extent=(1.0, 1.0)) for ids in sequences]
+        return [
+            self._decode(self._without_start(ids), self._extent(size), size)
+            for ids, size in zip(sequences, image_sizes, strict=True)
+        ]
+
+    def decode(self, ids, image_size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
+        """One completion, as `batch_decode` reads it."""
+        return self.batch_decode([ids], None if image_size is None else [image_size])[0]
 
     def draw(self, image, completion, reference=None) -> Image.Image:
         """The boxes on the image, right, wrong and missed ones told apart."""
         return draw_boxes(image, completion, reference, self.categories)
+
+    def _without_start(self, ids) -> np.ndarray:
+        """Whole boxes: one more token is that with which `generate` starts."""
+        ids = np.asarray(ids, np.int64)
+        return ids[len(ids) % TOKENS_PER_BOX == 1 :]
+
+    def post_process_object_detection(
+        self, outputs, threshold: float = 0.5, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
+    ) -> list[dict[str, torch.Tensor]]:
+        """Boxes with scores, in the form that transformers' detectors have.
+
+        Args:
+            outputs: of `model.generate(pixel_values, return_dict_in_generate=True, output_scores=True)`.
+            threshold: boxes with a score above it are kept.
+            target_sizes: (height, width) of each image. Default: boxes are in 0..1 of the model's frame.
+
+        Returns:
+            A dict an image: `scores (n,)`, `labels (n,)` and `boxes (n, 4)`, x0, y0, x1, y1.
+
+        Raises:
+            ValueError: for outputs without scores.
+        """
+        if getattr(outputs, "scores", None) is None:
+            raise ValueError(
+                "The scores are made of the model's probabilities: call model.generate(pixel_values, "
+                "return_dict_in_generate=True, output_scores=True)."
+            )
+        logps = torch.stack(outputs.scores, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)
+        ids = outputs.sequences[:, -logps.shape[1] :].cpu()  # (N, T)
+        sizes = (
+            [(1.0, 1.0)] * len(ids) if target_sizes is None else [(w, h) for h, w in np.asarray(target_sizes).tolist()]
+        )
+        found = self._decode_scored(
+            ids.tolist(),
+            logps.gather(-1, ids[..., None]).squeeze(-1),
+            logps[..., list(self.watched_ids)],
+            [(1.0, 1.0) if target_sizes is None else self._extent(size) for size in sizes],
+            sizes,
+        )
+        kept = [image["scores"] > threshold for image in found]
+        return [
+            {name: torch.from_numpy(image[name][keep]) for name in ("scores", "labels", "boxes")}
+            for image, keep in zip(found, kept, strict=True)
+        ]
 
     def decode_completions(
         self, sequences, *, per_token_logps, watched_logps, image_sizes
@@ -282,15 +382,19 @@ class DetectionProcessor(VisionProcessor):
         Corners are put in order and clipped to the image. With a watched confidence the score is
         p(high) / (p(low) + p(high)).
         """
+        extents = [self._extent(size) for size in image_sizes]
+        return self._decode_scored(sequences, per_token_logps, watched_logps, extents, image_sizes)
+
+    def _decode_scored(self, sequences, per_token_logps, watched_logps, extents, sizes) -> list[dict[str, np.ndarray]]:
         decoded = []
-        for i, (ids, size) in enumerate(zip(sequences, image_sizes, strict=True)):
+        for i, (ids, extent, size) in enumerate(zip(sequences, extents, sizes, strict=True)):
             num_tokens = len(ids) // TOKENS_PER_BOX * TOKENS_PER_BOX
             if self.score == "confidence":
                 low, high = watched_logps[i, :num_tokens].double()[5::TOKENS_PER_BOX].unbind(-1)
                 scores = torch.sigmoid(high - low)
             else:
                 scores = per_token_logps[i, :num_tokens].double().unflatten(0, (-1, TOKENS_PER_BOX)).mean(1).exp()
-            decoded.append(self._decode(np.asarray(ids, np.int64), self._extent(size), size, scores.numpy()))
+            decoded.append(self._decode(np.asarray(ids, np.int64), extent, size, scores.numpy()))
         return decoded
 
     def _decode(self, ids, extent, size=(1.0, 1.0), scores: np.ndarray | None = None) -> dict[str, np.ndarray]:

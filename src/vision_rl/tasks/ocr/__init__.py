@@ -11,10 +11,23 @@ from vision_rl.tasks.ocr.rewards import (
     edit_distance,
     exact_match_reward,
 )
+from vision_rl.tasks.ocr.task import (
+    REWARDS,
+    Options,
+    Processor,
+    load_data,
+    make_draw,
+    make_metric,
+    make_processor,
+    save_results,
+)
 from vision_rl.tasks.ocr.tokenizer import character_tokenizer
 
 
 __all__ = [
+    "REWARDS",
+    "Options",
+    "Processor",
     "TextProcessor",
     "character_accuracy_reward",
     "character_error_rate",
@@ -23,4 +36,9 @@ __all__ = [
     "draw_grid",
     "edit_distance",
     "exact_match_reward",
+    "load_data",
+    "make_draw",
+    "make_metric",
+    "make_processor",
+    "save_results",
 ]

@@ -7,18 +7,36 @@ from vision_rl.tasks.panoptic.processing import PanopticProcessor
 from vision_rl.tasks.panoptic.quality import PanopticQuality, match_segments, panoptic_quality
 from vision_rl.tasks.panoptic.rewards import PanopticReward
 from vision_rl.tasks.panoptic.segments import resized
+from vision_rl.tasks.panoptic.task import (
+    REWARDS,
+    Options,
+    Processor,
+    load_data,
+    make_draw,
+    make_metric,
+    make_processor,
+    save_results,
+)
 
 
 __all__ = [
+    "REWARDS",
+    "Options",
     "PanopticProcessor",
     "PanopticQuality",
     "PanopticReward",
+    "Processor",
     "decode_logits",
     "draw",
+    "load_data",
+    "make_draw",
+    "make_metric",
+    "make_processor",
     "match_segments",
     "panoptic_quality",
     "read_coco_panoptic",
     "resized",
     "save_coco_panoptic",
+    "save_results",
     "to_segmentation",
 ]

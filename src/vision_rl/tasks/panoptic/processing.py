@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import BatchFeature
 
 from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
-from vision_rl.pictures import random_box, rgb_image
-from vision_rl.processing import DenseProcessor
+from vision_rl.pictures import as_images, random_box, rgb_image
+from vision_rl.processing import DenseProcessor, check_return_tensors
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
 from vision_rl.tasks.panoptic.drawing import draw as draw_segments
 from vision_rl.tasks.panoptic.row_values import segment_ids, segments_of
@@ -107,6 +107,11 @@ class PanopticProcessor(DenseProcessor):
         return [category["id"] for category in self.categories]
 
     @property
+    def id2label(self) -> dict[int, str]:
+        """The categories' names by their ids, which the trainers write into the model's config."""
+        return {category["id"]: category["name"] for category in self.categories}
+
+    @property
     def num_classes(self) -> int:
         """Channels of the semantic head: the categories and void."""
         return len(self.categories) + 1
@@ -123,17 +128,28 @@ class PanopticProcessor(DenseProcessor):
 
     # --- rows to tensors --------------------------------------------------------------------------------------------
 
-    def __call__(self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, **targets) -> BatchFeature:
+    def __call__(
+        self,
+        images,
+        seeds=None,
+        codes: Sequence[Sequence[int]] | None = None,
+        return_tensors: str | None = "pt",
+        **targets,
+    ) -> BatchFeature:
         """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
 
         Images are as they are, whatever the seeds: codes that were made before belong to the image that is not mirrored.
         """
+        check_return_tensors(return_tensors)
+        unknown = set(targets) - set(self.target_columns)
+        if unknown:
+            raise TypeError(f"PanopticProcessor takes no {', '.join(sorted(unknown))}.")
         if codes is None and targets:
             raise ValueError(
                 "A model of codes cannot learn from maps: let stage I make codes of them (completion_decoder="
                 "UViMDecoder(stage1, processor)), or give the data set a column `codes`."
             )
-        batch = {"pixel_values": self.image_processor(list(images), return_tensors="pt")["pixel_values"]}
+        batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
         if codes is not None:
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from vision_rl.tasks.panoptic.arrow import SEGMENTATION_FEATURES, as_pair, as_row
+from vision_rl.tasks.panoptic import arrow
 from vision_rl.tasks.panoptic.quality import PanopticQuality
 
 
@@ -45,7 +45,7 @@ _CITATION = """
 """
 
 
-class PanopticQualityModule(evaluate.Metric):
+class PanopticQualityModule(arrow.SegmentationMetric):
     def __init__(self, *args, categories=None, **kwargs):
         super().__init__(*args, **kwargs)
         if categories is None:
@@ -60,16 +60,8 @@ class PanopticQualityModule(evaluate.Metric):
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": SEGMENTATION_FEATURES, "references": SEGMENTATION_FEATURES}),
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), arrow.SEGMENTATION_FEATURES)),
         )
 
-    def add_batch(self, *, predictions=None, references=None):
-        """Keeps a batch of images for `compute`."""
-        super().add_batch(predictions=list(map(as_row, predictions)), references=list(map(as_row, references)))
-
-    def add(self, *, prediction=None, reference=None):
-        """Keeps an image for `compute`."""
-        super().add(prediction=as_row(prediction), reference=as_row(reference))
-
     def _compute(self, predictions, references):
-        return self.quality(list(map(as_pair, predictions)), list(map(as_pair, references)))
+        return self.quality(list(map(arrow.as_pair, predictions)), list(map(arrow.as_pair, references)))

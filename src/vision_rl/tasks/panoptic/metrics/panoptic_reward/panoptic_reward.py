@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from vision_rl.tasks.panoptic.arrow import SEGMENTATION_FEATURES, as_pair, as_row
+from vision_rl.tasks.panoptic import arrow
 from vision_rl.tasks.panoptic.rewards import PanopticReward
 
 
@@ -41,24 +41,16 @@ _CITATION = """
 """
 
 
-class PanopticRewardModule(evaluate.Metric):
+class PanopticRewardModule(arrow.SegmentationMetric):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features({"predictions": SEGMENTATION_FEATURES, "references": SEGMENTATION_FEATURES}),
+            features=datasets.Features(dict.fromkeys(("predictions", "references"), arrow.SEGMENTATION_FEATURES)),
         )
-
-    def add_batch(self, *, predictions=None, references=None):
-        """Keeps a batch of images for `compute`."""
-        super().add_batch(predictions=list(map(as_row, predictions)), references=list(map(as_row, references)))
-
-    def add(self, *, prediction=None, reference=None):
-        """Keeps an image for `compute`."""
-        super().add(prediction=as_row(prediction), reference=as_row(reference))
 
     def _compute(self, predictions, references, false_positive_weight=0.3):
         reward = PanopticReward(false_positive_weight)
-        rewards = reward(list(map(as_pair, predictions)), list(map(as_pair, references)))
+        rewards = reward(list(map(arrow.as_pair, predictions)), list(map(arrow.as_pair, references)))
         return {"reward": sum(rewards) / len(rewards), "rewards": rewards}

@@ -1,0 +1,154 @@
+"""From options to a processor and a model: a new one, one that goes on, or one that comes to other sizes."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, VisionEncoderDecoderModel, ViTImageProcessorPil
+
+from vision_rl.cli.arguments import ModelArguments, Stage1Arguments
+from vision_rl.models import adaptation, description, load_image_processor
+from vision_rl.models.uvim import UViMConfig, UViMDecoder, UViMModel
+from vision_rl.processing import DenseProcessor, VisionProcessor
+from vision_rl.task import load_processor
+
+
+DEFAULT_IMAGE_SIZE, DEFAULT_LENGTH = 224, 128
+
+
+def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> VisionProcessor:
+    """Of a new model, or that of the model that goes on, with what the options change."""
+    if args.stage1 is not None and args.model is None:
+        return load_processor(args.stage1, task)
+    if args.model is None:
+        return task.make_processor(options, image_processor(args), rows)
+    old = load_processor(args.model, task)
+    if isinstance(old, DenseProcessor) or not isinstance(old, VisionProcessor):
+        return old  # stage I's numbers are its own; a text processor's tokenizer too
+    kept = {
+        option.name: getattr(old, option.name)
+        for option in fields(options)
+        if getattr(options, option.name) is None and option.name in vars(old)
+    }
+    size = args.image_size or dict(old.image_processor.size)["height"]
+    resized = type(old.image_processor)(**old.image_processor.to_dict() | {"size": {"height": size, "width": size}})
+    return task.make_processor(replace(options, **kept), resized, rows)
+
+
+def image_processor(args: ModelArguments | Stage1Arguments) -> ViTImageProcessorPil:
+    """For images of the size asked for, normalised as the encoder's weights want them."""
+    size = args.image_size or DEFAULT_IMAGE_SIZE
+    init = getattr(args, "encoder_init", None)
+    if init is not None and not str(init).endswith(".npz"):
+        return load_image_processor(init, size)
+    return ViTImageProcessorPil(size={"height": size, "width": size})
+
+
+def make_model(
+    task: Any,
+    args: ModelArguments,
+    processor: VisionProcessor,
+    max_completion_length: int | None,
+    weights: bool = True,
+) -> PreTrainedModel:
+    """The model of MLE.
+
+    Args:
+        task: its module.
+        args: how it is described.
+        processor: of `make_processor`.
+        max_completion_length: tokens of the longest completion, where the processor does not say.
+        weights: False: sizes alone, of a new encoder and decoder, without reading any.
+    """
+    model: Any
+    length = processor.completion_length or max_completion_length
+    if args.model is not None:
+        model = VisionEncoderDecoderModel.from_pretrained(args.model)
+        old = load_processor(args.model, task)
+        if isinstance(old, VisionProcessor) and not isinstance(old, DenseProcessor):
+            adaptation.adapt(model, old, processor, length)
+        elif args.image_size not in (None, dict(processor.image_processor.size).get("height")):
+            raise ValueError(
+                f"{args.model} reads images of {dict(processor.image_processor.size)}, and image_size is {args.image_size}: "
+                f"{'stage I must be trained at that size first' if isinstance(old, DenseProcessor) else 'leave it out'}."
+            )
+    else:
+        model = _new_model(args, processor, length or DEFAULT_LENGTH, weights)
+    model.encoder.requires_grad_(not args.freeze_encoder)
+    return model
+
+
+def _new_model(args: ModelArguments, processor: VisionProcessor, length: int, weights: bool) -> PreTrainedModel:
+    encoder_size = description.transformer_size(
+        args.encoder,
+        hidden_size=args.encoder_hidden_size,
+        num_hidden_layers=args.encoder_layers,
+        num_attention_heads=args.encoder_heads,
+        intermediate_size=args.encoder_mlp_size,
+    )
+    decoder_size = description.transformer_size(
+        args.decoder,
+        hidden_size=args.decoder_hidden_size,
+        num_hidden_layers=args.decoder_layers,
+        num_attention_heads=args.decoder_heads,
+        intermediate_size=args.decoder_mlp_size,
+    )
+    size = dict(processor.image_processor.size)
+    if args.image_size not in (None, size["height"]):
+        raise ValueError(
+            f"image_size is {args.image_size}, and stage I reads images of {size['height']}: leave image_size out, or train "
+            "stage I at that size."
+        )
+    init = (args.encoder_init, args.decoder_init) if weights else (None, None)
+    encoder = description.make_encoder(
+        size["height"], encoder_size, args.patch_size, args.conv_stem, init[0], args.encoder_layers
+    )
+    decoder = description.make_decoder(
+        processor.vocab_size or 0, length, decoder_size, encoder.config.hidden_size, init[1]
+    )
+    model = description.make_model(processor, encoder, decoder)
+    if args.sincos_positions and args.encoder_init is None and args.decoder_init is None:
+        from vision_rl.models import init_sincos_positions
+
+        init_sincos_positions(model)
+    return model
+
+
+def make_stage1(args: Stage1Arguments, processor: VisionProcessor) -> UViMModel:
+    if not isinstance(processor, DenseProcessor):
+        raise ValueError(
+            f"{type(processor).__name__} has no stage I: its models write tokens of their own (`vision-rl mle`)."
+        )
+    return UViMModel(
+        UViMConfig(
+            image_size=args.image_size,
+            patch_size=args.patch_size,
+            hidden_size=args.hidden_size,
+            num_encoder_layers=args.encoder_layers,
+            num_decoder_layers=args.decoder_layers,
+            num_attention_heads=args.heads,
+            intermediate_size=args.mlp_size,
+            codebook_size=processor.num_codes,
+            code_dim=args.hidden_size,
+            code_length=processor.code_len,
+            code_dropout=args.code_dropout,
+            codebook_momentum=args.codebook_momentum,
+            outputs=dict(processor.outputs or {}),
+            regression=processor.regression,
+        )
+    )
+
+
+def completion_decoder(processor: VisionProcessor, model: str | None, stage1: str | None = None) -> UViMDecoder | None:
+    """Of a task with codes: stage I by its own folder, or from that of the model."""
+    if not isinstance(processor, DenseProcessor):
+        return None
+    if stage1 is not None:
+        return UViMDecoder(UViMModel.from_pretrained(stage1), processor)
+    if model is None:
+        raise ValueError(
+            "A model of codes needs stage I, which makes them: stage1, the output_dir of `vision-rl stage1`."
+        )
+    if Path(model).is_dir() and not (Path(model) / "stage1").is_dir():
+        raise ValueError(f"{model} has no folder stage1 with the network that reads codes.")
+    return UViMDecoder(UViMModel.from_pretrained(model, subfolder="stage1"), processor)

@@ -1,0 +1,86 @@
+"""The rows that a command reads: a data set by name or folder, or what the task's own options name."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from huggingface_hub import hf_hub_download
+
+from vision_rl.cli.arguments import DataArguments
+
+
+CATEGORIES_FILE = "categories.json"  # of a prepared data set: COCO's list of them, with ids
+
+
+def load_rows(task: Any, data: DataArguments, options: Any, split: str) -> Any:
+    """The rows of "train", "validation" or "test"; None where nothing names any.
+
+    Raises:
+        ValueError: for a data set that lacks the split, with those that it has.
+    """
+    count = data.max_train_rows if split == "train" else data.max_eval_rows
+    if data.dataset_name is None:
+        rows = task.load_data(options, split)
+    else:
+        train = split == "train"
+        name = data.dataset_train_split if train else data.dataset_test_split
+        rows = _of(data, name, streaming=train and data.dataset_streaming)
+    if rows is None or count is None:
+        return rows
+    return (
+        rows.take(count) if isinstance(rows, datasets.IterableDataset) else rows.select(range(min(count, len(rows))))
+    )
+
+
+def require(rows: Any, what: str, data: DataArguments, task: Any) -> Any:
+    """The rows, or an error that says which options would name some."""
+    if rows is not None:
+        return rows
+    folders = [name for name in vars(task.Options()) if name.endswith(("_dir", "_file")) or name == "scenes"]
+    raise ValueError(
+        f"There is no data {what}: give dataset_name, or of the task's own options "
+        f"{', '.join(folders) or 'those that its load_data reads'}."
+    )
+
+
+def _of(data: DataArguments, split: str, streaming: bool) -> Any:
+    splits = splits_of(data, streaming)
+    if split not in splits:
+        raise ValueError(
+            f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. dataset_train_split and "
+            "dataset_test_split name what is read."
+        )
+    return splits[split]
+
+
+def splits_of(data: DataArguments, streaming: bool = False) -> Any:
+    """All splits of a data set, by name."""
+    name = str(data.dataset_name)
+    folder = Path(name)
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # of save_to_disk
+        loaded = datasets.load_from_disk(name)
+        return loaded if isinstance(loaded, datasets.DatasetDict) else {data.dataset_train_split: loaded}
+    if folder.is_absolute() and not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {name} with a data set.")
+    return datasets.load_dataset(name, data.dataset_config, streaming=streaming)
+
+
+def with_categories(data: DataArguments, options: Any) -> Any:
+    """The task's options with the categories that `vision-rl prepare` has put beside the rows."""
+    if data.dataset_name is None or getattr(options, "categories_file", "") is not None:
+        return options
+    path = Path(data.dataset_name) / CATEGORIES_FILE
+    if not path.parent.is_dir():
+        try:
+            path = Path(hf_hub_download(data.dataset_name, CATEGORIES_FILE, repo_type="dataset"))
+        except (OSError, ValueError):  # another data set, or no network: the options or the rows must tell
+            return options
+    return replace(options, categories_file=str(path)) if path.is_file() else options
+
+
+def cheap_columns(rows: datasets.Dataset, processor: Any) -> datasets.Dataset:
+    """The rows without images and targets: what results need of each, such as `image_id`."""
+    heavy = {*processor.target_columns, "image", "codes"}
+    pictures = {name for name, feature in rows.features.items() if isinstance(feature, datasets.Image)}
+    return rows.remove_columns([name for name in rows.column_names if name in heavy | pictures])

@@ -1,0 +1,65 @@
+"""Memory of a device by calculation, in bytes: what a run holds before anybody has a device for it."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vision_rl.models.description import count_parameters
+from vision_rl.trainer.optim import (
+    BigVisionAdafactor,
+    attention_view_shapes,
+    kernel_names,
+    parameter_groups,
+    parse_optim_args,
+)
+from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR
+
+
+def optimizer_bytes(model: nn.Module, args: Any) -> int:
+    """Of the optimizer's state, from a step that is taken without numbers: `model` is on the meta device."""
+    groups = parameter_groups(
+        model, args.learning_rate, args.encoder_learning_rate, args.weight_decay, kernel_names(model)
+    )
+    optimizer: torch.optim.Optimizer
+    if args.optim == BIG_VISION_ADAFACTOR:
+        options = parse_optim_args(args.optim_args)
+        if options.pop("reference_layout", False):
+            options["view_shapes"] = attention_view_shapes(model)
+        optimizer = BigVisionAdafactor(groups, lr=args.learning_rate, **options)
+    else:  # AdamW's two moments; Trainer's other optimizers have at most these
+        optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, foreach=False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def training_bytes(model: nn.Module) -> tuple[int, int]:
+    """Of the weights and of their gradients, in float32."""
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 4 * count_parameters(model), 4 * learned
+
+
+def encoder_floats(config: Any, num_patches: int) -> tuple[int, int]:
+    """Activations of an image that the backward pass needs: of all layers, and when layers are recomputed."""
+    layer = num_patches * (7 * config.hidden_size + 2 * config.intermediate_size)  # x, norms, q, k, v, output; the MLP
+    kept = num_patches * config.hidden_size
+    return config.num_hidden_layers * layer, config.num_hidden_layers * kept + layer
+
+
+def decoder_floats(config: Any, num_tokens: int, num_patches: int) -> tuple[int, int]:
+    """The same of a sequence: self-attention, attention to the image with its keys and values, the MLP."""
+    layer = (
+        num_tokens * (12 * config.hidden_size + 2 * config.intermediate_size) + 2 * num_patches * config.hidden_size
+    )
+    kept = num_tokens * config.hidden_size
+    return config.num_hidden_layers * layer, config.num_hidden_layers * kept + layer
+
+
+def cache_floats(config: Any, num_tokens: int, num_patches: int, num_generations: int) -> int:
+    """Keys and values of a rollout, an image: those of its samples, and one copy of the image's."""
+    positions = num_generations * num_tokens + num_patches
+    return 2 * config.num_hidden_layers * config.hidden_size * positions

@@ -1,0 +1,157 @@
+"""The command line of a command: TRL's parser, with help in groups, and with the nearest name where one is not known."""
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from trl import TrlParser
+
+
+PER_RUN = ("bf16", "use_cpu")  # a training's, which an evaluation has too
+
+
+class CommandParser(TrlParser):
+    """Parses the options of a command from its dataclasses and a `--config`: a YAML file or the name of a recipe.
+
+    A config may say its `command`, variables of the environment in `env`, as TRL's, and in `eval` what an evaluation of the
+    run takes besides.
+
+    Raises:
+        ValueError: in place of argparse's exit, for options and keys that are unknown, with the nearest that is.
+    """
+
+    def __init__(self, command: str, dataclass_types: Iterable[type], description: str, epilog: str = ""):
+        super().__init__(
+            tuple(dataclass_types),  # type: ignore[arg-type]
+            prog=f"vision-rl {command}",
+            usage=f"vision-rl {command} [--config FILE_OR_RECIPE] [options]",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
+        )
+        self.command = command
+        for group in self._action_groups:
+            group.title = {"options": "Others"}.get(str(group.title), group.title)
+
+    def print_help(self, file=None) -> None:
+        for action in self._actions:
+            if action.option_strings and action.dest != "help":
+                action.option_strings = action.option_strings[:1]  # without --like-this, which is taken too
+                action.metavar = action.metavar or ("true|false" if action.nargs == "?" else "VALUE")
+                if action.default is not None and action.help:
+                    action.help += f" (default: {action.default})".replace("%", "%%")
+        super().print_help(file)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. `{self.prog} --help` lists the options.")
+
+    def parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
+        """One object of each dataclass."""
+        arguments = list(arguments)
+        known = [action.dest for action in self._actions if action.dest != "help"]
+        taken = [
+            "config",
+            *(name[2:] for action in self._actions for name in action.option_strings if name[:2] == "--"),
+        ]
+        given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
+        self._check_known("option", given, taken)
+        path = config_path(arguments)
+        if path is not None:
+            config, is_own = config_for(self.command, arguments)
+            os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
+            if is_own:
+                self._check_known("key", list(config), known, f" of {path}")
+            config = {key: value for key, value in config.items() if key in known}
+            lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
+            several = {key: [config[key]] for key in lists & set(config) if not isinstance(config[key], list | None)}
+            self.set_defaults_with_config(**config | several)
+            place = arguments.index("--config")
+            del arguments[place : place + 2]
+        return self.parse_args_into_dataclasses(arguments)
+
+    def _check_known(self, noun: str, names: list[str], known: list[str], where: str = "") -> None:
+        for name in names:
+            if name not in known:
+                nearest = get_close_matches(name, known, n=1)
+                hint = f" Did you mean {nearest[0]}?" if nearest else ""
+                raise ValueError(f"{name!r} is no {noun} of `{self.prog}`{where}.{hint}")
+
+
+def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
+    """The options that a command takes from its `--config`, and whether this is one of its own.
+
+    `eval` and `predict` also take the config of a training: its data, and its output as their model.
+    """
+    content = read_config(arguments)
+    made_for, of_eval = content.pop("command", command), content.pop("eval", {})
+    if made_for == command:
+        return content, True
+    if command not in ("eval", "predict") or made_for == "stage1":
+        raise ValueError(f"{config_path(arguments)} is a run of `vision-rl {made_for}`.")
+    of_run = {key: value for key, value in content.items() if key not in ("model", "output_dir", *PER_RUN)}
+    return {**of_run, **of_eval, "model": content["output_dir"]}, False
+
+
+def value_of(command: str, arguments: Sequence[str], name: str) -> Any:
+    """What a command line or its config says of one option, before the command's parser can be made; else None."""
+    for place, argument in enumerate(arguments):
+        if argument == f"--{name}" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if argument.startswith(f"--{name}="):
+            return argument.partition("=")[2]
+    return config_for(command, arguments)[0].get(name)
+
+
+def read_config(arguments: Sequence[str]) -> dict[str, Any]:
+    """The content of the `--config`; empty without one."""
+    path = config_path(arguments)
+    if path is None:
+        return {}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no options: it must be YAML of the form `name: value`.")
+    return content
+
+
+def config_path(arguments: Sequence[str]) -> Path | None:
+    """The file of the `--config`: its path, or a recipe of the package by its name."""
+    if "--config" not in arguments:
+        return None
+    place = list(arguments).index("--config") + 1
+    if place == len(arguments):
+        raise ValueError("--config needs a file, or the name of a recipe.")
+    return package_file(arguments[place], "recipes", "recipe")
+
+
+def package_file(name_or_path: str, folder: str, noun: str) -> Path:
+    """A file by its path, or one that is in the package by its name.
+
+    Raises:
+        FileNotFoundError: for neither, with the names there are.
+    """
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    there = {path.stem: path for path in _yaml_files(folder)}
+    if name_or_path not in there:
+        nearest = get_close_matches(name_or_path, there, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        raise FileNotFoundError(
+            f"{name_or_path} is neither a file nor a {noun}.{hint} There are {', '.join(sorted(there))}."
+        )
+    return there[name_or_path]
+
+
+def recipe_files() -> list[Path]:
+    """The recipes of the package."""
+    return _yaml_files("recipes")
+
+
+def _yaml_files(folder: str) -> list[Path]:
+    paths = [Path(str(file)) for file in files("vision_rl").joinpath(folder).iterdir()]
+    return sorted(path for path in paths if path.suffix == ".yaml")

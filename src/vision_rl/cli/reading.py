@@ -1,0 +1,118 @@
+"""Reads the command line of one command into its dataclasses, the task's options among them."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vision_rl.cli.arguments import (
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    Stage1Arguments,
+    TaskArguments,
+    TuneArguments,
+)
+from vision_rl.cli.parser import CommandParser, value_of
+from vision_rl.task import load_task, task_of
+
+
+TRAINING: dict[str, tuple[type, str]] = {
+    "stage1": (Stage1Arguments, "VisionMLEConfig"),
+    "mle": (ModelArguments, "VisionMLEConfig"),
+    "tune": (TuneArguments, "VisionRewardConfig"),
+}
+
+
+@dataclass
+class Read:
+    """What a command was given: its task, the task's options, and one object of each of the command's own dataclasses."""
+
+    task: Any
+    named: str | None  # how it was called; None: told from the model
+    options: Any
+    own: tuple[Any, ...]
+    training: Any = None
+
+
+def read(
+    command: str,
+    arguments: Sequence[str],
+    own: Sequence[type],
+    description: str | None,
+    training: str | None = None,
+    with_options: bool = True,
+) -> Read:
+    """Parse a command line and its `--config`; `--help` prints the help and ends the process.
+
+    Args:
+        command: its name.
+        arguments: what follows it.
+        own: the command's dataclasses.
+        description: what it does.
+        training: name of the trainer's config, `VisionMLEConfig` or `VisionRewardConfig`, whose options it takes too.
+        with_options: whether it takes the options of the task.
+    """
+    arguments = [
+        part for text in arguments for part in (text.split("=", 1) if text.startswith("--config=") else [text])
+    ]
+    asked = [flag for flag in ("--help", "-h", "--help_all") if flag in arguments]
+    if asked:
+        arguments = [argument for argument in arguments if argument not in asked]
+    name, model = (value_of(command, arguments, option) for option in ("task", "model"))
+    kinds: list[type] = [TaskArguments, *own]
+    task = options_type = None
+    if name is not None or not asked:
+        task = load_task(name) if name is not None else _task_of(model, command)
+        if with_options:
+            options_type = task.Options
+            options_type._argument_group_name = f"Task: {task.__name__.rpartition('.')[2]}"
+            kinds.append(options_type)
+    if training is not None and (not asked or "--help_all" in asked):
+        import vision_rl
+
+        kinds.append(getattr(vision_rl, training))
+    parser = CommandParser(command, kinds, description or "", _epilog(command, training, task) if asked else "")
+    if training is not None and task is not None:
+        parser.set_defaults(output_dir=f"runs/{task.__name__.rpartition('.')[2]}-{command}")
+    if asked:
+        parser.print_help()
+        sys.exit(0)
+    parsed = dict(zip(kinds, parser.parse(arguments), strict=True))
+    options = None if options_type is None else parsed[options_type]
+    if options is not None and DataArguments in parsed:
+        from vision_rl.cli.data import with_categories
+
+        options = with_categories(parsed[DataArguments], options)
+    return Read(
+        task,
+        name,
+        options,
+        tuple(parsed[kind] for kind in own),
+        None if training is None else parsed[kinds[-1]],
+    )
+
+
+def read_training(command: str, arguments: Sequence[str], description: str | None = None) -> Read:
+    """Of `stage1`, `mle` and `tune`: model, data and run, with the trainer's config."""
+    kind, config = TRAINING[command]
+    return read(command, arguments, (kind, DataArguments, RunArguments), description, config)
+
+
+def _task_of(model: str | None, command: str) -> Any:
+    if model is None:
+        raise ValueError(f"vision-rl {command} needs a task: --task detection, or --task my_task.py for one of yours.")
+    return task_of(model)
+
+
+def _epilog(command: str, training: str | None, task: Any) -> str:
+    lines = []
+    if task is None:
+        lines.append(f"`vision-rl {command} --task NAME --help` also lists that task's options.")
+    if training is not None:
+        lines.append(
+            f"All options of {training} are taken as well: --output_dir, --max_steps, --learning_rate, "
+            "--per_device_train_batch_size, ...; --help_all lists them. --accelerate_config NAME starts a rank a device: "
+            "single_gpu, multi_gpu, zero1, zero2, zero3, or a file of yours."
+        )
+    return " ".join(lines)

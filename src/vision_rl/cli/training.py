@@ -1,0 +1,108 @@
+"""`vision-rl mle`, `stage1` and `tune`: the paper's steps, each from its options to a saved model."""
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers import set_seed
+
+from vision_rl import Stage1Trainer, VisionMLETrainer, VisionRewardTrainer
+from vision_rl.cli import building
+from vision_rl.cli.arguments import DataArguments
+from vision_rl.cli.data import load_rows, require
+from vision_rl.cli.dry_run import dry_run
+from vision_rl.cli.pace import PaceCallback
+from vision_rl.cli.reading import Read
+from vision_rl.cli.rewards import load_rewards
+from vision_rl.task import load_processor
+
+
+def mle(given: Read) -> Callable[[], None]:
+    model_args, data, run = given.own
+    if run.dry_run:
+        return lambda: dry_run("mle", given)
+    set_seed(given.training.seed)
+    train, evaluated = _rows(given, data)
+    processor = building.make_processor(given.task, model_args, given.options, train)
+    trainer = VisionMLETrainer(
+        model=building.make_model(given.task, model_args, processor, given.training.max_completion_length),
+        args=given.training,
+        train_dataset=train,
+        eval_dataset=evaluated,
+        processing_class=processor,
+        compute_metrics=given.task.make_metric(processor),
+        callbacks=[PaceCallback()],
+        completion_decoder=building.completion_decoder(processor, model_args.model, model_args.stage1),
+    )
+    return lambda: _train(trainer)
+
+
+def stage1(given: Read) -> Callable[[], None]:
+    model_args, data, run = given.own
+    if run.dry_run:
+        return lambda: dry_run("stage1", given)
+    set_seed(given.training.seed)
+    train, evaluated = _rows(given, data)
+    processor = given.task.make_processor(given.options, building.image_processor(model_args), train)
+    trainer = Stage1Trainer(
+        model=building.make_stage1(model_args, processor),
+        args=given.training,
+        train_dataset=train,
+        eval_dataset=evaluated,
+        processing_class=processor,
+        compute_metrics=given.task.make_metric(processor),
+        callbacks=[PaceCallback()],
+    )
+    return lambda: _train(trainer)
+
+
+def tune(given: Read) -> Callable[[], None]:
+    args, data, run = given.own
+    if args.model is None:
+        raise ValueError("vision-rl tune needs a model: the output_dir of `vision-rl mle`.")
+    if run.dry_run:
+        return lambda: dry_run("tune", given)
+    processor = load_processor(args.model, given.task)
+    train, evaluated = _rows(given, data)
+    trainer = VisionRewardTrainer(
+        model=args.model,
+        reward_funcs=load_rewards(
+            args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
+        ),
+        args=given.training,
+        train_dataset=train,
+        eval_dataset=evaluated,
+        processing_class=processor,
+        compute_metrics=given.task.make_metric(processor),
+        callbacks=[PaceCallback()],
+        completion_decoder=building.completion_decoder(processor, args.model),
+    )
+    if args.freeze_encoder:
+        trainer.model.encoder.requires_grad_(False)
+    return lambda: _train(trainer)
+
+
+def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
+    """The rows to learn from, and those that are evaluated if the config asks for it."""
+    train = require(load_rows(given.task, data, given.options, "train"), "to learn from", data, given.task)
+    if given.training.eval_strategy == "no":
+        return train, None
+    evaluated = load_rows(given.task, data, given.options, "validation")
+    return train, require(evaluated, "to evaluate on (or set eval_strategy to no)", data, given.task)
+
+
+def _by_keyword(rows: Any, target_columns: dict[str, str] | None) -> Any:
+    """The rows with their targets under the processor's names for them."""
+    renamed = {column: keyword for keyword, column in (target_columns or {}).items() if column != keyword}
+    return rows.rename_columns(renamed) if renamed else rows
+
+
+def _train(trainer: Any) -> None:
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    if trainer.is_world_process_zero():
+        print(
+            f"The model is in {trainer.args.output_dir}: `vision-rl eval --model {trainer.args.output_dir}` measures it."
+        )

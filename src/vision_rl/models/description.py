@@ -1,0 +1,132 @@
+"""A model is described, not coded: encoder and decoder by the names of their sizes or by single numbers, new or from a folder."""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, VisionEncoderDecoderModel
+
+from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM
+from vision_rl.models.encoder import load_encoder, resize_position_embeddings, vision_encoder_decoder, vit_encoder
+from vision_rl.models.uvim import load_big_vision_vit
+
+
+# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size; patches of 16 pixels
+_NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+SIZES = {
+    "vit-ti16": (192, 12, 3, 768),
+    "vit-s16": (384, 12, 6, 1536),
+    "vit-b16": (768, 12, 12, 3072),
+    "vit-l16": (1024, 24, 16, 4096),
+}
+
+
+def transformer_size(name: str, **numbers: int | None) -> dict[str, int]:
+    """The four numbers of a transformer: those of a name in `SIZES`, and in place of each the number that is given.
+
+    Raises:
+        ValueError: for an unknown name, and for a width that the heads cannot share.
+    """
+    if name not in SIZES:
+        raise ValueError(f"There is no size {name!r}; there are {', '.join(SIZES)}, and single numbers go before it.")
+    size = dict(zip(_NUMBERS, SIZES[name], strict=True)) | {key: n for key, n in numbers.items() if n is not None}
+    wrong = [key for key, number in size.items() if number < 1]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {size[wrong[0]]}; it must be positive.")
+    if size["hidden_size"] % size["num_attention_heads"]:
+        raise ValueError(
+            f"hidden_size {size['hidden_size']} cannot be split among {size['num_attention_heads']} attention heads: choose "
+            "a multiple of num_attention_heads."
+        )
+    return size
+
+
+def make_encoder(
+    image_size: int,
+    size: dict[str, int],
+    patch_size: int = 16,
+    conv_stem: bool = False,
+    init: str | PathLike | None = None,
+    num_hidden_layers: int | None = None,
+) -> PreTrainedModel:
+    """A new ViT of a size, or the encoder that `init` holds, for images of `image_size`.
+
+    Args:
+        image_size: pixels of a side.
+        size: of `transformer_size`, for a new one.
+        patch_size: of a new one.
+        conv_stem: of a new one; see `vit_encoder`.
+        init: big_vision's ViT (npz), a folder or Hub name of a SigLIP, ViT or DINOv2 model, or of a
+            `VisionEncoderDecoderModel`, whose encoder it is.
+        num_hidden_layers: of `init`: keep the first so many; not for the last kind.
+    """
+    if init is None:
+        return vit_encoder(image_size, patch_size, conv_stem=conv_stem, **size)
+    if str(init).endswith(".npz"):
+        if not Path(init).is_file():
+            raise FileNotFoundError(f"There is no file {init} with an encoder.")
+        return load_big_vision_vit(init, image_size)
+    if AutoConfig.from_pretrained(init).model_type == "vision-encoder-decoder":
+        encoder = VisionEncoderDecoderModel.from_pretrained(init).encoder
+        resize_position_embeddings(encoder, image_size)
+        return encoder
+    return load_encoder(init, image_size, num_hidden_layers=num_hidden_layers)
+
+
+def make_decoder(
+    vocab_size: int,
+    length: int,
+    size: dict[str, int],
+    cross_attention_hidden_size: int | None = None,
+    init: str | PathLike | None = None,
+) -> PreTrainedModel:
+    """The paper's decoder, new, or a pretrained text model with the first `size["num_hidden_layers"]` of its layers.
+
+    Args:
+        vocab_size: tokens of a new one.
+        length: tokens of the longest completion.
+        size: of `transformer_size`.
+        cross_attention_hidden_size: the encoder's width, if it differs.
+        init: folder or Hub name of a BERT, RoBERTa or GPT-2, or of a `VisionEncoderDecoderModel`, whose decoder it is.
+
+    Raises:
+        ValueError: for a vocabulary or a length that does not fit into `init`.
+    """
+    if init is None:
+        width = None if cross_attention_hidden_size == size["hidden_size"] else cross_attention_hidden_size
+        sizes: dict[str, Any] = {**size, "vocab_size": vocab_size, "max_position_embeddings": length}
+        return VisionDecoderForCausalLM(VisionDecoderConfig(**sizes, cross_attention_hidden_size=width))
+    if AutoConfig.from_pretrained(init).model_type == "vision-encoder-decoder":
+        decoder = VisionEncoderDecoderModel.from_pretrained(init).decoder
+    else:
+        layers = {"num_hidden_layers": size["num_hidden_layers"]}
+        decoder = AutoModelForCausalLM.from_pretrained(init, is_decoder=True, add_cross_attention=True, **layers)
+    if decoder.config.vocab_size < vocab_size:
+        raise ValueError(
+            f"The processor has {vocab_size} tokens, the decoder of {init} {decoder.config.vocab_size}: take the tokenizer "
+            "of that decoder, or a new decoder."
+        )
+    positions = getattr(decoder.config, "max_position_embeddings", length)
+    if positions < length:
+        raise ValueError(f"A completion has up to {length} tokens, the decoder of {init} has {positions} positions.")
+    return decoder
+
+
+def make_model(processor: Any, encoder: PreTrainedModel, decoder: PreTrainedModel) -> VisionEncoderDecoderModel:
+    """Encoder and decoder as one model, with the special ids of the processor: its tokenizer's, else 0 and no end."""
+    ids = processor.tokenizer
+    start = ids.bos_token_id if ids.bos_token_id is not None else ids.pad_token_id
+    model = vision_encoder_decoder(
+        encoder,
+        decoder,
+        decoder_start_token_id=start or 0,
+        pad_token_id=ids.pad_token_id or 0,
+        eos_token_id=ids.eos_token_id,
+    )
+    model.generation_config.suppress_tokens = list(processor.suppress_tokens) or None
+    return model
+
+
+def count_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,73 @@
+"""A saved model as a function of pictures: `vision_rl.pipeline(folder_or_name)`."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from vision_rl.models.uvim import UViMDecoder, UViMModel
+from vision_rl.processing import DenseProcessor, rgb_image
+from vision_rl.task import load_processor, load_task, task_of
+from vision_rl.trainer.mle_config import VisionMLEConfig
+from vision_rl.trainer.mle_trainer import VisionMLETrainer
+
+
+Picture = str | os.PathLike | Image.Image
+
+
+class VisionPipeline:
+    """Answers pictures with the task's objects: boxes, captions, maps, colour pictures, texts.
+
+    ```python
+    detect = vision_rl.pipeline("runs/detection-map")
+    boxes = detect("street.jpg")
+    detect.draw("street.jpg", boxes).save("boxes.png")
+    ```
+
+    Args:
+        model: a folder or Hub name of a model with its processor, as the trainers save it.
+        task: one of ours by its name, or the file of yours; None: told from the processor.
+        batch_size: pictures that are answered at once.
+        use_cpu: also where there is a GPU.
+
+    Raises:
+        ValueError: for a model of another task.
+    """
+
+    def __init__(self, model: str | os.PathLike, task: str | None = None, batch_size: int = 16, use_cpu: bool = False):
+        name = os.fspath(model)
+        self.task = task_of(name) if task is None else load_task(task)
+        self.processor = load_processor(name, self.task)
+        decoder = None
+        if isinstance(self.processor, DenseProcessor):
+            decoder = UViMDecoder(UViMModel.from_pretrained(name, subfolder="stage1"), self.processor)
+        self._folder = tempfile.TemporaryDirectory(prefix="vision_rl")  # Trainer wants one; nothing is written
+        args = VisionMLEConfig(
+            self._folder.name,
+            per_device_eval_batch_size=batch_size,
+            use_cpu=use_cpu,
+            report_to="none",
+            disable_tqdm=True,
+        )
+        self.trainer = VisionMLETrainer(name, args, processing_class=self.processor, completion_decoder=decoder)
+        self._draw: Callable[..., Image.Image] = self.task.make_draw(self.processor)
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> Any:
+        """The answer to one picture, or a list of those to many; a picture is a PIL image or a path."""
+        if isinstance(images, str | os.PathLike | Image.Image):
+            return self([images])[0]
+        rows = [{"image": rgb_image(image, row)} for row, image in enumerate(images)]
+        return self.trainer.predict(rows).predictions if rows else []
+
+    def draw(self, image: Picture, completion: Any, reference: Any = None) -> Image.Image:
+        """The picture with an answer to it drawn in; with a reference, what of it is right."""
+        return self._draw(rgb_image(image, 0), completion, reference)
+
+
+def pipeline(
+    model: str | os.PathLike, task: str | None = None, batch_size: int = 16, use_cpu: bool = False
+) -> VisionPipeline:
+    """A saved model as a function of pictures; see `VisionPipeline`."""
+    return VisionPipeline(model, task, batch_size, use_cpu)

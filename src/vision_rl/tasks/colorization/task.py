@@ -1,0 +1,91 @@
+"""Colorization for the command line and the pipeline: its data, its options, its rewards by name (`vision_rl.task`)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Image
+
+from vision_rl.data.digit_scenes import digit_scenes
+from vision_rl.tasks.colorization.colorfulness import colorization_metrics
+from vision_rl.tasks.colorization.drawing import draw
+from vision_rl.tasks.colorization.grey_photos import without_grey
+from vision_rl.tasks.colorization.processing import ColorizationProcessor
+from vision_rl.tasks.colorization.rewards import ColorfulnessReward, fidelity_reward
+
+
+Processor = ColorizationProcessor
+PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass
+class Options:
+    """Where the photos are, and what stage I makes of them."""
+
+    images_dir: str | None = field(
+        default=None, metadata={"help": "Training photos: a folder with or without folders in it, such as ImageNet's."}
+    )
+    eval_images_dir: str | None = field(default=None, metadata={"help": "Photos of the evaluation."})
+    drop_grey: bool = field(
+        default=False, metadata={"help": "Leave out photos that are grey already; opens them all."}
+    )
+    scenes: int | None = field(
+        default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 64 pixels."}
+    )
+    num_codes: int | None = field(default=None, metadata={"help": "Of stage I's codebook; None: 4096, the paper's."})
+    code_len: int | None = field(default=None, metadata={"help": "Codes of an image; None: 256, the paper's."})
+    keep_luminance: bool | None = field(
+        default=None, metadata={"help": "Predicted pictures have the photo's own lightness. None: no, as the paper's."}
+    )
+    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training photos; None: yes."})
+    crop_area: list[float] | None = field(
+        default=None, metadata={"help": "Cut out so large a part of a training photo, as a range. The paper: 0.05 1."}
+    )
+    antialias: bool | None = field(
+        default=None, metadata={"help": "Resize with antialiasing; None: yes. The published models: no."}
+    )
+
+
+def load_data(options: Options, split: str) -> Dataset | None:
+    folder = options.images_dir if split == "train" else options.eval_images_dir
+    if folder is not None:
+        paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in PHOTOS)
+        if not paths:
+            raise ValueError(f"{folder} has no photos ({', '.join(PHOTOS)}).")
+        names = [Path(path).relative_to(folder).with_suffix("").as_posix().replace("/", "_") for path in paths]
+        rows = Dataset.from_dict({"image": paths, "image_id": names}).cast_column("image", Image())
+        return without_grey(rows) if options.drop_grey else rows
+    if options.scenes is None or options.images_dir is not None:
+        return None
+    count = options.scenes if split == "train" else 300
+    size = {"size": 64, "max_digits": 3, "min_height": 26, "max_height": 40}
+    return digit_scenes(split, count, annotations=[], **size)  # type: ignore[arg-type]
+
+
+def make_processor(options: Options, image_processor: Any, rows: Dataset) -> ColorizationProcessor:
+    chosen = {name: getattr(options, name) for name in _OF_PROCESSOR if getattr(options, name) is not None}
+    return ColorizationProcessor(image_processor, **chosen)
+
+
+_OF_PROCESSOR = ("num_codes", "code_len", "keep_luminance", "flip", "crop_area", "antialias")
+
+REWARDS = {
+    "colorfulness": lambda processor, rows: ColorfulnessReward(),
+    "fidelity": lambda processor, rows: fidelity_reward,  # likeness to the photo, which the paper does not pay for
+}
+
+
+def make_metric(processor: ColorizationProcessor) -> Callable[..., dict]:
+    return colorization_metrics
+
+
+def make_draw(processor: ColorizationProcessor) -> Callable:
+    return draw
+
+
+def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: ColorizationProcessor) -> None:
+    """A PNG an image at the model's size, in `colorized`."""
+    (folder / "colorized").mkdir(exist_ok=True)
+    for picture, row in zip(predictions, rows, strict=True):
+        picture.save(folder / "colorized" / f"{row['image_id']}.png")

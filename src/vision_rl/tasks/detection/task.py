@@ -1,0 +1,144 @@
+"""Detection for the command line and the pipeline: its data, its options, its rewards by name (`vision_rl.task`)."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, IterableDataset
+
+from vision_rl.data.coco import category_ids, category_names, load_coco_detection
+from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
+from vision_rl.tasks.detection.average_precision import coco_map
+from vision_rl.tasks.detection.coco_results import coco_results
+from vision_rl.tasks.detection.drawing import draw
+from vision_rl.tasks.detection.processing import DetectionProcessor
+from vision_rl.tasks.detection.rewards import AveragePrecisionReward, RecallReward
+
+
+Processor = DetectionProcessor
+
+
+@dataclass
+class Options:
+    """Where the boxes are, and how they become tokens."""
+
+    images_dir: str | None = field(default=None, metadata={"help": "Folder of the training images."})
+    annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of their boxes."})
+    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the images of the evaluation."})
+    eval_annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of their boxes."})
+    categories_file: str | None = field(
+        default=None, metadata={"help": "JSON with COCO's `categories`, for their ids. None: annotation_file."}
+    )
+    scenes: int | None = field(
+        default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 48 pixels."}
+    )
+    num_categories: int | None = field(
+        default=None, metadata={"help": "How many the data must have; a dry run without the data goes by it."}
+    )
+    num_bins: int | None = field(default=None, metadata={"help": "Of a coordinate. None: 1000, as in the paper."})
+    max_boxes: int | None = field(default=None, metadata={"help": "Of an image. None: 100, as in the paper."})
+    box_order: Literal["random", "sorted"] | None = field(default=None, metadata={"help": "Of a box; None: random."})
+    resize: Literal["stretch", "letterbox"] | None = field(
+        default=None, metadata={"help": "How an image comes into the model's square; None: stretch."}
+    )
+    score: Literal["confidence", "likelihood"] | None = field(
+        default=None,
+        metadata={"help": "Of a box; None: likelihood, until tuning for mAP has taught confidences."},
+    )
+    absent_weight: float | None = field(
+        default=None, metadata={"help": "Of the tokens of absent boxes in the MLE loss. None: 1."}
+    )
+    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training images of MLE; None: no."})
+    scale_jitter: list[float] | None = field(
+        default=None, metadata={"help": "Scale the training images of MLE by so much, as a range. Pix2Seq: 0.3 2."}
+    )
+    on_bad_row: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
+    )
+
+
+def load_data(options: Options, split: str) -> Dataset | None:
+    if options.annotation_file is not None or options.eval_annotation_file is not None:
+        train = split == "train"
+        images, boxes = (
+            (options.images_dir, options.annotation_file)
+            if train
+            else (options.eval_images_dir, options.eval_annotation_file)
+        )
+        if boxes is None:
+            return None
+        if images is None:
+            raise ValueError(f"{boxes} needs the folder of its images: {'' if train else 'eval_'}images_dir.")
+        return load_coco_detection(images, boxes, on_bad_row=options.on_bad_row)
+    if options.scenes is not None:
+        count = options.scenes if split == "train" else 500
+        return digit_scenes(split, count, size=48, max_digits=4, min_height=14, max_height=26)  # type: ignore[arg-type]
+    return None
+
+
+def make_processor(options: Options, image_processor: Any, rows: Dataset | None) -> DetectionProcessor:
+    names = _category_names(options, rows)
+    if options.num_categories not in (None, len(names)):
+        raise ValueError(f"The data has {len(names)} categories, and num_categories is {options.num_categories}.")
+    file = options.categories_file or options.annotation_file or options.eval_annotation_file
+    chosen: dict[str, Any] = {"score": "likelihood"}
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if value is not None and option.name in _OF_PROCESSOR:
+            chosen[option.name] = value
+    ids = None if file is None or rows is None else category_ids(file)
+    return DetectionProcessor(image_processor, names, category_ids=ids, **chosen)
+
+
+def _category_names(options: Options, rows: Dataset | None) -> list[str]:
+    if rows is None:
+        if options.num_categories is None:
+            raise ValueError("Without the data nobody knows its categories: give num_categories.")
+        return [f"category {place}" for place in range(options.num_categories)]
+    names = list(CATEGORIES) if options.scenes is not None else category_names(rows)
+    if names is None:
+        raise ValueError("The data set has numbers for its categories and no names: type the column as a ClassLabel.")
+    return names
+
+
+_OF_PROCESSOR = ("num_bins", "max_boxes", "box_order", "resize", "score", "absent_weight", "flip", "scale_jitter")
+
+
+def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
+    return RecallReward(processor.num_bins, processor.num_labels)
+
+
+def _average_precision(processor: DetectionProcessor, rows: Any, **as_released: Any) -> AveragePrecisionReward:
+    processor.score = "confidence"  # which this reward teaches
+    if isinstance(rows, IterableDataset):
+        rows = list(rows.select_columns("objects"))
+    counts = processor.count_classes(rows)
+    return AveragePrecisionReward(processor.num_bins, processor.num_labels, class_counts=counts, **as_released)
+
+
+REWARDS = {
+    "recall": _recall,
+    "map": _average_precision,
+    "map_as_released": partial(_average_precision, confidence_among="vocabulary", released_total=True),
+}
+
+
+def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
+    return partial(coco_map, num_labels=processor.num_labels)
+
+
+def make_draw(processor: DetectionProcessor) -> Callable:
+    return partial(draw, label_names=processor.categories)
+
+
+def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: DetectionProcessor) -> None:
+    """`detections.json`, as COCO's server and pycocotools' `loadRes` read it; with the name of each category."""
+    frames = [row["frame"] for row in rows if "frame" in row] or None  # of a folder in COCO's form
+    results = coco_results(predictions, [row["image_id"] for row in rows], processor.category_ids, frames)
+    name_of = dict(zip(processor.category_ids, processor.categories, strict=True))
+    results = [{**result, "category_name": name_of[result["category_id"]]} for result in results]
+    (folder / "detections.json").write_text(json.dumps(results))

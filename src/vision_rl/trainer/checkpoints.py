@@ -1,0 +1,424 @@
+"""Checkpoints that are whole or not there: written aside, flushed, renamed; a resume takes the newest whole one.
+
+Trainer writes its files one after the other into `checkpoint-<step>`, so that a run that is killed meanwhile, or a disk
+that is full, leaves a folder that looks like the newest checkpoint and is none.
+"""
+
+import errno
+import logging
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterator, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from vision_rl.manifest import (
+    MANIFEST,
+    TRAINING_STATE,
+    DamagedFolder,
+    check_whole,
+    flush_folder,
+    read_manifest,
+    write_manifest,
+)
+from vision_rl.trainer.finite import check_finite_state
+from vision_rl.trainer.ranks import together
+from vision_rl.trainer.stream import is_stream
+
+
+if TYPE_CHECKING:
+    from vision_rl.trainer.vision_trainer import VisionTrainer
+
+
+logger = logging.getLogger(__name__)
+
+ASIDE = "_saving-"  # a folder that is being written; uploads to the Hub leave out what begins with "_"
+DISCARDED = "_discarded-"  # one that is being deleted
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ALMOST_NOTHING = 1 << 20  # bytes
+
+
+class SaveError(OSError):
+    """A checkpoint or a model could not be written. What was saved before is as it was."""
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
+    """What Trainer's `_save_checkpoint` does, in a folder beside that gets its name when it is whole.
+
+    All ranks write their parts, then the main process lists and renames them.
+
+    Raises:
+        SaveError: if it cannot be written; on all ranks.
+        NotFiniteError: if a weight is not finite; nothing is written then.
+    """
+    args, state = trainer.args, trainer.state
+    run, name = Path(trainer._get_output_dir(trial)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    aside, best_before = run / f"{ASIDE}{name}", state.best_model_checkpoint
+    check_finite_state(trainer)
+    if trainer.hp_search_backend is None and trial is None:
+        trainer.store_flos()
+    with _explained(trainer, run, name):
+        with together(trainer.accelerator):
+            if args.should_save:
+                _tidy(run)
+                aside.mkdir(parents=True)
+        with _stage(trainer):
+            trainer.save_model(str(aside), _internal_call=True)
+        if state.best_global_step:
+            best = run / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
+            if best.name == name or best.is_dir():
+                state.best_model_checkpoint = str(best)
+        try:
+            if not args.save_only_model:
+                _save_training_state(trainer, aside)
+            with together(trainer.accelerator):
+                if args.should_save:
+                    _save_trainer_state(trainer, aside)
+                    write_manifest(aside, **_facts(trainer))
+                    _take_name(aside, run / name)
+        except Exception:
+            state.best_model_checkpoint = best_before
+            raise
+    if args.push_to_hub:
+        trainer._push_from_checkpoint(str(run / name))
+    if args.should_save:
+        _rotate(run, run / name, args.save_total_limit, state.best_model_checkpoint)
+    return run / name
+
+
+def save_model(trainer: "VisionTrainer", folder: Path) -> None:
+    """The model's folder: each file takes its place when all of them are written, the manifest last."""
+    aside = folder / f"{ASIDE}model"
+    check_finite_state(trainer, with_optimizer=False)
+    with _explained(trainer, folder, "the model"):
+        with together(trainer.accelerator):
+            if trainer.args.should_save:
+                _tidy(folder)
+                aside.mkdir(parents=True)
+        with _stage(trainer):
+            trainer.save_model(str(aside), _internal_call=True)
+        with together(trainer.accelerator):
+            if trainer.args.should_save:
+                write_manifest(aside)
+                _move_files(aside, folder)
+
+
+def is_aside(folder: str | Path) -> bool:
+    """Whether this is a folder that is being written."""
+    return Path(folder).name.startswith(ASIDE)
+
+
+def _stage(trainer: "VisionTrainer") -> AbstractContextManager:
+    """An error of one rank ends all; where ranks exchange shards meanwhile, one that fails must leave, and is not waited for."""
+    exchanges = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    return nullcontext() if exchanges else together(trainer.accelerator)
+
+
+def _save_training_state(trainer: "VisionTrainer", aside: Path) -> None:
+    """The optimizer, the schedule, the scaler and the random states of each rank."""
+    with _stage(trainer):
+        trainer._save_optimizer_and_scheduler(str(aside))
+    with together(trainer.accelerator):
+        trainer._save_scaler(str(aside))
+        trainer._save_rng_state(str(aside))
+
+
+def _save_trainer_state(trainer: "VisionTrainer", aside: Path) -> None:
+    """`trainer_state.json`, with what the callbacks want to be kept."""
+    states: dict[str, Any] = {}
+    for callback in [*trainer.callback_handler.callbacks, trainer.control]:
+        if isinstance(callback, ExportableState):
+            states.setdefault(type(callback).__name__, []).append(callback.state())
+    trainer.state.stateful_callbacks = {name: kept if len(kept) > 1 else kept[0] for name, kept in states.items()}  # type: ignore[assignment]
+    trainer.state.save_to_json(str(aside / TRAINER_STATE_NAME))
+
+
+def _facts(trainer: "VisionTrainer") -> dict[str, Any]:
+    """What a resume compares: another split of the batch is the same run, another batch is another run."""
+    args = trainer.args
+    return {
+        "global_step": trainer.state.global_step,
+        "world_size": args.world_size,
+        "images_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "train_rows": None if is_stream(trainer.train_dataset) else len(cast(Sized, trainer.train_dataset)),
+        "save_only_model": args.save_only_model,
+    }
+
+
+def _take_name(aside: Path, target: Path) -> None:
+    """Rename a whole folder; one that has the name already, such as a damaged one, is deleted."""
+    discarded = target.with_name(f"{DISCARDED}{target.name}")
+    if target.exists():
+        shutil.rmtree(discarded, ignore_errors=True)
+        os.rename(target, discarded)
+    os.rename(aside, target)
+    flush_folder(target.parent)
+    shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _move_files(aside: Path, folder: Path) -> None:
+    """Into a folder that may hold other things, and an earlier model; without its manifest while it is of two models."""
+    try:
+        before = set(read_manifest(folder)["files"])
+    except DamagedFolder:
+        before = set()
+    (folder / MANIFEST).unlink(missing_ok=True)
+    names = list(read_manifest(aside)["files"])
+    for name in [*names, MANIFEST]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside / name, folder / name)
+        flush_folder((folder / name).parent)
+    for name in before - set(names):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond `save_total_limit`, never the one just written, nor the best."""
+    if limit is None or limit <= 0:
+        return
+    best_name = Path(best).name if best else None
+    others = [path for path in checkpoints_in(run) if path.name not in (newest.name, best_name)]
+    num_others = max(0, limit - (1 if best_name in (None, newest.name) else 2))
+    others.sort(key=lambda path: path.stat().st_mtime)  # a run that went back writes lower steps later
+    for folder in others[: len(others) - num_others]:
+        _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Delete, under a name that nobody takes for a checkpoint while it is half gone."""
+    discarded = folder.with_name(f"{DISCARDED}{folder.name}")
+    shutil.rmtree(discarded, ignore_errors=True)
+    os.rename(folder, discarded)
+    shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _tidy(run: Path) -> None:
+    """Delete what an interrupted save or deletion has left."""
+    for left in [*run.glob(f"{ASIDE}*"), *run.glob(f"{DISCARDED}*")]:
+        shutil.rmtree(left)
+
+
+@contextmanager
+def _explained(trainer: "VisionTrainer", folder: Path, name: str) -> Iterator[None]:
+    """Any failure of writing as a `SaveError` that says where, why, and what is still there."""
+    try:
+        yield
+    except Exception as error:
+        cause = _first_os_error(error)
+        text, free = str(cause or error).splitlines()[0], _free_bytes(folder)
+        full = (cause is not None and cause.errno in _FULL) or "No space left" in text or free < _ALMOST_NOTHING
+        why = f"the disk is full ({free / 1e6:.0f} MB are free): {text}" if full else f"{type(error).__name__}: {text}"
+        if trainer.args.should_save:
+            for left in folder.glob(f"{ASIDE}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        before = [path.name for path in checkpoints_in(folder)]
+        kept = f"{before[-1]}, saved before, is untouched" if before else "no checkpoint was saved before"
+        code = errno.ENOSPC if full else (cause.errno if cause is not None else None) or errno.EIO
+        raise SaveError(code, f"{name} could not be written: {why}; {kept}", str(folder)) from error
+
+
+def _first_os_error(error: BaseException | None) -> OSError | None:
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+class StepBoundary(TrainerCallback):
+    """Knows the last moment at which the run could have been saved, so that one that ends by an error still can be.
+
+    An update step that fails has drawn random numbers already: those of the boundary are kept.
+    """
+
+    def __init__(self) -> None:
+        self.saved_step, self._moving = 0, False
+        self._random_states: tuple | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.saved_step, self._moving, self._random_states = state.global_step, False, None
+        control.should_training_stop = state.global_step >= state.max_steps
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self._moving = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._moving = False
+        self._keep()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._keep()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saved_step = state.global_step
+
+    def save(self, trainer: "VisionTrainer") -> Path | None:
+        """A checkpoint of the last boundary, if one is wanted and was not written; `None` where there is none to keep."""
+        step, kept = trainer.state.global_step, self._random_states
+        if self._moving or kept is None or step <= self.saved_step or trainer.args.save_strategy == "no":
+            return None
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        torch.set_rng_state(kept[2])
+        torch.cuda.set_rng_state_all(kept[3])
+        return save_checkpoint(trainer, None)
+
+    def _keep(self) -> None:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._random_states = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def checkpoints_in(run: str | Path) -> list[Path]:
+    """The folders `checkpoint-<step>` of a run, oldest step first, whole or not."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [(int(match[1]), path) for path in Path(run).glob("*") if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
+def newest_whole(trainer: "VisionTrainer", run: Path) -> Path:
+    """The newest checkpoint of a run that can be resumed; those passed over are told with the reason.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    with together(trainer.accelerator):
+        if trainer.args.should_save:
+            _finish_interrupted(run)
+    candidates = broadcast_object_list([[path.name for path in reversed(checkpoints_in(run))]])[0]
+    passed_over: list[str] = []
+    for name in candidates:
+        damage = _damage_on_any_rank(trainer, run / name)
+        if damage is None:
+            for told in passed_over:
+                logger.warning("Resuming from %s. Passed over: %s", name, told)
+            return run / name
+        passed_over.append(damage)
+    if not passed_over:
+        raise ValueError(f"{run} has no checkpoint to resume from.")
+    raise ValueError(f"{run} has no whole checkpoint to resume from: {' '.join(passed_over)}")
+
+
+def check_resumable(trainer: "VisionTrainer", folder: Path) -> None:
+    """The checkpoint is whole, and holds what a run goes on from.
+
+    Raises:
+        DamagedFolder: on all ranks, naming folder and file, and the newest whole checkpoint beside it.
+    """
+    damage = _damage_on_any_rank(trainer, folder)
+    if damage is not None:
+        raise DamagedFolder(f"{damage} {_way_back(trainer, folder)}")
+
+
+def check_best(trainer: "VisionTrainer", folder: Path) -> None:
+    """The best checkpoint's model is whole; of its optimizer nothing is wanted.
+
+    Raises:
+        DamagedFolder: on all ranks.
+    """
+    damage = _damage_on_any_rank(trainer, folder, only_model=True)
+    if damage is not None:
+        raise DamagedFolder(
+            f"The best model cannot be loaded: {damage} The model in memory is that of step "
+            f"{trainer.state.global_step}. {_way_back(trainer, folder)}"
+        )
+
+
+def compare_runs(trainer: "VisionTrainer", folder: Path) -> None:
+    """Warns where a resumed run is not the one that was interrupted."""
+    then, now = read_manifest(folder), _facts(trainer)
+    changed = {name: (then.get(name), now[name]) for name in now if then.get(name) != now[name]}
+    if "images_per_step" in changed:
+        before, after = changed["images_per_step"]
+        logger.warning(
+            "%s was written by a run with %s images a step, this one has %s: its steps, epochs and learning rates are others "
+            "than those of the run that was interrupted. per_device_train_batch_size x gradient_accumulation_steps x "
+            "processes should stay the same.",
+            *(folder, before, after),
+        )
+    if "train_rows" in changed:
+        before, after = changed["train_rows"]
+        logger.warning(
+            "%s was written by a run with %s rows, this one has %s: their order is another.", folder, before, after
+        )
+    if "world_size" in changed and "images_per_step" not in changed:
+        before, after = changed["world_size"]
+        logger.warning(
+            "%s was written by %s processes, now there are %s: the run goes on with the same images a step, equal up to "
+            "rounding; dropout draws other masks.",
+            *(folder, before, after),
+        )
+
+
+def _damage_on_any_rank(trainer: "VisionTrainer", folder: Path, only_model: bool = False) -> str | None:
+    """What is wrong with a checkpoint, by the processes that save: the main one, or one on each node."""
+    damage = None
+    if trainer.args.should_save:
+        try:
+            content = check_whole(folder, without=TRAINING_STATE if only_model else ())
+            if not only_model:
+                _check_has_state(trainer, folder, content)
+        except DamagedFolder as error:
+            damage = str(error)
+    if trainer.accelerator.num_processes == 1:
+        return damage
+    return next((told for told in gather_object([damage]) if told is not None), None)
+
+
+def _check_has_state(trainer: "VisionTrainer", folder: Path, content: dict) -> None:
+    names = set(content["files"])
+    if content.get("save_only_model"):
+        raise DamagedFolder(
+            f"{folder} holds a model only (save_only_model), no optimizer to go on with: give it as `model` to a new run."
+        )
+    needed = [TRAINER_STATE_NAME]
+    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        needed += ["optimizer.pt", "scheduler.pt"]
+    if content.get("world_size") == (ranks := trainer.args.world_size):
+        needed += ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise DamagedFolder(f"{folder} cannot be resumed here: it has no {', '.join(missing)}.")
+    try:
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedFolder(f"{folder} is damaged: {TRAINER_STATE_NAME} holds no state ({error}).") from None
+
+
+def _way_back(trainer: "VisionTrainer", folder: Path) -> str:
+    """Which checkpoint beside a damaged one can be resumed."""
+    for other in reversed(checkpoints_in(folder.parent)):
+        if other.name != folder.name and _damage_on_any_rank(trainer, other) is None:
+            return f"Go back to {other}: it is whole."
+    return "No other checkpoint beside it is whole."
+
+
+def _finish_interrupted(run: Path) -> None:
+    """A save that was interrupted between its manifest and its new name has lost nothing."""
+    for left in run.glob(f"{ASIDE}{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            check_whole(left)
+        except DamagedFolder:
+            continue
+        _take_name(left, run / left.name.removeprefix(ASIDE))

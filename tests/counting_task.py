@@ -1,0 +1,79 @@
+"""A task in one file, for the command line as for the trainers: how many bright squares are in a picture?"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image, ImageOps
+from transformers import BatchFeature
+
+from vision_rl import VisionProcessor
+
+
+class CountingProcessor(VisionProcessor):
+    """A picture to the number of bright squares in it: one token, id = count + 1; id 0 starts the decoder."""
+
+    target_columns = ("count",)
+    vocab_size = 6
+    completion_length = 1
+    suppress_tokens = (0,)
+
+    def __init__(self, image_processor):
+        super().__init__(image_processor)
+
+    def __call__(self, images, seeds=None, count=None):
+        batch = {"pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
+        if count is not None:
+            batch["labels"] = torch.tensor([[c + 1] for c in count])
+        return BatchFeature(batch)
+
+    def batch_decode(self, sequences, **kwargs):
+        return [ids[0] - 1 for ids in sequences]
+
+
+def closeness_reward(completions, references, **kwargs):
+    return [1.0 - abs(c - r) / 4 for c, r in zip(completions, references, strict=True)]
+
+
+def counting_error(predictions, references):
+    return {"mean_absolute_error": float(np.mean(np.abs(np.subtract(predictions, references))))}
+
+
+def squares(count, seed=0):
+    shown = np.random.default_rng(seed).random((count, 2, 2)) < 0.5
+    square = np.pad(np.full((1, 12, 12), 255, np.uint8), ((0, 0), (2, 2), (2, 2)))
+    pictures = [Image.fromarray(pixels).convert("RGB") for pixels in np.kron(shown, square)]
+    return Dataset.from_dict({"image": pictures, "count": shown.sum((1, 2)).tolist()})
+
+
+# --- what the command line asks of a task ----------------------------------------------------------------------------
+Processor = CountingProcessor
+REWARDS = {"closeness": lambda processor, rows: closeness_reward}
+
+
+@dataclass
+class Options:
+    num_pictures: int = 200
+
+
+def load_data(options, split):
+    return squares(options.num_pictures) if split == "train" else squares(50, seed=1)
+
+
+def make_processor(options, image_processor, rows):
+    return CountingProcessor(image_processor)
+
+
+def make_metric(processor):
+    return counting_error
+
+
+def make_draw(processor):
+    return lambda image, completion, reference=None: ImageOps.expand(image, completion, "red")
+
+
+def save_results(folder, predictions, rows, processor):
+    counts = {str(row["image_id"]): count for row, count in zip(rows, predictions, strict=True)}
+    (folder / "counts.json").write_text(json.dumps(counts))

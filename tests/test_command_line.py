@@ -1,0 +1,228 @@
+"""`vision-rl`: the commands one after the other, as from a shell, on any task; and what they say of wrong input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import vision_rl
+from vision_rl.cli import main
+from vision_rl.data.digit_scenes import digit_scenes
+
+
+COUNTING = str(Path(__file__).with_name("counting_task.py"))
+ENCODER = "--encoder_hidden_size 32 --encoder_layers 1 --encoder_heads 2 --encoder_mlp_size 64 --patch_size 16"
+DECODER = "--decoder_hidden_size 32 --decoder_layers 1 --decoder_heads 2 --decoder_mlp_size 64"
+FEW = "--max_steps 2 --per_device_train_batch_size 4 --report_to none --use_cpu true --disable_tqdm true --save_strategy no"
+
+
+def run(command: str, *options: str | Path) -> None:
+    assert main([*command.split(), *map(str, options)]) == 0
+
+
+def fails(capsys, command: str, *options: str | Path) -> str:
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    assert main([*command.split(), *map(str, options)]) != 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vision-rl")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def scenes_folder(folder: Path, count: int = 3) -> Path:
+    folder.mkdir(exist_ok=True)
+    for index, row in enumerate(digit_scenes("test", count, size=48)):
+        row["image"].save(folder / f"scene{index}.png")
+    return folder
+
+
+# --- a task of one's own ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def counter(tmp_path_factory) -> Path:
+    """The folder of a model that counts squares, after both steps."""
+    folder = tmp_path_factory.mktemp("counting")
+    run(f"mle --task {COUNTING} --image_size 32 {ENCODER} {DECODER} {FEW} --output_dir", folder / "mle")
+    run(f"tune --task {COUNTING} --model {folder}/mle {FEW} --output_dir", folder / "tuned")
+    return folder / "tuned"
+
+
+def test_a_task_in_a_file_of_under_80_lines_goes_through_mle_and_tune_eval_and_predict(counter, tmp_path):
+    assert len(Path(COUNTING).read_text().splitlines()) < 80
+    run(f"eval --task {COUNTING} --model {counter} --use_cpu true")
+    scores = json.loads((counter / "eval" / "metrics.json").read_text())
+    assert scores["images"] == 50 and scores["mean_absolute_error"] >= 0
+
+    folder = scenes_folder(tmp_path / "scenes")
+    run(f"predict --task {COUNTING} --model {counter} --images {folder} --use_cpu true --output_dir", tmp_path / "out")
+    counts = json.loads((tmp_path / "out" / "counts.json").read_text())
+    assert set(counts) == {"scene0", "scene1", "scene2"}
+    assert Image.open(tmp_path / "out" / "scene1.png").width == 48 + 2 * counts["scene1"]
+
+
+def test_a_users_file_may_bring_the_reward(counter, tmp_path):
+    (tmp_path / "my_rewards.py").write_text(
+        "def even(completions, **kwargs):\n    return [float(count % 2 == 0) for count in completions]\n"
+    )
+    both = f"--reward closeness {tmp_path}/my_rewards.py:even --reward_weights 1 0.5"
+    run(f"tune --task {COUNTING} --model {counter} {both} {FEW} --logging_steps 1 --output_dir", tmp_path / "even")
+    logs = json.loads((tmp_path / "even" / "trainer_state.json").read_text())["log_history"]
+    assert {"rewards/closeness_reward/mean", "rewards/even/mean"} <= set(logs[0])
+
+
+def test_a_model_that_is_continued_keeps_its_processor(counter, tmp_path):
+    run(f"mle --task {COUNTING} --model {counter} {FEW} --output_dir", tmp_path / "more")
+    assert (tmp_path / "more" / "processor_config.json").read_text() == (counter / "processor_config.json").read_text()
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_evaluation_answers_only_the_shards_that_are_missing(counter, tmp_path):
+    command = f"eval --task {COUNTING} --model {counter} --use_cpu true --shard_size 20 --output_dir {tmp_path}/eval"
+    run(command)
+    whole = (tmp_path / "eval" / "metrics.json").read_text()
+    shards = sorted((tmp_path / "eval" / "shards").glob("*.pkl"))
+    assert len(shards) == 3
+    written = {path: path.stat().st_mtime_ns for path in shards}
+    shards[1].unlink()
+    run(command)
+    assert (tmp_path / "eval" / "metrics.json").read_text() == whole
+    again = {path: path.stat().st_mtime_ns for path in shards}
+    assert [again[path] == written[path] for path in shards] == [True, False, True]
+
+
+def test_an_evaluation_refuses_to_go_on_with_other_data(counter, tmp_path, capsys):
+    command = f"eval --task {COUNTING} --model {counter} --use_cpu true --output_dir {tmp_path}/eval"
+    run(command)
+    assert "answers of another model, other data" in fails(capsys, f"{command} --max_eval_rows 10")
+
+
+# --- the shipped checkpoint and the pipeline -------------------------------------------------------------------------
+
+
+CHECKPOINT = Path(__file__).parents[1] / "examples" / "checkpoints" / "detection-crowded"
+
+
+@pytest.fixture
+def checkpoint() -> Path:
+    if not CHECKPOINT.is_dir():
+        pytest.skip("the checkpoints are not part of the installed package")
+    return CHECKPOINT
+
+
+def test_predict_writes_cocos_results_and_draws_the_boxes(checkpoint, tmp_path):
+    folder = scenes_folder(tmp_path / "scenes")
+    run(f"predict --model {checkpoint} --images {folder}/*.png --use_cpu true --output_dir", tmp_path / "out")
+    boxes = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {box["image_id"] for box in boxes} <= {"scene0", "scene1", "scene2"} and boxes
+    assert all(box["category_name"] == str(box["category_id"]) for box in boxes)
+    assert Image.open(tmp_path / "out" / "scene0.png").width >= 48
+
+
+def test_the_pipeline_answers_a_picture_a_path_and_many(checkpoint, tmp_path):
+    folder = scenes_folder(tmp_path / "scenes")
+    detect = vision_rl.pipeline(checkpoint, use_cpu=True)
+    path = folder / "scene0.png"
+    one, many = detect(path), detect([Image.open(path), str(folder / "scene1.png")])
+    assert len(many) == 2 and one["boxes"].tolist() == many[0]["boxes"].tolist()
+    assert detect([]) == []
+    assert detect.draw(path, one).size >= (48, 48)
+
+
+def test_the_pipeline_tells_a_model_of_another_task(checkpoint):
+    with pytest.raises(ValueError, match="a model of another task: its processor is a DetectionProcessor"):
+        vision_rl.pipeline(checkpoint, task="captioning")
+
+
+# --- help and wrong input ---------------------------------------------------------------------------------------------
+
+
+def test_help_loads_no_torch():
+    for arguments in (["--help"], ["mle", "--help"], ["tune", "--help"], ["predict", "--help"], ["eval", "-h"]):
+        code = (
+            "import sys\nfrom vision_rl.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+            "assert 'torch' not in sys.modules, 'torch'"
+        )
+        done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+        assert "usage: vision-rl" in done.stdout
+
+
+def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
+    with pytest.raises(SystemExit):
+        main(["mle", "--task", "detection", "--help"])
+    shown = capsys.readouterr().out
+    assert "Task: detection" in shown and "--num_bins" in shown and "Model:" in shown
+
+
+@pytest.mark.parametrize(
+    "command, told",
+    [
+        ("tun", "Did you mean tune?"),
+        ("mle --task detecton", "Did you mean detection?"),
+        ("mle --task detection --lerning_rate 1", "Did you mean learning_rate?"),
+        ("mle --task detection --num-bin 1", "Did you mean num"),
+        ("mle --task detection --max_steps three", "invalid int value"),
+        ("mle", "needs a task"),
+        ("mle --task detection", "There is no data to learn from: give dataset_name, or of the task's own options"),
+        ("tune --task detection", "tune needs a model"),
+        ("mle --task no_such_file.py", "There is no file no_such_file.py"),
+        ("mle --config no_such_recipe", "neither a file nor a recipe"),
+        ("mle --task detection --accelerate_config zero9", "neither a file nor a launch configuration"),
+        ("predict --task detection", "needs a model and images"),
+        ("predict --task detection --model x --images nowhere/*.png", "There is no image at nowhere/*.png"),
+        ("stage1 --task ocr --scenes 8 --use_cpu true", "TextProcessor has no stage I"),
+        ("mle --task ocr --scenes 8 --encoder vit-b32 --use_cpu true", "There is no size 'vit-b32'; there are"),
+        (f"mle --task ocr --scenes 8 --use_cpu true {DECODER} --encoder_heads 7", "768 cannot be split among 7"),
+        (f"mle --task ocr --scenes 8 --use_cpu true {DECODER} --image_size 50", "50 cannot be cut into patches of 16"),
+        ("mle --task panoptic --scenes 8 --image_size 32 --use_cpu true", "needs stage I"),
+    ],
+)
+def test_wrong_input_ends_with_a_line_that_says_what_to_do(command, told, capsys):
+    assert told in fails(capsys, command)
+
+
+def test_a_config_key_that_nobody_knows_is_told_with_the_nearest(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("task: detection\nlearning_rat: 1.0e-3\n")
+    assert "'learning_rat' is no key of" in (told := fails(capsys, "mle --config", tmp_path / "run.yaml"))
+    assert "Did you mean learning_rate?" in told
+
+
+def test_a_module_that_is_no_task_is_told_what_it_lacks(tmp_path, capsys):
+    (tmp_path / "half_a_task.py").write_text("Processor = int\n")
+    assert "does not define Options, REWARDS, load_data" in fails(capsys, "mle --task", tmp_path / "half_a_task.py")
+
+
+def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_path, capsys):
+    import datasets
+
+    rows = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"count": [1] * 8})})
+    rows.save_to_disk(tmp_path / "rows")
+    told = fails(capsys, f"eval --task {COUNTING} --model {counter} --use_cpu true --dataset_name", tmp_path / "rows")
+    assert "has no split 'validation'; it has train" in told
+
+
+def test_a_reward_that_is_none_is_told_with_those_there_are(counter, capsys):
+    told = fails(capsys, f"tune --task {COUNTING} --model {counter} --use_cpu true --reward closenes")
+    assert "Did you mean closeness?" in told
+
+
+def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
+    from transformers import TrainerControl, TrainerState
+
+    from vision_rl import VisionMLEConfig
+    from vision_rl.cli.pace import PaceCallback
+
+    pace, args = PaceCallback(), VisionMLEConfig("unused", use_cpu=True, report_to="none")
+    state, control = TrainerState(max_steps=10**14), TrainerControl()
+    for step in range(1, 6):
+        pace.on_step_begin(args, state, control)
+        state.global_step = step
+        pace.on_step_end(args, state, control)
+    told = [record.message for record in caplog.records if record.name == "vision_rl.cli.pace"]
+    assert len(told) == 1 and "99999999999997 that are left will take" in told[0]
+    assert not control.should_training_stop
