@@ -48,7 +48,7 @@ constraints: $(VENV)/.created  ## constraints/known-good.txt anew, from the newe
 	  $(VENV)-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints/known-good.txt
 	rm -rf $(VENV)-constraints
 
-gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, at most 8 minutes; PYTHON= has torch
+gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, sized for 8 minutes; PYTHON= has torch
 	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu_check.py
 
 quality: $(VENV)/.quality  ## lint, format and types, as CI checks them

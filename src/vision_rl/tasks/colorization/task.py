@@ -9,7 +9,6 @@ from datasets import Dataset, Image
 
 from vision_rl.data.digit_scenes import digit_scenes
 from vision_rl.tasks.colorization.colorfulness import colorization_metrics
-from vision_rl.tasks.colorization.drawing import draw
 from vision_rl.tasks.colorization.grey_photos import without_grey
 from vision_rl.tasks.colorization.processing import ColorizationProcessor
 from vision_rl.tasks.colorization.rewards import ColorfulnessReward, fidelity_reward
@@ -78,10 +77,6 @@ REWARDS = {
 
 def make_metric(processor: ColorizationProcessor) -> Callable[..., dict]:
     return colorization_metrics
-
-
-def make_draw(processor: ColorizationProcessor) -> Callable:
-    return draw
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: ColorizationProcessor) -> None:

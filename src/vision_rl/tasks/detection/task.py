@@ -13,7 +13,6 @@ from vision_rl.data.coco import category_ids, category_names, load_coco_detectio
 from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
 from vision_rl.tasks.detection.average_precision import coco_map
 from vision_rl.tasks.detection.coco_results import coco_results
-from vision_rl.tasks.detection.drawing import draw
 from vision_rl.tasks.detection.processing import DetectionProcessor
 from vision_rl.tasks.detection.rewards import AveragePrecisionReward, RecallReward
 
@@ -129,10 +128,6 @@ REWARDS = {
 
 def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
     return partial(coco_map, num_labels=processor.num_labels)
-
-
-def make_draw(processor: DetectionProcessor) -> Callable:
-    return partial(draw, label_names=processor.categories)
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: DetectionProcessor) -> None:

@@ -1,8 +1,7 @@
 """Panoptic segmentation for the command line and the pipeline: its data, its options, its reward (`vision_rl.task`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from datasets import Dataset
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
 from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
 from vision_rl.tasks.panoptic.coco_results import save_coco_panoptic
-from vision_rl.tasks.panoptic.drawing import draw
 from vision_rl.tasks.panoptic.processing import PanopticProcessor
 from vision_rl.tasks.panoptic.quality import PanopticQuality
 from vision_rl.tasks.panoptic.rewards import PanopticReward
@@ -100,10 +98,6 @@ REWARDS = {"pq": lambda processor, rows: PanopticReward()}
 
 def make_metric(processor: PanopticProcessor) -> PanopticQuality:
     return PanopticQuality(processor.categories)
-
-
-def make_draw(processor: PanopticProcessor) -> Callable:
-    return partial(draw, categories=processor.categories)
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: PanopticProcessor) -> None:
