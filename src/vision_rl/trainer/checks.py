@@ -10,7 +10,6 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import TrainingArguments, VisionEncoderDecoderModel
@@ -129,12 +128,13 @@ def check_best_metric(args: TrainingArguments, eval_dataset) -> None:
 
 def column_names(dataset) -> list[str]:
     """The columns that a row has: of a `datasets.Dataset` also those that its transform makes."""
+    readable = RowDataset(
+        dataset, check=lambda row: None
+    )  # an unreadable first row is told, or skipped, by its own check
     try:
-        return list(RowDataset(dataset)[RowKey(0, 0)].columns)
-    except ValueError:  # an image that cannot be read, which the check of the first row tells, or skips
-        if isinstance(dataset, Dataset):
-            return dataset.column_names
-        raise
+        return list(readable[RowKey(0, 0)].columns)
+    except ValueError:
+        return list(RowDataset(dataset)[RowKey(0, 0)].columns)  # none can be read: in the first one's words
 
 
 def check_columns(name: str, columns: list[str], wanted: Iterable[str]) -> None:
