@@ -221,6 +221,12 @@ def test_a_config_key_that_nobody_knows_is_told_with_the_nearest(tmp_path, capsy
     assert "Did you mean learning_rate?" in told
 
 
+def test_an_option_of_a_task_that_the_trainer_has_too_is_told(tmp_path, capsys):
+    (tmp_path / "clashing.py").write_text(Path(COUNTING).read_text().replace("num_pictures: int", "max_steps: int"))
+    told = fails(capsys, "mle --task", tmp_path / "clashing.py")
+    assert "has the name of another one" in told and "max_steps" in told
+
+
 def test_a_module_that_is_no_task_is_told_what_it_lacks(tmp_path, capsys):
     (tmp_path / "half_a_task.py").write_text("Processor = int\n")
     assert "does not define Options, REWARDS, load_data" in fails(capsys, "mle --task", tmp_path / "half_a_task.py")

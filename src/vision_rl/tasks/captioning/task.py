@@ -48,7 +48,7 @@ class Options:
     max_caption_length: int | None = field(
         default=None, metadata={"help": "Of the labels in tokens; None: 128, as in the paper."}
     )
-    on_bad_row: Literal["raise", "skip"] = field(
+    on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
     )
@@ -59,14 +59,14 @@ def load_data(options: Options, split: str) -> Dataset | None:
         if options.images_dir is None:
             raise ValueError(f"{options.karpathy_file} needs the folder of its images: images_dir.")
         return load_karpathy_captions(
-            options.images_dir, options.karpathy_file, KARPATHY[split], on_bad_row=options.on_bad_row
+            options.images_dir, options.karpathy_file, KARPATHY[split], on_bad_row=options.on_bad_annotation
         )
     prefix = "" if split == "train" else "eval_"
     images, captions = (getattr(options, f"{prefix}{name}") for name in ("images_dir", "annotation_file"))
     if captions is not None:
         if images is None:
             raise ValueError(f"{captions} needs the folder of its images: {prefix}images_dir.")
-        return load_coco_captions(images, captions, on_bad_row=options.on_bad_row)
+        return load_coco_captions(images, captions, on_bad_row=options.on_bad_annotation)
     if options.scenes is None or options.annotation_file is not None:
         return None
     return digit_scenes(split, options.scenes if split == "train" else 300, annotations=["captions"])  # type: ignore[arg-type]

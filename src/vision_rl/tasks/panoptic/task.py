@@ -50,7 +50,7 @@ class Options:
     min_fraction: float | None = field(
         default=None, metadata={"help": "Predicted instances of at most this share of the image become void; None: 0."}
     )
-    on_bad_row: Literal["raise", "skip"] = field(
+    on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
     )
@@ -61,7 +61,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
     names = [f"{prefix}{name}" for name in ("images_dir", "masks_dir", "annotation_file")]
     folder = [getattr(options, name) for name in names]
     if all(folder):
-        return load_coco_panoptic(*folder, on_bad_row=options.on_bad_row)
+        return load_coco_panoptic(*folder, on_bad_row=options.on_bad_annotation)
     if any(folder):
         missing = [name for name, value in zip(names, folder, strict=True) if value is None]
         raise ValueError(f"A folder in COCO's form needs {', '.join(names)}; {', '.join(missing)} is missing.")
