@@ -28,7 +28,7 @@ results: $(VENV)/.demo  ## the whole detection experiment, about two hours: resu
 	$(BIN)/python examples/detection_study.py --situation incomplete
 
 test: $(VENV)/.test  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-oldest: $(VENV)-oldest/.test  ## what touches other libraries, with their lowest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m compatibility
