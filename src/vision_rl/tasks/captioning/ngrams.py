@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
@@ -84,6 +85,7 @@ class DocumentFrequency:
         self.hashes, self.counts, self.num_images, self.append_eos = hashes, counts, num_images, append_eos
 
     @classmethod
+    @naming_arguments
     def from_references(
         cls, references: list[list[str]], append_eos: bool = False, tokenize: Tokenize | None = ptb_tokenize
     ) -> "DocumentFrequency":
@@ -121,6 +123,7 @@ class DocumentFrequency:
         place = np.searchsorted(self.hashes, hashes).clip(max=len(self) - 1)
         return np.where(self.hashes[place] == hashes, self.counts[place], 0)
 
+    @naming_arguments
     def of_ngrams(self, ngrams: list[str]) -> np.ndarray:
         """The number of images of each n-gram, its words joined by spaces: `df.of_ngrams(["a dog", f"dog {END}"])`."""
         hashes = np.zeros(len(ngrams), np.uint64)

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.drawing import LABEL, PAPER
 from vision_rl.tasks.colorization.colorfulness import Picture, uint8_pixels_of
 from vision_rl.tasks.colorization.processing import rgb_to_grey
 
 
+@naming_arguments
 def draw(
     image: Picture,
     completion: Picture | Mapping[str, Picture],

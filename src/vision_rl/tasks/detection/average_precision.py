@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from vision_rl.arguments import naming_arguments
+
 
 _ABSENT = -1.0  # COCO's mark for a mean over nothing; unlike NaN it survives JSON
 
 
+@naming_arguments
 def coco_map(
     predictions: Sequence[Mapping[str, Any]],
     references: Sequence[Mapping[str, Any]],

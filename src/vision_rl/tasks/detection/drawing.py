@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, draw_mark
 from vision_rl.tasks.detection.average_precision import checked_prediction, checked_reference
 
@@ -15,6 +16,7 @@ MISSED = (29, 78, 216)
 _SIDE = 512  # pixels: a small image is enlarged while it fits
 
 
+@naming_arguments
 def draw(
     image: Image.Image,
     prediction: Mapping[str, Any],

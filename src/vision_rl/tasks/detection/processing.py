@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
 from vision_rl.pictures import as_images, rgb_image
@@ -135,6 +136,7 @@ class DetectionProcessor(VisionProcessor):
 
     # --- rows to tokens ---------------------------------------------------------------------------------------------
 
+    @naming_arguments
     def __call__(  # type: ignore[override]
         self, images, seeds=None, objects: Sequence[dict] | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
@@ -220,6 +222,7 @@ class DetectionProcessor(VisionProcessor):
         solid = ((corners[:, 2:] > corners[:, :2]) & (extent > 0)).all(1)
         return corners[solid], row.labels[solid], area[solid], row.iscrowd[solid]
 
+    @naming_arguments
     def get_references(self, rows: list[dict]) -> list[dict[str, Any]]:
         """The true boxes in pixels, crowds included, as COCO has them; and as `target_ids`, which rewards read."""
         references = []
@@ -281,6 +284,7 @@ class DetectionProcessor(VisionProcessor):
                 logger.warning("%d boxes %s.", which.sum(), what)
         self._check_form(dataset, columns, objects)
 
+    @naming_arguments
     def count_classes(self, dataset, column: str = "objects") -> list[int]:
         """How often each category occurs in a training set, crowds apart: for `AveragePrecisionReward`."""
         objects = read_column(dataset, column, self.categories, sample=False)
@@ -306,6 +310,7 @@ class DetectionProcessor(VisionProcessor):
 
     # --- tokens to boxes --------------------------------------------------------------------------------------------
 
+    @naming_arguments
     def batch_decode(
         self, sequences, image_sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[dict[str, np.ndarray]]:
@@ -322,6 +327,7 @@ class DetectionProcessor(VisionProcessor):
             for ids, size in zip(sequences, image_sizes, strict=True)
         ]
 
+    @naming_arguments
     def decode(self, ids, image_size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         """One completion, as `batch_decode` reads it."""
         return self.batch_decode([ids], None if image_size is None else [image_size])[0]
@@ -335,6 +341,7 @@ class DetectionProcessor(VisionProcessor):
         ids = np.asarray(ids, np.int64)
         return ids[len(ids) % TOKENS_PER_BOX == 1 :]
 
+    @naming_arguments
     def post_process_object_detection(
         self, outputs, threshold: float = 0.5, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
     ) -> list[dict[str, torch.Tensor]]:
@@ -374,6 +381,7 @@ class DetectionProcessor(VisionProcessor):
             for image, keep in zip(found, kept, strict=True)
         ]
 
+    @naming_arguments
     def decode_completions(
         self, sequences, *, per_token_logps, watched_logps, image_sizes
     ) -> list[dict[str, np.ndarray]]:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.rewards import RewardOutput, TokenTargets
 
 
@@ -76,6 +77,7 @@ class DetectionRewards:
         return _earned(self.rewards_per_box).repeat_interleave(TOKENS_PER_BOX, dim=-1)[..., :length]
 
 
+@naming_arguments
 def detection_reward(
     completion_ids: torch.Tensor,
     target_ids: torch.Tensor,
@@ -236,6 +238,7 @@ class RecallReward(_DetectionReward):
         super().__init__(num_bins, num_labels, duplicate_weight)
         self.thresholds = tuple(thresholds)
 
+    @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
         return self.output(self.score(completion_ids, references, log_metric), completion_ids)
 
@@ -277,6 +280,7 @@ class AveragePrecisionReward(_DetectionReward):
         self.confidence_weight, self.confidence_among = confidence_weight, confidence_among
         self.released_total = released_total
 
+    @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
         scored = self.score(completion_ids, references, log_metric)
         targets = None
@@ -287,6 +291,7 @@ class AveragePrecisionReward(_DetectionReward):
         return self.output(scored, completion_ids, targets)
 
 
+@naming_arguments
 def class_weights(counts: Sequence[int]) -> torch.Tensor:
     """Weights of mean 1, about inverse to the class's `counts`; none is more than 20 times as rare as all together."""
     numbers = torch.as_tensor(counts, dtype=torch.float64)
@@ -296,6 +301,7 @@ def class_weights(counts: Sequence[int]) -> torch.Tensor:
     return (len(numbers) * inverse / inverse.sum()).float()
 
 
+@naming_arguments
 def confidence_targets(
     match_iou: torch.Tensor,
     present: torch.Tensor,

@@ -2,12 +2,14 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.drawing import LABEL, PAPER, RIGHT, UNJUDGED, WRONG, draw_grid, draw_mark
 
 
 __all__ = ["draw", "draw_grid"]
 
 
+@naming_arguments
 def draw(
     image: Image.Image,
     completion: str | dict[str, str | list[str]],

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, draw_mark
 from vision_rl.tasks.panoptic.quality import match_segments
 from vision_rl.tasks.panoptic.segments import (
@@ -27,6 +28,7 @@ _GOLDEN_RATIO = 0.618034  # steps of the hue: neighbours in the list of categori
 _Label = tuple[str, Colour, bool | None]
 
 
+@naming_arguments
 def draw(
     image: Image.Image,
     prediction: Segmentation,
