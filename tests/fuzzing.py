@@ -113,7 +113,11 @@ def fault_of(error: BaseException, names: list[str]) -> str | None:
         return type(error).__name__
     if isinstance(error, UnicodeError | json.JSONDecodeError):
         return f"a bare {type(error).__name__}"
-    return None if any(name.lower() in str(error).lower() for name in names) else f"a {type(error).__name__} that names no argument"
+    return (
+        None
+        if any(name.lower() in str(error).lower() for name in names)
+        else f"a {type(error).__name__} that names no argument"
+    )
 
 
 def attack(
@@ -135,9 +139,9 @@ def attack(
     assert check(call(**arguments), arguments), "the arguments that are to be broken are not good ones"
     faults = []
     for _ in range(COUNT or count):
-        broken = arguments
-        for _ in range(rng.randrange(1, 3)):
-            broken = mutated(broken, rng, OBJECTS)
+        broken = dict(arguments)
+        for name in rng.choices(list(broken), k=rng.randrange(1, 3)):
+            broken[name] = mutated(broken[name], rng, OBJECTS)
         try:
             output = call(**broken)
         except BaseException as error:

@@ -53,6 +53,10 @@ def one_each(*names: str) -> Callable[[Any, dict], bool]:
     )
 
 
+def rows_each(output: Any, given: dict) -> bool:
+    return len(output) == len(given["rows"])
+
+
 def numbers(output: Any, given: dict) -> bool:
     return finite(output)
 
@@ -81,7 +85,7 @@ def words_of(processor: Any) -> dict[str, Entry]:
             processor.decode_completions, {"sequences": IDS, **decoded}, one_each("sequences")
         ),
         "call": Entry(processor, {"images": [IMAGE] * 2, column: [row[column] for row in rows]}, says=["image"]),
-        "get_references": Entry(processor.get_references, {"rows": rows}, one_each("rows"), [column]),
+        "get_references": Entry(processor.get_references, {"rows": rows}, rows_each, [column]),
     }
 
 
@@ -155,7 +159,7 @@ BINS, NAMES = 20, ["cat", "dog"]
 BOXES = detection.DetectionProcessor(image_processor(), NAMES, num_bins=BINS, max_boxes=2)
 LIKELY = detection.DetectionProcessor(image_processor(), NAMES, num_bins=BINS, max_boxes=2, score="likelihood")
 BOX = [3, 3, 13, 13, 24, 2]
-BOX_IDS = [BOX + [5, 5, 20, 20, 25, 1], BOX, []]
+BOX_IDS = [[*BOX, 5, 5, 20, 20, 25, 1], BOX, []]
 OBJECTS = {"bbox": [[1, 1, 10, 12], [4, 4, 8, 8]], "category": [0, "dog"], "area": [100.0, None], "iscrowd": [0, 1]}
 BOX_ROWS = [{"image": IMAGE, "objects": OBJECTS}] * 2
 TRUE_BOXES = BOXES.get_references(BOX_ROWS * 2)[:3]
@@ -173,7 +177,7 @@ def reward_output(output: RewardOutput, given: dict) -> bool:
 
 
 def weights_of(output: torch.Tensor, given: dict) -> bool:
-    return bool((output > 0).all() and output.isfinite().all() and len(output) == len(given["counts"]))
+    return bool((output > 0).all() and output.isfinite().all() and len(output) == len(given["class_counts"]))
 
 
 ENTRIES |= {
@@ -205,7 +209,7 @@ ENTRIES |= {
     "detection.get_references": Entry(
         BOXES.get_references,
         {"rows": BOX_ROWS},
-        lambda output, given: len(output) == len(given["rows"]),
+        rows_each,
         ["image", "objects", *OBJECTS],
     ),
     "detection.count_classes": Entry(
@@ -231,7 +235,7 @@ ENTRIES |= {
         },
         lambda output, given: finite(output.rewards),
     ),
-    "detection.class_weights": Entry(class_weights, {"counts": [3, 0, 10]}, weights_of),
+    "detection.class_weights": Entry(class_weights, {"class_counts": [3, 0, 10]}, weights_of),
     "detection.detection_reward": Entry(
         lambda **given: detection_reward(**given).rewards,
         {
@@ -283,9 +287,7 @@ ENTRIES |= {
         {"images": [MAP_IMAGE] * 2, "segmentation": [MAP] * 2, "segments_info": [SEGMENTS] * 2, "seeds": [1, 2]},
         says=OF_MAPS,
     ),
-    "panoptic.get_references": Entry(
-        MAPS.get_references, {"rows": MAP_ROWS}, lambda output, given: len(output) == len(given["rows"]), OF_MAPS
-    ),
+    "panoptic.get_references": Entry(MAPS.get_references, {"rows": MAP_ROWS}, rows_each, OF_MAPS),
     "panoptic.from_dense": Entry(
         MAPS.from_dense,
         {
@@ -374,7 +376,7 @@ def checked_of(rewards, prefix_rewards, targets):
 
 
 ENTRIES |= {
-    "rewards.TokenTargets": Entry(TokenTargets, TARGETS, lambda output, given: math.isfinite(output.weight)),
+    "rewards.TokenTargets": Entry(TokenTargets, TARGETS, lambda output, given: abs(output.weight) < 1e38),
     "rewards.RewardOutput": Entry(
         checked_of,
         {"rewards": [0.5, None], "prefix_rewards": torch.zeros(2, 4), "targets": TARGETS},

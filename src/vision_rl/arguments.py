@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,8 +14,9 @@ from PIL import Image
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LARGEST = torch.finfo(torch.float32).max  # of what is computed with
 _BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, RuntimeError)
-_NOT_THE_ARGUMENTS = (NotImplementedError, torch.OutOfMemoryError, torch.AcceleratorError)
+_NOT_THE_ARGUMENTS = (torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
@@ -33,7 +35,7 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
             raise
         except _BROKEN as error:
             try:
-                given = inspect.signature(function).bind(*args, **kwargs).arguments
+                given = _by_name(inspect.signature(function).bind(*args, **kwargs))
             except TypeError:  # arguments that the function does not have: Python names them
                 raise error from None
             shown = {name: described(value) for name, value in given.items() if name not in ("self", "log_metric")}
@@ -47,6 +49,14 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return named
+
+
+def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments, each of the further keywords by its own name."""
+    kinds = {name: parameter.kind for name, parameter in bound.signature.parameters.items()}
+    others = {name for name in bound.arguments if kinds[name] is inspect.Parameter.VAR_KEYWORD}
+    named = {name: value for name, value in bound.arguments.items() if name not in others}
+    return named | {key: value for name in others for key, value in bound.arguments[name].items()}
 
 
 def described(value: Any) -> str:
@@ -81,6 +91,36 @@ def check_rows(**columns: Any) -> None:
             raise ValueError(
                 f"There are {len(columns[first])} {first} but {len(columns[name])} {name}: give one of each a row."
             )
+
+
+def check_sizes(name: str, sizes: Any) -> None:
+    """N pairs of positive, finite numbers: the two sides of images.
+
+    Raises:
+        ValueError: naming the argument, and the first that is none.
+    """
+    check_rows(**{name: sizes})
+    for row, size in enumerate(sizes):
+        try:
+            good = len(size) == 2 and all(0 < side < math.inf for side in size)
+        except (TypeError, ValueError, RuntimeError):
+            good = False
+        if not good:
+            raise ValueError(f"{name}[{row}] must be two sides in pixels, above 0; it is {described(size)}.")
+
+
+def check_number(name: str, value: Any, least: float = -LARGEST, most: float = LARGEST, whole: bool = False) -> None:
+    """A number, Python's or numpy's, from `least` to `most`.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    kinds = int | np.integer if whole else int | float | np.integer | np.floating
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value <= most:
+        above = "" if least == -LARGEST else f" from {least}"
+        below = "" if most == LARGEST else f" to {most}"
+        kind = "whole" if whole else "finite"
+        raise ValueError(f"{name} must be a {kind} number{above}{below}; it is {described(value)}.")
 
 
 def id_rows(name: str, sequences: Any) -> list[np.ndarray]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.arguments import naming_arguments
+from vision_rl.arguments import check_rows, check_sizes, id_rows, naming_arguments
 from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
 from vision_rl.pictures import as_images, rgb_image
@@ -320,8 +320,11 @@ class DetectionProcessor(VisionProcessor):
             sequences: N rows of ids, such as `model.generate` returns, with the token that starts the decoder, or without.
             image_sizes: N pairs (width, height). Default: boxes are in 0..1 of the model's frame.
         """
+        sequences = id_rows("sequences", sequences)
         if image_sizes is None:
             return [self._decode(self._without_start(ids), extent=(1.0, 1.0)) for ids in sequences]
+        check_sizes("image_sizes", image_sizes)
+        check_rows(sequences=sequences, image_sizes=image_sizes)
         return [
             self._decode(self._without_start(ids), self._extent(size), size)
             for ids, size in zip(sequences, image_sizes, strict=True)
@@ -338,7 +341,6 @@ class DetectionProcessor(VisionProcessor):
 
     def _without_start(self, ids) -> np.ndarray:
         """Whole boxes: one more token is that with which `generate` starts."""
-        ids = np.asarray(ids, np.int64)
         return ids[len(ids) % TOKENS_PER_BOX == 1 :]
 
     @naming_arguments
@@ -365,6 +367,8 @@ class DetectionProcessor(VisionProcessor):
             )
         logps = torch.stack(outputs.scores, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)
         ids = outputs.sequences[:, -logps.shape[1] :].cpu()  # (N, T)
+        if target_sizes is not None:
+            check_sizes("target_sizes", target_sizes)
         sizes = (
             [(1.0, 1.0)] * len(ids) if target_sizes is None else [(w, h) for h, w in np.asarray(target_sizes).tolist()]
         )
@@ -390,11 +394,12 @@ class DetectionProcessor(VisionProcessor):
         Corners are put in order and clipped to the image. With a watched confidence the score is
         p(high) / (p(low) + p(high)).
         """
+        check_sizes("image_sizes", image_sizes)
         extents = [self._extent(size) for size in image_sizes]
         return self._decode_scored(sequences, per_token_logps, watched_logps, extents, image_sizes)
 
     def _decode_scored(self, sequences, per_token_logps, watched_logps, extents, sizes) -> list[dict[str, np.ndarray]]:
-        decoded = []
+        decoded, sequences = [], id_rows("sequences", sequences)
         for i, (ids, extent, size) in enumerate(zip(sequences, extents, sizes, strict=True)):
             num_tokens = len(ids) // TOKENS_PER_BOX * TOKENS_PER_BOX
             if self.score == "confidence":
@@ -402,7 +407,12 @@ class DetectionProcessor(VisionProcessor):
                 scores = torch.sigmoid(high - low)
             else:
                 scores = per_token_logps[i, :num_tokens].double().unflatten(0, (-1, TOKENS_PER_BOX)).mean(1).exp()
-            decoded.append(self._decode(np.asarray(ids, np.int64), extent, size, scores.numpy()))
+            if scores.isnan().any():
+                raise ValueError(
+                    f"The log-probabilities of completion {i} are not finite (per_token_logps, watched_logps): its boxes "
+                    "would have the score NaN."
+                )
+            decoded.append(self._decode(ids, extent, size, scores.numpy()))
         return decoded
 
     def _decode(self, ids, extent, size=(1.0, 1.0), scores: np.ndarray | None = None) -> dict[str, np.ndarray]:
