@@ -13,7 +13,7 @@ class DataArguments:
     images_dir: str | None = None  # with annotation_file, COCO's captions JSON; a seventh each is validation and test
     annotation_file: str | None = None
     karpathy_file: str | None = None  # instead of annotation_file: dataset_coco.json or dataset_flickr8k.json
-    on_bad_row: Literal["raise", "skip"] = "raise"  # of these files
+    on_bad_annotation: Literal["raise", "skip"] = "raise"  # of these files
     dataset_name: str | None = None  # rows with `image` and `captions: list[str]`; splits train, validation and test
 
 
@@ -22,7 +22,7 @@ def captioning_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     if args.karpathy_file is not None and args.images_dir is not None:
         splits = (("train", "restval"), "val", "test")
         train, validation, test = (
-            load_karpathy_captions(args.images_dir, args.karpathy_file, split, on_bad_row=args.on_bad_row)
+            load_karpathy_captions(args.images_dir, args.karpathy_file, split, on_bad_row=args.on_bad_annotation)
             for split in splits
         )
         return train, validation, test
@@ -37,6 +37,6 @@ def captioning_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
         raise ValueError(
             "Say what to learn from: --images_dir with --annotation_file or --karpathy_file, or --dataset_name."
         )
-    rows = load_coco_captions(args.images_dir, args.annotation_file, on_bad_row=args.on_bad_row).shuffle(seed=0)
+    rows = load_coco_captions(args.images_dir, args.annotation_file, on_bad_row=args.on_bad_annotation).shuffle(seed=0)
     first, second = 5 * len(rows) // 7, 6 * len(rows) // 7
     return rows.select(range(first)), rows.select(range(first, second)), rows.select(range(second, len(rows)))

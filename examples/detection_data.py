@@ -40,7 +40,7 @@ class DataArguments:
     annotation_file: str | None = None
     eval_images_dir: str | None = None  # of eval_annotation_file; default: images_dir
     eval_annotation_file: str | None = None  # default: a tenth of the training images is kept for evaluation
-    on_bad_row: Literal["raise", "skip"] = "raise"  # of annotation files
+    on_bad_annotation: Literal["raise", "skip"] = "raise"  # of annotation files
     dataset_name: str | None = None  # rows with `image` and `objects: {bbox, category}`
     situation: Situation = "complete"  # of digit scenes, without any of the above
     num_train_images: int = 40_000  # digit scenes
@@ -65,10 +65,10 @@ def detection_data(args: DataArguments) -> tuple[Dataset, Dataset, list[str] | N
 
 
 def _coco_data(args: DataArguments, images_dir: str, annotation_file: str) -> tuple[Dataset, Dataset]:
-    rows = load_coco_detection(images_dir, annotation_file, on_bad_row=args.on_bad_row)
+    rows = load_coco_detection(images_dir, annotation_file, on_bad_row=args.on_bad_annotation)
     if args.eval_annotation_file is not None:
         eval_dir = args.eval_images_dir or images_dir
-        return rows, load_coco_detection(eval_dir, args.eval_annotation_file, on_bad_row=args.on_bad_row)
+        return rows, load_coco_detection(eval_dir, args.eval_annotation_file, on_bad_row=args.on_bad_annotation)
     if args.eval_images_dir is not None:
         raise ValueError("--eval_images_dir needs --eval_annotation_file.")
     rows = rows.shuffle(seed=0)

@@ -32,6 +32,9 @@ class CountingProcessor(VisionProcessor):
     def batch_decode(self, sequences, **kwargs):
         return [ids[0] - 1 for ids in sequences]
 
+    def draw(self, image, completion, reference=None):
+        return ImageOps.expand(image, completion, "red")
+
 
 def closeness_reward(completions, references, **kwargs):
     return [1.0 - abs(c - r) / 4 for c, r in zip(completions, references, strict=True)]
@@ -68,10 +71,6 @@ def make_processor(options, image_processor, rows):
 
 def make_metric(processor):
     return counting_error
-
-
-def make_draw(processor):
-    return lambda image, completion, reference=None: ImageOps.expand(image, completion, "red")
 
 
 def save_results(folder, predictions, rows, processor):

@@ -306,19 +306,19 @@ class TextProcessor(VisionProcessor):
         return [known.get(token, -1) for token in self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
 
     def _label_ids(self, text: list[str]) -> list[list[int]]:
-        """What is learned of each text: its ids without the start that the decoder is given, and one end token."""
-        return [self._framed(ids) for ids in self.tokenizer(text)["input_ids"]]
-
-    def _framed(self, ids: list[int]) -> list[int]:
-        tokenizer, start = self.tokenizer, self.decoder_start_token_id
-        while ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-        in_front = list(itertools.takewhile(self._start_ids.__contains__, ids))
-        starts_by_itself = start not in (None, tokenizer.pad_token_id, tokenizer.eos_token_id)
-        kept = (
-            0 if starts_by_itself or start in in_front else 1
-        )  # of the tokenizer's: TrOCR learns its <s> behind </s>
-        return [*in_front[len(in_front) - kept :], *ids[len(in_front) :], tokenizer.eos_token_id]
+        """What is learned of each text: its ids without the start that the decoder is given, and with one end token."""
+        tokenizer, start, starts = self.tokenizer, self.decoder_start_token_id, self._start_ids
+        end = tokenizer.eos_token_id
+        starts_by_itself = start not in (None, tokenizer.pad_token_id, end)
+        sequences = []
+        for ids in tokenizer(text, return_attention_mask=False)["input_ids"]:
+            while ids and ids[-1] == end:
+                ids = ids[:-1]
+            in_front = list(itertools.takewhile(starts.__contains__, ids))
+            # Of the tokenizer's one stays behind a start that is no start by itself: TrOCR learns its <s> behind </s>.
+            kept = 0 if starts_by_itself or start in in_front else 1
+            sequences.append([*in_front[len(in_front) - kept :], *ids[len(in_front) :], end])
+        return sequences
 
     @property
     def _start_ids(self) -> set[int]:

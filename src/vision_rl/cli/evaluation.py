@@ -22,7 +22,7 @@ def evaluate(given: Read) -> Callable[[], None]:
         raise ValueError("vision-rl eval needs a model: the output_dir of `vision-rl mle` or `tune`.")
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
-    processor = load_processor(args.model, given.task)
+    processor = building.with_options(load_processor(args.model, given.task), given.options)
     rows = require(
         load_rows(given.task, data, given.options, args.split), f"of the split {args.split}", data, given.task
     )

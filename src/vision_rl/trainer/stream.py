@@ -6,13 +6,12 @@ comes next. Each process reads its own share of the stream, and saves how far it
 """
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-import datasets
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import Dataset, Sampler
 
@@ -40,7 +39,13 @@ class StreamHead(list):
 
 
 def is_stream(dataset) -> bool:
-    return isinstance(dataset, datasets.IterableDataset | torch.utils.data.IterableDataset)
+    return _is_of_datasets(dataset) or isinstance(dataset, torch.utils.data.IterableDataset)
+
+
+def _is_of_datasets(dataset) -> bool:
+    """Where nobody has imported `datasets`, nothing is a stream of it; it is not imported for the question."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(dataset, datasets.IterableDataset)
 
 
 class StreamRows(Dataset):
@@ -73,8 +78,10 @@ class StreamRows(Dataset):
         self.seed, self.batch_size, self.repeats = seed, batch_size, repeats
         self.num_processes, self.process_index = num_processes, process_index
         self.rows_of_block = block_size // num_processes  # of this process
-        self._splits_itself = isinstance(dataset, datasets.IterableDataset)
+        self._splits_itself = _is_of_datasets(dataset)
         if self._splits_itself and num_processes > 1:
+            from datasets.distributed import split_dataset_by_node
+
             self.dataset = split_dataset_by_node(dataset, process_index, num_processes)
         else:
             self.dataset = copy.copy(dataset)  # its state is ours
