@@ -15,6 +15,7 @@ import torch
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import Dataset, Sampler
 
+from vision_rl.arguments import check_number, described
 from vision_rl.randomness import ROW_TARGETS, keyed_generator
 from vision_rl.trainer.data_order import Row, RowKey, as_columns
 
@@ -174,8 +175,13 @@ class StreamRows(Dataset):
         """Go on from a saved position, before any row is asked for.
 
         Raises:
-            ValueError: it was saved by another number of processes, which have other shares.
+            ValueError: it was saved by another number of processes, which have other shares; or it is no position.
         """
+        counts = ("row", "pass", "place", "num_processes")
+        if not isinstance(position, dict) or {"state", *counts} - set(position):
+            raise ValueError(f"The place in the stream needs {[*counts, 'state']}; it is {described(position)}.")
+        for name in counts:
+            check_number(f"The `{name}` of the place in the stream", position[name], 0, 2**62, whole=True)
         if position["num_processes"] != self.num_processes:
             raise ValueError(
                 f"The checkpoint has the places of {position['num_processes']} processes in the stream, now there are "
