@@ -115,7 +115,7 @@ def test_an_interrupted_evaluation_answers_only_the_shards_that_are_missing(coun
     command = f"eval --task {COUNTING} --model {counter} --use_cpu true --shard_size 20 --output_dir {tmp_path}/eval"
     run(command)
     whole = (tmp_path / "eval" / "metrics.json").read_text()
-    shards = sorted((tmp_path / "eval" / "shards").glob("*.pkl"))
+    shards = sorted((tmp_path / "eval" / "shards").glob("*.pt"))
     assert len(shards) == 3
     written = {path: path.stat().st_mtime_ns for path in shards}
     shards[1].unlink()
