@@ -202,13 +202,14 @@ needs_deepspeed = pytest.mark.skipif(
 def deepspeed(tmp_path_factory) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("deepspeed")
     mle, reward = ({**CALLS[kind], "deepspeed": zero(2)} for kind in KINDS)
-    zero3 = {**CALLS["reward"], **HALF, "deepspeed": zero(3)}
+    zero3 = {**CALLS["reward"], **HALF, "deepspeed": zero(3), "ds3_gather_for_generation": False}
     calls = {
         "mle": {**mle, **HALF_ACCUMULATED, **SAVING, "evaluate": True},
         "mle_resumed": {**mle, **HALF_ACCUMULATED, "resume": str(folder / "mle" / f"checkpoint-{SAVED_STEP}")},
         "reward": {**reward, **HALF},
         "reward_zero3": {**zero3, **SAVING, "evaluate": True, "save": True},
         "reward_zero3_resumed": {**zero3, "resume": str(folder / "reward_zero3" / f"checkpoint-{SAVED_STEP}")},
+        "reward_zero3_gathered": {**CALLS["reward"], **HALF, "deepspeed": zero(3)},  # once a rollout, the default
         **{f"zero{stage}_skip": {**CALLS["mle"], **HALF, **SKIP, "deepspeed": zero(stage)} for stage in (2, 3)},
         "gpt2_zero3": {
             "kind": "reward",
@@ -224,7 +225,11 @@ def deepspeed(tmp_path_factory) -> dict[str, list[dict]]:
 
 @needs_deepspeed
 @pytest.mark.parametrize(
-    "name, same", [("mle", "mle"), ("reward", "reward"), ("reward_zero3", "reward"), ("gpt2_zero3", "reward_gpt2")]
+    "name, same",
+    [
+        *(("mle", "mle"), ("reward", "reward")),
+        *(("reward_zero3", "reward"), ("reward_zero3_gathered", "reward"), ("gpt2_zero3", "reward_gpt2")),
+    ],
 )
 def test_zero_takes_the_steps_of_ddp(ddp, deepspeed, name, same):
     """In memory, or given as a path: then ZeRO-3 shards it as it is loaded."""
@@ -254,6 +259,13 @@ def test_zero3_ranks_go_on_sampling_until_the_slowest_is_done(deepspeed):
         == second["widths"]
         == [max(pair) for pair in zip(lengths(first), lengths(second), strict=True)]
     )
+
+
+@needs_deepspeed
+def test_with_weights_gathered_once_a_rollout_each_rank_of_zero3_samples_for_itself(deepspeed):
+    first, second = deepspeed["reward_zero3_gathered"]
+    assert lengths(first) != lengths(second)
+    assert (first["widths"], second["widths"]) == (lengths(first), lengths(second))
 
 
 @needs_deepspeed

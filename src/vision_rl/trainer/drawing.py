@@ -37,9 +37,9 @@ class Drawing:
         Where one micro-batch is learned from once, and right away, its images are encoded with gradient: learning goes
         on from there. Only without dropout, and where a process holds all weights.
         """
-        args = self.trainer.args
+        args, once = self.trainer.args, len(batches) == 1 and self.trainer.args.updates_per_rollout == 1
         self.forget()
-        self._encodes_to_learn = len(batches) == 1 and args.updates_per_rollout == 1 and args.disable_dropout
+        self._encodes_to_learn = once and args.disable_dropout and not self.trainer.shards_weights()
         count, size = sum(len(batch["row_index"]) for batch in batches), args.per_device_generation_batch_size
         if size is None:
             size = (count + 1) // 2 if args.reward_num_workers else count
@@ -72,7 +72,7 @@ class Drawing:
         """The inputs with `encoder_outputs (B, N, d)`, the images encoded once for whoever asks."""
         trainer = self.trainer
         policy = trainer.unwrap(trainer.model_wrapped)
-        if "encoder_outputs" in inputs or not is_vision_encoder_decoder(policy) or trainer._gathers_weights():
+        if "encoder_outputs" in inputs or not is_vision_encoder_decoder(policy) or trainer.gathers_weights():
             return inputs
         trainer.clock.enter("encode")
         encoder_outputs = self.encoding(policy, inputs["pixel_values"], self._encodes_to_learn)

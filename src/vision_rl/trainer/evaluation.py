@@ -47,7 +47,7 @@ def decoded(
 
 def records_of(trainer: "VisionTrainer", dataloader: DataLoader) -> list[Record]:
     """Of each row once, in order, on all ranks."""
-    model = model_for_evaluation(trainer, trainer._gathers_weights())
+    model = model_for_evaluation(trainer, trainer.gathers_weights())
     model.eval()
     trainer.callback_handler.eval_dataloader = dataloader
     measures = not trainer._predicting and hasattr(trainer.compute_metrics, "per_image")

@@ -30,7 +30,7 @@ class ReferenceModel:
         self.model: Any = trainer.model
         if adapters_are_new:
             return
-        if trainer._gathers_weights():
+        if trainer.gathers_weights():
             raise ValueError("beta needs a second copy of the weights, which ZeRO-3 and FSDP would shard: use LoRA.")
         copied = copy.deepcopy(trainer.model).requires_grad_(False)
         self.model = trainer.accelerator.prepare_model(copied, evaluation_mode=True).eval()

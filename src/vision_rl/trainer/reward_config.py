@@ -69,6 +69,12 @@ class VisionRewardConfig(VisionConfig):
         default=1.0,
         metadata={"help": "Of the sampled policy; the gradient is taken of the same distribution. Paper: 1."},
     )
+    ds3_gather_for_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "ZeRO-3: gather all weights once for a rollout. False: at every token, for a model that no device can hold."
+        },
+    )
     disable_dropout: bool = field(
         default=True,
         metadata={"help": "Tune without dropout, so that the policy that learns is the one that sampled."},

@@ -31,6 +31,7 @@ from vision_rl.trainer.step_log import StepLog
 from vision_rl.trainer.teacher_forcing import TeacherForcing, label_loss, label_weights
 from vision_rl.trainer.timing import OptimizerClock, StepClock
 from vision_rl.trainer.vision_trainer import VisionTrainer
+from vision_rl.trainer.whole_weights import whole_weights
 
 
 class VisionRewardTrainer(VisionTrainer):
@@ -108,11 +109,10 @@ class VisionRewardTrainer(VisionTrainer):
             disable_dropout(self.model)
         self.clock = StepClock(self.args.device)
         self.step_log = StepLog(self.accelerator, self.clock, args)
-        self.read_completions = TeacherForcing(self)
+        self.read_completions, self._drawing = TeacherForcing(self), Drawing(self)
         self.reference = ReferenceModel(self, adapters_are_new=peft_config is not None) if args.beta > 0 else None
         self.ref_model = self.reference and self.reference.model
         self.completions_log = CompletionsLog.of(self) if args.log_completions else None
-        self._drawing = Drawing(self)
         self._in_use = RolloutInUse(args.updates_per_rollout, args.steps_per_generation)  # type: ignore[arg-type]
         self._policy_loss = PolicyLoss.of(self)
         self.add_callback(OptimizerClock(self.clock))
@@ -129,7 +129,7 @@ class VisionRewardTrainer(VisionTrainer):
     def _roll_out(self, batches: list[dict]) -> list[Rollout]:
         """All images of the micro-batches answered, scored and given advantages; the part of each micro-batch."""
         step, parts = self.state.global_step, []
-        with self.step_log.timed():
+        with self.step_log.timed(), whole_weights(self):
             for completions, inputs in self._drawing(batches):  # by `_sample`, one chunk while the last is scored
                 rewards, targets = self._score(completions, inputs)
                 advantages = self._advantages(rewards, completions, inputs)

@@ -65,6 +65,7 @@ class VisionTrainer(Trainer):
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
     _tag_names: list[str]
     _predicting = False
+    holds_all_weights = False  # for now, although they are sharded (`whole_weights`)
     _save_failed = False
 
     def __init__(
@@ -153,10 +154,14 @@ class VisionTrainer(Trainer):
         """The transformers model inside whatever DDP, DeepSpeed, `torch.compile` and PEFT have put around it."""
         return base_model(self.accelerator.unwrap_model(model, keep_torch_compile=False))
 
-    def _gathers_weights(self) -> bool:
-        """Whether a rank holds only a shard of them, so that every forward is one of all ranks."""
+    def shards_weights(self) -> bool:
+        """Whether each rank keeps only a part of them: FSDP and ZeRO-3."""
         zero = getattr(self.accelerator.state, "deepspeed_plugin", None)
         return self.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3)
+
+    def gathers_weights(self) -> bool:
+        """Whether a forward now has to gather them, so that it is one of all ranks."""
+        return self.shards_weights() and not self.holds_all_weights
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -290,7 +295,7 @@ class VisionTrainer(Trainer):
                 encoder_outputs=batch.get("encoder_outputs"),
                 max_completion_length=self.max_completion_length,
                 watched_ids=self.processor.watched_ids,
-                synced=self._gathers_weights(),
+                synced=self.gathers_weights(),
                 **how,
             )
 
