@@ -1,8 +1,9 @@
 """Caption images: MLE, then tuning for CIDEr with eight samples an image, each against the other seven.
 
-    python examples/captioning.py                                             # about 6 minutes on a CPU
+    python examples/captioning.py                                             # about 4 minutes on a CPU
 
-Writes runs/captioning: models and captions.png. `vision-rl mle --config captioning_b_mle` starts from a pretrained ViT.
+Writes runs/captioning: models and captions.png. So early the model hardly looks at the image: tuning doubles CIDEr (0.37 to
+0.76) by saying of all what is true of most. More --mle_steps help, and photos: --images_dir coco --karpathy_file ...
 """
 
 from dataclasses import dataclass
@@ -58,7 +59,6 @@ def main(args: ScriptArguments, options: captioning.Options) -> None:
     mle.train()
     mle.save_model()
     before, captions = mle.evaluate(), mle.predict(shown).predictions
-
     # Step 2: tune for CIDEr, with the document frequencies of the training captions.
     schedule = {"learning_rate": 1e-4, "max_steps": args.tune_steps, "num_generations": 8}
     config = VisionRewardConfig(f"{args.output_dir}/tuned", **schedule, **common)

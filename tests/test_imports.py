@@ -100,7 +100,11 @@ def test_scripts_use_the_public_interface_only(folder):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "vision_rl":
                 module = importlib.import_module(node.module)
                 for name in [alias.name for alias in node.names]:
-                    value = getattr(module, name, None) or importlib.import_module(f"{node.module}.{name}")
+                    value = (
+                        getattr(module, name)
+                        if hasattr(module, name)
+                        else importlib.import_module(f"{node.module}.{name}")
+                    )
                     known = isinstance(value, ModuleType) or name.isupper() or name in getattr(module, "__all__", ())
                     known = known or any(value is one for one in public)
                     assert known and not f".{node.module}.{name}".count("._"), f"{path.name}: {node.module}.{name}"
