@@ -28,7 +28,7 @@ results: $(VENV)/.demo  ## the whole detection experiment, about two hours: expe
 	$(BIN)/python experiments/detection_study.py --situation incomplete
 
 test: $(VENV)/.test  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-oldest: $(VENV)-oldest/.test  ## what touches other libraries, with their lowest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m compatibility
@@ -48,7 +48,7 @@ constraints: $(VENV)/.created  ## constraints/known-good.txt anew, from the newe
 	  $(VENV)-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//') > constraints/known-good.txt
 	rm -rf $(VENV)-constraints
 
-gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, at most 8 minutes; PYTHON= has torch
+gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, sized for 8 minutes; PYTHON= has torch
 	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu_check.py
 
 quality: $(VENV)/.quality  ## lint, format and types, as CI checks them

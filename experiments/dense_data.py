@@ -19,7 +19,7 @@ class DataArguments:
     images_dir: str | None = None  # photos, also in folders of it; a tenth each is validation and test
     masks_dir: str | None = None  # with annotation_file, COCO's panoptic JSON: the maps of the photos
     annotation_file: str | None = None
-    on_bad_row: Literal["raise", "skip"] = "raise"  # of these
+    on_bad_annotation: Literal["raise", "skip"] = "raise"  # of these
     num_train_images: int = 20_000  # digit scenes, without any of the above
     num_eval_images: int = 300  # of validation, and of test
     num_test_images: int | None = None  # of test, if other
@@ -29,7 +29,7 @@ def panoptic_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test rows with `image`, `segmentation` and `segments_info`."""
     folder = (args.images_dir, args.masks_dir, args.annotation_file)
     if all(folder):
-        return _split(load_coco_panoptic(*folder, on_bad_row=args.on_bad_row))
+        return _split(load_coco_panoptic(*folder, on_bad_row=args.on_bad_annotation))
     if any(folder):
         raise ValueError("A folder in COCO's form needs all of --images_dir, --masks_dir and --annotation_file.")
     return _scenes(args, ["segmentation"])
@@ -43,8 +43,8 @@ def categories_of(args: DataArguments) -> list[dict]:
 def colorization_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:
     """Training, validation and test rows with `image`; photos that are grey already are left out."""
     if args.images_dir is not None:
-        photos = load_photos(args.images_dir, on_bad_row=args.on_bad_row)
-        return _split(without_grey(photos, on_bad_row=args.on_bad_row))
+        photos = load_photos(args.images_dir, on_bad_row=args.on_bad_annotation)
+        return _split(without_grey(photos, on_bad_row=args.on_bad_annotation))
     return _scenes(args, [])
 
 

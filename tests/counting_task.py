@@ -32,6 +32,9 @@ class CountingProcessor(VisionProcessor):
     def batch_decode(self, sequences, **kwargs):
         return [ids[0] - 1 for ids in sequences]
 
+    def draw(self, image, completion, reference=None):
+        return ImageOps.expand(image, completion, "red")
+
 
 def closeness_reward(completions, references, **kwargs):
     return [1.0 - abs(c - r) / 4 for c, r in zip(completions, references, strict=True)]
@@ -42,10 +45,11 @@ def counting_error(predictions, references):
 
 
 def squares(count, seed=0):
-    shown = np.random.default_rng(seed).random((count, 2, 2)) < 0.5
+    rng = np.random.default_rng(seed)
+    shown = np.array([np.isin(range(4), rng.permutation(4)[: rng.integers(0, 5)]) for _ in range(count)])
     square = np.pad(np.full((1, 12, 12), 255, np.uint8), ((0, 0), (2, 2), (2, 2)))
-    pictures = [Image.fromarray(pixels).convert("RGB") for pixels in np.kron(shown, square)]
-    return Dataset.from_dict({"image": pictures, "count": shown.sum((1, 2)).tolist()})
+    pictures = [Image.fromarray(pixels).convert("RGB") for pixels in np.kron(shown.reshape(-1, 2, 2), square)]
+    return Dataset.from_dict({"image": pictures, "count": shown.sum(1).tolist()})
 
 
 # --- what the command line asks of a task ----------------------------------------------------------------------------
@@ -68,10 +72,6 @@ def make_processor(options, image_processor, rows):
 
 def make_metric(processor):
     return counting_error
-
-
-def make_draw(processor):
-    return lambda image, completion, reference=None: ImageOps.expand(image, completion, "red")
 
 
 def save_results(folder, predictions, rows, processor):

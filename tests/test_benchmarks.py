@@ -1,6 +1,8 @@
 """The benchmarks run, on sizes of seconds, and refuse to compare what is not equal. No time is asserted."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,13 @@ def test_the_gpu_check_does_on_a_cpu_all_that_needs_no_gpu(benchmark, tmp_path):
         assert results[f"step, {name}"]["times as fast as naive"]["total"] > 0 and sizes["vit"] == "b"
         limits = results[f"limits, {name}"]
         assert limits["decoding, a token"]["share"] > 0 and limits["learning"]["share"] > 0
+
+
+def test_the_gpu_check_needs_no_datasets_trl_or_evaluate():
+    """A machine with a GPU and no network may lack them."""
+    lacking = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'trl', 'evaluate'])); import gpu_check"
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    subprocess.run([sys.executable, "-c", lacking], cwd=folder, check=True)
 
 
 def test_the_gpu_check_replays_graphs_and_compares_them(benchmark, monkeypatch):

@@ -79,6 +79,35 @@ def test_a_model_that_is_continued_keeps_its_processor(counter, tmp_path):
     assert (tmp_path / "more" / "processor_config.json").read_text() == (counter / "processor_config.json").read_text()
 
 
+def test_a_reader_that_is_continued_keeps_its_characters_or_takes_those_that_are_asked_for(tmp_path):
+    digits = f"--scenes 16 {FEW}"
+    run(f"mle --task ocr --alphabet 0123456789 --image_size 32 {ENCODER} {DECODER} {digits} --output_dir {tmp_path}/a")
+    run(f"mle --task ocr --model {tmp_path}/a {digits} --output_dir {tmp_path}/b")
+    run(
+        f"mle --task ocr --model {tmp_path}/a --alphabet 9876543210- --image_size 64 {digits} --output_dir {tmp_path}/c"
+    )
+    sizes = {name: json.loads((tmp_path / name / "config.json").read_text()) for name in "abc"}
+    assert [sizes[name]["decoder"]["vocab_size"] for name in "abc"] == [12, 12, 13]
+    assert [sizes[name]["encoder"]["image_size"] for name in "abc"] == [32, 32, 64]
+
+
+def test_options_that_would_change_the_tokens_of_a_model_are_refused_and_others_count(checkpoint, tmp_path, capsys):
+    for command in ("tune --reward map", "eval"):
+        told = fails(capsys, f"{command} --task detection --model {checkpoint} --scenes 8 --num_bins 9 --use_cpu true")
+        assert "vocab_size is 23, and that of the model is 78" in told
+    command = f"eval --task detection --model {checkpoint} --scenes 8 --max_eval_rows 8 --use_cpu true"
+    for score in ("likelihood", "confidence"):
+        run(f"{command} --score {score} --output_dir {tmp_path}/{score}")
+    scores = [json.loads((tmp_path / name / "detections.json").read_text()) for name in ("likelihood", "confidence")]
+    assert [box["bbox"] for box in scores[0]] == [box["bbox"] for box in scores[1]]
+    assert [box["score"] for box in scores[0]] != [box["score"] for box in scores[1]]
+
+
+def test_options_that_describe_a_new_model_are_refused_beside_one_that_goes_on(counter, capsys):
+    told = fails(capsys, f"mle --task {COUNTING} --model {counter} --encoder_layers 3 --use_cpu true")
+    assert "encoder_layers describes a new model" in told
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
@@ -86,7 +115,7 @@ def test_an_interrupted_evaluation_answers_only_the_shards_that_are_missing(coun
     command = f"eval --task {COUNTING} --model {counter} --use_cpu true --shard_size 20 --output_dir {tmp_path}/eval"
     run(command)
     whole = (tmp_path / "eval" / "metrics.json").read_text()
-    shards = sorted((tmp_path / "eval" / "shards").glob("*.pkl"))
+    shards = sorted((tmp_path / "eval" / "shards").glob("*.pt"))
     assert len(shards) == 3
     written = {path: path.stat().st_mtime_ns for path in shards}
     shards[1].unlink()
@@ -190,6 +219,12 @@ def test_a_config_key_that_nobody_knows_is_told_with_the_nearest(tmp_path, capsy
     (tmp_path / "run.yaml").write_text("task: detection\nlearning_rat: 1.0e-3\n")
     assert "'learning_rat' is no key of" in (told := fails(capsys, "mle --config", tmp_path / "run.yaml"))
     assert "Did you mean learning_rate?" in told
+
+
+def test_an_option_of_a_task_that_the_trainer_has_too_is_told(tmp_path, capsys):
+    (tmp_path / "clashing.py").write_text(Path(COUNTING).read_text().replace("num_pictures: int", "max_steps: int"))
+    told = fails(capsys, "mle --task", tmp_path / "clashing.py")
+    assert "has the name of another one" in told and "max_steps" in told
 
 
 def test_a_module_that_is_no_task_is_told_what_it_lacks(tmp_path, capsys):

@@ -37,7 +37,7 @@ def test_captions_are_split_and_bad_rows_skipped_where_one_says_so(experiment, f
     options = captioning.Options(images_dir=f"{folder}/images", annotation_file=f"{folder}/captions.json")
     with pytest.raises(FileNotFoundError, match="1 of 20 images are not there"):
         experiment("captioner").splits(options)
-    options.on_bad_row = "skip"
+    options.on_bad_annotation = "skip"
     splits = experiment("captioner").splits(options)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 13, "validation": 3, "test": 3}
     ids = [image for rows in splits.values() for image in rows["image_id"]]

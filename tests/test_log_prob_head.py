@@ -90,7 +90,8 @@ def test_loss_log_probs_and_gradients_equal_the_plain_ways(count, seed, temperat
         inputs = [tensor for tensor in tensors if tensor is not None]
         results.append((loss, logps, *torch.autograd.grad(3 * loss, inputs)))
     for expected, fused in zip(*results, strict=True):
-        torch.testing.assert_close(fused.double(), expected.double(), rtol=1e-5, atol=1e-5)
+        rounding = max(1e-5, 3e-6 * expected.abs().max().item())  # float32's, of gradients that reach 30
+        torch.testing.assert_close(fused.double(), expected.double(), rtol=1e-5, atol=rounding)
 
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert"])

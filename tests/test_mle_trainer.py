@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scripts.train import make_trainer
 from tiny import END, START, text_dataset, text_processor, tiny_images, tiny_model
 from transformers import Trainer, TrainingArguments
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.tasks.ocr import character_error_rate
 from vision_rl.trainer.collator import VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
@@ -163,3 +165,18 @@ def test_the_logits_are_those_of_transformers_own_forward(tmp_path):
     shifted = F.pad(labels[:, :-1], (1, 0), value=START).masked_fill(F.pad(labels[:, :-1], (1, 0)) == -100, START)
     expected = made.model(pixel_values=batch["pixel_values"], decoder_input_ids=shifted).logits
     torch.testing.assert_close(outputs.logits, expected)
+
+
+@pytest.mark.parametrize("decoder", ["ours", "gpt2", "bert"])
+@pytest.mark.parametrize("options", [{}, {"bf16": True}, {CHECKPOINTING: True}])
+def test_a_step_without_the_logits_has_the_loss_and_the_gradient_of_one_with_them(tmp_path, decoder, options):
+    steps = []
+    for fused in (True, False):
+        trainer = make_trainer("mle", tmp_path, decoder, max_steps=1, **options)
+        trainer._head_can_be_fused = None if fused else False
+        trainer.train()
+        assert trainer._head_can_be_fused is fused
+        steps.append(next(log for log in trainer.state.log_history if "loss" in log))
+    rel = 2e-2 if "bf16" in options else 1e-5
+    assert steps[0]["loss"] == pytest.approx(steps[1]["loss"], rel=rel)
+    assert steps[0]["grad_norm"] == pytest.approx(steps[1]["grad_norm"], rel=rel)

@@ -12,6 +12,7 @@ from tiny import share_of_a, text_dataset, text_processor, tiny_model
 from transformers import Trainer, TrainerCallback, TrainingArguments, VisionEncoderDecoderModel
 
 from vision_rl import TextProcessor, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.manifest import write_manifest
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,6 +146,9 @@ def test_a_rollout_is_not_gone_on_with_in_another_split_or_without_its_file(tmp_
     with pytest.raises(ValueError, match="Step 1 is number 2 of 2 that learn from one rollout, and the checkpoint"):
         run("reward", tmp_path / "split", checkpoint, num_iterations=2, **ACCUMULATED)
     (checkpoint / "rollout_0.pt").unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-1 is damaged: rollout_0\.pt is missing"):
+        run("reward", tmp_path / "lost", checkpoint, num_iterations=2)
+    write_manifest(checkpoint)  # as if it had never been there
     with pytest.raises(ValueError, match="a checkpoint whose step is a multiple of 2"):
         run("reward", tmp_path / "lost", checkpoint, num_iterations=2)
     assert not (tmp_path / "whole" / "checkpoint-2" / "rollout_0.pt").exists()  # it is used up

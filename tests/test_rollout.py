@@ -533,3 +533,11 @@ def test_the_loss_outside_of_training_is_that_of_the_batch_before_and_after(tmp_
     assert tuned.mean_over_step(ones) == 1.0
     tuned.state.global_step = 0
     assert tuned.compute_loss(tuned.model, dict(inputs)).item() == pytest.approx(before, rel=1e-5)
+
+
+def test_a_model_that_says_nan_is_told_of_with_the_rows_that_it_was_asked_about(tmp_path):
+    trainer = make_trainer("reward", tmp_path, rows=8)
+    with torch.no_grad():
+        trainer.model.decoder.get_output_embeddings().weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"training has diverged.* It was on the rows \[[\d, ]+\]"):
+        trainer.train()

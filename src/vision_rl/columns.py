@@ -1,9 +1,9 @@
 """Whole columns of a data set, read before training: out of its Arrow table where there is one, so that no image is decoded."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +18,8 @@ def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
 
     A transform (`with_transform`) may change any column of a row, so what is stored is not what it gives.
     """
-    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+    datasets = sys.modules.get("datasets")  # where nobody has imported it, nothing is one of its data sets
+    if datasets is None or not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return None
     if column not in dataset.column_names:
         return None

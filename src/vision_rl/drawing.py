@@ -12,6 +12,15 @@ PAPER = (255, 255, 255)
 LABEL = (120, 120, 120)
 
 Colour = tuple[int, int, int]
+MAX_SIDE = 2**14  # of a picture in pixels
+
+
+def check_drawn(name: str, width: float, height: float) -> None:
+    """A picture is not drawn that would fill the memory, or has no pixel; `name` is the argument that asks for it."""
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise ValueError(
+            f"The picture would have {width} x {height} pixels, beyond {MAX_SIDE}: choose another {name}."
+        )
 
 
 def draw_grid(pictures: list[Image.Image], columns: int = 4, gap: int = 16) -> Image.Image:
@@ -51,6 +60,7 @@ def draw_text_below(image: Image.Image, lines: Sequence[tuple[str, str, Colour]]
         lines: a label, written small and grey and left out where it is empty; the text; and the text's colour.
         width: of the picture in pixels.
     """
+    check_drawn("width", width, image.height * width / max(1, image.width))
     size = max(12, width // 22)
     font, label_font = ImageFont.load_default(size), ImageFont.load_default(0.8 * size)
     margin, line_height = size // 2, round(1.3 * size)
@@ -81,7 +91,7 @@ def _broken(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
-        while font.getlength(word) > width:
+        while len(word) > 1 and font.getlength(word) > width:
             fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
             lines.append(word[:fits])
             word = word[fits:]

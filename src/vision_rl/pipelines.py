@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -52,7 +52,6 @@ class VisionPipeline:
             disable_tqdm=True,
         )
         self.trainer = VisionMLETrainer(name, args, processing_class=self.processor, completion_decoder=decoder)
-        self._draw: Callable[..., Image.Image] = self.task.make_draw(self.processor)
 
     def __call__(self, images: Picture | Sequence[Picture]) -> Any:
         """The answer to one picture, or a list of those to many; a picture is a PIL image or a path."""
@@ -63,7 +62,7 @@ class VisionPipeline:
 
     def draw(self, image: Picture, completion: Any, reference: Any = None) -> Image.Image:
         """The picture with an answer to it drawn in; with a reference, what of it is right."""
-        return self._draw(rgb_image(image, 0), completion, reference)
+        return self.trainer.processor.draw(rgb_image(image, 0), completion, reference)
 
 
 def pipeline(

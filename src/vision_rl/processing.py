@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from vision_rl.arguments import id_rows, naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
 from vision_rl.drawing import LABEL, RIGHT, UNJUDGED, draw_text_below
 from vision_rl.pictures import as_images
@@ -193,6 +194,7 @@ class DenseProcessor(VisionProcessor):
     def completion_length(self) -> int:  # type: ignore[override]
         return self.code_len
 
+    @naming_arguments
     def labels_of(self, codes: Sequence[Sequence[int]]) -> torch.Tensor:
         """Codes of `B` images, from 0 on, as labels `(B, code_len)`: a token is a code plus 1.
 
@@ -283,6 +285,7 @@ class TextProcessor(VisionProcessor):
 
     # --- text to ids ------------------------------------------------------------------------------------------------
 
+    @naming_arguments
     def __call__(  # type: ignore[override]
         self, images, seeds=None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
@@ -303,19 +306,19 @@ class TextProcessor(VisionProcessor):
         return [known.get(token, -1) for token in self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
 
     def _label_ids(self, text: list[str]) -> list[list[int]]:
-        """What is learned of each text: its ids without the start that the decoder is given, and one end token."""
-        return [self._framed(ids) for ids in self.tokenizer(text)["input_ids"]]
-
-    def _framed(self, ids: list[int]) -> list[int]:
-        tokenizer, start = self.tokenizer, self.decoder_start_token_id
-        while ids and ids[-1] == tokenizer.eos_token_id:
-            ids = ids[:-1]
-        in_front = list(itertools.takewhile(self._start_ids.__contains__, ids))
-        starts_by_itself = start not in (None, tokenizer.pad_token_id, tokenizer.eos_token_id)
-        kept = (
-            0 if starts_by_itself or start in in_front else 1
-        )  # of the tokenizer's: TrOCR learns its <s> behind </s>
-        return [*in_front[len(in_front) - kept :], *ids[len(in_front) :], tokenizer.eos_token_id]
+        """What is learned of each text: its ids without the start that the decoder is given, and with one end token."""
+        tokenizer, start, starts = self.tokenizer, self.decoder_start_token_id, self._start_ids
+        end = tokenizer.eos_token_id
+        starts_by_itself = start not in (None, tokenizer.pad_token_id, end)
+        sequences = []
+        for ids in tokenizer(text, return_attention_mask=False)["input_ids"]:
+            while ids and ids[-1] == end:
+                ids = ids[:-1]
+            in_front = list(itertools.takewhile(starts.__contains__, ids))
+            # Of the tokenizer's one stays behind a start that is no start by itself: TrOCR learns its <s> behind </s>.
+            kept = 0 if starts_by_itself or start in in_front else 1
+            sequences.append([*in_front[len(in_front) - kept :], *ids[len(in_front) :], end])
+        return sequences
 
     @property
     def _start_ids(self) -> set[int]:
@@ -324,6 +327,7 @@ class TextProcessor(VisionProcessor):
 
     # --- ids to text ------------------------------------------------------------------------------------------------
 
+    @naming_arguments
     def batch_decode(
         self, sequences, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
@@ -335,9 +339,13 @@ class TextProcessor(VisionProcessor):
             clean_up_tokenization_spaces: as in `tokenizer.decode`.
         """
         left_out = self._surrounding_ids if skip_special_tokens else set()
-        sequences = [[i for i in map(int, ids) if i >= 0 and i not in left_out] for ids in sequences]
+        rows = id_rows("sequences", sequences)
+        if not rows:
+            return []  # of which the tokenizer would make one text
+        sequences = [[i for i in ids.tolist() if i >= 0 and i not in left_out] for ids in rows]
         return self.tokenizer.batch_decode(sequences, clean_up_tokenization_spaces=clean_up_tokenization_spaces)
 
+    @naming_arguments
     def decode(self, ids, **kwargs) -> str:
         """One completion, as `batch_decode` reads it."""
         return self.batch_decode([ids], **kwargs)[0]
@@ -347,6 +355,7 @@ class TextProcessor(VisionProcessor):
         around = set(self.tokenizer("")["input_ids"]) & set(self.tokenizer.all_special_ids)
         return {*around, *self._start_ids, self.tokenizer.pad_token_id, self.tokenizer.eos_token_id}
 
+    @naming_arguments
     def get_references(self, rows: list[dict]) -> list:
         """The texts without a start and an end that are written out in them, as completions have none."""
         references = super().get_references(rows)
@@ -423,6 +432,7 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
     )
 
 
+@naming_arguments
 def completion_text(completion: Any) -> str:
     """A completion in words: text as it is, boxes and segments as JSON, of a map or a picture only its size."""
     return completion if isinstance(completion, str) else json.dumps(_plain(completion), ensure_ascii=False)

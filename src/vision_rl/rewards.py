@@ -8,6 +8,11 @@ from typing import Literal
 
 import torch
 
+from vision_rl.arguments import check_number, described
+
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @dataclass
 class TokenTargets:
@@ -42,9 +47,20 @@ class TokenTargets:
     among: Literal["vocabulary", "candidates"] = "vocabulary"
 
     def __post_init__(self):
-        if self.among not in ("vocabulary", "candidates"):
+        if not isinstance(self.among, str) or self.among not in ("vocabulary", "candidates"):
             raise ValueError(f"TokenTargets.among must be 'vocabulary' or 'candidates', got {self.among!r}.")
-        count = len(self.positions)
+        for name in ("positions", "ids", "probabilities"):
+            values = getattr(self, name)
+            whole = name != "probabilities"
+            good = isinstance(values, torch.Tensor) and values.dtype in (
+                (torch.int64, torch.int32) if whole else _FLOATS
+            )
+            if not good:
+                raise ValueError(
+                    f"TokenTargets.{name} must be a tensor of {'integers' if whole else 'floats'}; it is {described(values)}."
+                )
+        check_number("TokenTargets.weight", self.weight)
+        count = self.positions.shape[0] if self.positions.ndim else 0
         if self.positions.ndim != 2 or self.positions.shape[1] != 2:
             raise ValueError(
                 f"TokenTargets.positions must be (K, 2): (row, token); it is {tuple(self.positions.shape)}."

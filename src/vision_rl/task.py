@@ -22,7 +22,7 @@ class Task(Protocol):
     """The names that a task's module defines. `options` is an `Options`; rows are a `datasets.Dataset`."""
 
     Processor: type
-    """The processor of its models (`vision_rl.processing`)."""
+    """The processor of its models (`vision_rl.processing`), which also draws their answers."""
 
     Options: type
     """A dataclass of the task's own options: each field is one on the command line and a key of a recipe.
@@ -45,9 +45,6 @@ class Task(Protocol):
     def make_metric(self, processor: Any) -> Callable[..., dict]:
         """What trainers take as `compute_metrics`: `metric(predictions=, references=) -> dict`."""
 
-    def make_draw(self, processor: Any) -> Callable[..., Any]:
-        """`draw(image, completion, reference=None) -> PIL image`."""
-
     def save_results(self, folder: Path, predictions: Any, rows: list[dict], processor: Any) -> None:
         """Writes predictions in the form of the field, COCO's where it has one, into a folder that is there.
 
@@ -56,7 +53,7 @@ class Task(Protocol):
         """
 
 
-NAMES = ("Processor", "Options", "REWARDS", "load_data", "make_processor", "make_metric", "make_draw", "save_results")
+NAMES = ("Processor", "Options", "REWARDS", "load_data", "make_processor", "make_metric", "save_results")
 
 
 def our_tasks() -> list[str]:

@@ -1,5 +1,6 @@
 """From options to a processor and a model: a new one, one that goes on, or one that comes to other sizes."""
 
+import copy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,57 @@ DEFAULT_IMAGE_SIZE, DEFAULT_LENGTH = 224, 128
 def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> VisionProcessor:
     """Of a new model, or that of the model that goes on, with what the options change."""
     if args.stage1 is not None and args.model is None:
-        return load_processor(args.stage1, task)
+        return with_options(load_processor(args.stage1, task), options)
     if args.model is None:
         return task.make_processor(options, image_processor(args), rows)
+    _refuse_description(args)
     old = load_processor(args.model, task)
     if isinstance(old, DenseProcessor) or not isinstance(old, VisionProcessor):
-        return old  # stage I's numbers are its own; a text processor's tokenizer too
+        return with_options(old, options)
     kept = {
         option.name: getattr(old, option.name)
         for option in fields(options)
         if getattr(options, option.name) is None and option.name in vars(old)
     }
-    size = args.image_size or dict(old.image_processor.size)["height"]
-    resized = type(old.image_processor)(**old.image_processor.to_dict() | {"size": {"height": size, "width": size}})
-    return task.make_processor(replace(options, **kept), resized, rows)
+    images = old.image_processor
+    if args.image_size is not None:
+        size = {"height": args.image_size, "width": args.image_size}
+        images = type(images)(**images.to_dict() | {"size": size})
+    return task.make_processor(replace(options, **kept), images, rows)
+
+
+def with_options(processor: Any, options: Any) -> Any:
+    """A saved processor with what the options say otherwise: how it reads, augments and scores, not what its tokens mean.
+
+    Raises:
+        ValueError: for options that would change its tokens, whose model has others.
+    """
+    changed = copy.copy(processor)
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if value is not None and option.name in vars(processor) and option.name != "tokenizer":
+            setattr(changed, option.name, value)
+    if isinstance(processor, VisionProcessor):
+        names = ["vocab_size", "completion_length", *(["outputs"] if isinstance(processor, DenseProcessor) else [])]
+        for name in names:
+            new, old = getattr(changed, name), getattr(processor, name)
+            if new != old:
+                raise ValueError(
+                    f"With these options the processor's {name} is {new}, and that of the model is {old}: leave out the "
+                    "options that change it."
+                )
+    return changed
+
+
+def _refuse_description(args: ModelArguments) -> None:
+    """A model that goes on has its sizes and weights: options that describe a new one would have no effect."""
+    described = ("patch_size", "conv_stem", "sincos_positions")
+    for option in fields(args):
+        about_new = option.name.startswith(("encoder", "decoder")) or option.name in described
+        if about_new and getattr(args, option.name) != option.default:
+            raise ValueError(
+                f"{option.name} describes a new model, and this run goes on from {args.model}: leave one of them out."
+            )
 
 
 def image_processor(args: ModelArguments | Stage1Arguments) -> ViTImageProcessorPil:

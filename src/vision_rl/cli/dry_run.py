@@ -143,7 +143,7 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
     try:
         made = given.task.make_processor(options, images, rows)
     except OSError:  # a tokenizer that is not there
-        missing.append(f"the tokenizer {options.tokenizer}")
+        missing.append(f"the tokenizer {options.tokenizer or 'of the task'}")
     if made is None:
         no_ids = SimpleNamespace(bos_token_id=None, pad_token_id=None, eos_token_id=None)
         made = SimpleNamespace(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Number
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
 from vision_rl.cli.data import cheap_columns, load_rows, require
+from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
 from vision_rl.processing import image_size, rgb_image
 from vision_rl.task import load_processor
@@ -22,7 +22,7 @@ def evaluate(given: Read) -> Callable[[], None]:
         raise ValueError("vision-rl eval needs a model: the output_dir of `vision-rl mle` or `tune`.")
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
-    processor = load_processor(args.model, given.task)
+    processor = building.with_options(load_processor(args.model, given.task), given.options)
     rows = require(
         load_rows(given.task, data, given.options, args.split), f"of the split {args.split}", data, given.task
     )
@@ -55,7 +55,7 @@ def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, s
         part = rows.select(range(start, min(start + args.shard_size, len(rows))))
         answers = trainer.predict(part)
         if trainer.is_world_process_zero():
-            shards.write(path, answers.predictions, answers.label_ids, metric)
+            save_plain({"predictions": answers.predictions, "references": answers.label_ids}, path)
             print(f"{min(start + args.shard_size, len(rows))} of {len(rows)} images", flush=True)
         trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
@@ -80,7 +80,7 @@ def table(scores: dict[str, Any]) -> str:
 
 
 class Shards:
-    """The answers of an evaluation on disk, a file so many images, with what the metric keeps of each image.
+    """The answers of an evaluation on disk with their references, a file so many images.
 
     Args:
         folder: of the files.
@@ -94,7 +94,7 @@ class Shards:
 
     def __init__(self, folder: Path, identity: str, num_rows: int, size: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self.paths = [folder / f"{start:08d}.pkl" for start in range(0, num_rows, size)]
+        self.paths = [folder / f"{start:08d}.pt" for start in range(0, num_rows, size)]
         self.size = size
         note = folder / "of.txt"
         if note.is_file() and note.read_text() != identity:
@@ -107,24 +107,14 @@ class Shards:
         """The first row and the file of each shard that is not there."""
         return [(index * self.size, path) for index, path in enumerate(self.paths) if not path.is_file()]
 
-    def write(self, path: Path, predictions: list, references: list, metric: Callable) -> None:
-        if hasattr(metric, "per_image"):  # of maps it keeps matches
-            content = {"predictions": predictions, "measured": metric.per_image(predictions, references)}
-        else:
-            content = {"predictions": predictions, "references": references}
-        aside = path.with_suffix(".part")
-        aside.write_bytes(pickle.dumps(content))
-        aside.replace(path)  # whole or not there
-
     def read(self) -> Iterator[dict[str, list]]:
-        """Each shard's content; the files are this command's own."""
-        for path in self.paths:
-            yield pickle.loads(path.read_bytes())
+        """Each shard's content."""
+        return map(load_plain, self.paths)
 
     def metrics(self, metric: Any) -> dict[str, Any]:
         """Over all images."""
-        if hasattr(metric, "per_image"):
-            return metric.summary([image for shard in self.read() for image in shard["measured"]])
+        if hasattr(metric, "per_image"):  # of maps it keeps matches, so that one shard's maps are in memory
+            return metric.summary([image for shard in self.read() for image in metric.per_image(**shard)])
         predictions, references = [], []
         for shard in self.read():
             predictions += shard["predictions"]
@@ -146,7 +136,7 @@ class Predictions(Sequence):
         return (answer for shard in self.shards.read() for answer in shard["predictions"])
 
     def __getitem__(self, index: Any) -> Any:
-        shard = pickle.loads(self.shards.paths[index // self.shards.size].read_bytes())
+        shard = load_plain(self.shards.paths[index // self.shards.size])
         return shard["predictions"][index % self.shards.size]
 
 

@@ -1,5 +1,6 @@
 """Reads the command line of one command into its dataclasses, the task's options among them."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,10 @@ def read(
         import vision_rl
 
         kinds.append(getattr(vision_rl, training))
-    parser = CommandParser(command, kinds, description or "", _epilog(command, training, task) if asked else "")
+    try:
+        parser = CommandParser(command, kinds, description or "", _epilog(command, training, task) if asked else "")
+    except argparse.ArgumentError as error:
+        raise ValueError(f"An option of the task has the name of another one: {error}. Call it otherwise.") from error
     if training is not None and task is not None:
         parser.set_defaults(output_dir=f"runs/{task.__name__.rpartition('.')[2]}-{command}")
     if asked:

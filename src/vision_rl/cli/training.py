@@ -61,7 +61,7 @@ def tune(given: Read) -> Callable[[], None]:
         raise ValueError("vision-rl tune needs a model: the output_dir of `vision-rl mle`.")
     if run.dry_run:
         return lambda: dry_run("tune", given)
-    processor = load_processor(args.model, given.task)
+    processor = building.with_options(load_processor(args.model, given.task), given.options)
     train, evaluated = _rows(given, data)
     trainer = VisionRewardTrainer(
         model=args.model,
@@ -103,6 +103,4 @@ def _train(trainer: Any) -> None:
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     if trainer.is_world_process_zero():
-        print(
-            f"The model is in {trainer.args.output_dir}: `vision-rl eval --model {trainer.args.output_dir}` measures it."
-        )
+        print(f"The model is in {trainer.args.output_dir}.")

@@ -24,7 +24,8 @@ def adapt(model: VisionEncoderDecoderModel, old: Any, new: Any, length: int | No
         model: with any decoder, if the tokens stay as they are; with a `VisionDecoderForCausalLM` otherwise.
         old: the processor that was saved with it.
         new: the processor that it is to have.
-        length: tokens of the longest completion, where the processor does not say (`completion_length`).
+        length: tokens of the longest completion, where the processor does not say (`completion_length`): positions are added
+            for it, and none taken away.
 
     Raises:
         ValueError: for images of no fixed, square size, and for a decoder whose vocabulary or positions cannot be changed.
@@ -37,9 +38,11 @@ def adapt(model: VisionEncoderDecoderModel, old: Any, new: Any, length: int | No
     kept = new.tokens_from(old)
     if kept is not None and kept != list(range(old.vocab_size)):
         change_vocabulary(model, torch.tensor(kept))
-    length = new.completion_length or length
-    if length is not None and isinstance(model.decoder, VisionDecoderForCausalLM):
-        change_length(model, length)
+    if isinstance(model.decoder, VisionDecoderForCausalLM):
+        positions = model.decoder.config.max_position_embeddings
+        length = new.completion_length or max(length or 0, positions)
+        if length != positions:
+            change_length(model, length)
     model.generation_config.suppress_tokens = list(new.suppress_tokens) or None
 
 

@@ -128,7 +128,13 @@ def check_best_metric(args: TrainingArguments, eval_dataset) -> None:
 
 def column_names(dataset) -> list[str]:
     """The columns that a row has: of a `datasets.Dataset` also those that its transform makes."""
-    return list(RowDataset(dataset)[RowKey(0, 0)].columns)
+    readable = RowDataset(
+        dataset, check=lambda row: None
+    )  # an unreadable first row is told, or skipped, by its own check
+    try:
+        return list(readable[RowKey(0, 0)].columns)
+    except ValueError:
+        return list(RowDataset(dataset)[RowKey(0, 0)].columns)  # none can be read: in the first one's words
 
 
 def check_columns(name: str, columns: list[str], wanted: Iterable[str]) -> None:
@@ -274,9 +280,9 @@ def check_rows(
         raise ValueError(f"{name}: {error}") from error
 
 
-def check_first_labels(name: str, collator: VisionCollator, dataset) -> None:
+def check_first_labels(name: str, collator: VisionCollator, rows: RowDataset) -> None:
     """The first rows' labels, decoded: warns of those that are not their references, which no completion could reach."""
-    processor, rows = collator.processor, RowDataset(dataset)
+    processor = collator.processor
     if isinstance(processor, DenseProcessor) or len(collator.target_columns) < len(processor.target_columns):
         return
     labelled = VisionCollator(processor, collator.image_column, collator.target_columns, with_labels=True)

@@ -52,9 +52,12 @@ class Drawing:
 
     def _draw(self, inputs: dict) -> tuple[SampledCompletions, dict]:
         """The rewards of these completions have been started, where there are threads for them."""
-        trainer, inputs = self.trainer, dict(inputs)
+        trainer = self.trainer
         trainer.clock.enter("sample")
-        completions = trainer._sample(inputs)
+        try:
+            completions = trainer._sample(inputs)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error} It was on the rows {inputs['row_index'].tolist()}.") from error
         started = [completions]
         if trainer.args.baseline == "greedy":
             inputs = {**inputs, "greedy": trainer.complete(self.encoded(inputs), do_sample=False)}

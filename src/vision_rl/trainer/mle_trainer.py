@@ -6,12 +6,14 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from vision_rl.models.log_prob_head import FusedHead, label_tokens
 from vision_rl.trainer import checks
+from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.evaluation import Record
 from vision_rl.trainer.loading import name_of_model
 from vision_rl.trainer.losses import mle_loss
 from vision_rl.trainer.mle_config import VisionMLEConfig
-from vision_rl.trainer.teacher_forcing import label_weights, read_labels
+from vision_rl.trainer.teacher_forcing import can_fuse_head, label_weights, read_labels
 from vision_rl.trainer.vision_trainer import VisionTrainer
 
 
@@ -46,6 +48,7 @@ class VisionMLETrainer(VisionTrainer):
     """
 
     learns_from_labels = True
+    _head_can_be_fused: bool | None = None
     _tag_names = ["vision_rl", "mle"]
 
     def __init__(
@@ -77,11 +80,22 @@ class VisionMLETrainer(VisionTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = read_labels(self.unwrap(model), model, self.model_inputs(inputs), inputs)
-        smoothing = self.args.label_smoothing_factor
-        loss = mle_loss(outputs.logits, inputs["labels"], smoothing, inputs.get("label_weights"))
+        policy, images, weights = self.unwrap(model), self.model_inputs(inputs), inputs.get("label_weights")
+        smoothing = self.args.label_smoothing_factor  # gives each token of the vocabulary a weight
+        if not return_outputs and not smoothing and self._fuses_head(policy, inputs):
+            with FusedHead(policy.get_output_embeddings()).loss_of(label_tokens(inputs["labels"], weights)):
+                loss = read_labels(policy, model, images, inputs).logits
+        else:
+            outputs = read_labels(policy, model, images, inputs)
+            loss = mle_loss(outputs.logits, inputs["labels"], smoothing, weights)
         loss = self.mean_over_step(loss, num_items_in_batch or self._count_items(inputs))
         return (loss, outputs) if return_outputs else loss
+
+    def _fuses_head(self, policy, inputs: dict) -> bool:
+        """Whether the logits need not be kept, found out at the first step."""
+        if self._head_can_be_fused is None:
+            self._head_can_be_fused = can_fuse_head(self, policy, images_of(inputs))
+        return self._head_can_be_fused
 
     def _count_items(self, batch) -> float:
         if "targets" in batch:  # the labels are yet to be made

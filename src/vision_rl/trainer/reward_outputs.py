@@ -114,7 +114,10 @@ def _without_rows(targets: TokenTargets, rows: list[int]) -> TokenTargets:
 
 def _checked_prefixes(name: str, prefixes, rewards: torch.Tensor, completion_ids: list[list[int]]) -> torch.Tensor:
     """`(N, T+1)` of `rewards (N,)`."""
-    prefixes = torch.as_tensor(prefixes, dtype=torch.float32).cpu()
+    try:
+        prefixes = torch.as_tensor(prefixes, dtype=torch.float32).cpu()
+    except (ValueError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
+        raise TypeError(f"The reward `{name}` gave prefix_rewards that are no numbers: {error}") from error
     lengths = torch.tensor([len(ids) for ids in completion_ids])
     longest = int(lengths.max())
     if prefixes.ndim != 2 or len(prefixes) != len(lengths) or prefixes.shape[1] < longest:

@@ -136,7 +136,6 @@ class VisionRewardTrainer(VisionTrainer):
                 parts.append(Rollout(inputs["row_index"], completions, rewards, advantages, targets, step))
                 if self.completions_log is not None:
                     self.completions_log.record_rollout(parts[-1], inputs)
-            self.clock.enter(None)
         rollout = Rollout.joined(parts, special_ids(self.unwrap(self.model)).pad)
         rollout = scaled_over_rollout(rollout, self.args, self.accelerator.gather)
         return rollout.split([len(batch["row_index"]) for batch in batches])
@@ -158,7 +157,6 @@ class VisionRewardTrainer(VisionTrainer):
         """The weighted sum of the rewards `(B, G)`, NaN where none applies, and the token targets they supply.
 
         Where a reward has prefix rewards: the returns `(B, G, T)`, what each token can still earn.
-
         With `reward_num_workers` the rewards of these very completions have been started when they were drawn, and this
         waits for them. An override may change what it returns; one that scores in a way of its own needs no workers.
         """
@@ -199,9 +197,8 @@ class VisionRewardTrainer(VisionTrainer):
         num_samples = (num_images or len(advantages)) * count  # of the whole update step; of G the first L learn
         length = self.max_completion_length if args.loss_reduction == "mean" else 1
         has_moved = "rollout" in inputs and inputs["rollout"].step < self.state.global_step  # since it sampled
-        learned = self._policy_loss(
-            model, images, completions.first(count), advantages[:, :count], token_targets, has_moved
-        )
+        judged = completions.first(count), advantages[:, :count], token_targets
+        learned = self._policy_loss(model, images, *judged, has_moved)
         loss = self.mean_over_step(learned.loss / length, num_samples)
         self.step_log.record("learned", learned.record(lambda loss: self.mean_over_step(loss / length, num_samples)))
         if learned.entropies is not None:
@@ -234,7 +231,6 @@ class VisionRewardTrainer(VisionTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         with self.step_log.timed(), prepared_already(self, "rollout" in inputs):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        self.clock.enter(None)
         self._drawing.forget()
         if self.accelerator.sync_gradients:
             self.step_log.end_step(self.state, self.reward.names)
@@ -266,8 +262,8 @@ class VisionRewardTrainer(VisionTrainer):
             self.reward.save_pretrained(str(self.args.output_dir if output_dir is None else output_dir))
 
     def _check_rewards(self, name: str, columns: list[str]) -> None:
-        complete = len(self.target_columns) == len(self.processor.target_columns)
-        complete = complete and set(self.target_columns.values()) <= set(columns)
+        targets, wanted = self.target_columns, self.processor.target_columns
+        complete = len(targets) == len(wanted) and set(targets.values()) <= set(columns)
         self.reward.check(name, columns, self.processor.makes_references and complete)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

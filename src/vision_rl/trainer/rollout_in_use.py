@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer
 
+from vision_rl.manifest import naming
 from vision_rl.trainer.rollout import Rollout
 
 
@@ -68,8 +69,9 @@ class RolloutInUse:
     def load(self, folder: str, rank: int, device: torch.device) -> None:
         file = _file(folder, rank)
         if file.exists():
-            states = torch.load(file, map_location=device, weights_only=True)
-            self.parts = [Rollout.from_state_dict(state) for state in states]
+            with naming(file):
+                states = torch.load(file, map_location=device, weights_only=True)
+                self.parts = [Rollout.from_state_dict(state) for state in states]
 
 
 def _file(folder: str, rank: int) -> Path:

@@ -87,6 +87,8 @@ class StepLog:
             yield
         finally:
             self._inside = inside
+            if not inside:
+                self.clock.enter(None)
             self.seconds += 0.0 if inside else time.perf_counter() - start
 
     def check_rewarded(self, step: int, reward_names: list[str]) -> None:

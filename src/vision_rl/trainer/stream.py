@@ -6,16 +6,16 @@ comes next. Each process reads its own share of the stream, and saves how far it
 """
 
 import copy
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-import datasets
 import torch
-from datasets.distributed import split_dataset_by_node
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.utils.data import Dataset, Sampler
 
+from vision_rl.arguments import check_number, described
 from vision_rl.randomness import ROW_TARGETS, keyed_generator
 from vision_rl.trainer.data_order import Row, RowKey, as_columns
 
@@ -39,7 +39,13 @@ class StreamHead(list):
 
 
 def is_stream(dataset) -> bool:
-    return isinstance(dataset, datasets.IterableDataset | torch.utils.data.IterableDataset)
+    return _is_of_datasets(dataset) or isinstance(dataset, torch.utils.data.IterableDataset)
+
+
+def _is_of_datasets(dataset) -> bool:
+    """Where nobody has imported `datasets`, nothing is a stream of it; it is not imported for the question."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(dataset, datasets.IterableDataset)
 
 
 class StreamRows(Dataset):
@@ -72,8 +78,10 @@ class StreamRows(Dataset):
         self.seed, self.batch_size, self.repeats = seed, batch_size, repeats
         self.num_processes, self.process_index = num_processes, process_index
         self.rows_of_block = block_size // num_processes  # of this process
-        self._splits_itself = isinstance(dataset, datasets.IterableDataset)
+        self._splits_itself = _is_of_datasets(dataset)
         if self._splits_itself and num_processes > 1:
+            from datasets.distributed import split_dataset_by_node
+
             self.dataset = split_dataset_by_node(dataset, process_index, num_processes)
         else:
             self.dataset = copy.copy(dataset)  # its state is ours
@@ -167,8 +175,13 @@ class StreamRows(Dataset):
         """Go on from a saved position, before any row is asked for.
 
         Raises:
-            ValueError: it was saved by another number of processes, which have other shares.
+            ValueError: it was saved by another number of processes, which have other shares; or it is no position.
         """
+        counts = ("row", "pass", "place", "num_processes")
+        if not isinstance(position, dict) or {"state", *counts} - set(position):
+            raise ValueError(f"The place in the stream needs {[*counts, 'state']}; it is {described(position)}.")
+        for name in counts:
+            check_number(f"The `{name}` of the place in the stream", position[name], 0, 2**62, whole=True)
         if position["num_processes"] != self.num_processes:
             raise ValueError(
                 f"The checkpoint has the places of {position['num_processes']} processes in the stream, now there are "

@@ -18,6 +18,7 @@ from vision_rl.trainer.losses import mle_loss
 
 if TYPE_CHECKING:
     from vision_rl.trainer.reward_trainer import VisionRewardTrainer
+    from vision_rl.trainer.vision_trainer import VisionTrainer
 
 Reweigh = Callable[[torch.Tensor], torch.Tensor]  # log-probabilities (E,) of tokens to their weights (E,)
 
@@ -43,14 +44,12 @@ class TeacherForcing:
     """Reads completions again for the log-probabilities of chosen tokens, as the policy that samples says them.
 
     Args:
-        trainer: whose model it is, with its temperature. A compiled model's head, or that of a scaled loss, forms no
-            loss itself.
+        trainer: whose model it is, with its temperature.
     """
 
     def __init__(self, trainer: "VisionRewardTrainer"):
         self.trainer = trainer
-        plain = trainer.args.torch_compile or trainer.args.fp16
-        self.fuses_head: bool | None = False if plain else None  # found out at the first pass
+        self.fuses_head: bool | None = None  # found out at the first pass
 
     def __call__(
         self,
@@ -76,7 +75,7 @@ class TeacherForcing:
         decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=special.decoder_start)
         inputs = {**self.trainer.model_inputs(images), "decoder_input_ids": decoder_input_ids, "use_cache": False}
         if self.fuses_head is None:
-            self.fuses_head = self._can_fuse_head(policy, images)
+            self.fuses_head = can_fuse_head(self.trainer, policy, images)
         if self.fuses_head and not with_logits:
             head = FusedHead(policy.get_output_embeddings(), self.trainer.temperature, special.suppressed)
             with head.loss_of(tokens, reweigh):
@@ -89,15 +88,16 @@ class TeacherForcing:
         loss, logps = weigh_logits(logits, tokens)
         return Reading(loss, tokens, logps, logits if with_logits else None)
 
-    def _can_fuse_head(self, policy, images: dict) -> bool:
-        """Whether the head may form the loss, asked once."""
-        if not is_vision_encoder_decoder(policy):
-            return False
-        inputs = self.trainer.model_inputs({name: value[:1] for name, value in images.items()})
-        device = next(iter(images.values())).device
-        start = torch.full((1, 1), special_ids(policy).decoder_start, device=device)
-        with evaluation_mode(policy), self.trainer.accelerator.autocast():
-            return can_be_fused(policy, {**inputs, "decoder_input_ids": start})
+
+def can_fuse_head(trainer: "VisionTrainer", policy: Any, images: dict[str, torch.Tensor]) -> bool:
+    """Whether the model's head may form the loss; that of a compiled model may not, nor that of a scaled loss (fp16)."""
+    if trainer.args.torch_compile or trainer.args.fp16 or not is_vision_encoder_decoder(policy):
+        return False
+    inputs = trainer.model_inputs({name: value[:1] for name, value in images.items()})
+    device = next(iter(images.values())).device
+    start = torch.full((1, 1), special_ids(policy).decoder_start, device=device)
+    with evaluation_mode(policy), trainer.accelerator.autocast():
+        return can_be_fused(policy, {**inputs, "decoder_input_ids": start})
 
 
 def without_idle_images(

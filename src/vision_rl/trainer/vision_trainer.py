@@ -186,9 +186,10 @@ class VisionTrainer(Trainer):
                 raise ValueError(
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
                 )
-            checks.check_first_row(collator, RowDataset(dataset), self.processor, vocab_size)
+            readable = RowDataset(dataset, check=collator.check_image if args.on_bad_row == "skip" else None)
+            checks.check_first_row(collator, readable, self.processor, vocab_size)
             if self.completion_decoder is None:
-                checks.check_first_labels(name, collator, dataset)
+                checks.check_first_labels(name, collator, readable)
             self._check_rewards(name, columns)
         train_dataset, rows_needed = datasets.get("train_dataset"), args.images_at_once
         if isinstance(train_dataset, StreamHead):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, SiglipVisionModel, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM
 from vision_rl.models.encoder import resize_grid, vision_encoder_decoder, vit_encoder
 from vision_rl.models.uvim.configuration import UViMConfig
@@ -29,6 +30,7 @@ from vision_rl.models.uvim.modeling import UViMModel
 Checkpoint = str | PathLike | Mapping[str, np.ndarray]
 
 
+@naming_arguments
 def load_big_vision_stage1(checkpoint: Checkpoint, config: UViMConfig | None = None) -> UViMModel:
     """A `UViMModel` with the weights and the codebook of a checkpoint of stage I, in evaluation mode.
 
@@ -48,6 +50,7 @@ def load_big_vision_stage1(checkpoint: Checkpoint, config: UViMConfig | None = N
     return model.eval()
 
 
+@naming_arguments
 def load_big_vision_stage2(
     checkpoint: Checkpoint, config: VisionEncoderDecoderConfig | None = None
 ) -> VisionEncoderDecoderModel:
@@ -84,6 +87,7 @@ def _stage2_model(arrays: "BigVisionArrays") -> VisionEncoderDecoderModel:
     return vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0)
 
 
+@naming_arguments
 def load_big_vision_vit(checkpoint: Checkpoint, image_size: int | None = None) -> SiglipVisionModel:
     """The paper's ViT encoder from a checkpoint of a classifier, whose head and class token are left behind.
 
@@ -101,6 +105,7 @@ def load_big_vision_vit(checkpoint: Checkpoint, image_size: int | None = None) -
     return encoder.eval()
 
 
+@naming_arguments
 def convert_uvim(checkpoint: Checkpoint, output_dir: str | PathLike) -> UViMModel | VisionEncoderDecoderModel:
     """Save a checkpoint of stage I or stage II, whichever it is, so that `from_pretrained(output_dir)` loads it."""
     if Path(output_dir).is_file():
@@ -144,6 +149,8 @@ class BigVisionArrays(Mapping[str, np.ndarray]):
             raise ValueError(f"{self._file} is broken at `{name}` ({error}): fetch it again.") from error
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy does not know
             array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"`{name}` of the checkpoint is of {array.dtype}, and no numbers.")
         return array.astype(np.float32, copy=False)
 
     def __contains__(self, name: object) -> bool:
@@ -160,7 +167,7 @@ class BigVisionArrays(Mapping[str, np.ndarray]):
         return len({match[0] for name in self if (match := re.match(rf"{prefix}\d+/", name))})
 
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, SyntaxError)
 
 
 def _open_npz(path: str | PathLike) -> Mapping[str, np.ndarray]:
@@ -365,6 +372,8 @@ def _load(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]) -> None:
         array = entry.fitted(arrays[name])
         if array.shape != entry.shape:
             raise ValueError(f"`{name}` has the shape {array.shape} in the checkpoint; the model needs {entry.shape}.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"`{name}` of the checkpoint has numbers that are not finite: fetch it again.")
         entry.tensor.copy_(entry.to_torch(array))
 
 

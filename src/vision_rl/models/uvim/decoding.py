@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.models.completion_decoder import CompletionDecoder
 from vision_rl.models.uvim.configuration import UViMConfig
 from vision_rl.models.uvim.modeling import UViMModel
@@ -31,10 +32,16 @@ class UViMDecoder(CompletionDecoder):
         self.stage1 = stage1.requires_grad_(False).eval()
         self.processor, self.batch_size = processor, batch_size
 
+    @naming_arguments
     @torch.no_grad()
     def forward(self, completion_ids: Tensor, batch: dict[str, Any]) -> list:
         """Tokens `(B, G, L)` of the batch's images to B*G objects, the G of each image next to each other."""
         num_images, num_generations, _ = completion_ids.shape
+        if len(batch["pixel_values"]) != num_images:
+            raise ValueError(
+                f"completion_ids are of {num_images} images, pixel_values of {len(batch['pixel_values'])}: they must be "
+                "the same."
+            )
         codes = completion_ids.flatten(0, 1) - 1  # (B*G, L)
         image = torch.arange(num_images, device=codes.device).repeat_interleave(num_generations)
         objects = []

@@ -246,6 +246,12 @@ class UViMModel(PreTrainedModel):
                 f"codes has the shape {tuple(codes.shape)}; for {len(pixel_values)} images it must be "
                 f"{(len(pixel_values), self.config.code_length)}."
             )
+        least, most = (int(code) for code in codes.aminmax())  # on a GPU an index out of range would end the process
+        if codes.is_floating_point() or least < -1 or most >= self.config.codebook_size:
+            raise ValueError(
+                f"codes must be integers from -1 to {self.config.codebook_size - 1} (codebook_size - 1); they are of "
+                f"{codes.dtype}, from {least} to {most}."
+            )
         self._check_images(pixel_values)
         return self._logits(self._read(self.codebook.codewords[codes], pixel_values))
 

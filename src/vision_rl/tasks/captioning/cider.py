@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.tasks.captioning.ngrams import (
     MAX_ORDER,
     DocumentFrequency,
@@ -23,6 +24,7 @@ from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 SIGMA = 6.0  # of the length Gaussian, in bigrams
 
 
+@naming_arguments
 def cider_d(
     candidates: list[str],
     references: list[list[str]],
@@ -56,6 +58,7 @@ def cider_d(
     return _scores(candidates, references, document_frequency, append_eos, tokenize, clip_and_compare_lengths=True)
 
 
+@naming_arguments
 def plain_cider(
     candidates: list[str],
     references: list[list[str]],

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.tasks.captioning.cider import cider_d
 from vision_rl.tasks.captioning.ngrams import (
     MAX_ORDER,
@@ -42,6 +43,7 @@ UNFINISHED = {
 UNFINISHED |= {"with", "by", "near", "into", "onto", "upon"}
 
 
+@naming_arguments
 def coco_captions(
     predictions: list[str],
     references: list[list[str]],
@@ -79,6 +81,7 @@ def coco_captions(
     }
 
 
+@naming_arguments
 def bleu(candidates: list[str], references: list[list[str]], tokenize: Tokenize | None = ptb_tokenize) -> list[float]:
     """BLEU-1 to BLEU-4 of a whole set of captions, as coco-caption computes it (`bleu_scorer.py`).
 
@@ -104,6 +107,7 @@ def bleu(candidates: list[str], references: list[list[str]], tokenize: Tokenize 
     return (precision * (np.exp(1 - 1 / ratio) if ratio < 1 else 1.0)).tolist()
 
 
+@naming_arguments
 def rouge_l(
     candidates: list[str], references: list[list[str]], tokenize: Tokenize | None = ptb_tokenize
 ) -> np.ndarray:

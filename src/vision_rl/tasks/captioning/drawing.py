@@ -2,9 +2,11 @@
 
 from PIL import Image
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.drawing import LABEL, UNJUDGED, draw_text_below
 
 
+@naming_arguments
 def draw(
     image: Image.Image,
     completion: str | dict[str, str],

@@ -1,7 +1,6 @@
 """The n-grams of captions as arrays, and in how many images' captions each of them occurs."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from vision_rl.arguments import check_number, described, naming_arguments
 from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 
@@ -78,12 +78,28 @@ class DocumentFrequency:
         counts: `(K,)`, how many images have each.
         num_images: how many images there are.
         append_eos: whether the end of each reference counts as a word.
+
+    Raises:
+        ValueError: for arrays that are not so, and counts below 0 or above `num_images`: a common n-gram would be paid for.
     """
 
     def __init__(self, hashes: np.ndarray, counts: np.ndarray, num_images: int, append_eos: bool = False):
+        for name, values in (("hashes", hashes), ("counts", counts)):
+            if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iu":
+                raise ValueError(f"{name} must be an array (K,) of integers; it is {described(values)}.")
+        check_number("num_images", num_images, least=1, whole=True)
+        if len(hashes) != len(counts):
+            raise ValueError(f"There are {len(hashes)} hashes but {len(counts)} counts: give one of each an n-gram.")
+        if hashes.dtype != np.uint64 or (hashes[1:] <= hashes[:-1]).any():
+            raise ValueError("hashes must be uint64 and ascend: they are looked up by bisection.")
+        if len(counts) and not 0 <= counts.min() <= counts.max() <= num_images:
+            raise ValueError(
+                f"counts must be from 0 to num_images, which is {num_images}; they are from {counts.min()} to {counts.max()}."
+            )
         self.hashes, self.counts, self.num_images, self.append_eos = hashes, counts, num_images, append_eos
 
     @classmethod
+    @naming_arguments
     def from_references(
         cls, references: list[list[str]], append_eos: bool = False, tokenize: Tokenize | None = ptb_tokenize
     ) -> "DocumentFrequency":
@@ -121,6 +137,7 @@ class DocumentFrequency:
         place = np.searchsorted(self.hashes, hashes).clip(max=len(self) - 1)
         return np.where(self.hashes[place] == hashes, self.counts[place], 0)
 
+    @naming_arguments
     def of_ngrams(self, ngrams: list[str]) -> np.ndarray:
         """The number of images of each n-gram, its words joined by spaces: `df.of_ngrams(["a dog", f"dog {END}"])`."""
         hashes = np.zeros(len(ngrams), np.uint64)
@@ -156,16 +173,23 @@ class DocumentFrequency:
             content = {name: file[name] for name in file.files}
         except FileNotFoundError:
             raise
-        except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # zipfile and numpy raise many kinds of damaged bytes
             raise ValueError(f"{path} holds no document frequencies: {again}.") from error
         if not {"version", "hashes", "counts", "num_images", "append_eos"} <= set(content):
             raise ValueError(f"{path} holds no document frequencies; it holds {sorted(content)}: {again}.")
-        if int(content["version"]) != _FILE_VERSION:
+        if any(content[name].size != 1 for name in ("version", "num_images", "append_eos")):
+            raise ValueError(
+                f"{path} is damaged: version, num_images and append_eos must be one number each: {again}."
+            )
+        if content["version"].item() != _FILE_VERSION:
             raise ValueError(
                 f"{path} is of version {content['version']}, this vision_rl reads {_FILE_VERSION}: {again}."
             )
-        counts, num_images = content["counts"].astype(np.int64), int(content["num_images"])
-        return cls(content["hashes"], counts, num_images, bool(content["append_eos"]))
+        try:
+            counts = content["counts"].astype(np.int64, casting="safe")
+            return cls(content["hashes"], counts, content["num_images"].item(), bool(content["append_eos"].item()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): {again}.") from error
 
 
 def images_with(ngrams: NgramCounts, image_of_caption: np.ndarray, weights: np.ndarray) -> np.ndarray:

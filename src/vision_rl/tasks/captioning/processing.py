@@ -8,6 +8,7 @@ from PIL import Image
 from tokenizers.decoders import WordPiece
 from transformers import BatchFeature
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.columns import check_values, column_values
 from vision_rl.processing import TextProcessor
 from vision_rl.tasks.captioning.drawing import draw as draw_caption
@@ -56,6 +57,7 @@ class CaptioningProcessor(TextProcessor):
             raise ValueError(f"max_caption_length must be at least 2, a word and the end; it is {max_caption_length}.")
         self.max_caption_length = max_caption_length
 
+    @naming_arguments
     def __call__(  # type: ignore[override]
         self,
         images,
@@ -76,6 +78,7 @@ class CaptioningProcessor(TextProcessor):
     def _label_ids(self, text: list[str]) -> list[list[int]]:
         return [ids[: self.max_caption_length] for ids in super()._label_ids(text)]
 
+    @naming_arguments
     def batch_decode(
         self, sequences, skip_special_tokens: bool = True, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
@@ -89,6 +92,7 @@ class CaptioningProcessor(TextProcessor):
         """The image with its caption below, and what people say of it."""
         return draw_caption(image, completion, reference)
 
+    @naming_arguments
     def get_references(self, rows: list[dict]) -> list[list[str]]:
         return [[self._bare(text) for text in checked_captions(row["captions"])] for row in rows]
 

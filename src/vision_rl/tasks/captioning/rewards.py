@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.manifest import loading
 from vision_rl.rewards import SavedReward, completion_texts
 from vision_rl.tasks.captioning.cider import cider_d, plain_cider
@@ -59,6 +60,7 @@ class CiderReward(SavedReward):
         self.eos_token_id, self.score = eos_token_id, score
         self._warned = False
 
+    @naming_arguments
     def __call__(
         self,
         completions: list[str] | list[list[dict]],

@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 from vision_rl.data.captions import load_coco_captions, load_karpathy_captions
 from vision_rl.data.digit_scenes import digit_scenes
 from vision_rl.tasks.captioning.coco_captions import coco_captions
-from vision_rl.tasks.captioning.drawing import draw
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 from vision_rl.tasks.captioning.processing import CaptioningProcessor
 from vision_rl.tasks.captioning.rewards import CiderReward
 
 
 Processor = CaptioningProcessor
+PAPER_TOKENIZER = "google-bert/bert-base-uncased"
 KARPATHY = {"train": None, "validation": "val", "test": "test"}  # None: with restval where there is one
 
 
@@ -39,8 +39,8 @@ class Options:
     scenes: int | None = field(
         default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 64 pixels."}
     )
-    tokenizer: str = field(
-        default="google-bert/bert-base-uncased", metadata={"help": "Of a new model. The default is the paper's."}
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "A folder or Hub name. None: google-bert/bert-base-uncased, the paper's."}
     )
     vocab_size: int | None = field(
         default=None, metadata={"help": "Tokens that it must have; a dry run without the tokenizer goes by it."}
@@ -48,7 +48,7 @@ class Options:
     max_caption_length: int | None = field(
         default=None, metadata={"help": "Of the labels in tokens; None: 128, as in the paper."}
     )
-    on_bad_row: Literal["raise", "skip"] = field(
+    on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
     )
@@ -59,14 +59,14 @@ def load_data(options: Options, split: str) -> Dataset | None:
         if options.images_dir is None:
             raise ValueError(f"{options.karpathy_file} needs the folder of its images: images_dir.")
         return load_karpathy_captions(
-            options.images_dir, options.karpathy_file, KARPATHY[split], on_bad_row=options.on_bad_row
+            options.images_dir, options.karpathy_file, KARPATHY[split], on_bad_row=options.on_bad_annotation
         )
     prefix = "" if split == "train" else "eval_"
     images, captions = (getattr(options, f"{prefix}{name}") for name in ("images_dir", "annotation_file"))
     if captions is not None:
         if images is None:
             raise ValueError(f"{captions} needs the folder of its images: {prefix}images_dir.")
-        return load_coco_captions(images, captions, on_bad_row=options.on_bad_row)
+        return load_coco_captions(images, captions, on_bad_row=options.on_bad_annotation)
     if images is not None:
         raise ValueError(f"{images} needs the JSON of its captions: {prefix}annotation_file, or karpathy_file.")
     if options.scenes is None or options.annotation_file is not None:
@@ -75,15 +75,16 @@ def load_data(options: Options, split: str) -> Dataset | None:
 
 
 def make_processor(options: Options, image_processor: Any, rows: Dataset) -> CaptioningProcessor:
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    if (
-        tokenizer.bos_token is None and tokenizer.cls_token is not None
-    ):  # BERT's have neither start nor end of that name
+    tokenizer: Any = options.tokenizer or PAPER_TOKENIZER  # its name, or that of the model that goes on
+    if isinstance(tokenizer, str):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    # BERT's have neither a start nor an end of that name.
+    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
         tokenizer.bos_token = tokenizer.cls_token
     if tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if options.vocab_size not in (None, len(tokenizer)):
-        raise ValueError(f"{options.tokenizer} has {len(tokenizer)} tokens, and vocab_size is {options.vocab_size}.")
+        raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, and vocab_size is {options.vocab_size}.")
     length = {} if options.max_caption_length is None else {"max_caption_length": options.max_caption_length}
     return CaptioningProcessor(image_processor, tokenizer, **length)
 
@@ -98,10 +99,6 @@ REWARDS = {"cider": _cider}
 
 def make_metric(processor: CaptioningProcessor) -> Callable[..., dict]:
     return coco_captions
-
-
-def make_draw(processor: CaptioningProcessor) -> Callable:
-    return draw
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: CaptioningProcessor) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.tasks.colorization.lab import rgb_to_lab
 
 
@@ -20,6 +21,7 @@ HUE_BINS = 7  # section 4.3
 VIVID = 10  # a pixel is vivid where a^2 + b^2 is above this (section 4.3)
 
 
+@naming_arguments
 def colorfulness_terms(
     images: Iterable[Picture], hue: Hue = "arctan2", entropy_over: Entropy = "all"
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,6 +124,7 @@ def _class_table(hue: Hue, device: torch.device) -> torch.Tensor:
     return table.flatten()
 
 
+@naming_arguments
 def hasler_colorfulness(image: Picture) -> float:
     """Colourfulness by Hasler and Suesstrunk (2003, their third metric): 0 for grey, about 100 for the most colourful.
 
@@ -134,6 +137,7 @@ def hasler_colorfulness(image: Picture) -> float:
     return spread + 0.3 * math.hypot(red_green.mean(), yellow_blue.mean())
 
 
+@naming_arguments
 def mean_squared_error(image: Picture, reference: Picture) -> float:
     """Between two images of one size with values from 0 to 1, over all pixels and channels."""
     found, true = _as_unit_floats(image), _as_unit_floats(reference)
@@ -159,6 +163,7 @@ def _as_unit_floats(image: Picture) -> torch.Tensor:
     return pixels.double() / 255 if pixels.dtype == torch.uint8 else pixels.double()
 
 
+@naming_arguments
 def colorization_metrics(
     predictions: Sequence[Picture],
     references: Sequence[Picture | None] | None = None,

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vision_rl.drawing import LABEL, PAPER
+from vision_rl.arguments import naming_arguments
+from vision_rl.drawing import LABEL, PAPER, check_drawn
 from vision_rl.tasks.colorization.colorfulness import Picture, uint8_pixels_of
 from vision_rl.tasks.colorization.processing import rgb_to_grey
 
 
+@naming_arguments
 def draw(
     image: Picture,
     completion: Picture | Mapping[str, Picture],
@@ -36,6 +38,7 @@ def draw(
     height, width = grey.shape
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    check_drawn("side", *size)
     gap, text_size = max(2, side // 64), max(11, side // 16)
     row = Image.new("RGB", (len(pictures) * (size[0] + gap) - gap, size[1] + round(1.6 * text_size)), PAPER)
     canvas, font = ImageDraw.Draw(row), ImageFont.load_default(text_size)

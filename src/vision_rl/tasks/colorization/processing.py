@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.columns import sampled_rows
 from vision_rl.pictures import as_images, random_box, rgb_image
 from vision_rl.processing import DenseProcessor, check_return_tensors
@@ -92,6 +93,7 @@ class ColorizationProcessor(DenseProcessor):
 
     # --- photos to model inputs -------------------------------------------------------------------------------------
 
+    @naming_arguments
     def __call__(  # type: ignore[override]
         self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
@@ -105,6 +107,7 @@ class ColorizationProcessor(DenseProcessor):
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
 
+    @naming_arguments
     def dense(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
         """For stage I: the grey photos and the colour that goes with them, mirrored and cropped alike.
 
@@ -136,6 +139,7 @@ class ColorizationProcessor(DenseProcessor):
         resized = self.image_processor(list(images), do_rescale=False, do_normalize=False, return_tensors="pt")
         return resized["pixel_values"].movedim(1, -1).contiguous()
 
+    @naming_arguments
     def get_references(self, rows: list[dict]) -> list[Image.Image]:
         """The photos in colour, in the model's frame."""
         return [Image.fromarray(pixels) for pixels in self._resized([row["image"] for row in rows]).numpy()]
@@ -163,6 +167,7 @@ class ColorizationProcessor(DenseProcessor):
 
     # --- what stage I gives back to pictures ------------------------------------------------------------------------
 
+    @naming_arguments
     def to_images(self, color: torch.Tensor, grey: torch.Tensor | None = None) -> list[Image.Image]:
         """Pictures of predicted colours, clipped to what a picture can hold.
 
@@ -184,6 +189,7 @@ class ColorizationProcessor(DenseProcessor):
             rgb = lab_to_rgb(lab)
         return [Image.fromarray(pixels) for pixels in (rgb * 255).round().to(torch.uint8).cpu().numpy()]
 
+    @naming_arguments
     def from_dense(self, outputs: dict[str, torch.Tensor], pixel_values: torch.Tensor) -> list[Image.Image]:
         """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
         return self.to_images(outputs["color"], pixel_values)

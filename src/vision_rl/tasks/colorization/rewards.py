@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.tasks.colorization.colorfulness import (
     Entropy,
     Hue,
@@ -28,6 +29,7 @@ class ColorfulnessReward:
         check_options(hue, entropy_over)
         self.hue, self.entropy_over = hue, entropy_over
 
+    @naming_arguments
     def __call__(
         self, completions: list[Picture], log_metric: Callable[[str, float], None] | None = None, **kwargs
     ) -> list[float]:
@@ -44,6 +46,7 @@ class ColorfulnessReward:
         return (vivid_fraction * hue_entropy).tolist()
 
 
+@naming_arguments
 def fidelity_reward(completions: list[Picture], references: list[Picture | None], **kwargs) -> list[float | None]:
     """Minus the mean squared error against the true photo in [-1, 1]: 0 for the photo itself, -4 at the worst.
 

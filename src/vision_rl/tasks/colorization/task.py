@@ -3,20 +3,19 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets import Dataset, Image
 
 from vision_rl.data.digit_scenes import digit_scenes
+from vision_rl.data.photos import load_photos
 from vision_rl.tasks.colorization.colorfulness import colorization_metrics
-from vision_rl.tasks.colorization.drawing import draw
 from vision_rl.tasks.colorization.grey_photos import without_grey
 from vision_rl.tasks.colorization.processing import ColorizationProcessor
 from vision_rl.tasks.colorization.rewards import ColorfulnessReward, fidelity_reward
 
 
 Processor = ColorizationProcessor
-PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass
@@ -45,17 +44,19 @@ class Options:
     antialias: bool | None = field(
         default=None, metadata={"help": "Resize with antialiasing; None: yes. The published models: no."}
     )
+    on_bad_annotation: Literal["raise", "skip"] = field(
+        default="raise", metadata={"help": "What becomes of photos that cannot be used; skip: counted."}
+    )
 
 
 def load_data(options: Options, split: str) -> Dataset | None:
     folder = options.images_dir if split == "train" else options.eval_images_dir
     if folder is not None:
-        paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in PHOTOS)
-        if not paths:
-            raise ValueError(f"{folder} has no photos ({', '.join(PHOTOS)}).")
-        names = [Path(path).relative_to(folder).with_suffix("").as_posix().replace("/", "_") for path in paths]
-        rows = Dataset.from_dict({"image": paths, "image_id": names}).cast_column("image", Image())
-        return without_grey(rows) if options.drop_grey else rows
+        rows = load_photos(folder, on_bad_row=options.on_bad_annotation)
+        files = rows.cast_column("image", Image(decode=False))["image"]
+        names = [Path(file["path"]).relative_to(Path(folder).absolute()).with_suffix("") for file in files]
+        rows = rows.add_column("image_id", [name.as_posix().replace("/", "_") for name in names])
+        return without_grey(rows, on_bad_row=options.on_bad_annotation) if options.drop_grey else rows
     if options.scenes is None or options.images_dir is not None:
         return None
     count = options.scenes if split == "train" else 300
@@ -78,10 +79,6 @@ REWARDS = {
 
 def make_metric(processor: ColorizationProcessor) -> Callable[..., dict]:
     return colorization_metrics
-
-
-def make_draw(processor: ColorizationProcessor) -> Callable:
-    return draw
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: ColorizationProcessor) -> None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from vision_rl.arguments import check_number, check_rows, naming_arguments
 
+
+MAX_LABELS = 2**15  # COCOeval keeps 97 kB a class
 _ABSENT = -1.0  # COCO's mark for a mean over nothing; unlike NaN it survives JSON
 
 
+@naming_arguments
 def coco_map(
     predictions: Sequence[Mapping[str, Any]],
     references: Sequence[Mapping[str, Any]],
@@ -41,14 +45,12 @@ def coco_map(
     Raises:
         ValueError: for what is no detection, with the image; for lists of different lengths.
     """
-    if len(predictions) != len(references):
-        raise ValueError(
-            f"There are {len(predictions)} predictions but {len(references)} references: give one of each an image."
-        )
+    check_rows(predictions=predictions, references=references)
     found = [checked_prediction(value, image, num_labels) for image, value in enumerate(predictions)]
     truth = [checked_reference(value, image, num_labels) for image, value in enumerate(references)]
     if num_labels is None:
         num_labels = 1 + max((int(each["labels"].max(initial=-1)) for each in (*found, *truth)), default=-1)
+    check_number("num_labels", num_labels, least=0, most=MAX_LABELS, whole=True)
     precision, recall = _evaluate(found, truth, num_labels)
 
     scores = {}

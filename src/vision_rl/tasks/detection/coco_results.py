@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.data.fields import distinct_ids, ids_of
 from vision_rl.data.frames import to_annotations
 from vision_rl.tasks.detection.average_precision import checked_prediction, xywh
 
 
+@naming_arguments
 def coco_results(
     predictions: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int | str],

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, draw_mark
+from vision_rl.arguments import naming_arguments
+from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, check_drawn, draw_mark
 from vision_rl.tasks.detection.average_precision import checked_prediction, checked_reference
 
 
@@ -15,6 +16,7 @@ MISSED = (29, 78, 216)
 _SIDE = 512  # pixels: a small image is enlarged while it fits
 
 
+@naming_arguments
 def draw(
     image: Image.Image,
     prediction: Mapping[str, Any],
@@ -48,6 +50,7 @@ def draw(
         found = {key: values[found["scores"] >= score_threshold] for key, values in found.items()}
     truth = None if reference is None else checked_reference(reference)
     scale = scale or max(1, _SIDE // max(image.size))
+    check_drawn("scale", image.width * scale, image.height * scale)
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     pen = _Pen(picture, label_names, scale)
     by_score = np.argsort(found["scores"], kind="stable")  # the best is drawn last: on top

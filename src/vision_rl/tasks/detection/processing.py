@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.arguments import check_rows, check_sizes, id_rows, naming_arguments
 from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
 from vision_rl.pictures import as_images, rgb_image
@@ -135,6 +136,7 @@ class DetectionProcessor(VisionProcessor):
 
     # --- rows to tokens ---------------------------------------------------------------------------------------------
 
+    @naming_arguments
     def __call__(  # type: ignore[override]
         self, images, seeds=None, objects: Sequence[dict] | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
@@ -220,6 +222,7 @@ class DetectionProcessor(VisionProcessor):
         solid = ((corners[:, 2:] > corners[:, :2]) & (extent > 0)).all(1)
         return corners[solid], row.labels[solid], area[solid], row.iscrowd[solid]
 
+    @naming_arguments
     def get_references(self, rows: list[dict]) -> list[dict[str, Any]]:
         """The true boxes in pixels, crowds included, as COCO has them; and as `target_ids`, which rewards read."""
         references = []
@@ -281,6 +284,7 @@ class DetectionProcessor(VisionProcessor):
                 logger.warning("%d boxes %s.", which.sum(), what)
         self._check_form(dataset, columns, objects)
 
+    @naming_arguments
     def count_classes(self, dataset, column: str = "objects") -> list[int]:
         """How often each category occurs in a training set, crowds apart: for `AveragePrecisionReward`."""
         objects = read_column(dataset, column, self.categories, sample=False)
@@ -306,6 +310,7 @@ class DetectionProcessor(VisionProcessor):
 
     # --- tokens to boxes --------------------------------------------------------------------------------------------
 
+    @naming_arguments
     def batch_decode(
         self, sequences, image_sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[dict[str, np.ndarray]]:
@@ -315,13 +320,17 @@ class DetectionProcessor(VisionProcessor):
             sequences: N rows of ids, such as `model.generate` returns, with the token that starts the decoder, or without.
             image_sizes: N pairs (width, height). Default: boxes are in 0..1 of the model's frame.
         """
+        sequences = id_rows("sequences", sequences)
         if image_sizes is None:
             return [self._decode(self._without_start(ids), extent=(1.0, 1.0)) for ids in sequences]
+        check_sizes("image_sizes", image_sizes)
+        check_rows(sequences=sequences, image_sizes=image_sizes)
         return [
             self._decode(self._without_start(ids), self._extent(size), size)
             for ids, size in zip(sequences, image_sizes, strict=True)
         ]
 
+    @naming_arguments
     def decode(self, ids, image_size: tuple[int, int] | None = None) -> dict[str, np.ndarray]:
         """One completion, as `batch_decode` reads it."""
         return self.batch_decode([ids], None if image_size is None else [image_size])[0]
@@ -332,9 +341,9 @@ class DetectionProcessor(VisionProcessor):
 
     def _without_start(self, ids) -> np.ndarray:
         """Whole boxes: one more token is that with which `generate` starts."""
-        ids = np.asarray(ids, np.int64)
         return ids[len(ids) % TOKENS_PER_BOX == 1 :]
 
+    @naming_arguments
     def post_process_object_detection(
         self, outputs, threshold: float = 0.5, target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
     ) -> list[dict[str, torch.Tensor]]:
@@ -358,6 +367,8 @@ class DetectionProcessor(VisionProcessor):
             )
         logps = torch.stack(outputs.scores, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)
         ids = outputs.sequences[:, -logps.shape[1] :].cpu()  # (N, T)
+        if target_sizes is not None:
+            check_sizes("target_sizes", target_sizes)
         sizes = (
             [(1.0, 1.0)] * len(ids) if target_sizes is None else [(w, h) for h, w in np.asarray(target_sizes).tolist()]
         )
@@ -374,6 +385,7 @@ class DetectionProcessor(VisionProcessor):
             for image, keep in zip(found, kept, strict=True)
         ]
 
+    @naming_arguments
     def decode_completions(
         self, sequences, *, per_token_logps, watched_logps, image_sizes
     ) -> list[dict[str, np.ndarray]]:
@@ -382,11 +394,12 @@ class DetectionProcessor(VisionProcessor):
         Corners are put in order and clipped to the image. With a watched confidence the score is
         p(high) / (p(low) + p(high)).
         """
+        check_sizes("image_sizes", image_sizes)
         extents = [self._extent(size) for size in image_sizes]
         return self._decode_scored(sequences, per_token_logps, watched_logps, extents, image_sizes)
 
     def _decode_scored(self, sequences, per_token_logps, watched_logps, extents, sizes) -> list[dict[str, np.ndarray]]:
-        decoded = []
+        decoded, sequences = [], id_rows("sequences", sequences)
         for i, (ids, extent, size) in enumerate(zip(sequences, extents, sizes, strict=True)):
             num_tokens = len(ids) // TOKENS_PER_BOX * TOKENS_PER_BOX
             if self.score == "confidence":
@@ -394,7 +407,12 @@ class DetectionProcessor(VisionProcessor):
                 scores = torch.sigmoid(high - low)
             else:
                 scores = per_token_logps[i, :num_tokens].double().unflatten(0, (-1, TOKENS_PER_BOX)).mean(1).exp()
-            decoded.append(self._decode(np.asarray(ids, np.int64), extent, size, scores.numpy()))
+            if scores.isnan().any():
+                raise ValueError(
+                    f"The log-probabilities of completion {i} are not finite (per_token_logps, watched_logps): its boxes "
+                    "would have the score NaN."
+                )
+            decoded.append(self._decode(ids, extent, size, scores.numpy()))
         return decoded
 
     def _decode(self, ids, extent, size=(1.0, 1.0), scores: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -5,14 +5,13 @@ a prediction keeps the true box that it overlaps most, a true box keeps the pred
 other prediction of it is a duplicate. Predictions that overlap nothing cost nothing.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 
+from vision_rl.arguments import check_number, check_rows, described, id_rows, naming_arguments
 from vision_rl.rewards import RewardOutput, TokenTargets
 
 
@@ -76,6 +75,7 @@ class DetectionRewards:
         return _earned(self.rewards_per_box).repeat_interleave(TOKENS_PER_BOX, dim=-1)[..., :length]
 
 
+@naming_arguments
 def detection_reward(
     completion_ids: torch.Tensor,
     target_ids: torch.Tensor,
@@ -109,6 +109,10 @@ def detection_reward(
             f"completion_ids must be (B, G, T) and target_ids (B, T'); they are {tuple(completion_ids.shape)} and "
             f"{tuple(target_ids.shape)}."
         )
+    for name, ids in (("completion_ids", completion_ids), ("target_ids", target_ids)):
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{name} must be integers; it is {described(ids)}.")
+    _check_options(num_bins, num_labels, thresholds, duplicate_weight)
     if class_weights is not None and class_weights.shape != (num_labels,):
         raise ValueError(f"class_weights must be ({num_labels},), one a class; it is {tuple(class_weights.shape)}.")
     if released_total and tuple(thresholds) != THRESHOLDS:
@@ -140,6 +144,16 @@ def detection_reward(
         match_iou=torch.where(kept_iou > 0.5, kept_iou, 0.0),
         present=found.present,
     )
+
+
+def _check_options(num_bins: int, num_labels: int, thresholds: Sequence[float], duplicate_weight: float) -> None:
+    check_number("num_bins", num_bins, least=1, most=2**24, whole=True)  # levels are exact in float32
+    check_number("num_labels", num_labels, least=1, most=2**31 - 1, whole=True)
+    check_number("duplicate_weight", duplicate_weight)
+    if not isinstance(thresholds, Sequence) or not thresholds:
+        raise ValueError(f"thresholds must be IoUs, at least one; they are {described(thresholds)}.")
+    for threshold in thresholds:
+        check_number("thresholds", threshold, least=0, most=1)
 
 
 def _kept_truth(found: BoxTokens, true: BoxTokens, num_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,14 +206,16 @@ class _DetectionReward:
 
     def __init__(self, num_bins: int, num_labels: int, duplicate_weight: float):
         self.num_bins, self.num_labels, self.duplicate_weight = num_bins, num_labels, duplicate_weight
+        _check_options(num_bins, num_labels, self.thresholds, duplicate_weight)
         self.class_weights: torch.Tensor | None = None
         self.released_total = False
 
     def score(self, completion_ids, references, log_metric=None) -> DetectionRewards:
         """As B images with one completion each; the counts at the first threshold are logged."""
+        check_rows(completion_ids=completion_ids, references=references)
         scored = detection_reward(
-            _stack(completion_ids)[:, None],
-            _stack([reference["target_ids"] for reference in references]),
+            _stack("completion_ids", completion_ids)[:, None],
+            _stack("references", [reference["target_ids"] for reference in references]),
             self.num_bins,
             self.num_labels,
             self.class_weights,
@@ -230,12 +246,14 @@ class RecallReward(_DetectionReward):
         duplicate_weight: 0.3 in the paper.
     """
 
+    @naming_arguments
     def __init__(
         self, num_bins: int, num_labels: int, thresholds: Sequence[float] = (0.5,), duplicate_weight: float = 0.3
     ):
-        super().__init__(num_bins, num_labels, duplicate_weight)
         self.thresholds = tuple(thresholds)
+        super().__init__(num_bins, num_labels, duplicate_weight)
 
+    @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
         return self.output(self.score(completion_ids, references, log_metric), completion_ids)
 
@@ -258,6 +276,7 @@ class AveragePrecisionReward(_DetectionReward):
         released_total: the total as released; see `detection_reward`.
     """
 
+    @naming_arguments
     def __init__(
         self,
         num_bins: int,
@@ -269,14 +288,16 @@ class AveragePrecisionReward(_DetectionReward):
         released_total: bool = False,
         confidence_among: Literal["candidates", "vocabulary"] = "candidates",
     ):
-        super().__init__(num_bins, num_labels, duplicate_weight)
         self.thresholds = tuple(thresholds)
+        super().__init__(num_bins, num_labels, duplicate_weight)
+        check_number("confidence_weight", confidence_weight, least=0)
         if class_counts is not None and len(class_counts) != num_labels:
             raise ValueError(f"class_counts has {len(class_counts)} numbers for {num_labels} classes.")
         self.class_weights = None if class_counts is None else class_weights(class_counts)
         self.confidence_weight, self.confidence_among = confidence_weight, confidence_among
         self.released_total = released_total
 
+    @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
         scored = self.score(completion_ids, references, log_metric)
         targets = None
@@ -287,15 +308,19 @@ class AveragePrecisionReward(_DetectionReward):
         return self.output(scored, completion_ids, targets)
 
 
-def class_weights(counts: Sequence[int]) -> torch.Tensor:
-    """Weights of mean 1, about inverse to the class's `counts`; none is more than 20 times as rare as all together."""
-    numbers = torch.as_tensor(counts, dtype=torch.float64)
+@naming_arguments
+def class_weights(class_counts: Sequence[int]) -> torch.Tensor:
+    """Weights of mean 1, about inverse to the class's `class_counts`; none is more than 20 times as rare as all together."""
+    numbers = torch.as_tensor(class_counts, dtype=torch.float64)
+    if numbers.ndim != 1 or not ((numbers >= 0) & numbers.isfinite()).all():
+        raise ValueError(f"class_counts must be numbers from 0, one a class; they are {described(class_counts)}.")
     if not numbers.any():
         raise ValueError("class_counts are all 0: count the boxes of the training set.")
     inverse = 1 / (numbers + 0.05 * numbers.sum())
     return (len(numbers) * inverse / inverse.sum()).float()
 
 
+@naming_arguments
 def confidence_targets(
     match_iou: torch.Tensor,
     present: torch.Tensor,
@@ -324,12 +349,9 @@ def confidence_targets(
     )
 
 
-def _stack(sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+def _stack(name: str, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """`(R, T)`, the shorter ones filled with `ABSENT`."""
     if isinstance(sequences, torch.Tensor):
         return sequences
-    lengths = [len(sequence) for sequence in sequences]
-    ids = np.fromiter(itertools.chain.from_iterable(sequences), np.int64, sum(lengths))
-    return torch.nn.utils.rnn.pad_sequence(
-        torch.from_numpy(ids).split(lengths), batch_first=True, padding_value=ABSENT
-    )
+    rows = [torch.from_numpy(ids) for ids in id_rows(name, sequences)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=ABSENT)

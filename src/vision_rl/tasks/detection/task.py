@@ -13,7 +13,6 @@ from vision_rl.data.coco import category_ids, category_names, load_coco_detectio
 from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
 from vision_rl.tasks.detection.average_precision import coco_map
 from vision_rl.tasks.detection.coco_results import coco_results
-from vision_rl.tasks.detection.drawing import draw
 from vision_rl.tasks.detection.processing import DetectionProcessor
 from vision_rl.tasks.detection.rewards import AveragePrecisionReward, RecallReward
 
@@ -55,7 +54,7 @@ class Options:
     scale_jitter: list[float] | None = field(
         default=None, metadata={"help": "Scale the training images of MLE by so much, as a range. Pix2Seq: 0.3 2."}
     )
-    on_bad_row: Literal["raise", "skip"] = field(
+    on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
     )
@@ -73,7 +72,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
             return None
         if images is None:
             raise ValueError(f"{boxes} needs the folder of its images: {'' if train else 'eval_'}images_dir.")
-        return load_coco_detection(images, boxes, on_bad_row=options.on_bad_row)
+        return load_coco_detection(images, boxes, on_bad_row=options.on_bad_annotation)
     if options.images_dir is not None or options.eval_images_dir is not None:
         raise ValueError("A folder of images needs the JSON of their boxes: annotation_file, eval_annotation_file.")
     if options.scenes is not None:
@@ -133,10 +132,6 @@ REWARDS = {
 
 def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
     return partial(coco_map, num_labels=processor.num_labels)
-
-
-def make_draw(processor: DetectionProcessor) -> Callable:
-    return partial(draw, label_names=processor.categories)
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: DetectionProcessor) -> None:

@@ -2,12 +2,14 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vision_rl.drawing import LABEL, PAPER, RIGHT, UNJUDGED, WRONG, draw_grid, draw_mark
+from vision_rl.arguments import naming_arguments
+from vision_rl.drawing import LABEL, PAPER, RIGHT, UNJUDGED, WRONG, check_drawn, draw_grid, draw_mark
 
 
 __all__ = ["draw", "draw_grid"]
 
 
+@naming_arguments
 def draw(
     image: Image.Image,
     completion: str | dict[str, str | list[str]],
@@ -28,6 +30,7 @@ def draw(
     """
     named = completion if isinstance(completion, dict) else {"": completion}
     lines = {label: [texts] if isinstance(texts, str) else texts for label, texts in named.items()}
+    check_drawn("scale", image.width * scale, image.height * scale)
     enlarged = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
     size = 7 * scale
     font, label_font = ImageFont.load_default(size), ImageFont.load_default(0.65 * size)

@@ -6,6 +6,8 @@ Unicode's several spellings of one letter, is for the data set to normalise.
 
 from collections.abc import Sequence
 
+from vision_rl.arguments import check_rows
+
 
 def edit_distance(a: str, b: str) -> int:
     """Levenshtein distance: the fewest insertions, deletions and substitutions of one character that turn `a` into `b`."""
@@ -66,11 +68,8 @@ def character_error_rate(predictions: list[str], references: list[str]) -> dict[
 
 
 def _check_texts(name: str, texts: Sequence[str], references: Sequence[str]) -> None:
+    check_rows(**{name: texts, "references": references})
     for side, values in ((name, texts), ("references", references)):
-        if isinstance(values, str):
-            raise ValueError(f"{side} must be a list of strings, one a row; it is the string {values!r}.")
         for row, value in enumerate(values):
             if not isinstance(value, str):
                 raise ValueError(f"{side} must be strings; row {row} is a {type(value).__name__}: {value!r}.")
-    if len(texts) != len(references):
-        raise ValueError(f"There are {len(texts)} {name} but {len(references)} references: give one of each a row.")

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 from vision_rl.data.handwriting import digit_strings
 from vision_rl.processing import TextProcessor
-from vision_rl.tasks.ocr.drawing import draw
 from vision_rl.tasks.ocr.rewards import character_accuracy_reward, character_error_rate, exact_match_reward
 from vision_rl.tasks.ocr.tokenizer import character_tokenizer
 
@@ -28,10 +27,10 @@ class Options:
         default=None,
         metadata={"help": "Without a data set: so many training images of strings of handwritten digits."},
     )
-    alphabet: str = field(
-        default=string.printable[:95], metadata={"help": "The characters of a new model, if it has no tokenizer."}
+    alphabet: str | None = field(
+        default=None, metadata={"help": "The characters that are read, in place of a tokenizer; None: ASCII's 95."}
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "Of a new model: a folder or Hub name."})
+    tokenizer: str | None = field(default=None, metadata={"help": "A folder or Hub name."})
 
 
 def load_data(options: Options, split: str) -> Dataset | None:
@@ -42,9 +41,12 @@ def load_data(options: Options, split: str) -> Dataset | None:
 
 
 def make_processor(options: Options, image_processor: Any, rows: Dataset) -> TextProcessor:
-    if options.tokenizer is not None:
-        return TextProcessor(image_processor, AutoTokenizer.from_pretrained(options.tokenizer))
-    return TextProcessor(image_processor, character_tokenizer(options.alphabet))
+    tokenizer: Any = options.tokenizer  # its name, or that of the model that goes on
+    if options.alphabet is not None or tokenizer is None:
+        tokenizer = character_tokenizer(options.alphabet or string.printable[:95])
+    elif isinstance(tokenizer, str):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    return TextProcessor(image_processor, tokenizer)
 
 
 REWARDS = {
@@ -55,10 +57,6 @@ REWARDS = {
 
 def make_metric(processor: TextProcessor) -> Callable[..., dict]:
     return character_error_rate
-
-
-def make_draw(processor: TextProcessor) -> Callable:
-    return draw
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: TextProcessor) -> None:

@@ -3,6 +3,8 @@
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from vision_rl.arguments import naming_arguments
+
 
 class OCRTokenizer(PreTrainedTokenizerFast):
     """A fast tokenizer whose error names the characters it does not know.
@@ -27,6 +29,7 @@ class OCRTokenizer(PreTrainedTokenizerFast):
             raise
 
 
+@naming_arguments
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """One id a character: 0 is `<pad>`, with which the decoder also starts, 1 is `</s>`, then `alphabet` in order.
 

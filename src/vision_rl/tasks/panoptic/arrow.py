@@ -3,9 +3,10 @@
 from typing import Any
 
 import datasets
-import evaluate
 import numpy as np
 
+from vision_rl.arguments import naming_arguments
+from vision_rl.metric_module import MetricModule
 from vision_rl.tasks.panoptic.segments import Segmentation, map_and_segments
 
 
@@ -16,7 +17,7 @@ SEGMENTATION_FEATURES = {
 }
 
 
-class SegmentationMetric(evaluate.Metric):
+class SegmentationMetric(MetricModule):
     """A module whose predictions and references are segmentations.
 
     One process keeps them as arrays: evaluate would write every map to a file and read it back, which takes ten times as
@@ -44,6 +45,10 @@ class SegmentationMetric(evaluate.Metric):
         """The numbers of all images that were added, and of these."""
         if self.num_process > 1:
             return super().compute(predictions=predictions, references=references, **kwargs)
+        return self._compute_kept(predictions, references, **kwargs)
+
+    @naming_arguments
+    def _compute_kept(self, predictions, references, **kwargs) -> dict[str, Any]:
         given = [] if predictions is None and references is None else _pairs(predictions, references)
         pairs, self._kept = [*self._kept, *given], []
         if not pairs:

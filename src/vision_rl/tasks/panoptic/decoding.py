@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from vision_rl.tasks.panoptic.segments import Segmentation, resize_nearest
+from vision_rl.arguments import naming_arguments
+from vision_rl.tasks.panoptic.segments import NUM_IDS, Segmentation, resize_nearest
 
 
+@naming_arguments
 @torch.no_grad()
 def decode_logits(semantics: torch.Tensor, instances: torch.Tensor, min_fraction: float = 0.0) -> torch.Tensor:
     """Per pixel the class and the instance: a pixel goes to its best instance, and that to one class as a whole.
@@ -42,6 +44,7 @@ def decode_logits(semantics: torch.Tensor, instances: torch.Tensor, min_fraction
     return torch.stack(decoded).unflatten(1, semantics.shape[1:3])
 
 
+@naming_arguments
 def to_segmentation(labels: Any, category_ids: Sequence[int], size: tuple[int, int] | None = None) -> Segmentation:
     """Classes and instances of one image as a map of segment ids with its `segments_info`.
 
@@ -67,6 +70,10 @@ def to_segmentation(labels: Any, category_ids: Sequence[int], size: tuple[int, i
             f"{classes.max()} and {instances.min()}..{instances.max()}."
         )
     stride = int(instances.max()) + 1
+    if stride * (len(category_ids) + 1) > NUM_IDS:
+        raise ValueError(
+            f"Instances must be numbered on from 0: of labels, the largest is {stride - 1}, too many for a map."
+        )
     keys = np.where(classes > 0, classes * stride + instances, 0)  # (height, width), void first
     counts = np.bincount(keys.reshape(-1))
     counts[0] = 0

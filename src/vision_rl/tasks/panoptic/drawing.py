@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, draw_mark
+from vision_rl.arguments import naming_arguments
+from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, check_drawn, draw_mark
 from vision_rl.tasks.panoptic.quality import match_segments
 from vision_rl.tasks.panoptic.segments import (
     VOID,
@@ -27,6 +28,7 @@ _GOLDEN_RATIO = 0.618034  # steps of the hue: neighbours in the list of categori
 _Label = tuple[str, Colour, bool | None]
 
 
+@naming_arguments
 def draw(
     image: Image.Image,
     prediction: Segmentation,
@@ -54,6 +56,7 @@ def draw(
     """
     scale = scale or max(1, _SIDE // max(image.size))
     size = (image.height * scale, image.width * scale)
+    check_drawn("scale", *size)
     names = {category["id"]: str(category["name"]) for category in categories or []}
     places = {category["id"]: place for place, category in enumerate(categories or [])}
     prediction = resized(prediction, (image.height, image.width))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
 from vision_rl.pictures import as_images, random_box, rgb_image
 from vision_rl.processing import DenseProcessor, check_return_tensors
@@ -128,6 +129,7 @@ class PanopticProcessor(DenseProcessor):
 
     # --- rows to tensors --------------------------------------------------------------------------------------------
 
+    @naming_arguments
     def __call__(
         self,
         images,
@@ -154,6 +156,7 @@ class PanopticProcessor(DenseProcessor):
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
 
+    @naming_arguments
     def dense(
         self, images, seeds=None, *, segmentation: Sequence = (), segments_info: Sequence = (), **targets
     ) -> BatchFeature:
@@ -234,6 +237,7 @@ class PanopticProcessor(DenseProcessor):
 
     # --- what completions are compared with -------------------------------------------------------------------------
 
+    @naming_arguments
     def get_references(self, rows: list[dict]) -> list[Segmentation]:
         """The true maps at the images' own size, as `(map (H, W), segments_info)`, crowds marked.
 
@@ -330,6 +334,7 @@ class PanopticProcessor(DenseProcessor):
 
     # --- stage I's output to segments -------------------------------------------------------------------------------
 
+    @naming_arguments
     def from_dense(self, outputs: dict[str, torch.Tensor], pixel_values: torch.Tensor) -> list[Segmentation]:
         """Logits `semantics (N, H, W, C)` and `instances (N, H, W, max_instances)` to N pairs `(map, segments_info)`.
 

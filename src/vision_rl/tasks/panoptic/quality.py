@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.tasks.panoptic.segments import (
     VOID,
     Segmentation,
@@ -42,6 +43,7 @@ class SegmentMatches:
     true_categories: np.ndarray
 
 
+@naming_arguments
 def match_segments(prediction: Segmentation, reference: Segmentation) -> SegmentMatches:
     """Matches the segments of one image as panopticapi's `pq_compute` does.
 
@@ -116,6 +118,7 @@ def _overlap(predicted: Segments, true: Segments) -> np.ndarray:
     return counts.reshape(n + 1, m + 2)
 
 
+@naming_arguments
 def panoptic_quality(
     predictions: Sequence[Segmentation], references: Sequence[Segmentation], categories: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -152,6 +155,7 @@ class PanopticQuality:
     def __init__(self, categories: Sequence[Mapping[str, Any]]):
         self.categories = _checked(categories)
 
+    @naming_arguments
     def __call__(self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]) -> dict[str, Any]:
         """The numbers of `panoptic_quality` in a flat dict.
 
@@ -162,6 +166,7 @@ class PanopticQuality:
         """
         return self.summary(self.per_image(predictions, references))
 
+    @naming_arguments
     def per_image(
         self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]
     ) -> list[SegmentMatches]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from vision_rl.arguments import naming_arguments
 from vision_rl.tasks.panoptic.quality import SegmentMatches, match_segments
 from vision_rl.tasks.panoptic.segments import Segmentation, map_and_segments, resized
 
@@ -26,6 +27,7 @@ class PanopticReward:
         """The reward of one `(map, segments_info)`; see `match_segments` for what both must be."""
         return self._worth(_matched(prediction, reference))
 
+    @naming_arguments
     def __call__(
         self,
         completions: Sequence[Segmentation],

@@ -1,8 +1,7 @@
 """Panoptic segmentation for the command line and the pipeline: its data, its options, its reward (`vision_rl.task`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +10,6 @@ from datasets import Dataset
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
 from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
 from vision_rl.tasks.panoptic.coco_results import save_coco_panoptic
-from vision_rl.tasks.panoptic.drawing import draw
 from vision_rl.tasks.panoptic.processing import PanopticProcessor
 from vision_rl.tasks.panoptic.quality import PanopticQuality
 from vision_rl.tasks.panoptic.rewards import PanopticReward
@@ -52,7 +50,7 @@ class Options:
     min_fraction: float | None = field(
         default=None, metadata={"help": "Predicted instances of at most this share of the image become void; None: 0."}
     )
-    on_bad_row: Literal["raise", "skip"] = field(
+    on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
     )
@@ -63,7 +61,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
     names = [f"{prefix}{name}" for name in ("images_dir", "masks_dir", "annotation_file")]
     folder = [getattr(options, name) for name in names]
     if all(folder):
-        return load_coco_panoptic(*folder, on_bad_row=options.on_bad_row)
+        return load_coco_panoptic(*folder, on_bad_row=options.on_bad_annotation)
     if any(folder):
         missing = [name for name, value in zip(names, folder, strict=True) if value is None]
         raise ValueError(f"A folder in COCO's form needs {', '.join(names)}; {', '.join(missing)} is missing.")
@@ -100,10 +98,6 @@ REWARDS = {"pq": lambda processor, rows: PanopticReward()}
 
 def make_metric(processor: PanopticProcessor) -> PanopticQuality:
     return PanopticQuality(processor.categories)
-
-
-def make_draw(processor: PanopticProcessor) -> Callable:
-    return partial(draw, categories=processor.categories)
 
 
 def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: PanopticProcessor) -> None:

@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 
+from vision_rl import metric_module
 from vision_rl.tasks.captioning.coco_captions import coco_captions
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 
@@ -48,7 +49,7 @@ _CITATION = """
 """
 
 
-class Cider(evaluate.Metric):
+class Cider(metric_module.MetricModule):
     def _info(self):
         texts = datasets.Value("string")
         return evaluate.MetricInfo(

@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 
+from vision_rl import metric_module
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 from vision_rl.tasks.captioning.rewards import CiderReward
 
@@ -43,7 +44,7 @@ _CITATION = """
 """
 
 
-class CiderRewardModule(evaluate.Metric):
+class CiderRewardModule(metric_module.MetricModule):
     def __init__(self, *args, document_frequency=None, **kwargs):
         super().__init__(*args, **kwargs)
         if document_frequency is None:

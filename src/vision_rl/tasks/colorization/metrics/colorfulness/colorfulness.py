@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 
+from vision_rl import metric_module
 from vision_rl.tasks.colorization.colorfulness import colorization_metrics, uint8_pixels_of
 
 
@@ -52,7 +53,7 @@ _CITATION = """
 """
 
 
-class Colorfulness(evaluate.Metric):
+class Colorfulness(metric_module.MetricModule):
     def _info(self):
         image = datasets.Image()
         return evaluate.MetricInfo(

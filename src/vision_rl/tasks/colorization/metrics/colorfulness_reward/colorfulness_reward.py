@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 
+from vision_rl import metric_module
 from vision_rl.tasks.colorization.colorfulness import uint8_pixels_of
 from vision_rl.tasks.colorization.rewards import ColorfulnessReward
 
@@ -41,7 +42,7 @@ _CITATION = """
 """
 
 
-class ColorfulnessRewardModule(evaluate.Metric):
+class ColorfulnessRewardModule(metric_module.MetricModule):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

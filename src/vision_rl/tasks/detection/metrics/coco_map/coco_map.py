@@ -4,6 +4,7 @@ import datasets
 import evaluate
 from datasets import Sequence, Value
 
+from vision_rl import metric_module
 from vision_rl.tasks.detection.average_precision import coco_map
 
 
@@ -50,7 +51,7 @@ _FEATURES = {
 }
 
 
-class COCOMap(evaluate.Metric):
+class COCOMap(metric_module.MetricModule):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -5,6 +5,7 @@ import evaluate
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from vision_rl import metric_module
 from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, class_weights, detection_reward
 
 
@@ -44,7 +45,7 @@ _CITATION = """
 """
 
 
-class DetectionReward(evaluate.Metric):
+class DetectionReward(metric_module.MetricModule):
     def _info(self):
         ids = datasets.List(datasets.Value("int64"))
         return evaluate.MetricInfo(

@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 
+from vision_rl import metric_module
 from vision_rl.tasks.ocr.rewards import character_accuracy_reward, exact_match_reward
 
 
@@ -38,7 +39,7 @@ _CITATION = """
 """
 
 
-class OCRReward(evaluate.Metric):
+class OCRReward(metric_module.MetricModule):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
