@@ -68,8 +68,8 @@ def main(args: ScriptArguments, options: detection.Options) -> None:
     if tuned.is_world_process_zero():
         for name in ("eval_map", "eval_ar_100"):
             print(f"{name}: {before[name]:.3f} after MLE, {after[name]:.3f} after tuning")
-        draw, images, truth = detection.make_draw(processor), list(shown["image"]), processor.get_references(shown)
-        pictures = map(draw, images * 2, [*boxes, *tuned_boxes], truth * 2)
+        images, truth = list(shown["image"]), processor.get_references(shown)
+        pictures = map(processor.draw, images * 2, [*boxes, *tuned_boxes], truth * 2)
         draw_grid(list(pictures), columns=len(shown)).save(f"{args.output_dir}/boxes.png")
 
 

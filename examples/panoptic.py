@@ -69,7 +69,7 @@ def main(args: ScriptArguments, options: panoptic.Options) -> None:
     if tuned.is_world_process_zero():
         print(f"PQ: {ceiling['eval_pq']:.3f} read back, {before['eval_pq']:.3f} MLE, {after['eval_pq']:.3f} tuned")
         images, truth = list(shown["image"]), processor.get_references(shown)
-        pictures = map(panoptic.make_draw(processor), images * 2, [*maps, *tuned_maps], truth * 2)
+        pictures = map(processor.draw, images * 2, [*maps, *tuned_maps], truth * 2)
         draw_grid(list(pictures), columns=len(shown)).save(f"{args.output_dir}/maps.png")
 
 
