@@ -14,18 +14,18 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.demo  ## tune a detector for mAP in two situations, against more MLE, about 6 minutes: runs/demo/
-	$(BIN)/python examples/demo.py
+	$(BIN)/python experiments/demo.py
 
 demo-smoke: $(VENV)/.demo  ## every line of the demo in under a minute, on numbers that show nothing: runs/smoke/
 	rm -rf runs/smoke
-	$(BIN)/python examples/demo.py --smoke true
+	$(BIN)/python experiments/demo.py --smoke true
 
 demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts from, which take an hour and a half
-	$(BIN)/python examples/demo.py --full true
+	$(BIN)/python experiments/demo.py --full true
 
-results: $(VENV)/.demo  ## the whole detection experiment, about two hours: results/; an interrupted one goes on
-	$(BIN)/python examples/detection_study.py --situation crowded
-	$(BIN)/python examples/detection_study.py --situation incomplete
+results: $(VENV)/.demo  ## the whole detection experiment, about two hours: experiments/results/; an interrupted one goes on
+	$(BIN)/python experiments/detection_study.py --situation crowded
+	$(BIN)/python experiments/detection_study.py --situation incomplete
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -52,13 +52,13 @@ gpu-check:  ## on a machine with one GPU, nothing installed: gpu_check.json, siz
 	PYTHONPATH=src:benchmarks $(PYTHON) benchmarks/gpu_check.py
 
 quality: $(VENV)/.quality  ## lint, format and types, as CI checks them
-	$(BIN)/ruff check src tests examples benchmarks setup.py
-	$(BIN)/ruff format --check src tests examples benchmarks setup.py
+	$(BIN)/ruff check src tests examples experiments benchmarks setup.py
+	$(BIN)/ruff format --check src tests examples experiments benchmarks setup.py
 	$(BIN)/mypy
 
 format: $(VENV)/.quality  ## let ruff mend what it can
-	$(BIN)/ruff check --fix src tests examples benchmarks setup.py
-	$(BIN)/ruff format src tests examples benchmarks setup.py
+	$(BIN)/ruff check --fix src tests examples experiments benchmarks setup.py
+	$(BIN)/ruff format src tests examples experiments benchmarks setup.py
 
 docs: $(VENV)/.docs  ## the documentation as a website: site/
 	$(BIN)/mkdocs build --strict

@@ -23,7 +23,7 @@ from vision_rl.trainer.advantages import leave_one_out_advantages
 from vision_rl.trainer.losses import reinforce_weights, token_target_weights
 
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def gradients(model, pixel_values: torch.Tensor, ids: torch.Tensor, losses: dict[str, WeightedTokens]) -> dict:
@@ -63,11 +63,11 @@ def noise(gradients: list[torch.Tensor]) -> dict[str, float]:
 
 
 def main(situation: str, batches: int, images: int, times: int) -> list[dict]:
-    sys.path.insert(0, str(EXAMPLES))
-    from detection_data import situation_scenes
+    sys.path.insert(0, str(EXPERIMENTS))
+    from detection_scenes import situation_scenes
 
     torch.manual_seed(0)
-    folder = EXAMPLES / "checkpoints" / f"detection-{situation}"
+    folder = EXPERIMENTS / "checkpoints" / f"detection-{situation}"
     model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
     processor = DetectionProcessor.from_pretrained(folder)
     scenes = situation_scenes(situation, "train", batches * images)

@@ -57,9 +57,9 @@ def _modules_of(folder: Path, monkeypatch) -> Iterator[Callable]:
 
 
 @pytest.fixture
-def example(monkeypatch):
-    """Imports a module of examples/."""
-    yield from _modules_of(ROOT / "examples", monkeypatch)
+def experiment(monkeypatch):
+    """Imports a module of experiments/."""
+    yield from _modules_of(ROOT / "experiments", monkeypatch)
 
 
 @pytest.fixture

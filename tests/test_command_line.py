@@ -134,7 +134,7 @@ def test_an_evaluation_refuses_to_go_on_with_other_data(counter, tmp_path, capsy
 # --- the shipped checkpoint and the pipeline -------------------------------------------------------------------------
 
 
-CHECKPOINT = Path(__file__).parents[1] / "examples" / "checkpoints" / "detection-crowded"
+CHECKPOINT = Path(__file__).parents[1] / "experiments" / "checkpoints" / "detection-crowded"
 
 
 @pytest.fixture

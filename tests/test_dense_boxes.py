@@ -12,12 +12,12 @@ from vision_rl.trainer.collator import BatchColumns
 
 
 @pytest.fixture
-def dense_trainer(example):
+def dense_trainer(experiment):
     def make(folder, **more):
         torch.manual_seed(0)
         p = processor(num_bins=32)
         args = VisionMLEConfig(**options(folder, **more))
-        return example("dense_boxes").DenseBoxesMLETrainer(
+        return experiment("dense_boxes").DenseBoxesMLETrainer(
             tiny_detector(p), args, train_dataset=box_dataset(), processing_class=p
         )
 

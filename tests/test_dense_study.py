@@ -13,21 +13,21 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("task", ["panoptic", "colorization"])
-def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(example, task):
-    study = example("dense_study")
-    results = json.loads((ROOT / "results" / f"{task}.json").read_text())
+def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(experiment, task):
+    study = experiment("dense_study")
+    results = json.loads((ROOT / "experiments" / "results" / f"{task}.json").read_text())
     docs, readme = (ROOT / "docs" / f"{task}.md").read_text(), (ROOT / "README.md").read_text()
     assert study.table(results) in docs and study.table(results) in readme
     assert study.difference_table(results) in docs
 
 
-def test_the_table_of_the_hacked_reward_is_that_of_the_recorded_results(example):
-    hacking = example("colorization_hacking")
-    results = json.loads((ROOT / "results" / "colorization-hacking.json").read_text())
+def test_the_table_of_the_hacked_reward_is_that_of_the_recorded_results(experiment):
+    hacking = experiment("colorization_hacking")
+    results = json.loads((ROOT / "experiments" / "results" / "colorization-hacking.json").read_text())
     assert hacking.table(results) in (ROOT / "docs" / "reward-hacking.md").read_text()
 
 
-def test_pq_of_resampled_images_is_pq_of_these_images(example):
+def test_pq_of_resampled_images_is_pq_of_these_images(experiment):
     class Processor:
         categories = ({"id": 3, "isthing": 1}, {"id": 5, "isthing": 0}, {"id": 9, "isthing": 1})
 
@@ -43,7 +43,7 @@ def test_pq_of_resampled_images_is_pq_of_these_images(example):
     references[2][1][0]["category_id"] = 9  # which only this image has, and the resample lacks
     predictions = [reference if image % 2 else segmentation() for image, reference in enumerate(references)]
     weights = np.array([[1, 1, 1, 1, 1, 1], [2, 1, 0, 1, 1, 1]])
-    columns = example("dense_study").panoptic_columns(predictions, references, weights, Processor)
+    columns = experiment("dense_study").panoptic_columns(predictions, references, weights, Processor)
     for row, chosen in enumerate(([0, 1, 2, 3, 4, 5], [0, 0, 1, 3, 4, 5])):
         metrics = PanopticQuality(Processor.categories)(
             [predictions[image] for image in chosen], [references[image] for image in chosen]

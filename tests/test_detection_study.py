@@ -33,8 +33,8 @@ def random_answers(rng, num_images: int, num_labels: int = 4):
     return predictions, references
 
 
-def test_resampled_scores_equal_coco_map_of_the_images_drawn(example):
-    measures = example("detection_measures")
+def test_resampled_scores_equal_coco_map_of_the_images_drawn(experiment):
+    measures = experiment("detection_measures")
     rng = np.random.default_rng(0)
     predictions, references = random_answers(rng, num_images=40)
     weights = np.stack([np.ones(40, int), *rng.multinomial(40, np.full(40, 1 / 40), size=3)])
@@ -46,8 +46,8 @@ def test_resampled_scores_equal_coco_map_of_the_images_drawn(example):
         assert scores["ar_100"][row] == pytest.approx(expected["ar_100"], abs=1e-9)
 
 
-def test_a_class_that_no_resampled_image_has_does_not_count(example):
-    measures = example("detection_measures")
+def test_a_class_that_no_resampled_image_has_does_not_count(experiment):
+    measures = experiment("detection_measures")
     box, nothing = np.array([[0.0, 0, 10, 10]]), np.zeros((0, 4))
     predictions = [
         {"boxes": box, "labels": np.array([0]), "scores": np.array([0.5])},
@@ -58,8 +58,8 @@ def test_a_class_that_no_resampled_image_has_does_not_count(example):
     assert scores["map"].tolist() == pytest.approx([0.5, 1.0]) and scores["ar_100"].tolist() == [0.5, 1.0]
 
 
-def test_forbidding_absence_fills_every_box_and_leaves_the_model_as_it_was(example):
-    measures = example("detection_measures")
+def test_forbidding_absence_fills_every_box_and_leaves_the_model_as_it_was(experiment):
+    measures = experiment("detection_measures")
     p = processor(num_bins=32)
     torch.manual_seed(0)
     model = tiny_detector(p).eval()
@@ -73,8 +73,8 @@ def test_forbidding_absence_fills_every_box_and_leaves_the_model_as_it_was(examp
     )
 
 
-def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(example, tmp_path):
-    study = example("detection_study")
+def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(experiment, tmp_path):
+    study = experiment("detection_study")
     p = processor(num_bins=32)
     torch.manual_seed(0)
     trainer = study.ConfidenceMLETrainer(
@@ -97,9 +97,9 @@ def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(exa
 
 
 @pytest.mark.parametrize("situation", ["crowded", "incomplete"])
-def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(example, situation):
-    study = example("detection_study")
-    results = json.loads((ROOT / "results" / f"detection-{situation}.json").read_text())
+def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(experiment, situation):
+    study = experiment("detection_study")
+    results = json.loads((ROOT / "experiments" / "results" / f"detection-{situation}.json").read_text())
     docs, readme = (ROOT / "docs" / "results.md").read_text(), (ROOT / "README.md").read_text()
     assert study.table(results) in docs
     assert study.difference_table(results) in docs
@@ -107,7 +107,7 @@ def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(example
 
 
 def test_the_demos_checkpoints_are_small_and_hold_nothing_but_the_model():
-    folders = sorted((ROOT / "examples" / "checkpoints").iterdir())
+    folders = sorted((ROOT / "experiments" / "checkpoints").iterdir())
     assert [folder.name for folder in folders] == ["detection-crowded", "detection-incomplete"]
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 10e6
     for folder in folders:

@@ -1,9 +1,13 @@
 """Who may import whom, read from the source; and what `import vision_rl` costs."""
 
 import ast
+import importlib
+import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,6 +15,7 @@ import vision_rl
 
 
 SOURCE = Path(vision_rl.__file__).parent
+ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 
@@ -78,15 +83,34 @@ def test_nothing_depends_on_torchvision_or_timm():
         assert not imports(path, "torchvision", "timm", "torchmetrics"), path
 
 
-def test_examples_use_the_public_interface_only():
-    examples = SOURCE.parents[1] / "examples"
-    if not examples.is_dir():
-        pytest.skip("the examples are not part of the installed package")
-    for path in examples.glob("*.py"):
-        private = {
-            name for name in imports(path, "vision_rl") if any(part.startswith("_") for part in name.split("."))
-        }
-        assert not private, path
+def documented() -> list[object]:
+    """What docs/api.md describes."""
+    entries = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
+    return [pkgutil.resolve_name(entry) for entry in entries]
+
+
+@pytest.mark.parametrize("folder", ["examples", "experiments"])
+def test_scripts_use_the_public_interface_only(folder):
+    """Modules, constants, what a package lists in `__all__`, and what the documentation of the API has; no `x._y`."""
+    if not (ROOT / folder).is_dir():
+        pytest.skip(f"{folder}/ is not part of the installed package")
+    public = documented()
+    for path in (ROOT / folder).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "vision_rl":
+                module = importlib.import_module(node.module)
+                for name in [alias.name for alias in node.names]:
+                    value = (
+                        getattr(module, name)
+                        if hasattr(module, name)
+                        else importlib.import_module(f"{node.module}.{name}")
+                    )
+                    known = isinstance(value, ModuleType) or name.isupper() or name in getattr(module, "__all__", ())
+                    known = known or any(value is one for one in public)
+                    assert known and not f".{node.module}.{name}".count("._"), f"{path.name}: {node.module}.{name}"
+            if isinstance(node, ast.Attribute) and not isinstance(node.value, ast.Call):
+                of_its_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                assert of_its_own or not re.match(r"_[^_]", node.attr), f"{path.name}: {ast.unparse(node)}"
 
 
 def test_import_vision_rl_loads_neither_torch_nor_trl_nor_the_trainers():

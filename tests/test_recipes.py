@@ -106,7 +106,7 @@ def test_a_dry_run_tells_sizes_memory_and_what_is_missing_without_data_or_weight
 
 
 def test_a_dry_run_of_a_model_that_is_there_goes_by_its_files(capsys):
-    checkpoint = Path(__file__).parents[1] / "examples" / "checkpoints" / "detection-crowded"
+    checkpoint = Path(__file__).parents[1] / "experiments" / "checkpoints" / "detection-crowded"
     if not checkpoint.is_dir():
         pytest.skip("the checkpoints are not part of the installed package")
     options = ["--model", str(checkpoint), "--scenes", "20", "--dry_run", "true", "--use_cpu", "true"]

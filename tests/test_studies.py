@@ -11,18 +11,18 @@ from vision_rl import VisionMLEConfig, VisionMLETrainer
 SETTINGS = {"row": "mle", "learning_rate": 1e-3, "seeds": (0, 1), "data.num_images": 8}
 
 
-def trained(studies, folder, settings=SETTINGS):
+def trained(runs, folder, settings=SETTINGS):
     args = VisionMLEConfig(str(folder), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True)
     trainer = VisionMLETrainer(tiny_model(), args, train_dataset=text_dataset(4), processing_class=text_processor())
-    studies.train_and_save(trainer, settings)
+    runs.train_and_save(trainer, settings)
 
 
-def test_a_finished_model_of_the_same_settings_is_used_again(example, tmp_path):
-    studies = example("studies")
-    assert not studies.is_trained(tmp_path, SETTINGS)
-    trained(studies, tmp_path)
-    assert studies.is_trained(tmp_path, SETTINGS)
-    assert studies.cost(tmp_path)["steps"] == 1
+def test_a_finished_model_of_the_same_settings_is_used_again(experiment, tmp_path):
+    runs = experiment("runs")
+    assert not runs.is_trained(tmp_path, SETTINGS)
+    trained(runs, tmp_path)
+    assert runs.is_trained(tmp_path, SETTINGS)
+    assert runs.cost(tmp_path)["steps"] == 1
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["learning_rate"] == 1e-3
 
 
@@ -34,32 +34,32 @@ def test_a_finished_model_of_the_same_settings_is_used_again(example, tmp_path):
         ({name: value for name, value in SETTINGS.items() if name != "row"}, "row was 'mle' and is 'not given'"),
     ],
 )
-def test_a_model_of_other_settings_is_refused(example, tmp_path, settings, told):
-    studies = example("studies")
+def test_a_model_of_other_settings_is_refused(experiment, tmp_path, settings, told):
+    runs = experiment("runs")
     (tmp_path / "run.json").write_text(json.dumps({"steps": 1, "seconds": 1, "settings": SETTINGS}))
     with pytest.raises(ValueError, match=f"has a model of other settings: {told}. Choose another work_dir"):
-        studies.is_trained(tmp_path, settings)
+        runs.is_trained(tmp_path, settings)
 
 
-def test_a_model_that_does_not_say_its_settings_is_refused(example, tmp_path):
+def test_a_model_that_does_not_say_its_settings_is_refused(experiment, tmp_path):
     (tmp_path / "run.json").write_text('{"steps": 1, "seconds": 1}')
     with pytest.raises(ValueError, match="row was 'not recorded'"):
-        example("studies").is_trained(tmp_path, SETTINGS)
+        experiment("runs").is_trained(tmp_path, SETTINGS)
 
 
-def test_what_is_trained_from_other_weights_has_other_settings(example, tmp_path):
-    studies = example("studies")
+def test_what_is_trained_from_other_weights_has_other_settings(experiment, tmp_path):
+    runs = experiment("runs")
     for seed in (0, 1):
         tiny_model(seed=seed).save_pretrained(tmp_path / str(seed))
-    first, second = (studies.weights_of(tmp_path / str(seed)) for seed in (0, 1))
-    assert first != second and first == studies.weights_of(tmp_path / "0")
+    first, second = (runs.weights_of(tmp_path / str(seed)) for seed in (0, 1))
+    assert first != second and first == runs.weights_of(tmp_path / "0")
 
 
-def test_the_detection_study_refuses_models_of_another_number_of_steps(example, tmp_path):
-    study = example("detection_study")
+def test_the_detection_study_refuses_models_of_another_number_of_steps(experiment, tmp_path):
+    study = experiment("detection_study")
     options = {"num_train_images": 16, "work_dir": str(tmp_path)}
-    folder = study.Study(study.StudyArguments(steps=1, **options)).trained("tuned_recall", 1e-4, 0)
-    again = study.Study(study.StudyArguments(steps=1, **options)).trained("tuned_recall", 1e-4, 0)
+    folder = study.DetectionStudy(study.StudyArguments(steps=1, **options)).trained("tuned_recall", 1e-4, 0)
+    again = study.DetectionStudy(study.StudyArguments(steps=1, **options)).trained("tuned_recall", 1e-4, 0)
     assert again == folder and json.loads((folder / "run.json").read_text())["settings"]["max_steps"] == 1
     with pytest.raises(ValueError, match="max_steps was 1 and is 2"):
-        study.Study(study.StudyArguments(steps=2, **options)).trained("tuned_recall", 1e-4, 0)
+        study.DetectionStudy(study.StudyArguments(steps=2, **options)).trained("tuned_recall", 1e-4, 0)

@@ -18,7 +18,6 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from vision_rl import VisionRewardConfig
 from vision_rl.cli import main
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES
 from vision_rl.models import (
@@ -462,7 +461,7 @@ def test_the_command_converts_a_checkpoint_and_says_what_it_made(tmp_path, capsy
     assert_equal_models(AutoModel.from_pretrained(tmp_path / "out"), stage1())
 
 
-def test_converted_checkpoints_and_a_processor_are_what_the_script_tunes(tmp_path, example):
+def test_converted_checkpoints_and_a_processor_are_what_the_command_line_tunes(tmp_path):
     model = stage1(outputs={"semantics": len(PANOPTIC_CATEGORIES) + 1, "instances": 6})
     for made, folder in ((model, "panoptic/stage1"), (stage2(), "panoptic")):
         convert_uvim(as_npz(to_jax(made), tmp_path), tmp_path / folder)
@@ -470,12 +469,11 @@ def test_converted_checkpoints_and_a_processor_are_what_the_script_tunes(tmp_pat
     PanopticProcessor(
         image_processor, PANOPTIC_CATEGORIES, max_instances=6, num_codes=12, code_len=4, flip=False
     ).save_pretrained(tmp_path / "panoptic")
-    tune, data = example("tune_panoptic"), example("dense_data").DataArguments(num_train_images=8, num_eval_images=4)
-    args = VisionRewardConfig(
-        str(tmp_path / "tuned"), max_steps=1, per_device_train_batch_size=4, report_to="none", use_cpu=True
-    )
-    trainer = tune.main(tune.ScriptArguments(model=str(tmp_path / "panoptic")), data, args)
-    assert "eval_pq" in trainer.evaluate()
+    few = "--scenes 8 --max_steps 1 --per_device_train_batch_size 4 --eval_strategy no --report_to none --use_cpu true"
+    paths = ["--model", f"{tmp_path}/panoptic", "--output_dir", f"{tmp_path}/tuned"]
+    assert main(["tune", *paths, *few.split()]) == 0
+    assert (tmp_path / "tuned" / "stage1" / "model.safetensors").exists()
+    assert VisionEncoderDecoderModel.from_pretrained(tmp_path / "tuned").config.decoder.vocab_size == 13
 
 
 def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, capsys):

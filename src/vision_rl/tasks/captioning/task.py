@@ -67,6 +67,8 @@ def load_data(options: Options, split: str) -> Dataset | None:
         if images is None:
             raise ValueError(f"{captions} needs the folder of its images: {prefix}images_dir.")
         return load_coco_captions(images, captions, on_bad_row=options.on_bad_annotation)
+    if images is not None:
+        raise ValueError(f"{images} needs the JSON of its captions: {prefix}annotation_file, or karpathy_file.")
     if options.scenes is None or options.annotation_file is not None:
         return None
     return digit_scenes(split, options.scenes if split == "train" else 300, annotations=["captions"])  # type: ignore[arg-type]

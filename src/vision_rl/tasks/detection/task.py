@@ -73,6 +73,8 @@ def load_data(options: Options, split: str) -> Dataset | None:
         if images is None:
             raise ValueError(f"{boxes} needs the folder of its images: {'' if train else 'eval_'}images_dir.")
         return load_coco_detection(images, boxes, on_bad_row=options.on_bad_annotation)
+    if options.images_dir is not None or options.eval_images_dir is not None:
+        raise ValueError("A folder of images needs the JSON of their boxes: annotation_file, eval_annotation_file.")
     if options.scenes is not None:
         count = options.scenes if split == "train" else 500
         return digit_scenes(split, count, size=48, max_digits=4, min_height=14, max_height=26)  # type: ignore[arg-type]
@@ -98,7 +100,9 @@ def _category_names(options: Options, rows: Dataset | None) -> list[str]:
         if options.num_categories is None:
             raise ValueError("Without the data nobody knows its categories: give num_categories.")
         return [f"category {place}" for place in range(options.num_categories)]
-    names = list(CATEGORIES) if options.scenes is not None else category_names(rows)
+    names = category_names(rows)
+    if names is None and options.scenes is not None:
+        return list(CATEGORIES)
     if names is None:
         raise ValueError("The data set has numbers for its categories and no names: type the column as a ClassLabel.")
     return names

@@ -180,7 +180,24 @@ class PanopticQuality:
 
     def summary(self, matches: list[SegmentMatches]) -> dict[str, Any]:
         """The numbers of `__call__`, from what `per_image` gave of all images."""
-        totals = _totals(matches, self.categories)
+        return {
+            **self.of_totals(self.totals(matches)),
+            "per_image_iou": [float(image.ious.sum()) for image in matches],
+            "per_image_tp": [len(image.matched) for image in matches],
+            "per_image_fp": [len(image.spurious) for image in matches],
+            "per_image_fn": [len(image.missed) for image in matches],
+        }
+
+    def totals(self, matches: Sequence[SegmentMatches]) -> np.ndarray:
+        """What PQ of some images is made of, and of more images the sum of it: add those of the images that you choose.
+
+        Returns:
+            `(4, C)`: of each category the sum of IoUs, the numbers of true positives, false positives, false negatives.
+        """
+        return _totals(matches, self.categories)
+
+    def of_totals(self, totals: np.ndarray) -> dict[str, Any]:
+        """The numbers of `__call__` but for those of each image, from `totals` `(4, C)`."""
         result, occurs = _summary(totals, self.categories), totals[1:].any(0)
         per_class = {
             f"per_class_{key}": [result["per_class"][category["id"]][key] for category in self.categories]
@@ -189,10 +206,6 @@ class PanopticQuality:
         return {
             **{f"{key}{suffix}": result[part][key] for part, suffix in _PARTS.items() for key in ("pq", "sq", "rq")},
             **{name: np.where(occurs, values, -1.0).tolist() for name, values in per_class.items()},
-            "per_image_iou": [float(image.ious.sum()) for image in matches],
-            "per_image_tp": [len(image.matched) for image in matches],
-            "per_image_fp": [len(image.spurious) for image in matches],
-            "per_image_fn": [len(image.missed) for image in matches],
         }
 
 
@@ -219,7 +232,7 @@ def _matches(predictions: Sequence[Segmentation], references: Sequence[Segmentat
     return matches
 
 
-def _totals(matches: list[SegmentMatches], categories: list[dict[str, Any]]) -> np.ndarray:
+def _totals(matches: Sequence[SegmentMatches], categories: list[dict[str, Any]]) -> np.ndarray:
     """`(4, C)`: the sum of IoUs and the numbers of true positives, false positives, false negatives of each category."""
     ids = np.array([category["id"] for category in categories])
     totals = np.zeros((4, len(ids)))

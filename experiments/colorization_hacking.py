@@ -1,7 +1,7 @@
 """What happens when one tunes for colourfulness too long, and what holds it back (docs/reward-hacking.md).
 
-    python examples/dense_study.py --task colorization --stage1 runs/colorization-stage1 --images_dir photos
-    python examples/colorization_hacking.py --model runs/dense-study/colorization/mle-lr0.001-seed0 --images_dir photos
+    python experiments/dense_study.py --task colorization --stage1 runs/colorization-stage1 --images_dir photos
+    python experiments/colorization_hacking.py --model runs/dense-study/colorization/mle-lr0.001-seed0 --images_dir photos
 
 All runs start from one MLE model: the reward alone; with a KL to the MLE model; with likeness to the photo paid for; and
 the reward alone in small steps, stopped when PSNR on held-out photos has fallen below what was said to be acceptable.
@@ -13,14 +13,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import tune_colorization
 from dense_data import DataArguments, colorization_data
+from dense_models import TUNE_DEFAULTS
 from PIL import Image
-from studies import is_trained, joined, markdown, record, weights_of, write_json
+from runs import is_trained, record, weights_of
+from tables import markdown, write_json
 from transformers import TrainerCallback, VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionRewardConfig, VisionRewardTrainer
+from vision_rl.drawing import draw_grid
 from vision_rl.models.sampling import sample
 from vision_rl.models.uvim import UViMDecoder, UViMModel
 from vision_rl.tasks.colorization import (
@@ -49,7 +51,7 @@ class HackingArguments:
     careful_learning_rate: float = 1e-5  # of the run that is stopped, which is also evaluated ten times as often
     seed: int = 0
     work_dir: str = "runs/colorization-hacking"
-    output: str = "results/colorization-hacking.json"
+    output: str = "experiments/results/colorization-hacking.json"
     pictures_dir: str = "docs/images"
     threads: int = 1
 
@@ -80,7 +82,8 @@ class Runs:
         """Step and metrics of each evaluation; the models of all of them stay in the run's folder."""
         folder = Path(self.args.work_dir) / name.replace(" ", "-")
         config = {
-            **tune_colorization.DEFAULTS,
+            **TUNE_DEFAULTS,
+            "reward_weights": [1.0, 0.0],
             "learning_rate": self.args.learning_rate,
             "max_steps": self.args.steps,
             "eval_on_start": True,
@@ -174,7 +177,7 @@ def _strips(runs: Runs, curves: dict[str, list[dict]], photos: list[Image.Image]
         draw(photo, {title: made[index] for title, made in columns.items()}, references[index], side=128)
         for index, photo in enumerate(photos)
     ]
-    return joined(strips, down=True, gap=0)
+    return draw_grid(strips, columns=1, gap=0)
 
 
 def plot(results: dict) -> plt.Figure:

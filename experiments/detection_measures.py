@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bootstrap import resampled_weights
 from datasets import Dataset
-from studies import resampled_weights
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl.models.completions import SampledCompletions
@@ -20,6 +20,14 @@ from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS
 
 SCORES = ("confidence", "likelihood")
 RECALLS = np.linspace(0, 1, 101)
+
+
+def both_rewards(
+    processor: DetectionProcessor, train_dataset: Dataset
+) -> dict[str, RecallReward | AveragePrecisionReward]:
+    """Those for recall and for mAP by name; the classes of the latter weigh as the training boxes say."""
+    sizes, counts = (processor.num_bins, processor.num_labels), processor.count_classes(train_dataset)
+    return {"recall": RecallReward(*sizes), "map": AveragePrecisionReward(*sizes, class_counts=counts)}
 
 
 @dataclass
@@ -132,7 +140,7 @@ def found_at_ious(prediction: Mapping, reference: Mapping) -> np.ndarray:
     return np.stack([match_boxes(prediction, reference, iou - 1e-10)[0] >= 0 for iou in THRESHOLDS], axis=1)
 
 
-def bootstrap(measured: Measured, num_labels: int, num_resamples: int = 400) -> dict[str, np.ndarray]:
+def resampled_columns(measured: Measured, num_labels: int, num_resamples: int = 400) -> dict[str, np.ndarray]:
     """All columns of the table, `(1 + R,)` each: of the images themselves, then of R resamples, the same for every model."""
     count = len(measured.references)
     weights = resampled_weights(count, num_resamples)

@@ -1,6 +1,6 @@
 """Detection from few real photos: a pretrained encoder stays as it is, a decoder is trained on it, then tuned for mAP.
 
-    python examples/frozen_detection.py --images_dir bccd/JPEGImages --annotation_file bccd/instances.json \\
+    python experiments/frozen_detection.py --images_dir bccd/JPEGImages --annotation_file bccd/instances.json \\
         --encoder facebook/dinov2-small
 
 One folder in COCO's form is split into training, validation and test. What the encoder says of each image and of its
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tune_detection
-from detection_measures import bootstrap, measure
+from detection_measures import both_rewards, measure, resampled_columns
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import VisionEncoderDecoderModel, set_seed
@@ -107,16 +106,15 @@ def main(args: FrozenArguments) -> None:
         "report_to": "none",
         "use_cpu": True,
     }
-    rewards = {name: tune_detection.detection_reward(name, processor, train) for name in ("recall", "map")}
+    rewards = both_rewards(processor, train)
     table = {}
 
     def train_and_test(name: str, trainer) -> None:
         seconds = trainer.train().metrics["train_runtime"]
         trainer.save_model()
         measured = measure(trainer.model, processor, test, rewards, batch_size=25)
-        columns = {
-            key: round(float(value[0]), 4) for key, value in bootstrap(measured, processor.num_labels, 0).items()
-        }
+        columns = resampled_columns(measured, processor.num_labels, num_resamples=0)
+        columns = {name: round(float(values[0]), 4) for name, values in columns.items()}
         table[name] = {**columns, "steps": trainer.state.global_step, "seconds": round(seconds)}
         print(name, table[name], flush=True)
         (out / "results.json").write_text(json.dumps({"settings": vars(args), "results": table}, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """The whole story in a few minutes on two CPU cores: imitate, then tune for the reward, and compare with more imitation.
 
-    python examples/compare_ocr.py
+    python experiments/compare_ocr.py
 
 Strings of real handwritten digits are read by a small vision transformer. It is trained by maximum likelihood (MLE),
 then tuned for "the whole string is right" and "most characters are right". The control continues MLE instead, for as
@@ -12,22 +12,40 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import pretrain_ocr
 import torch
-import tune_ocr
-from transformers import Trainer, VisionEncoderDecoderModel
+from datasets import Dataset
+from transformers import (
+    Trainer,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+    set_seed,
+)
 from trl import TrlParser
 
-from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig
+from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.data.handwriting import digit_strings
+from vision_rl.models import (
+    VisionDecoderConfig,
+    VisionDecoderForCausalLM,
+    init_sincos_positions,
+    vision_encoder_decoder,
+)
 from vision_rl.models.sampling import sample
 from vision_rl.tasks.ocr import (
     TextProcessor,
     character_accuracy_reward,
     character_error_rate,
+    character_tokenizer,
     draw,
     draw_grid,
     exact_match_reward,
 )
+
+
+HEIGHT, WIDTH, MAX_DIGITS = 32, 80, 4
+NUM_SAMPLES = 8
 
 
 @dataclass
@@ -35,6 +53,7 @@ class CompareArguments:
     output_dir: str = "runs/ocr"
     seed: int = 0
     mle_steps: int = 4000
+    mle_learning_rate: float = 4e-3
     tune_steps: int = 600
     tune_learning_rate: float = 1e-4  # of 3e-5, 1e-4 and 3e-4 the best on validation, read greedily
     control_learning_rate: float = 4e-3  # of 1e-3, 2e-3 and 4e-3 likewise
@@ -43,42 +62,60 @@ class CompareArguments:
     num_eval_images: int = 1000
 
 
+def digits(split: str, num_images: int) -> Dataset:
+    """Two to four digits an image, some of them touching."""
+    return digit_strings(
+        split, num_images, min_digits=2, max_digits=MAX_DIGITS, height=HEIGHT, width=WIDTH, crowding=0.25
+    )
+
+
+def small_reader(vocab_size: int) -> VisionEncoderDecoderModel:
+    """A ViT on columns of 4 pixels and the paper's decoder, 115,000 parameters."""
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    image = {"image_size": (HEIGHT, WIDTH), "patch_size": (HEIGHT, 4)}
+    activation = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+    encoder = ViTModel(ViTConfig(**image, **size, **activation, num_hidden_layers=2))
+    text = {"vocab_size": vocab_size, "max_position_embeddings": MAX_DIGITS + 1}  # and the end token
+    decoder = VisionDecoderForCausalLM(VisionDecoderConfig(**text, **size, num_hidden_layers=1))
+    model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    init_sincos_positions(model)
+    return model
+
+
 def main(options: CompareArguments) -> None:
     out = Path(options.output_dir)
-    quiet = {"seed": options.seed, "use_cpu": True, "report_to": "none", "eval_strategy": "no"}
-    data = {"num_train_images": options.num_train_images}
+    common = {"seed": options.seed, "use_cpu": True, "report_to": "none", "save_strategy": "no"}
+    common |= {"per_device_train_batch_size": 32, "optim": "big_vision_adafactor"}  # the paper's optimiser
+    processor = TextProcessor(ViTImageProcessorPil(do_resize=False), character_tokenizer("0123456789"))
+    data = {"train_dataset": digits("train", options.num_train_images), "processing_class": processor}
+    rewards = [exact_match_reward, character_accuracy_reward]
+
+    def mle_config(name: str, learning_rate: float, steps: int) -> VisionMLEConfig:
+        schedule = {"lr_scheduler_type": "cosine", "warmup_steps": 200, "logging_steps": 100}
+        return VisionMLEConfig(str(out / name), learning_rate=learning_rate, max_steps=steps, **schedule, **common)
 
     print(f"\n1/3  MLE: {options.mle_steps} steps on strings of real handwritten digits", flush=True)
-    settings = {**pretrain_ocr.DEFAULTS, **quiet}
-    mle = pretrain_ocr.main(
-        pretrain_ocr.ScriptArguments(**data),
-        VisionMLEConfig(**settings | {"output_dir": str(out / "mle"), "max_steps": options.mle_steps}),
-    )
+    set_seed(options.seed)
+    model = small_reader(processor.vocab_size)
+    mle = trained(VisionMLETrainer(model, mle_config("mle", options.mle_learning_rate, options.mle_steps), **data))
 
-    tune_settings = {**tune_ocr.DEFAULTS, **quiet, "learning_rate": options.tune_learning_rate}
-    samples = tune_settings["num_generations"]
-    print(f"\n2/3  Reward tuning: {options.tune_steps} steps, {samples} samples an image", flush=True)
-    tuned = tune_ocr.main(
-        tune_ocr.ScriptArguments(model=str(out / "mle"), **data),
-        VisionRewardConfig(**tune_settings | {"output_dir": str(out / "tuned"), "max_steps": options.tune_steps}),
-    )
+    print(f"\n2/3  Reward tuning: {options.tune_steps} steps, {NUM_SAMPLES} samples an image", flush=True)
+    # The rate is constant after the warm-up, as in the paper.
+    config = {"learning_rate": options.tune_learning_rate, "max_steps": options.tune_steps, "warmup_steps": 10}
+    config |= {"num_generations": NUM_SAMPLES, "logging_steps": 25}
+    args = VisionRewardConfig(str(out / "tuned"), **config, **common)
+    start = VisionEncoderDecoderModel.from_pretrained(out / "mle")
+    tuned = trained(VisionRewardTrainer(start, rewards, args, **data))
 
     # A step of tuning takes longer than one of MLE: the control takes as many of the latter as fit into the same time.
     fitting = options.mle_steps * seconds(tuned) / seconds(mle)
-    control_steps = max(options.tune_steps, math.ceil(fitting))
-    print(f"\n3/3  Control: MLE continued for as long, {control_steps} steps", flush=True)
-    settings |= {"learning_rate": options.control_learning_rate, "max_steps": control_steps}
-    control = VisionMLETrainer(
-        model=VisionEncoderDecoderModel.from_pretrained(out / "mle"),
-        args=VisionMLEConfig(**settings | {"output_dir": str(out / "control")}),
-        train_dataset=mle.train_dataset,
-        processing_class=mle.processing_class,
-    )
-    control.train()
-    control.save_model()
+    steps = max(options.tune_steps, math.ceil(fitting))
+    print(f"\n3/3  Control: MLE continued for as long, {steps} steps", flush=True)
+    start = VisionEncoderDecoderModel.from_pretrained(out / "mle")
+    control = trained(VisionMLETrainer(start, mle_config("control", options.control_learning_rate, steps), **data))
 
     trainers = {"mle": mle, "control": control, "tuned": tuned}
-    images = pretrain_ocr.digits(options.eval_split, options.num_eval_images)
+    images = digits(options.eval_split, options.num_eval_images)
     readings = {name: read(out / name, images) for name in trainers}
     table = {
         name: {
@@ -92,6 +129,12 @@ def main(options: CompareArguments) -> None:
     show(table, options)
     picture(images, readings["mle"][1], readings["tuned"][1]).save(out / "readings.png")
     print(f"\nWritten: {out}/results.json, {out}/readings.png (what was read before and after) and the three models.")
+
+
+def trained(trainer: Trainer) -> Trainer:
+    trainer.train()
+    trainer.save_model()
+    return trainer
 
 
 def seconds(trainer: Trainer) -> float:

@@ -1,7 +1,7 @@
 """Stage I of panoptic segmentation or colorization: learn to write dense maps as codes, and to read them back (UViM).
 
-    python examples/train_uvim_stage1.py --output_dir runs/panoptic-stage1
-    python examples/train_uvim_stage1.py --task colorization --images_dir photos --output_dir runs/colorization-stage1
+    python experiments/train_uvim_stage1.py --output_dir runs/panoptic-stage1
+    python experiments/train_uvim_stage1.py --task colorization --images_dir photos --output_dir runs/colorization-stage1
 
 The quality of what is read back is the ceiling of all that follows. dense_data.py has the options for the data; the
 sizes are for images of 64 pixels, and the paper's runs are vision-rl stage1 --config panoptic_stage1 and

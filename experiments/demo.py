@@ -1,11 +1,11 @@
 """MLE, more MLE, and reward tuning: a detector before and after, in two situations, from MLE models that come along.
 
-    python examples/demo.py                 # or: make demo
-    python examples/demo.py --full true     # or: make demo-full; makes the MLE models anew first, an hour and a half
-    python examples/demo.py --smoke true    # every line of it in under a minute, on numbers that show nothing
+    python experiments/demo.py                 # or: make demo
+    python experiments/demo.py --full true     # or: make demo-full; makes the MLE models anew first, an hour and a half
+    python experiments/demo.py --smoke true    # every line of it in under a minute, on numbers that show nothing
 
 Scenes of handwritten digits, none of which is in both training and test. In one situation they are small, many and
-noisy, in the other half of the training boxes are missing; see detection_data.py. In each, the MLE model is tuned for
+noisy, in the other half of the training boxes are missing; see detection_scenes.py. In each, the MLE model is tuned for
 mAP, and, as a control, MLE goes on for longer than that takes, with the learning rate that suited it best on validation.
 Writes runs/demo/: the table, one picture, the models. docs/results.md has the whole experiment.
 """
@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from detection_data import Situation
 from detection_measures import Measured
-from detection_study import ROWS, Study, StudyArguments, cost, pretrain
+from detection_scenes import Situation
+from detection_study import RESULTS, ROWS, DetectionStudy, StudyArguments
 from PIL import Image
+from pretrain_detection import pretrain
+from runs import cost
 from trl import TrlParser
 
 from vision_rl.drawing import draw_grid
 from vision_rl.tasks.detection import draw
 
 
-RESULTS = Path(__file__).parents[1] / "results"
 SITUATIONS: tuple[Situation, ...] = ("crowded", "incomplete")
 COMPARED = ("mle", "mle_continued", "tuned_map")
 SHORT = {  # of the study's columns
@@ -63,12 +64,13 @@ def main(demo: DemoArguments) -> None:
         mle = out / situation / "mle" if demo.full else None
         if mle is not None:
             pretrain(situation, mle)
-        study = Study(
+        study = DetectionStudy(
             StudyArguments(
                 situation=situation,
                 steps=demo.steps,
                 num_train_images=demo.num_train_images,
                 num_eval_images=demo.num_eval_images,
+                num_resamples=0,
                 checkpoint=None if mle is None else str(mle),
             )
         )
@@ -80,8 +82,7 @@ def main(demo: DemoArguments) -> None:
             if row != "mle":
                 print(f"\n{situation}: {ROWS[row]}", flush=True)
                 study.train(row, rates[row]["chosen"], demo.seed, folder)
-            measured[row] = study.measure(folder, "test")
-            columns = study.columns(measured[row])
+            columns, measured[row] = study.measure(folder, "test")
             tables[situation][row] = {**cost(folder), **{name: round(float(columns[name][0]), 4) for name in SHORT}}
         pictures += before_and_after(study, measured, situation)
     (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": tables}, indent=1) + "\n")
@@ -99,7 +100,7 @@ def show(tables: dict[str, dict], demo: DemoArguments) -> None:
             print(f"{ROWS[row]:14}{numbers}{values['seconds']:9}")
 
 
-def before_and_after(study: Study, measured: dict[str, Measured], situation: Situation) -> list[Image.Image]:
+def before_and_after(study: DetectionStudy, measured: dict[str, Measured], situation: Situation) -> list[Image.Image]:
     """The first six test images, with what MLE and what the tuned model found."""
     scenes = study.scenes("test")
     scenes = scenes.select(range(min(6, len(scenes))))

@@ -1,24 +1,21 @@
-"""Step 1: train a ViT and the paper's decoder from scratch to write boxes as tokens (MLE).
+"""MLE from scratch of the detection experiment: a small ViT and the paper's decoder learn to write boxes as tokens."""
 
-    python examples/pretrain_detection.py --output_dir runs/detection-mle
-    accelerate launch --multi_gpu --num_processes 2 examples/pretrain_detection.py --output_dir runs/detection-mle
-
-On scenes of handwritten digits, on a folder in COCO's form, or on a data set by name: detection_data.py has the options.
---config FILE is YAML; --resume_from_checkpoint true goes on where a run was interrupted.
-"""
+from pathlib import Path
 
 from dense_boxes import DenseBoxesMLETrainer
-from detection_data import DataArguments, detection_data
+from detection_scenes import Situation, situation_scenes
+from runs import is_trained, record
 from transformers import VisionEncoderDecoderModel, ViTImageProcessorPil, set_seed
-from trl import TrlParser
+from transformers.trainer_utils import get_last_checkpoint
 
 from vision_rl import VisionMLEConfig, models
+from vision_rl.data.digit_scenes import CATEGORIES
 from vision_rl.tasks.detection import DetectionProcessor, coco_map
 
 
+STEPS: dict[Situation, int] = {"crowded": 20_000, "incomplete": 12_000, "complete": 12_000}
+IMAGE_SIZE, NUM_TRAIN_IMAGES, NUM_EVAL_IMAGES = 48, 40_000, 500
 DEFAULTS = {
-    "output_dir": "runs/detection-mle",
-    "max_steps": 12_000,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 100,
     "learning_rate": 3e-3,
@@ -47,27 +44,27 @@ def small_detector(processor: DetectionProcessor) -> VisionEncoderDecoderModel:
     return model
 
 
-def main(data_args: DataArguments, training_args: VisionMLEConfig) -> DenseBoxesMLETrainer:
-    set_seed(training_args.seed)
-    train_dataset, eval_dataset, categories = detection_data(data_args)
-    image_processor = ViTImageProcessorPil(size={"height": data_args.image_size, "width": data_args.image_size})
-    boxes = {"num_bins": 64, "max_boxes": data_args.max_boxes}
-    processor = DetectionProcessor(image_processor, categories, **boxes, score="likelihood")
+def pretrain(situation: Situation, folder: Path) -> None:
+    """MLE where it is missing, as the checkpoints that come along were made; goes on where it was interrupted."""
+    config = DEFAULTS | {"max_steps": STEPS[situation]}
+    data = {"situation": situation, "num_train_images": NUM_TRAIN_IMAGES, "image_size": IMAGE_SIZE, "max_boxes": 8}
+    if is_trained(folder, config | data):
+        return
+    interrupted = get_last_checkpoint(folder) if folder.is_dir() else None
+    run = {"output_dir": str(folder), "resume_from_checkpoint": interrupted, "use_cpu": True, "report_to": "none"}
+    args = VisionMLEConfig(**config, **run)
+    set_seed(args.seed)
+    image_processor = ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
+    processor = DetectionProcessor(image_processor, list(CATEGORIES), num_bins=64, max_boxes=8, score="likelihood")
     trainer = DenseBoxesMLETrainer(
         model=small_detector(processor),
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        args=args,
+        train_dataset=situation_scenes(situation, "train", NUM_TRAIN_IMAGES, IMAGE_SIZE),
+        eval_dataset=situation_scenes(situation, "validation", NUM_EVAL_IMAGES, IMAGE_SIZE),
         processing_class=processor,
         compute_metrics=coco_map,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.drop_head()
     trainer.save_model()
-    return trainer
-
-
-if __name__ == "__main__":
-    parser = TrlParser((DataArguments, VisionMLEConfig))
-    parser.set_defaults(**DEFAULTS)
-    main(*parser.parse_args_and_config())
+    record(trainer, config | data)

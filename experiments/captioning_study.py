@@ -1,6 +1,6 @@
 """The captioning experiment: what more MLE and what tuning for CIDEr make of a captioner on photos (docs/captioning.md).
 
-    python examples/captioning_study.py --images_dir flickr8k/images --annotation_file flickr8k/captions.json \\
+    python experiments/captioning_study.py --images_dir flickr8k/images --annotation_file flickr8k/captions.json \\
         --encoder facebook/dinov2-small --decoder google-bert/bert-base-uncased
 
 Made for two CPU cores and few photos: the encoder is frozen, and its output computed once. All start from one MLE model,
@@ -8,34 +8,23 @@ stopped early by CIDEr on validation. "MLE continued" takes longer than tuning d
 best on validation with the first seed. Tuning is shown with all its rates. What is finished is kept in `work_dir`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pretrain_captioning
-import studies
+import tables
 import torch
-import tune_captioning
-from captioning_data import DataArguments, captioning_data
-from studies import (
-    SHORT_TRAINING,
-    best_rate,
-    cost,
-    differences,
-    is_trained,
-    markdown,
-    resampled_weights,
-    summaries,
-    train_and_save,
-    weights_of,
-    write_json,
-)
+from bootstrap import resampled_weights
+from captioner import ModelArguments, captioner, splits
+from runs import SHORT_TRAINING
+from study import Study
 from transformers import EarlyStoppingCallback, VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer, models
 from vision_rl.models.sampling import sample
+from vision_rl.tasks import captioning
 from vision_rl.tasks.captioning import coco_captions, ptb_tokenize
 from vision_rl.tasks.captioning.coco_captions import UNFINISHED
 
@@ -43,6 +32,16 @@ from vision_rl.tasks.captioning.coco_captions import UNFINISHED
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
 MAX_TOKENS = 24
 NUM_SAMPLES = 8
+EARLY_STOPPED = {
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 100,
+    "eval_strategy": "steps",
+    "eval_steps": 50,
+    "save_steps": 50,
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "cider",
+}
 NAMES = {"mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
 COLUMNS = {
     "cider": "CIDEr",
@@ -53,7 +52,7 @@ COLUMNS = {
     "unfinished": "unfinished",
     "num_words": "words",
 }
-PATHS = ("images_dir", "annotation_file", "karpathy_file", "dataset_name", "encoder", "decoder", "work_dir", "output")
+PATHS = ("images_dir", "annotation_file", "karpathy_file", "encoder", "decoder", "work_dir", "output")
 
 
 @dataclass
@@ -67,75 +66,61 @@ class StudyArguments:
     control_steps: int = 340
     control_learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     work_dir: str = "runs/captioning-study"
-    output: str = "results/captioning.json"
+    output: str = "experiments/results/captioning.json"
     threads: int = 1
 
 
-class Study:
-    """The models of the experiment, trained where they are missing, and what they reach."""
+class CaptioningStudy(Study):
+    """The models of the experiment, and what they reach."""
 
-    def __init__(self, args: StudyArguments, model_args: pretrain_captioning.ModelArguments, data_args: DataArguments):
-        self.args, self.model_args, self.data_args = args, model_args, data_args
-        model, self.processor = pretrain_captioning.captioner(model_args)
-        rows = dict(zip(("train", "validation", "test"), captioning_data(data_args), strict=True))
-        self.reward = tune_captioning.cider_reward(self.processor, rows["train"])
+    def __init__(self, args: StudyArguments, model_args: ModelArguments, options: captioning.Options):
+        super().__init__(Path(args.work_dir), args.seeds)
+        self.args, self.model_args, self.options = args, model_args, options
+        model, self.processor = captioner(model_args, options)
+        rows = splits(options)
+        self.reward = captioning.REWARDS["cider"](self.processor, rows["train"])
         self.encoded = {
             split: models.EncodedDataset(of_split, model, self.processor) for split, of_split in rows.items()
         }
 
-    def trained(self, row: str, learning_rate: float, seed: int) -> Path:
-        """The folder of a model that is there already, or is now trained; `run.json` in it says how."""
-        folder = Path(self.args.work_dir) / f"{row}-lr{learning_rate:g}-seed{seed}"
+    def config(self, row: str, learning_rate: float, seed: int) -> dict:
         config = {
-            **(tune_captioning.DEFAULTS if row == "tuned" else pretrain_captioning.DEFAULTS),
             "learning_rate": learning_rate,
-            "encoder_learning_rate": None,  # frozen
-            "optim": "adamw_torch",
             "weight_decay": 0.05 if row == "mle" else 0.0,
             "max_grad_norm": 1.0,
             "max_completion_length": MAX_TOKENS,
+            "per_device_train_batch_size": 8 if row == "tuned" else 32,
+            "per_device_eval_batch_size": 64,
             "seed": seed,
         }
         if row == "mle":
-            config |= {"max_steps": self.args.mle_steps, "warmup_steps": 100, "eval_steps": 50, "save_steps": 50}
-        elif row == "tuned":
-            config |= SHORT_TRAINING | {"max_steps": self.args.steps, "per_device_train_batch_size": 8}
-        else:
-            config |= SHORT_TRAINING | {"max_steps": self.args.control_steps}
-        start = None if row == "mle" else self.trained("mle", self.args.mle_learning_rate, self.args.mle_seed)
-        settings = {
-            "row": row,
-            **config,
-            **{f"model.{name}": value for name, value in asdict(self.model_args).items()},
-            **{f"data.{name}": value for name, value in asdict(self.data_args).items()},
-            "started_from": None if start is None else weights_of(start),
-        }
-        if not is_trained(folder, settings):
-            self.train(row, config, start, folder, settings)
-        return folder
+            return config | EARLY_STOPPED | {"max_steps": self.args.mle_steps}
+        if row == "tuned":
+            config["num_generations"] = NUM_SAMPLES
+        return config | SHORT_TRAINING | {"max_steps": self.args.steps if row == "tuned" else self.args.control_steps}
 
-    def train(self, row: str, config: dict, start: Path | None, folder: Path, settings: dict) -> None:
-        """Train, from the model in the folder `start` or a new one, and save."""
-        config |= {"output_dir": str(folder), "save_only_model": True, "logging_steps": 20}
-        config |= {"use_cpu": True, "report_to": "none", "per_device_eval_batch_size": 64}
+    def start(self, row: str, seed: int) -> Path | None:
+        return None if row == "mle" else self.trained("mle", self.args.mle_learning_rate, self.args.mle_seed)
+
+    def other_settings(self) -> dict:
+        return {
+            **{f"model.{name}": value for name, value in asdict(self.model_args).items()},
+            **{f"data.{name}": value for name, value in asdict(self.options).items()},
+        }
+
+    def make_trainer(self, row: str, config: dict, start: Path | None) -> VisionMLETrainer | VisionRewardTrainer:
         data = {
             "train_dataset": self.encoded["train"],
             "eval_dataset": self.encoded["validation"],
             "processing_class": self.processor,
             "compute_metrics": coco_captions,
         }
-        trainer: VisionMLETrainer | VisionRewardTrainer
-        if start is None:
-            torch.manual_seed(config["seed"])
-            model, _ = pretrain_captioning.captioner(self.model_args)
-        else:
-            model = self.frozen(start)
+        torch.manual_seed(config["seed"])
+        model = captioner(self.model_args, self.options)[0] if start is None else self.frozen(start)
         if row == "tuned":
-            trainer = VisionRewardTrainer(model, self.reward, VisionRewardConfig(**config), **data)
-        else:
-            stopping = [EarlyStoppingCallback(4)] if row == "mle" else []
-            trainer = VisionMLETrainer(model, VisionMLEConfig(**config), callbacks=stopping, **data)
-        train_and_save(trainer, settings)
+            return VisionRewardTrainer(model, self.reward, VisionRewardConfig(**config), **data)
+        stopping = [EarlyStoppingCallback(4)] if row == "mle" else []
+        return VisionMLETrainer(model, VisionMLEConfig(**config), callbacks=stopping, **data)
 
     def frozen(self, folder: Path) -> VisionEncoderDecoderModel:
         model = VisionEncoderDecoderModel.from_pretrained(folder)
@@ -180,59 +165,53 @@ class Study:
         weights = resampled_weights(len(captions), NUM_RESAMPLES)
         columns = {name: weights @ np.array(values) / len(captions) for name, values in per_image.items()}
         columns["bleu_4"] = np.full(len(weights), together["bleu_4"])  # of the whole set: no interval
-        return columns, captions
+        return {name: columns[name] for name in COLUMNS}, captions
 
-    def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict]:
-        """The rate that has the best CIDEr on validation with the first seed, and a record of what each has."""
-        folders = {rate: self.trained(row, rate, self.args.seeds[0]) for rate in learning_rates}
-        return best_rate({rate: self.measure(folder, "validation")[0]["cider"][0] for rate, folder in folders.items()})
+    def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:
+        return columns["cider"][0]
 
 
-def main(args: StudyArguments, model_args: pretrain_captioning.ModelArguments, data_args: DataArguments) -> dict:
+def main(args: StudyArguments, model_args: ModelArguments, options: captioning.Options) -> dict:
     torch.set_num_threads(args.threads)
-    study = Study(args, model_args, data_args)
+    study = CaptioningStudy(args, model_args, options)
     chosen, rates = study.choose("mle_continued", args.control_learning_rates)
-    rows = [("mle", args.mle_learning_rate), ("mle_continued", chosen), *(("tuned", r) for r in args.learning_rates)]
-    columns, costs, captions = {}, {}, {}
-    for name, rate in rows:
-        row = f"{name} {rate:g}"
-        folders = [study.trained(name, rate, seed) for seed in (args.seeds if name != "mle" else [args.mle_seed])]
-        measured = [study.measure(folder, "test") for folder in folders]
-        columns[row] = {name: [run[name] for run, _ in measured] for name in COLUMNS}
-        costs[row] = [cost(folder) for folder in folders]
-        captions[row] = measured[0][1]
-    paths = {**asdict(args), **asdict(model_args), **asdict(data_args)}
+    controls = {"mle": args.mle_learning_rate, "mle_continued": chosen}
+    for name, rate in [*controls.items(), *(("tuned", rate) for rate in args.learning_rates)]:
+        seeds = [args.mle_seed] if name == "mle" else args.seeds
+        study.test(f"{name} {rate:g}", [study.trained(name, rate, seed) for seed in seeds])
+    captions, paths = study.predictions, {**asdict(args), **asdict(model_args), **asdict(options)}
     results = {
         "settings": {name: value for name, value in paths.items() if name not in PATHS},
         "num_images": {split: len(rows) for split, rows in study.encoded.items()},
         "learning_rate_of_mle_continued": rates,
-        "rows": summaries(columns, costs),
-        "differences": differences(columns, list(columns)[2:], list(columns)[:2]),
+        **study.results(list(captions)[2:], list(captions)[:2]),
         "captions": [
             dict(zip(captions, texts, strict=True)) for texts in list(zip(*captions.values(), strict=True))[:10]
         ],
     }
     for of_row in (*results["rows"].values(), *results["differences"].values()):
         of_row["bleu_4"]["interval"] = None  # of the whole set: resampling its images would need it counted anew
-    write_json(results, args.output)
+    tables.write_json(results, args.output)
     print(table(results), difference_table(results), sep="\n\n")
     return results
 
 
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
-    return studies.row_table(results, COLUMNS, label)
+    return tables.row_table(results, COLUMNS, label)
 
 
 def difference_table(results: dict, columns: Sequence[str] = ("cider", "rouge_l", "sampled_reward")) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
-    return studies.difference_table(results, {name: COLUMNS[name] for name in columns}, label)
+    return tables.difference_table(results, {name: COLUMNS[name] for name in columns}, label)
 
 
 def caption_table(results: dict) -> str:
     """What the first seed's models say of ten test images, as Markdown."""
     rows = list(results["rows"])
-    return markdown([label(row) for row in rows], [[texts[row] for row in rows] for texts in results["captions"]])
+    return tables.markdown(
+        [label(row) for row in rows], [[texts[row] for row in rows] for texts in results["captions"]]
+    )
 
 
 def label(row: str) -> str:
@@ -242,4 +221,4 @@ def label(row: str) -> str:
 
 
 if __name__ == "__main__":
-    main(*TrlParser((StudyArguments, pretrain_captioning.ModelArguments, DataArguments)).parse_args_and_config())
+    main(*TrlParser((StudyArguments, ModelArguments, captioning.Options)).parse_args_and_config())

@@ -1,0 +1,36 @@
+"""The data of the detection experiments: scenes of handwritten digits in three situations.
+
+* complete: one to four digits, every box labelled. Imitation and reward ask for the same.
+* incomplete: the same images, but half of the training boxes are missing, once and for all, as annotators miss
+  objects. Images of validation and test have all their boxes.
+* crowded: one to eight small digits that hide one another, under noise; every box labelled. A model cannot be sure.
+"""
+
+from typing import Literal
+
+from datasets import Dataset
+
+from vision_rl.data.digit_scenes import digit_scenes, with_missing_boxes
+
+
+Split = Literal["train", "validation", "test"]
+Situation = Literal["complete", "incomplete", "crowded"]
+_FEW = {"max_digits": 4, "min_height": 14, "max_height": 26}
+_SCENES: dict[Situation, dict] = {
+    "complete": _FEW,
+    "incomplete": _FEW,
+    "crowded": {
+        "max_digits": 8,
+        "min_height": 10,
+        "max_height": 20,
+        "max_overlap": 0.6,
+        "crowding": 0.5,
+        "noise": 0.1,
+    },
+}
+
+
+def situation_scenes(situation: Situation, split: Split, num_images: int, size: int = 48) -> Dataset:
+    """Rows with `image` and `objects`; the first images of a larger set are those of a smaller one."""
+    scenes = digit_scenes(split, num_images, size=size, **_SCENES[situation])
+    return with_missing_boxes(scenes, 0.5) if (situation, split) == ("incomplete", "train") else scenes

@@ -1,0 +1,144 @@
+"""The experiments run, from their command lines, in a few steps each."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def run(script: str, *options: str | Path) -> None:
+    if not EXPERIMENTS.is_dir():
+        pytest.skip("the experiments are not part of the installed package")
+    subprocess.run([sys.executable, EXPERIMENTS / script, *options], check=True)
+
+
+SMALL = ["--steps", "1", "--num_train_images", "32", "--num_eval_images", "4"]
+
+
+def test_the_demo_compares_three_models_in_two_situations_and_draws_them(tmp_path):
+    run("demo.py", *SMALL, "--output_dir", tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert list(results) == ["crowded", "incomplete"]
+    assert all(list(rows) == ["mle", "mle_continued", "tuned_map"] for rows in results.values())
+    assert (tmp_path / "before_after.png").stat().st_size > 50_000
+
+
+def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
+    out = ["--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/results.json"]
+    command = ["detection_study.py", *SMALL, *out, "--seeds", "0", "1", "--learning_rates", "1e-4"]
+    run(*command)
+    first = json.loads((tmp_path / "results.json").read_text())
+    assert len(first["rows"]) == 6 and len(first["rows"]["tuned_map"]["map_confidence"]["seeds"]) == 2
+    trained = {path: path.stat().st_mtime for path in (tmp_path / "work").rglob("model.safetensors")}
+    assert len(trained) == 8
+    run(*command)
+    assert {path: path.stat().st_mtime for path in trained} == trained
+    assert json.loads((tmp_path / "results.json").read_text()) == first
+
+
+STAGE1 = "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy no --report_to none --use_cpu true"
+
+
+def test_panoptic_segmentation_is_studied_from_its_stage_one(tmp_path):
+    few = ("--num_train_images", "32", "--num_eval_images", "8")
+    run("train_uvim_stage1.py", "--output_dir", f"{tmp_path}/stage1", *STAGE1.split(), *few)
+    results = json.loads(study("panoptic", tmp_path, *few).read_text())
+    assert set(results["rows"]["tuned 0.0001"]) >= {"pq", "sq", "rq", "greedy_reward", "sampled_reward"}
+
+
+@pytest.fixture
+def photos_folder(tmp_path):
+    from vision_rl.data.digit_scenes import digit_scenes
+
+    (tmp_path / "photos").mkdir()
+    for index, row in enumerate(digit_scenes("train", 45, size=48)):
+        row["image"].save(tmp_path / "photos" / f"{index}.png")
+    return tmp_path / "photos"
+
+
+def test_colorization_is_studied_and_hacked(photos_folder, tmp_path):
+    data = ("--images_dir", str(photos_folder))
+    run("train_uvim_stage1.py", "--task", "colorization", "--output_dir", f"{tmp_path}/stage1", *STAGE1.split(), *data)
+    results = json.loads(study("colorization", tmp_path, *data).read_text())
+    assert list(results["rows"]) == ["stage1", "mle", "mle_continued 0.0001", "tuned 0.0001"]
+    assert len(results["rows"]["tuned 0.0001"]["psnr"]["seeds"]) == 2
+
+    mle = f"{tmp_path}/work/colorization/mle-lr0.001-seed0"
+    paths = ("--model", mle, "--work_dir", f"{tmp_path}/runs", "--pictures_dir", f"{tmp_path}")
+    run(
+        "colorization_hacking.py",
+        *data,
+        *paths,
+        "--steps",
+        "2",
+        "--eval_steps",
+        "1",
+        "--output",
+        f"{tmp_path}/hack.json",
+    )
+    results = json.loads((tmp_path / "hack.json").read_text())
+    assert [point["step"] for point in results["curves"]["reward alone"]] == [0, 1, 2]
+    assert (tmp_path / "reward_hacking.png").exists() and (tmp_path / "reward_hacking_curves.png").exists()
+
+
+def study(task: str, folder: Path, *data: str) -> Path:
+    """The results of the study of a task with codes, in a few steps."""
+    steps = (
+        "--mle_steps 16 --steps 1 --control_steps 1 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
+    )
+    paths = ("--work_dir", f"{folder}/work", "--output", f"{folder}/results.json", "--picture", f"{folder}/study.png")
+    run("dense_study.py", "--task", task, "--stage1", f"{folder}/stage1", *data, *steps.split(), *paths)
+    assert (folder / "study.png").stat().st_size > 10_000
+    return folder / "results.json"
+
+
+@pytest.fixture
+def captions_folder(tmp_path):
+    """Scenes with captions in COCO's form, a tiny ViT and a tiny BERT with a WordPiece vocabulary; the options for them."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
+
+    from vision_rl.data.digit_scenes import digit_scenes
+
+    content: dict[str, list] = {"images": [], "annotations": []}
+    for index, row in enumerate(digit_scenes("train", 56, size=48, annotations=["captions"])):
+        row["image"].save(tmp_path / f"{index}.png")
+        content["images"].append({"id": index, "file_name": f"{index}.png"})
+        content["annotations"] += [{"image_id": index, "caption": caption} for caption in row["captions"]]
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    words = sorted({word for annotation in content["annotations"] for word in annotation["caption"].split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *{word.rstrip(",") for word in words}, ","]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = [("[CLS]", 2), ("[SEP]", 3)]
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path / "bert")
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(vocabulary), intermediate_size=64, **size)).save_pretrained(tmp_path / "bert")
+    Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **size)).save_pretrained(tmp_path / "vit")
+    model = f"--encoder {tmp_path}/vit --decoder {tmp_path}/bert --image_size 28 --num_encoder_layers 1"
+    data = f"--images_dir {tmp_path} --annotation_file {tmp_path}/captions.json"
+    return [*model.split(), "--num_decoder_layers", "1"], data.split()
+
+
+def test_the_captioning_study_compares_tuning_with_its_control(captions_folder, tmp_path):
+    model, data = captions_folder
+    steps = "--mle_steps 4 --steps 2 --control_steps 2 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
+    paths = ("--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/captioning.json")
+    run("captioning_study.py", *model, *data, *steps.split(), *paths)
+    results = json.loads((tmp_path / "captioning.json").read_text())
+    assert list(results["rows"]) == ["mle 0.0003", "mle_continued 0.0001", "tuned 0.0001"]
+    assert len(results["rows"]["tuned 0.0001"]["cider"]["seeds"]) == 2 and len(results["captions"]) == 8
+
+
+def test_reading_is_compared_with_more_imitation(tmp_path):
+    few = "--mle_steps 4 --tune_steps 2 --num_train_images 64 --num_eval_images 16"
+    run("compare_ocr.py", *few.split(), "--output_dir", tmp_path)
+    assert set(json.loads((tmp_path / "results.json").read_text())["results"]) == {"mle", "control", "tuned"}
