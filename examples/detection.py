@@ -1,6 +1,6 @@
 """Find objects where half of the labels are missing: MLE learns to leave half of them out, tuning for mAP repairs that.
 
-    python examples/detection.py                                              # about 3 minutes on a CPU
+    python examples/detection.py                                              # a minute and a half on a CPU
     python examples/detection.py --images_dir photos --annotation_file boxes.json --mle_steps 20000     # COCO's form
     accelerate launch --multi_gpu --num_processes 2 examples/detection.py
 
