@@ -116,7 +116,8 @@ def fault_of(error: BaseException, names: list[str]) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return None
     told = str(error).lower()
-    return None if any(name.lower() in told for name in names) else f"a {type(error).__name__} that names no argument"
+    named = any(name.lower().removesuffix("s") in told for name in names)  # "caption 2 is ..." tells of `captions`
+    return None if named else f"a {type(error).__name__} that names no argument"
 
 
 def attack(

@@ -1,5 +1,6 @@
 """What callers give, checked: an error says which argument it is about, and what that was."""
 
+import dis
 import functools
 import inspect
 import math
@@ -40,7 +41,7 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
                 raise error from None
             shown = {name: described(value) for name, value in given.items() if name not in ("self", "log_metric")}
             clear = isinstance(error, ValueError | TypeError) and not isinstance(error, UnicodeError)
-            if clear and any(name in str(error) for name in shown):
+            if clear and (_is_of_ours(error) or any(name in str(error) for name in shown)):
                 raise
             what = "; ".join(f"{name} is {text}" for name, text in shown.items())
             cause = str(error).partition("\n")[0]
@@ -49,6 +50,16 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return named
+
+
+def _is_of_ours(error: BaseException) -> bool:
+    """Whether a `raise` of this package made it, a sentence for people, and not a call that failed there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("vision_rl."):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:

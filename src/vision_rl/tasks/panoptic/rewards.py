@@ -19,7 +19,9 @@ class PanopticReward:
     """
 
     def __init__(self, false_positive_weight: float = 0.3):  # section 4.1
-        check_number("false_positive_weight", false_positive_weight, least=0)
+        check_number("false_positive_weight", false_positive_weight)
+        if false_positive_weight < 0:
+            raise ValueError(f"false_positive_weight must not be negative; it is {false_positive_weight}.")
         self.false_positive_weight = false_positive_weight
 
     def score(self, prediction: Segmentation, reference: Segmentation) -> float:
