@@ -113,11 +113,11 @@ def fault_of(error: BaseException, names: list[str]) -> str | None:
         return type(error).__name__
     if isinstance(error, UnicodeError | json.JSONDecodeError):
         return f"a bare {type(error).__name__}"
-    return (
-        None
-        if any(name.lower() in str(error).lower() for name in names)
-        else f"a {type(error).__name__} that names no argument"
-    )
+    if isinstance(error, OSError) and error.filename is not None:
+        return None
+    told = str(error).lower()
+    named = any(name.lower().removesuffix("s") in told for name in names)  # "caption 2 is ..." tells of `captions`
+    return None if named else f"a {type(error).__name__} that names no argument"
 
 
 def attack(

@@ -71,7 +71,9 @@ def load_rollout(file: Path) -> None:
 
 
 def read_recipe(file: Path) -> None:
-    read_training("tune", ["--config", str(file), "--output_dir", str(file.parent / "out")])
+    read_training(
+        "tune", ["--config", str(file), "--model", str(file.parent), "--output_dir", str(file.parent / "out")]
+    )
 
 
 def uvim(model: Callable) -> dict[str, Any]:

@@ -1,22 +1,23 @@
 """What callers give, checked: an error says which argument it is about, and what that was."""
 
+import dis
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LARGEST = torch.finfo(torch.float32).max  # of what is computed with
+LARGEST = float(np.finfo(np.float32).max)  # of what is computed with
 _BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, RuntimeError)
-_NOT_THE_ARGUMENTS = (torch.OutOfMemoryError, torch.AcceleratorError)
+_NOT_THE_ARGUMENTS = ("OutOfMemoryError", "AcceleratorError")  # torch's; this module is read without torch
 
 
 def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
@@ -31,16 +32,16 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
     def named(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
-        except _NOT_THE_ARGUMENTS:
-            raise
         except _BROKEN as error:
+            if type(error).__name__ in _NOT_THE_ARGUMENTS:
+                raise
             try:
                 given = _by_name(inspect.signature(function).bind(*args, **kwargs))
             except TypeError:  # arguments that the function does not have: Python names them
                 raise error from None
             shown = {name: described(value) for name, value in given.items() if name not in ("self", "log_metric")}
             clear = isinstance(error, ValueError | TypeError) and not isinstance(error, UnicodeError)
-            if clear and any(name in str(error) for name in shown):
+            if clear and (_is_of_ours(error) or any(name in str(error) for name in shown)):
                 raise
             what = "; ".join(f"{name} is {text}" for name, text in shown.items())
             cause = str(error).partition("\n")[0]
@@ -49,6 +50,16 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return named
+
+
+def _is_of_ours(error: BaseException) -> bool:
+    """Whether a `raise` of this package made it, a sentence for people, and not a call that failed there."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("vision_rl."):
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
@@ -62,7 +73,7 @@ def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
 def described(value: Any) -> str:
     """A value in a message: its type, its size, and itself where that is short."""
     try:
-        if isinstance(value, np.ndarray | torch.Tensor):
+        if _is_array(value):
             return f"a {type(value).__name__} {tuple(value.shape)} of {value.dtype}"
         if isinstance(value, list | tuple | dict | set):
             first = f", the first a {type(next(iter(value))).__name__}" if value else ""
@@ -73,6 +84,15 @@ def described(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
 def check_rows(**columns: Any) -> None:
     """All of these are lists, or arrays and the like, with as many rows as each other.
 
@@ -81,7 +101,7 @@ def check_rows(**columns: Any) -> None:
     """
     for name, values in columns.items():
         is_rows = isinstance(values, Sized) and isinstance(values, Iterable)
-        if isinstance(values, np.ndarray | torch.Tensor):
+        if _is_array(values):
             is_rows = values.ndim > 0
         if not is_rows or isinstance(values, str | bytes | Mapping | set | Image.Image):
             raise ValueError(f"{name} must be a list with an entry a row; it is {described(values)}.")
@@ -135,12 +155,12 @@ def id_rows(name: str, sequences: Any) -> list[np.ndarray]:
 
 def _ids(name: str, ids: Any) -> np.ndarray:
     try:
-        array = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
+        array = ids.detach().cpu().numpy() if _is_tensor(ids) else np.asarray(ids)
     except (ValueError, TypeError, OverflowError, RuntimeError, NotImplementedError):  # ragged, or beyond any integer
         array = np.empty(0, object)
     if array.dtype == np.int64 and array.ndim == 1:
         return array
-    if array.shape == (0,) and array.dtype != object and isinstance(ids, list | tuple | np.ndarray | torch.Tensor):
+    if array.shape == (0,) and array.dtype != object and (_is_array(ids) or isinstance(ids, list | tuple)):
         return np.zeros(0, np.int64)  # numpy takes an empty list for floats
     if array.ndim != 1 or array.dtype.kind not in "iu" or array.max(initial=0) >= 2**63:
         raise ValueError(f"{name} must be a list of token ids, whole numbers; it is {described(ids)}.")

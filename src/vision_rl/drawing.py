@@ -92,7 +92,7 @@ def _broken(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
             lines[-1] += f" {word}"
             continue
         while len(word) > 1 and font.getlength(word) > width:
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or font.getlength(word[:n]) <= width)
+            fits = next(n for n in range(1, len(word)) if font.getlength(word[: n + 1]) > width)
             lines.append(word[:fits])
             word = word[fits:]
         lines.append(word)

@@ -68,6 +68,10 @@ class CommandParser(TrlParser):
             if is_own:
                 self._check_known("key", list(config), known, f" of {path}")
             config = {key: value for key, value in config.items() if key in known}
+            numbers = {action.dest for action in self._actions if action.type in (int, float) and action.nargs is None}
+            for name in numbers & set(config):
+                if not isinstance(config[name], int | float | str | None):
+                    raise ValueError(f"{path}: the option `{name}` must be a number; it is {config[name]!r:.100}.")
             lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
             several = {key: [config[key]] for key in lists & set(config) if not isinstance(config[key], list | None)}
             self.set_defaults_with_config(**config | several)
@@ -113,9 +117,19 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
     path = config_path(arguments)
     if path is None:
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: no text, or a number of thousands of digits
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds no options: it must be YAML of the form `name: value`.")
+    for name, kind in {"command": str, "task": str | None, "model": str | None, "env": dict, "eval": dict}.items():
+        if name in content and not isinstance(content[name], kind):
+            raise ValueError(f"{path}: the option `{name}` cannot be {content[name]!r:.100}.")
     return content
 
 

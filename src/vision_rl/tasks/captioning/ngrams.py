@@ -87,7 +87,7 @@ class DocumentFrequency:
         for name, values in (("hashes", hashes), ("counts", counts)):
             if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iu":
                 raise ValueError(f"{name} must be an array (K,) of integers; it is {described(values)}.")
-        check_number("num_images", num_images, least=1, whole=True)
+        check_number("num_images", num_images, least=1, most=2**53, whole=True)
         if len(hashes) != len(counts):
             raise ValueError(f"There are {len(hashes)} hashes but {len(counts)} counts: give one of each an n-gram.")
         if hashes.dtype != np.uint64 or (hashes[1:] <= hashes[:-1]).any():

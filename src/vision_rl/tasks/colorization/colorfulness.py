@@ -71,6 +71,8 @@ def check_options(hue: str, entropy_over: str) -> None:
 def pixels_of(image: Picture | Sequence) -> torch.Tensor:
     """The image as `(H, W, 3)`, uint8 or floats from 0 to 1, on the device that it is on."""
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"An image has no pixels, its size is {image.size}.")
         return torch.from_numpy(np.array(image.convert("RGB")))
     # a copy: the trainer's arrays are read-only, which a tensor cannot be
     pixels = image if isinstance(image, torch.Tensor) else torch.tensor(np.asarray(image))

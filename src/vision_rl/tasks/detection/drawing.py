@@ -130,7 +130,8 @@ class _Pen:
         right: bool | None = None,
         dashed: bool = False,
     ) -> None:
-        x0, y0, x1, y1 = box * self.scale
+        beyond = self.size[0] + self.size[1]  # where nobody sees it, and a dash need not be drawn
+        x0, y0, x1, y1 = (box * self.scale).clip(-beyond, beyond)
         corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)]
         for start, end in pairwise(corners):
             self.canvas.line([start, end], PAPER, self.width + 2)  # an edge that shows on any photo

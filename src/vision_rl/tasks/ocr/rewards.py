@@ -68,6 +68,9 @@ def character_error_rate(predictions: list[str], references: list[str]) -> dict[
 
 
 def _check_texts(name: str, texts: Sequence[str], references: Sequence[str]) -> None:
+    for side, values in ((name, texts), ("references", references)):
+        if isinstance(values, str):
+            raise ValueError(f"{side} must be a list of strings, one a row; it is the string {values!r}.")
     check_rows(**{name: texts, "references": references})
     for side, values in ((name, texts), ("references", references)):
         for row, value in enumerate(values):

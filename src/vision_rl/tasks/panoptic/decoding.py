@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vision_rl.arguments import naming_arguments
+from vision_rl.arguments import check_number, naming_arguments
 from vision_rl.tasks.panoptic.segments import NUM_IDS, Segmentation, resize_nearest
 
 
@@ -62,6 +62,8 @@ def to_segmentation(labels: Any, category_ids: Sequence[int], size: tuple[int, i
     labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
     if labels.ndim != 3 or labels.shape[2] != 2:
         raise ValueError(f"The labels of an image are (H, W, 2), class and instance; these are {labels.shape}.")
+    for side in size or ():
+        check_number("size", side, least=1, most=2**16, whole=True)
     labels = resize_nearest(labels, size or labels.shape[:2]).astype(np.int64)
     classes, instances = labels[..., 0], labels[..., 1]
     if labels.min() < 0 or classes.max() > len(category_ids):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from vision_rl.arguments import naming_arguments
+from vision_rl.arguments import check_number, naming_arguments
 from vision_rl.tasks.panoptic.quality import SegmentMatches, match_segments
 from vision_rl.tasks.panoptic.segments import Segmentation, map_and_segments, resized
 
@@ -19,6 +19,7 @@ class PanopticReward:
     """
 
     def __init__(self, false_positive_weight: float = 0.3):  # section 4.1
+        check_number("false_positive_weight", false_positive_weight)
         if false_positive_weight < 0:
             raise ValueError(f"false_positive_weight must not be negative; it is {false_positive_weight}.")
         self.false_positive_weight = false_positive_weight
