@@ -1,11 +1,12 @@
 """What callers give, checked: an error says which argument it is about, and what that was."""
 
-import dis
 import functools
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sized
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 P = ParamSpec("P")
 R = TypeVar("R")
 
+PACKAGE = Path(__file__).parent
 LARGEST = float(np.finfo(np.float32).max)  # of what is computed with
 _BROKEN = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, RuntimeError)
 _NOT_THE_ARGUMENTS = ("OutOfMemoryError", "AcceleratorError")  # torch's; this module is read without torch
@@ -54,12 +56,8 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
 def _is_of_ours(error: BaseException) -> bool:
     """Whether a `raise` of this package made it, a sentence for people, and not a call that failed there."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("vision_rl."):
-        return False
-    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(where.filename).is_relative_to(PACKAGE) and (where.line or "").startswith("raise")
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
