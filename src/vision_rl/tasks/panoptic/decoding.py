@@ -69,7 +69,7 @@ def to_segmentation(labels: Any, category_ids: Sequence[int], size: tuple[int, i
     if labels.min() < 0 or classes.max() > len(category_ids):
         raise ValueError(
             f"Classes must lie in 0..{len(category_ids)} and instances not below 0; they lie in {classes.min()}.."
-            f"{classes.max()} and {instances.min()}..{instances.max()}."
+            f"{classes.max()} and {instances.min()}..{instances.max()} (labels)."
         )
     stride = int(instances.max()) + 1
     if stride * (len(category_ids) + 1) > NUM_IDS:
