@@ -7,17 +7,20 @@ pixels of the prediction, then those of all pairs of ids (`np.unique`), then mat
 memory: reading PNGs, which takes longer than matching by runs, is left out. Maps are made up: segments are the cells of
 random points, which the prediction has moved a little. "noise" has a random id in every pixel of the prediction: no run of
 equal pixels, the worst case. CPU time, each over all images in turn. It stops if results differ by more than 1e-9.
+The last two rows compare the evaluate modules with the functions that they call.
 """
 
 import argparse
 import functools
 from collections.abc import Callable
 
+import evaluate
 import numpy as np
 from measuring import clock_of, compared, report
 from scipy.spatial import cKDTree
 
-from vision_rl.tasks.panoptic import match_segments
+import vision_rl
+from vision_rl.tasks.panoptic import PanopticQuality, PanopticReward, match_segments
 
 
 NUM_CATEGORIES = 20
@@ -101,6 +104,18 @@ def main(size: int, num_images: int, rounds: int) -> list[dict]:
                 **compared("by sorting", theirs, ours, num_images, rounds, clock_of(kind="cpu")),
                 "differs by": float(difference),
             }
+        )
+    pairs = [made_up(rng, size, 20, False) for _ in range(num_images)]
+    predictions, references = ([pair[side] for pair in pairs] for side in (0, 1))
+    described = [{"id": category, "isthing": 1} for category in range(NUM_CATEGORIES)]
+    functions = {"panoptic_quality": PanopticQuality(described), "panoptic_reward": PanopticReward()}
+    for name, function in functions.items():
+        options = {"categories": described} if name == "panoptic_quality" else {}
+        module = evaluate.load(vision_rl.metric_path(name), **options)
+        of_module = functools.partial(module.compute, predictions=predictions, references=references)
+        of_function = functools.partial(function, predictions, references)
+        rows.append(
+            {"maps": name, **compared("module", of_module, of_function, num_images, rounds, clock_of(kind="cpu"))}
         )
     return rows
 

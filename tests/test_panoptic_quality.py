@@ -3,7 +3,6 @@
 import functools
 import json
 import threading
-import timeit
 from pathlib import Path
 
 import evaluate
@@ -580,18 +579,6 @@ def test_several_processes_exchange_maps_as_bytes(tmp_path):
     assert other.compute(predictions=predictions[1::2], references=references[1::2]) is None
     first.join()
     assert sorted(result["rewards"]) == sorted(PanopticReward()(predictions, references))
-
-
-def test_the_modules_take_less_than_twice_the_functions_time(modules):
-    predictions, references = some_pairs(10, (80, 80))
-    functions = {"panoptic_quality": PanopticQuality(CATEGORIES), "panoptic_reward": PanopticReward()}
-
-    def seconds(call) -> float:
-        return min(timeit.repeat(call, number=1, repeat=5))
-
-    for name, function in functions.items():
-        compute = functools.partial(modules[name].compute, predictions=predictions, references=references)
-        assert seconds(compute) < 2 * seconds(functools.partial(function, predictions, references))
 
 
 def test_the_quality_module_wants_the_categories():

@@ -145,6 +145,8 @@ class RemoteReward:
                 answer = response.read(self.most_bytes + 1)
             finally:
                 timer.cancel()
+        except TimeoutError:  # of the socket
+            late.set()
         except (OSError, ValueError, http.client.HTTPException):
             if not late.is_set():
                 raise

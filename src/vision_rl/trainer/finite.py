@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from vision_rl.trainer.ranks import together
@@ -67,6 +68,8 @@ class FiniteCheck:
         """
         trainer = self._trainer
         device = trainer.args.device
+        if isinstance(grad_norm, DTensor):  # FSDP2's
+            grad_norm = grad_norm.full_tensor()
         grad_norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=device).float()
         finite = [loss.float().isfinite() for loss in self._losses]
         finite += [~value.isinf().any() for batch in self._batches for value in scores_of(batch).values()]
@@ -197,11 +200,14 @@ def _shown(value: Any) -> Any:
 
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
-    """The names of the floating point tensors with a NaN or an infinity in them, found by one reading of all."""
-    named = [(name, tensor.detach()) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
-    if get_total_norm(
-        [tensor for _, tensor in named]
-    ).isfinite():  # large numbers may overflow in it: look at each then
+    """The names of the floating point tensors with a NaN or an infinity in them, found by one reading of all.
+
+    Of a sharded tensor this rank's part is looked at.
+    """
+    held = ((name, tensor.to_local() if isinstance(tensor, DTensor) else tensor) for name, tensor in tensors)
+    named = [(name, tensor.detach()) for name, tensor in held if tensor.is_floating_point() and tensor.numel()]
+    # large numbers may overflow in the norm: then each is looked at
+    if get_total_norm([tensor for _, tensor in named]).isfinite():
         return []
     return [name for name, tensor in named if not tensor.isfinite().all()]
 
