@@ -24,7 +24,7 @@ def test_a_fifth_task_is_pretrained_and_tuned_without_touching_the_library(tmp_p
         "processing_class": CountingProcessor(image_processor()),
         "compute_metrics": counting_error,
     }
-    mle = VisionMLETrainer(model, VisionMLEConfig(str(tmp_path), max_steps=20, learning_rate=3e-3, **shared), **parts)
+    mle = VisionMLETrainer(model, VisionMLEConfig(str(tmp_path), max_steps=8, learning_rate=3e-3, **shared), **parts)
     untrained = mle.evaluate()["eval_mean_absolute_error"]
     mle.train()
     imitating = mle.evaluate()["eval_mean_absolute_error"]
