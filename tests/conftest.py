@@ -1,15 +1,19 @@
 """What several test files use."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import datasets
 import hypothesis
 import pytest
 import torch
+
+
+# No test needs the network; where there is none, huggingface_hub would retry for most of a minute. It reads this on import.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
@@ -36,6 +40,8 @@ def one_thread():
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_datasets(tmp_path_factory):
     """What loaders store goes away with the tests, also that of processes which tests start."""
+    import datasets  # not at the top: it imports huggingface_hub
+
     folder = str(tmp_path_factory.mktemp("datasets"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", folder)
