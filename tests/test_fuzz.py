@@ -84,7 +84,9 @@ def words_of(processor: Any) -> dict[str, Entry]:
         "decode_completions": Entry(
             processor.decode_completions, {"sequences": IDS, **decoded}, one_each("sequences")
         ),
-        "call": Entry(processor, {"images": [IMAGE] * 2, column: [row[column] for row in rows]}, says=["image"]),
+        "call": Entry(
+            processor, {"images": [IMAGE] * 2, column: [row[column] for row in rows]}, says=["image", "text"]
+        ),
         "get_references": Entry(processor.get_references, {"rows": rows}, rows_each, [column]),
     }
 
@@ -251,6 +253,7 @@ ENTRIES |= {
     "detection.confidence_targets": Entry(
         confidence_targets,
         {"match_iou": torch.rand(2, 3), "present": torch.ones(2, 3, dtype=torch.bool), "weight": 0.3},
+        says=["probabilities"],
     ),
     "detection.coco_map": Entry(
         detection.coco_map, {"predictions": [FOUND] * 2, "references": [TRUTH] * 2, "num_labels": 2}, numbers, [*TRUTH]

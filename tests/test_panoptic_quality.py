@@ -498,7 +498,7 @@ def test_bad_categories_and_counts():
     good = row(7, 7), infos(s7=1)
     with pytest.raises(ValueError, match="There are 2 predictions and 1 references"):
         PanopticQuality(CATEGORIES)([good, good], [good])
-    with pytest.raises(ValueError, match="A category needs `id` and `isthing`"):
+    with pytest.raises(ValueError, match="Each of the categories needs `id` and `isthing`"):
         PanopticQuality([{"id": 1}])
     with pytest.raises(ValueError, match=r"ids that differ, at least one; they are \[1, 1\]"):
         PanopticQuality([CATEGORIES[0]] * 2)

@@ -211,8 +211,8 @@ class PanopticQuality:
 
 def _checked(categories: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for category in categories:
-        if not {"id", "isthing"} <= set(category):
-            raise ValueError(f"A category needs `id` and `isthing`; this one has {dict(category)}.")
+        if not isinstance(category, Mapping) or not {"id", "isthing"} <= set(category):
+            raise ValueError(f"Each of the categories needs `id` and `isthing`; this one is {category!r:.200}.")
     if not categories or len({category["id"] for category in categories}) < len(categories):
         raise ValueError(
             f"categories must have ids that differ, at least one; they are {[c['id'] for c in categories]}."
