@@ -73,6 +73,8 @@ class DetectionReward(metric_module.MetricModule):
             for rows in (predictions, references)
         )
         weights = None if class_counts is None else class_weights(class_counts)
+        if weights is not None and len(weights) != num_labels:
+            raise ValueError(f"class_counts has {len(weights)} numbers for num_labels={num_labels} classes.")
         scored = detection_reward(
             found[:, None], true, num_bins, num_labels, weights, tuple(thresholds), duplicate_weight, released_total
         )
