@@ -6,6 +6,7 @@ import random
 
 import datasets
 import pytest
+from fuzzing import damaged
 from PIL import Image
 
 from vision_rl.data.captions import load_coco_captions, load_karpathy_captions
@@ -85,24 +86,6 @@ def mutated(content, rng: random.Random):
         return content
 
 
-def damaged(text: str, rng: random.Random) -> bytes:
-    """The text with bytes changed, cut off or doubled."""
-    data = bytearray(text.encode("utf-8", "surrogatepass"))
-    start, length = rng.randrange(len(data)), rng.randrange(1, 30)
-    change = rng.randrange(4)
-    if change == 0:
-        del data[start:]
-    elif change == 1:
-        data[start : start + length] = rng.randbytes(length)
-    elif change == 2:
-        data[start:start] = data[start : start + length]
-    else:
-        data[start : start + length] = rng.choice(
-            [b"[" * 9999, b'{"a":' * 9999, b"\xff\xfe", b"9" * 9999, b'"', b"\\u", b"\0"]
-        )
-    return bytes(data)
-
-
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_changed_file_is_read_or_refused_with_its_name_and_in_a_sentence(folder, name):
     content, load = LOADERS[name]
@@ -113,7 +96,7 @@ def test_a_changed_file_is_read_or_refused_with_its_name_and_in_a_sentence(folde
         for _ in range(rng.randrange(1, 4)):
             changed = mutated(changed, rng)
         text = json.dumps(changed)
-        file.write_bytes(damaged(text, rng) if rng.random() < 0.4 else text.encode())
+        file.write_bytes(damaged(text.encode("utf-8", "surrogatepass"), rng) if rng.random() < 0.4 else text.encode())
         for policy in ("raise", "skip"):
             try:
                 rows = load(folder, file, policy)
