@@ -3,7 +3,7 @@
     vision-rl stage1 --task colorization --scenes 5000 --image_size 64 --patch_size 8 --hidden_size 128 --heads 4 \\
         --mlp_size 256 --encoder_layers 2 --decoder_layers 3 --num_codes 256 --code_len 16 --code_dropout none \\
         --keep_luminance true --max_steps 1000 --learning_rate 2e-3 --output_dir runs/colorization/stage1
-    python examples/colorization.py                   # some minutes on a CPU each, far from converged
+    python examples/colorization.py                   # on a CPU, far from converged
 
 Of scenes of digits; for photos give both --images_dir and --eval_images_dir. Writes runs/colorization: models, pictures.png.
 """

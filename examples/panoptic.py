@@ -1,6 +1,6 @@
 """Segment images in three steps: codes for maps (stage I), MLE on the codes, tuning for panoptic quality (PQ).
 
-    python examples/panoptic.py                       # some ten minutes on a CPU, far from converged
+    python examples/panoptic.py                       # on a CPU, far from converged
 
 Writes runs/panoptic: stage I, both models, and maps.png, MLE above and tuned below. docs/panoptic.md has an experiment.
 A folder in COCO's form instead: --images_dir, --masks_dir, --annotation_file, and the same three with --eval_ in front.
