@@ -157,6 +157,22 @@ class AnalyzeArguments:
 
 
 @dataclass
+class ReportArguments:
+    _argument_group_name = "Report"
+
+    model: str | None = option("The model whose answers are shown. None: that of the run.")
+    before: str | None = option("The one that it is compared with. None: the one that the run started from.")
+    reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`. None: the run's."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    split: str = option("Of the task's folders: train, validation or test.", "validation")
+    num_images: int = option("Answer the first so many rows.", 200)
+    output_file: str | None = option("Of the page. None: report.html in the run's folder.")
+    batch_size: int = option("Images that a device answers at once.", 32)
+    bf16: bool = option("Compute in bfloat16.", False)
+    use_cpu: bool = option("Also where there is a GPU.", False)
+
+
+@dataclass
 class PrepareArguments:
     _argument_group_name = "Preparation"
 

@@ -3,8 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vision_rl.cli.arguments import (
     DataArguments,
@@ -24,6 +27,8 @@ TRAINING: dict[str, tuple[type, str]] = {
     "tune": (TuneArguments, "VisionRewardConfig"),
 }
 
+COMMAND_FILE = "command.yaml"
+
 
 @dataclass
 class Read:
@@ -34,6 +39,15 @@ class Read:
     options: Any
     own: tuple[Any, ...]
     training: Any = None
+    given: dict[str, Any] = field(default_factory=dict)  # what was said, by option, as a recipe says it
+
+    def record(self, command: str, folder: Path) -> None:
+        """The command as a recipe in `folder`, which `--config` takes: to run it again, or to look at what it made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {"command": command, **self.given}
+        if self.training is not None:
+            said["output_dir"] = str(self.training.output_dir)
+        (folder / COMMAND_FILE).write_text(yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
 
 
 def read(
@@ -94,6 +108,7 @@ def read(
         options,
         tuple(parsed[kind] for kind in own),
         None if training is None else parsed[kinds[-1]],
+        parser.given,
     )
 
 

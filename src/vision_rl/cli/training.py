@@ -1,6 +1,7 @@
 """`vision-rl mle`, `stage1` and `tune`: the paper's steps, each from its options to a saved model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
@@ -33,7 +34,7 @@ def mle(given: Read) -> Callable[[], None]:
         callbacks=[PaceCallback()],
         completion_decoder=building.completion_decoder(processor, model_args.model, model_args.stage1),
     )
-    return lambda: _train(trainer)
+    return lambda: _train(trainer, "mle", given)
 
 
 def stage1(given: Read) -> Callable[[], None]:
@@ -52,7 +53,7 @@ def stage1(given: Read) -> Callable[[], None]:
         compute_metrics=given.task.make_metric(processor),
         callbacks=[PaceCallback()],
     )
-    return lambda: _train(trainer)
+    return lambda: _train(trainer, "stage1", given)
 
 
 def tune(given: Read) -> Callable[[], None]:
@@ -78,7 +79,7 @@ def tune(given: Read) -> Callable[[], None]:
     )
     if args.freeze_encoder:
         trainer.model.encoder.requires_grad_(False)
-    return lambda: _train(trainer)
+    return lambda: _train(trainer, "tune", given)
 
 
 def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
@@ -96,7 +97,9 @@ def _by_keyword(rows: Any, target_columns: dict[str, str] | None) -> Any:
     return rows.rename_columns(renamed) if renamed else rows
 
 
-def _train(trainer: Any) -> None:
+def _train(trainer: Any, command: str, given: Read) -> None:
+    if trainer.is_world_process_zero():
+        given.record(command, Path(str(trainer.args.output_dir)))
     trainer.train()
     trainer.save_model()
     trainer.save_state()

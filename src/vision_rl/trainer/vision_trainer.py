@@ -33,6 +33,7 @@ from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
 from vision_rl.trainer.optimizer import make_optimizer
 from vision_rl.trainer.ranks import check_same_data
+from vision_rl.trainer.run_record import RunRecord
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
 
@@ -85,6 +86,7 @@ class VisionTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        started_from = model if isinstance(model, str) else base_model(model).config._name_or_path
         # Load
         if isinstance(model, str):
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
@@ -137,6 +139,8 @@ class VisionTrainer(Trainer):
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
+        rows = {name: len(each) for name, each in datasets.items() if not isinstance(each, StreamHead)}
+        self.add_callback(RunRecord({"trainer": type(self).__name__, "model": started_from, "rows": rows}))
         self._bad_rows: set[str] = set()
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.unwrap(self.model).add_model_tags(self._tag_names)

@@ -1,0 +1,51 @@
+"""Options and command lines as a record of a run keeps them: plain values, and nothing that lets somebody in."""
+
+import shlex
+from dataclasses import MISSING, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+
+def changed_settings(args: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not at their defaults, as plain values; tokens of the Hub are left out.
+
+    What is empty or false as the default is, in another way, has only been filled in.
+    """
+    changed = {}
+    for option in fields(args):
+        value = getattr(args, option.name)
+        default = option.default_factory() if option.default_factory is not MISSING else option.default
+        said = value != default and bool(value or default)
+        if option.init and said and not is_secret(option.name) and option.name != "accelerator_config":
+            changed[option.name] = plain(value)
+    return changed
+
+
+def plain(value: Any) -> Any:
+    """As JSON and YAML have it."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def is_secret(name: str) -> bool:
+    """Of an option: whether its value lets somebody in."""
+    return name.endswith("token")
+
+
+def shown_command(argv: list[str]) -> str:
+    """The command line as one types it, without what follows the option of a token."""
+    shown, secret = [], False
+    for part in argv:
+        name, equals, _ = part.partition("=")
+        named = name.startswith("--") and is_secret(name.replace("-", "_"))
+        shown.append("..." if secret else f"{name}=..." if named and equals else part)
+        secret = named and not equals
+    if shown and Path(shown[0]).parts[-3:] == ("vision_rl", "cli", "__main__.py"):  # of a rank that was started
+        return shlex.join(["vision-rl", *shown[1:]])
+    return shlex.join([Path(shown[0]).name if Path(shown[0]).name == "vision-rl" else shown[0], *shown[1:]])
