@@ -32,6 +32,7 @@ from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
 from vision_rl.trainer.optimizer import make_optimizer
+from vision_rl.trainer.progress import ProgressLine
 from vision_rl.trainer.ranks import check_same_data
 from vision_rl.trainer.run_record import RunRecord
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
@@ -140,6 +141,7 @@ class VisionTrainer(Trainer):
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
         rows = {name: len(each) for name, each in datasets.items() if not isinstance(each, StreamHead)}
+        self._progress = ProgressLine.take_place(self)
         self.add_callback(RunRecord({"trainer": type(self).__name__, "model": started_from, "rows": rows}))
         self._bad_rows: set[str] = set()
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
@@ -453,6 +455,8 @@ class VisionTrainer(Trainer):
             raise
         finally:
             self.num_images_in_step = None
+            if self._progress is not None:
+                self._progress.stop()
 
     def _run_epoch(self, *args, **kwargs):
         """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
