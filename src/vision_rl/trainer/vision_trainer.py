@@ -32,7 +32,7 @@ from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
 from vision_rl.trainer.optimizer import make_optimizer
-from vision_rl.trainer.ranks import check_same_data
+from vision_rl.trainer.ranks import check_same_data, wait_for_gloo_at_exit
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
 
@@ -134,6 +134,7 @@ class VisionTrainer(Trainer):
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         check_same_data(self.accelerator, datasets)
+        wait_for_gloo_at_exit()
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
