@@ -61,7 +61,7 @@ def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, s
     if not trainer.is_world_process_zero():
         return
     described = _described(rows, trainer.processor)
-    given.task.save_results(folder, Predictions(shards), described, trainer.processor)
+    given.task.save_results(Predictions(shards), described, trainer.processor, folder)
     scores = {name: value for name, value in shards.metrics(metric).items() if isinstance(value, Number)}
     row = {"model": str(args.model), "split": args.split, "images": len(rows), **scores}
     (folder / "metrics.json").write_text(json.dumps(row, indent=1) + "\n")
