@@ -66,14 +66,16 @@ class CiderReward(SavedReward):
         completions: list[str] | list[list[dict]],
         references: list[list[str]],
         completion_ids: list[list[int]] | None = None,
+        log_metric: Callable[[str, float], None] | None = None,
         **kwargs,
     ) -> list[float]:
-        """One score a completion.
+        """One score a completion. How long captions are is logged beside it: a tuned model writes shorter ones.
 
         Args:
             completions: captions, plain or as a list of one message each.
             references: the true captions of each completion's image.
             completion_ids: the tokens of each, which tell whether it ended (`eos_token_id`).
+            log_metric: the trainer's.
             kwargs: the other columns that a trainer passes; not used.
         """
         append_eos: bool | list[bool] = self.append_eos
@@ -86,7 +88,10 @@ class CiderReward(SavedReward):
                     "as if they had ended: pass eos_token_id=tokenizer.eos_token_id."
                 )
                 self._warned = True
-        return self.score(completion_texts(completions), references, self.document_frequency, append_eos).tolist()
+        texts = completion_texts(completions)
+        if log_metric is not None and texts:
+            log_metric("words/mean", sum(len(text.split()) for text in texts) / len(texts))
+        return self.score(texts, references, self.document_frequency, append_eos).tolist()
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Writes `reward/cider/` into the folder: the options and the document frequencies."""
