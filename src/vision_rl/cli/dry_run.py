@@ -1,12 +1,14 @@
 """`--dry_run`: what a run is, before there is data, a device, or the model that it goes on from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.constants
 import torch
 import yaml
 from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
@@ -48,7 +50,7 @@ def dry_run(command: str, given: Read) -> None:
         optimizer = memory.optimizer_bytes(model, given.training)
     lines = [*_sizes(model, processor, given), *_step(command, given), *_memory(command, model, optimizer, given)]
     print("\n".join(f"{name:12}{text}" for name, text in lines))
-    for text in missing or ["nothing"]:
+    for text in dict.fromkeys(missing) or ["nothing"]:
         print(f"{'missing':12}{text}")
     for text in _following(command, given.training.output_dir):
         print(f"{'then':12}{text}")
@@ -140,10 +142,12 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
         return stage1.task.make_processor(stage1.options, building.image_processor(stage1.own[0]), rows)
     images = building.image_processor(replace(args, encoder_init=None))
     made = None
+    knows_size = getattr(options, "vocab_size", None) is not None
     try:
-        made = given.task.make_processor(options, images, rows)
+        with _hub_not_asked() if knows_size else nullcontext():
+            made = given.task.make_processor(options, images, rows)
     except OSError:  # a tokenizer that is not there
-        missing.append(f"the tokenizer {options.tokenizer or 'of the task'}")
+        missing.append(f"the tokenizer {options.tokenizer or 'of the task'}: the run downloads it")
     if made is None:
         no_ids = SimpleNamespace(bos_token_id=None, pad_token_id=None, eos_token_id=None)
         made = SimpleNamespace(
@@ -154,6 +158,16 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
             suppress_tokens=(),
         )
     return made
+
+
+@contextmanager
+def _hub_not_asked() -> Iterator[None]:
+    """What is in the cache is found, and the rest is missing at once: without a network the Hub is retried for a minute."""
+    before, huggingface_hub.constants.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _run_before(folder: str) -> Recipe:
