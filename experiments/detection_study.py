@@ -10,6 +10,7 @@ tuning for mAP does. "MLE on complete labels" tells, where labels are incomplete
 What is finished is kept in `work_dir`: an interrupted study goes on from there.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from datasets import Dataset
 from detection_measures import Measured, both_rewards, measure, resampled_columns
 from detection_scenes import Situation, Split, situation_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
-from pretrain_detection import pretrain
+from pretrain_detection import NUM_TRAIN_IMAGES, pretrain
 from runs import SHORT_TRAINING
 from study import Study
 from transformers import VisionEncoderDecoderModel
@@ -35,12 +36,20 @@ from vision_rl.trainer.losses import token_target_weights
 
 
 CHECKPOINTS, RESULTS = (Path(__file__).parent / name for name in ("checkpoints", "results"))
-TUNED = ("tuned_recall", "tuned_map")
+UPDATES = {  # images and samples of each in a step of tuning; the steps are so many that the samples are equal in all
+    "tuned_recall": (16, 4),
+    "tuned_map": (16, 4),
+    "tuned_map_long": (16, 4),
+    "tuned_map_64": (64, 4),
+    "tuned_map_256": (256, 4),
+    "tuned_map_g16": (16, 16),
+}
+TUNED = tuple(UPDATES)
 TRAINED = ("mle_continued", "mle_confidence", *TUNED)  # the rows with a training of their own
-TUNE_DEFAULTS = {"per_device_train_batch_size": 16, "num_generations": 4}
 PATHS = ("checkpoint", "work_dir", "output")
 # A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
-STEPS_PER_TUNING_STEP = {"mle_continued": 3, "mle_confidence": 2}
+STEPS_PER_TUNING_STEP = {"mle_continued": 1.5, "mle_confidence": 1}
+NUM_CHECKPOINTS = 6  # of a training, for the curve; an interrupted one goes on from the last
 ROWS = {
     "mle": "MLE",
     "mle_forbidden": "MLE, absence forbidden",
@@ -68,8 +77,8 @@ class StudyArguments:
     situation: Situation = "crowded"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4, 3e-4, 1e-3])
-    steps: int = 200  # of tuning, 16 images with 4 samples each
-    num_train_images: int = 40_000
+    steps: int = 1000  # of tuning, 16 images with 4 samples each
+    num_train_images: int = 48_000  # none of which MLE has seen, and none of which a training sees twice
     num_eval_images: int = 1000
     num_resamples: int = 400  # of the test images, for the intervals
     checkpoint: str | None = None  # experiments/checkpoints/detection-{situation}
@@ -107,33 +116,46 @@ class DetectionStudy(Study):
         self.args = args
         self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
         self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
-        self.train_dataset = situation_scenes(args.situation, "train", args.num_train_images)
+        scenes = situation_scenes(args.situation, "train", NUM_TRAIN_IMAGES + args.num_train_images)
+        self.train_dataset = scenes.select(range(NUM_TRAIN_IMAGES, len(scenes)))  # MLE has seen none of them
         self.rewards = both_rewards(self.processor, self.train_dataset)
         self._scenes: dict[Split, Dataset] = {}
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
+        if row in UPDATES:
+            images, generations = UPDATES[row]
+            at_once = min(images, 64)
+            steps = round(self.args.steps * 16 * 4 / (images * generations)) * (3 if row == "tuned_map_long" else 1)
+            batch = {"per_device_train_batch_size": at_once, "num_generations": generations}
+            batch["gradient_accumulation_steps"] = images // at_once
+        else:
+            batch, steps = MLE_DEFAULTS, round(self.args.steps * STEPS_PER_TUNING_STEP[row])
         return {
-            **(TUNE_DEFAULTS if row in TUNED else MLE_DEFAULTS),
+            **batch,
             "learning_rate": learning_rate,
             "optim": "adamw_torch",
             "adam_beta2": 0.95,
             "max_grad_norm": 1.0,
-            "max_steps": self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1),
+            "max_steps": steps,
             "seed": seed,
             **SHORT_TRAINING,
+            "save_strategy": "steps",
+            "save_steps": math.ceil(steps / NUM_CHECKPOINTS),
+            "save_total_limit": None,
         }
 
     def start(self, row: str, seed: int) -> Path:
         return self.checkpoint
 
     def other_settings(self) -> dict:
-        return {"situation": self.args.situation, "num_train_images": self.args.num_train_images}
+        images = [NUM_TRAIN_IMAGES, NUM_TRAIN_IMAGES + self.args.num_train_images]
+        return {"situation": self.args.situation, "train_images": images}
 
     def make_trainer(self, row: str, config: dict, start: Path | None) -> VisionMLETrainer | VisionRewardTrainer:
         data = {"train_dataset": self.train_dataset, "processing_class": self.processor}
         model = VisionEncoderDecoderModel.from_pretrained(start)
         if row in TUNED:
-            reward = self.rewards[row.removeprefix("tuned_")]
+            reward = self.rewards["recall" if row == "tuned_recall" else "map"]
             return VisionRewardTrainer(model, reward, VisionRewardConfig(**config), **data)
         if row == "mle_confidence":
             return ConfidenceMLETrainer(model, VisionMLEConfig(**config), reward=self.rewards["map"], **data)

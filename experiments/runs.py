@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 
 # A constant rate after the warm-up, as in the paper, would leave every row with the noise of its last steps.
@@ -42,8 +43,9 @@ def is_trained(folder: Path, settings: Mapping) -> bool:
 
 
 def train_and_save(trainer: Trainer, settings: Mapping) -> None:
-    """Train and save, with a record of it."""
-    trainer.train()
+    """Train, from the last checkpoint if it was interrupted, and save, with a record of it."""
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
     trainer.save_model()
     record(trainer, settings)
 
