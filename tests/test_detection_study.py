@@ -1,6 +1,5 @@
 """The detection experiment: its intervals resample what `coco_map` measures, its control learns confidences."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -94,16 +93,6 @@ def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(exp
     before = [weight.detach().clone() for weight in trainer.model.parameters()]
     trainer.train()
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("situation", ["crowded", "incomplete"])
-def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(experiment, situation):
-    study = experiment("detection_study")
-    results = json.loads((ROOT / "experiments" / "results" / f"detection-{situation}.json").read_text())
-    docs, readme = (ROOT / "docs" / "results.md").read_text(), (ROOT / "README.md").read_text()
-    assert study.table(results) in docs
-    assert study.difference_table(results) in docs
-    assert study.table(results, study.IN_SHORT) in readme
 
 
 def test_the_demos_checkpoints_are_small_and_hold_nothing_but_the_model():
