@@ -20,7 +20,7 @@ import tables
 import torch
 from datasets import Dataset
 from detection_measures import Measured, both_rewards, measure, resampled_columns
-from detection_scenes import Situation, Split, situation_scenes
+from detection_scenes import Situation, Split, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
 from pretrain_detection import NUM_TRAIN_IMAGES, pretrain
 from runs import SHORT_TRAINING
@@ -49,6 +49,7 @@ TRAINED = ("mle_continued", "mle_confidence", *TUNED)  # the rows with a trainin
 PATHS = ("checkpoint", "work_dir", "output")
 # A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
 STEPS_PER_TUNING_STEP = {"mle_continued": 1.5, "mle_confidence": 1}
+NUM_COUNTED = 5000  # images whose classes are counted
 NUM_CHECKPOINTS = 6  # of a training, for the curve; an interrupted one goes on from the last
 ROWS = {
     "mle": "MLE",
@@ -116,9 +117,9 @@ class DetectionStudy(Study):
         self.args = args
         self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
         self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
-        scenes = situation_scenes(args.situation, "train", NUM_TRAIN_IMAGES + args.num_train_images)
-        self.train_dataset = scenes.select(range(NUM_TRAIN_IMAGES, len(scenes)))  # MLE has seen none of them
-        self.rewards = both_rewards(self.processor, self.train_dataset)
+        self.train_dataset = unseen_scenes(args.situation, NUM_TRAIN_IMAGES, args.num_train_images)
+        counted = situation_scenes(args.situation, "train", min(NUM_COUNTED, args.num_train_images))
+        self.rewards = both_rewards(self.processor, counted)
         self._scenes: dict[Split, Dataset] = {}
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
