@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints/known-good.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smoke demo-full results test test-oldest test-newest constraints gpu-check quality format docs \
+.PHONY: help demo demo-smoke demo-full results tables test test-oldest test-newest constraints gpu-check quality format docs \
   release-check clean
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts
 results: $(VENV)/.demo  ## the whole detection experiment, about two hours: experiments/results/; an interrupted one goes on
 	$(BIN)/python experiments/detection_study.py --situation crowded
 	$(BIN)/python experiments/detection_study.py --situation incomplete
+
+tables: $(VENV)/.demo  ## the tables of README.md and docs/ anew from experiments/results/
+	$(BIN)/python experiments/write_tables.py
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
