@@ -1,4 +1,4 @@
-"""The ground of the experiment with captions of scenes: images of one to four digits, five sentences each, and its model.
+"""The ground of the experiment with captions of scenes: images of one to three digits, five sentences each, and its model.
 
 Each sentence is true, and each could as well have been another: what an annotator mentions, and in which order, nothing
 in the image decides. That is what imitation cannot learn, and what a reward over all five need not.
@@ -17,8 +17,8 @@ from vision_rl.models.description import make_decoder, make_encoder, make_model
 from vision_rl.tasks.captioning import CaptioningProcessor, CiderReward, DocumentFrequency
 
 
-IMAGE_SIZE, MAX_TOKENS = 48, 16
-SCENES = {"size": IMAGE_SIZE, "max_digits": 4, "min_height": 14, "max_height": 26}
+IMAGE_SIZE, MAX_TOKENS = 32, 16
+SCENES = {"size": IMAGE_SIZE, "max_digits": 3, "min_height": 14, "max_height": 20}
 NUM_COUNTED = 5000  # training scenes of which n-grams are counted for CIDEr
 ENCODER = Path(__file__).parent / "checkpoints" / "detection-crowded"  # knows digits, but no colours and no words
 COUNTED_SEED = 1000  # of scenes that nothing is trained on
@@ -58,8 +58,8 @@ def make_reward(processor: CaptioningProcessor) -> CiderReward:
 
 
 def captioner(processor: CaptioningProcessor, seed: int) -> VisionEncoderDecoderModel:
-    """The encoder of a small detector, three layers of 128 numbers, with a new decoder of as many."""
+    """The encoder of a small detector, three layers of 128 numbers, with a new decoder of two."""
     torch.manual_seed(seed)
-    size = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256}
+    size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
     encoder = make_encoder(IMAGE_SIZE, size, init=ENCODER)
     return make_model(processor, encoder, make_decoder(processor.vocab_size, MAX_TOKENS, size))

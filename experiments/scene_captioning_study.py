@@ -78,11 +78,11 @@ TRAINING = {
 class StudyArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     mle_learning_rate: float = 2e-3
-    mle_steps: int = 3000  # of 16 images with 5 captions each
+    mle_steps: int = 2500  # of 16 images with 5 captions each
     control_learning_rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3])
-    control_steps: int = 1200
+    control_steps: int = 800
     learning_rates: list[float] = field(default_factory=lambda: [1e-4, 3e-4])
-    steps: int = 500  # of tuning, 16 images with 8 samples each
+    steps: int = 400  # of tuning, 16 images with 8 samples each
     num_eval_images: int = 300  # during training
     num_test_images: int = 1000
     work_dir: str = "runs/scene-captions"
