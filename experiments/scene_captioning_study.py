@@ -29,6 +29,7 @@ from caption_scenes import (
     make_processor,
     make_reward,
 )
+from PIL import Image
 from runs import commit, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
@@ -37,7 +38,8 @@ from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.data.handwriting import Split
-from vision_rl.tasks.captioning import coco_captions
+from vision_rl.drawing import draw_grid
+from vision_rl.tasks.captioning import coco_captions, draw
 from vision_rl.trainer.losses import mle_loss
 
 
@@ -47,6 +49,7 @@ NUM_SHOWN = 12  # test images with their sentences
 NUM_TRAIN_SCENES = 1_000_000  # to draw from: more than any row learns from
 SEEDS_OF_SCENES = {"mle": 0, "mle_continued": 1, "tuned": 2}  # no row sees what another has seen
 NAMES = {"mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
+PATHS = ("work_dir", "output", "picture")
 COLUMNS = {
     "cider": "CIDEr",
     "bleu_4": "BLEU-4",
@@ -60,6 +63,15 @@ COLUMNS = {
 }
 OF_THE_SET = ("bleu_4", "forms", "sampled_forms", "milliseconds")  # no means over images, so without an interval
 COMPARED = ("cider", "rouge_l", "reward")
+ON_CURVE = [
+    ("step", "d"),
+    ("cpu_seconds", ".0f"),
+    ("eval_loss", ".3f"),
+    ("reward", ".3f"),
+    ("eval_reward", ".3f"),
+    ("eval_cider", ".3f"),
+    ("eval_mean_length", ".1f"),
+]
 TRAINING = {
     "optim": "adamw_torch",
     "adam_beta2": 0.95,
@@ -87,6 +99,7 @@ class StudyArguments:
     num_test_images: int = 1000
     work_dir: str = "runs/scene-captions"
     output: str = str(RESULTS / "scene-captions.json")
+    picture: str = "runs/scene-captions/sentences.png"
     threads: int = 1
 
 
@@ -203,7 +216,7 @@ def main(args: StudyArguments) -> dict:
             study.test(f"{row}, {decoding}", folders, decoding=decoding)
     results = {
         "commit": commit(),
-        "settings": {name: value for name, value in asdict(args).items() if name not in ("work_dir", "output")},
+        "settings": {name: value for name, value in asdict(args).items() if name not in PATHS},
         "training": {row: study.config(row, rate, args.seeds[0]) for row, rate in rates.items()},
         "learning_rates": {"mle_continued": control_rates, "tuned": tuned_rates},
         "cpu_seconds": {
@@ -220,6 +233,7 @@ def main(args: StudyArguments) -> dict:
             if name in of_row:
                 of_row[name]["interval"] = None
     tables.write_json(results, args.output)
+    picture(results).save(args.picture)
     print(table(results), difference_table(results), sep="\n\n")
     return results
 
@@ -233,6 +247,18 @@ def sentences(study: SceneCaptioningStudy) -> list[dict]:
     ]
 
 
+def picture(results: dict) -> Image.Image:
+    """The first test images with what each model says of them greedily, and the five sentences."""
+    shown = {"mle": "MLE", "mle_continued": "more", "tuned": "tuned"}
+    scenes = captioned_scenes("test", len(results["captions"]))
+    return draw_grid(
+        [
+            draw(scene["image"], {name: said[f"{row}, greedy"] for row, name in shown.items()}, scene["captions"])
+            for scene, said in zip(scenes, results["captions"], strict=True)
+        ]
+    )
+
+
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
     return tables.row_table(results, COLUMNS, label, form)
@@ -241,6 +267,28 @@ def table(results: dict) -> str:
 def difference_table(results: dict) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
     return tables.difference_table(results, {name: COLUMNS[name] for name in COMPARED}, label)
+
+
+def rate_table(results: dict) -> str:
+    """CIDEr on validation of each learning rate, of the first seed, as Markdown."""
+    reached = {row: tried["validation"] for row, tried in results["learning_rates"].items()}
+    rates = sorted({rate for tried in reached.values() for rate in tried}, key=float)
+    rows = [
+        [NAMES[row], *(f"{tried[rate]['cider']:.3f}" if rate in tried else "" for rate in rates)]
+        for row, tried in reached.items()
+    ]
+    return tables.markdown(["CIDEr on validation, greedy", *rates], rows)
+
+
+def curve_table(results: dict) -> str:
+    """What each training reached on validation after so many steps, first seed, greedily, as Markdown."""
+    rows = [
+        [NAMES[row], *(f"{point[name]:{precision}}" if point.get(name) else "" for name, precision in ON_CURVE)]
+        for row, curves in results["curves"].items()
+        for point in curves[0]
+    ]
+    titles = ["steps", "core seconds", "loss", "reward of samples", "reward, greedy", "CIDEr", "words"]
+    return tables.markdown(["", *titles], rows)
 
 
 def form(name: str) -> str:
