@@ -1,8 +1,9 @@
 """How noisy the gradient of detection tuning is, from the same samples: with prefix rewards and without, and by confidence loss.
 
     python benchmarks/gradient_noise.py --situation incomplete --batches 60
+    python benchmarks/gradient_noise.py --model runs/results/incomplete/tuned_map-lr0.0001-seed0/checkpoint-501
 
-Each batch is 16 fresh scenes with 4 samples each, drawn from an MLE model that comes along. The variance of its gradient
+Each batch is 16 scenes with 4 samples each, drawn from an MLE model that comes along, or from another `--model`. The variance of its gradient
 over the batches is summed over all parameters; the squared mean is estimated without that variance in it, so that it says
 how much signal there is.
 """
@@ -62,13 +63,13 @@ def noise(gradients: list[torch.Tensor]) -> dict[str, float]:
     return {"variance": variance, "squared mean": stacked.mean(0).square().sum().item() - variance / len(stacked)}
 
 
-def main(situation: str, batches: int, images: int, times: int) -> list[dict]:
+def main(situation: str, batches: int, images: int, times: int, model_folder: str | None = None) -> list[dict]:
     sys.path.insert(0, str(EXPERIMENTS))
     from detection_scenes import situation_scenes
 
     torch.manual_seed(0)
     folder = EXPERIMENTS / "checkpoints" / f"detection-{situation}"
-    model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
+    model = VisionEncoderDecoderModel.from_pretrained(model_folder or folder).eval()
     processor = DetectionProcessor.from_pretrained(folder)
     scenes = situation_scenes(situation, "train", batches * images)
     sizes = (processor.num_bins, processor.num_labels)
@@ -95,6 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("--batches", type=int, default=60)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--times", type=int, default=4, help="samples an image")
+    parser.add_argument("--model", dest="model_folder", help="of the situation; default: its MLE model")
     options = parser.parse_args()
     torch.set_num_threads(1)
     report("gradient_noise", main(**vars(options)))

@@ -27,10 +27,15 @@ def recorded(name: str) -> dict:
 def all_tables() -> dict[str, str]:
     """Each table as Markdown, by the name under which a file has it."""
     tables = {}
-    for name in ("detection-incomplete", "detection-crowded"):
+    for name in ("detection-incomplete", "detection-crowded", "detection-short"):
         tables[name] = detection_study.table(recorded(name))
-        tables[f"{name}, in short"] = detection_study.table(recorded(name), detection_study.IN_SHORT)
+    for name in ("detection-incomplete", "detection-crowded"):
+        tables[f"{name}, in short"] = detection_study.short_table(recorded(name))
         tables[f"{name}, differences"] = detection_study.difference_table(recorded(name))
+    incomplete = recorded("detection-incomplete")
+    tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
+    tables["detection-incomplete, learning rates"] = detection_study.rate_table(incomplete)
+    tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
     for name in ("panoptic", "colorization"):
         tables[name] = dense_study.table(recorded(name))
         tables[f"{name}, differences"] = dense_study.difference_table(recorded(name))

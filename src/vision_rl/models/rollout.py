@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from vision_rl.models import cuda_graphs
 from vision_rl.models.cache_position import CachePosition
@@ -32,6 +33,7 @@ class Work(NamedTuple):
     device: torch.device
     autocast: torch.dtype | None  # of the matrix products
     synced: bool
+    logits_processor: LogitsProcessorList | None = None  # of greedy decoding
 
 
 def rollout_of(decoder: Any, work: Work) -> "Rollout":
@@ -48,11 +50,15 @@ def rollout_of(decoder: Any, work: Work) -> "Rollout":
 
 
 def can_capture(decoder: Any, work: Work) -> bool:
-    """Whether the steps can be CUDA graphs: weights that are gathered when a module is called must see the calls."""
+    """Whether the steps can be CUDA graphs: weights that are gathered when a module is called must see the calls.
+
+    Nor those of a `logits_processor`, which is given one id more at each step.
+    """
     return (
         work.device.type == cuda_graphs.DEVICE
         and takes_positions(decoder)
         and not work.synced
+        and work.logits_processor is None
         and CudaGraphRunner.works
     )
 
@@ -100,4 +106,5 @@ class Rollout:
             temperature=work.temperature,
             do_sample=work.do_sample,
             watched=watched,
+            logits_processor=work.logits_processor,
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedModel, VisionEncoderDecoderModel
+from transformers import LogitsProcessorList, PreTrainedModel, VisionEncoderDecoderModel
 
 from vision_rl.models.completions import SampledCompletions, mask_to_the_end
 from vision_rl.models.decoding import Decoding
@@ -41,6 +41,7 @@ def sample(
     uniforms: Tensor | None = None,
     watched_ids: Sequence[int] = (),
     synced: bool = False,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> SampledCompletions:
     """Draw `num_generations` completions for each image from the model's own distribution, without gradient.
 
@@ -58,6 +59,8 @@ def sample(
         temperature: divides the logits; `per_token_logps` are those of the tempered distribution.
         uniforms: `(B, G, >= max_completion_length)` in [0, 1): the randomness; default: torch's global generator.
         watched_ids: C ids whose log-probabilities are kept at every position, drawn or not (a score may need them).
+        logits_processor: transformers' way to change what greedy decoding chooses, such as a processor's
+            `logits_processor`. Log-probabilities stay the model's own.
         synced: go on until every rank is done, as ZeRO-3 and FSDP need, which gather weights at each forward.
 
     Returns:
@@ -65,15 +68,21 @@ def sample(
         ranks if `synced`); with `watched_ids` also `watched_logps (B, G, T, C)`.
 
     Raises:
-        ValueError: for more tokens than the decoder has positions, or a missing special id.
+        ValueError: for more tokens than the decoder has positions, a missing special id, or a `logits_processor` while
+            sampling.
         FloatingPointError: for logits that are NaN.
     """
+    if logits_processor and do_sample:
+        raise ValueError("Samples come from the model's own distribution: a logits_processor needs do_sample=False.")
+    logits_processor = logits_processor or None
     length = completion_length(model, max_completion_length)
     policy: Any = base_model(model)
     if not is_vision_encoder_decoder(model):
         if pixel_values is None:
             raise ValueError(f"{type(policy).__name__} is sampled through generate, which takes pixel_values only.")
-        return sample_with_generate(policy, pixel_values, num_generations, length, do_sample, temperature, watched_ids)
+        return sample_with_generate(
+            policy, pixel_values, num_generations, length, do_sample, temperature, watched_ids, logits_processor
+        )
     share_images(model)
     ids = special_ids(model)
 
@@ -101,6 +110,7 @@ def sample(
             device=device,
             autocast=autocast,
             synced=synced,
+            logits_processor=logits_processor,
         )
         return rollout_of(decoder, work).write(images, table)
 

@@ -285,7 +285,7 @@ class VisionTrainer(Trainer):
 
     # --- completions, and their evaluation --------------------------------------------------------------------------
 
-    def complete(self, batch: dict, num_generations: int = 1, **how) -> SampledCompletions:
+    def complete(self, batch: dict, num_generations: int = 1, do_sample: bool = True, **how) -> SampledCompletions:
         """Completions of the batch from the model as it stands; `how` goes to `vision_rl.models.sampling.sample`."""
         with self.accelerator.autocast():
             return sample(
@@ -294,7 +294,9 @@ class VisionTrainer(Trainer):
                 num_generations,
                 encoder_outputs=batch.get("encoder_outputs"),
                 max_completion_length=self.max_completion_length,
+                do_sample=do_sample,
                 watched_ids=self.processor.watched_ids,
+                logits_processor=None if do_sample else self.processor.logits_processor,
                 synced=self.gathers_weights(),
                 **how,
             )
