@@ -44,12 +44,13 @@ from vision_rl.trainer.losses import mle_loss
 
 
 RESULTS = Path(__file__).parent / "results"
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "scene-captions"  # MLE of the first seed
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
 NUM_SHOWN = 12  # test images with their sentences
 NUM_TRAIN_SCENES = 1_000_000  # to draw from: more than any row learns from
 SEEDS_OF_SCENES = {"mle": 0, "mle_continued": 1, "tuned": 2}  # no row sees what another has seen
 NAMES = {"mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
-PATHS = ("work_dir", "output", "picture")
+PATHS = ("checkpoint", "work_dir", "output", "picture")
 COLUMNS = {
     "cider": "CIDEr",
     "bleu_4": "BLEU-4",
@@ -97,6 +98,7 @@ class StudyArguments:
     steps: int = 400  # of tuning, 16 images with 8 samples each
     num_eval_images: int = 300  # during training
     num_test_images: int = 1000
+    checkpoint: str | None = None  # where the rows start; None: at an MLE model of their own seed
     work_dir: str = "runs/scene-captions"
     output: str = str(RESULTS / "scene-captions.json")
     picture: str = "runs/scene-captions/sentences.png"
@@ -142,7 +144,11 @@ class SceneCaptioningStudy(Study):
         return config | steps | {"weight_decay": 0.01 if row == "mle" else 0.0, "lr_scheduler_type": "cosine"}
 
     def start(self, row: str, seed: int) -> Path | None:
-        return None if row == "mle" else self.trained("mle", self.args.mle_learning_rate, seed)
+        if row == "mle":
+            return None
+        if self.args.checkpoint is not None:
+            return Path(self.args.checkpoint)
+        return self.trained("mle", self.args.mle_learning_rate, seed)
 
     def other_settings(self) -> dict:
         scenes = {f"scenes.{name}": value for name, value in SCENES.items()}
@@ -164,7 +170,18 @@ class SceneCaptioningStudy(Study):
         return AllCaptionsMLETrainer(model, VisionMLEConfig(**config), **data)
 
     def measure(self, folder: Path, split: Split, decoding: str = "greedy") -> tuple[dict[str, np.ndarray], list[str]]:
-        """The columns, `(1 + R,)` each: of the images and of their resamples; and the captions."""
+        """The columns, `(1 + R,)` each: of the images and of their resamples; and the captions. Kept, by the weights."""
+        kept = [weights_of(folder), split, self.args.num_test_images, decoding.replace(" ", "-")]
+        file = self.folder / "measured" / f"{'-'.join(map(str, kept))}.npz"
+        if not file.exists():
+            columns, captions = self._measured(folder, split, decoding)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(file.with_suffix(".part.npz"), captions=captions, **columns)
+            file.with_suffix(".part.npz").rename(file)
+        columns = dict(np.load(file))
+        return columns, columns.pop("captions").tolist()
+
+    def _measured(self, folder: Path, split: Split, decoding: str) -> tuple[dict[str, np.ndarray], list[str]]:
         model = VisionEncoderDecoderModel.from_pretrained(folder).eval()
         scenes = captioned_scenes(split, self.args.num_test_images)
         rows = [scenes[index] for index in range(len(scenes))]
@@ -196,6 +213,12 @@ class SceneCaptioningStudy(Study):
         names = ("step", "cpu_seconds", "eval_loss", "eval_cider", "eval_reward", "eval_mean_length")
         entries = [{name: entry[name] for name in names if name in entry} for entry in log if "eval_cider" in entry]
         return [{**entry, "reward": rewards.get(entry["step"])} if rewards else entry for entry in entries]
+
+
+def best_decoding(results: dict) -> str:
+    """The decoding with which MLE, continued, has the best CIDEr."""
+    reached = {name: results["rows"][f"mle_continued, {name}"]["cider"]["mean"] for name in DECODINGS}
+    return max(reached, key=reached.__getitem__)
 
 
 def _num_forms(captions: Sequence[str]) -> int:
