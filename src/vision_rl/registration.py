@@ -56,7 +56,7 @@ def _name_processors(processing_auto: ModuleType) -> None:
             found = find(class_name)
         return found
 
-    processing_auto.processor_class_from_name = find_also_ours
+    processing_auto.processor_class_from_name = find_also_ours  # type: ignore[attr-defined]
 
 
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
