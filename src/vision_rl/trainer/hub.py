@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
@@ -31,9 +32,8 @@ def create_branch(trainer: "VisionTrainer", token: str | None) -> None:
     """The branch `hub_revision`, if it is not there."""
     args = trainer.args
     if args.hub_revision is not None and trainer.is_world_process_zero():
-        HfApi(token=token or args.hub_token).create_branch(
-            str(trainer.hub_model_id), branch=args.hub_revision, exist_ok=True
-        )
+        where = str(trainer.hub_model_id)
+        huggingface_hub.create_branch(where, branch=args.hub_revision, exist_ok=True, token=token or args.hub_token)
 
 
 def push_checkpoint(trainer: "VisionTrainer", folder: Path) -> None:
@@ -54,26 +54,25 @@ def push_checkpoint(trainer: "VisionTrainer", folder: Path) -> None:
     trainer.create_model_card(str(trainer.hub_model_id).split("/")[-1])
     by_steps = args.save_strategy == SaveStrategy.STEPS
     place = f"step {trainer.state.global_step}" if by_steps else f"epoch {int(trainer.state.epoch or 0)}"
-    message, api = f"Training in progress, {place}", HfApi(token=args.hub_token)
+    message = f"Training in progress, {place}"
+    how: Any = {"revision": args.hub_revision, "token": args.hub_token, "run_as_future": True}  # one after the other
     jobs: Any = [
-        api.create_commit(
+        huggingface_hub.create_commit(
             str(trainer.hub_model_id),
             [*_model_files(folder), *_card_files(Path(str(args.output_dir)))],
             commit_message=message,
-            revision=args.hub_revision,
-            run_as_future=True,
+            **how,
         )
     ]
     if args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
         jobs.append(
-            api.upload_folder(
+            huggingface_hub.upload_folder(
                 repo_id=str(trainer.hub_model_id),
                 folder_path=folder,
                 path_in_repo=LAST if args.hub_strategy == HubStrategy.CHECKPOINT else folder.name,
                 commit_message=f"{message}, checkpoint",
-                revision=args.hub_revision,
                 delete_patterns="*",  # what the last one had, and this one has not
-                run_as_future=True,
+                **how,
             )
         )
     for job in jobs:

@@ -99,11 +99,9 @@ def base_models(model: Any) -> list[str]:
     Of a model from a folder, those that the card in the folder names.
     """
     policy = base_model(model)
-    configs = [policy.config]
-    if is_vision_encoder_decoder(policy):
-        configs += [policy.encoder.config, policy.decoder.config]
-    for config, *parts in (configs[:1], configs[1:]):
-        found = [base for each in (config, *parts) for base in _on_hub(str(each._name_or_path or ""))]
+    parts = [policy.encoder, policy.decoder] if is_vision_encoder_decoder(policy) else []
+    for configs in ([policy.config], [part.config for part in parts]):
+        found = [base for config in configs for base in _on_hub(str(config._name_or_path or ""))]
         if found:
             return list(dict.fromkeys(found))
     return []
