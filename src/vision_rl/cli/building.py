@@ -24,7 +24,7 @@ def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> 
     if args.model is None:
         return task.make_processor(options, image_processor(args), rows)
     _refuse_description(args)
-    old = load_processor(args.model, task)
+    old = load_processor(args.model, task, args.model_revision)
     if isinstance(old, DenseProcessor) or not isinstance(old, VisionProcessor):
         return with_options(old, options)
     kept = {
@@ -101,8 +101,8 @@ def make_model(
     model: Any
     length = processor.completion_length or max_completion_length
     if args.model is not None:
-        model = VisionEncoderDecoderModel.from_pretrained(args.model)
-        old = load_processor(args.model, task)
+        model = VisionEncoderDecoderModel.from_pretrained(args.model, **at_revision(args))
+        old = load_processor(args.model, task, args.model_revision)
         if isinstance(old, VisionProcessor) and not isinstance(old, DenseProcessor):
             adaptation.adapt(model, old, processor, length)
         elif args.image_size not in (None, dict(processor.image_processor.size).get("height")):
@@ -177,8 +177,14 @@ def make_stage1(args: Stage1Arguments, processor: VisionProcessor) -> UViMModel:
     )
 
 
-def completion_decoder(processor: VisionProcessor, model: str | None, stage1: str | None = None) -> UViMDecoder | None:
-    """Of a task with codes: stage I by its own folder, or from that of the model."""
+def at_revision(args: Any, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The options of `from_pretrained`, such as those of a config, with the revision of `args.model`."""
+    return {**(options or {}), **({} if args.model_revision is None else {"revision": args.model_revision})}
+
+
+def completion_decoder(processor: VisionProcessor, args: Any, stage1: str | None = None) -> UViMDecoder | None:
+    """Of a task with codes: stage I by its own folder, or from that of `args.model`."""
+    model = args.model
     if not isinstance(processor, DenseProcessor):
         return None
     if stage1 is not None:
@@ -189,4 +195,5 @@ def completion_decoder(processor: VisionProcessor, model: str | None, stage1: st
         )
     if Path(model).is_dir() and not (Path(model) / "stage1").is_dir():
         raise ValueError(f"{model} has no folder stage1 with the network that reads codes.")
-    return UViMDecoder(UViMModel.from_pretrained(model, subfolder="stage1"), processor)
+    stage1_of_model = UViMModel.from_pretrained(model, subfolder="stage1", revision=args.model_revision)
+    return UViMDecoder(stage1_of_model, processor)

@@ -102,8 +102,8 @@ def _is_there(model: str | None) -> bool:
 def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
     args = given.own[0]
     if command == "tune":
-        config = VisionEncoderDecoderConfig.from_pretrained(args.model)
-        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task)
+        config = VisionEncoderDecoderConfig.from_pretrained(args.model, revision=args.model_revision)
+        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task, args.model_revision)
     processor = building.make_processor(given.task, args, given.options, rows)
     with torch.device("cpu"):
         model: Any = building.make_model(given.task, args, processor, given.training.max_completion_length)

@@ -56,6 +56,8 @@ def records_of(trainer: "VisionTrainer", dataloader: DataLoader) -> list[Record]
         batch = trainer._prepare_inputs(batch)
         with torch.no_grad():
             of_batch = trainer._evaluate_batch(model, batch)
+        if not trainer._predicting:
+            trainer.shown_answers.record(of_batch, batch["columns"])
         if measures and trainer._has_targets(batch):
             of_batch = measured(of_batch, trainer.compute_metrics)
         records += of_batch

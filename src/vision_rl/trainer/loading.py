@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, VisionEncoderDecoderModel
 from transformers.utils import find_adapter_config_file
 
+from vision_rl.manifest import naming
 from vision_rl.models.lengths import completion_length
 from vision_rl.models.preparation import (
     align_special_ids,
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:
     """The model of a name or path; of saved adapters, the model that they belong to with the adapters, to train on."""
-    where = {name: options[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in options}
+    where = _where(options)
     if find_adapter_config_file(name_or_path, **where) is None:
         return VisionEncoderDecoderModel.from_pretrained(name_or_path, **options)
     base = PeftConfig.from_pretrained(name_or_path, **where).base_model_name_or_path
@@ -43,20 +44,27 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
     return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
 
 
-def load_processor(name_or_path: str, trust_remote_code: bool = False) -> Any:
-    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported.
+def load_processor(name_or_path: str, options: dict[str, Any]) -> Any:
+    """The processor of a name or path. `AutoProcessor` knows one of neither transformers nor ours once its module is imported.
 
     Code that comes with the folder runs only if asked for (`model_init_kwargs={"trust_remote_code": True}`): transformers
     would otherwise ask on standard input, where a pipe may answer.
     """
-    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    saved = ProcessorMixin.get_processor_dict(name_or_path)[0].get("processor_class")
+    where = _where(options)
+    trust_remote_code = options.get("trust_remote_code", False)
+    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **where)
+    saved = ProcessorMixin.get_processor_dict(name_or_path, **where)[0].get("processor_class")
     if isinstance(processor, ProcessorMixin) or saved is None:
         return processor
     raise ValueError(
-        f"{name_or_path} has a {saved}, whose module nothing has imported: import it before "
-        "(vision_rl.tasks.detection, ...), or give the trainer a processing_class."
+        f"{name_or_path} has a {saved}, whose module nothing has imported: import it before, or give the trainer a "
+        "processing_class."
     )
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of `from_pretrained` those that say where the files are, of model and processor alike."""
+    return {name: options[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in options}
 
 
 def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
@@ -103,6 +111,15 @@ def saved_tensors(folder: str, names: set[str]) -> dict[str, torch.Tensor]:
         with safe_open(path, "pt") as file:
             tensors |= {name: file.get_tensor(name) for name in names & set(file.keys())}
     return tensors
+
+
+def restore_weights(model: Any, folder: str) -> None:
+    """All weights of a checkpoint, the encoder's too: Trainer's own way misses those saved under their older names."""
+    with naming(folder):
+        restored = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    names = set(model.state_dict())
+    restored |= saved_tensors(folder, names - set(restored))  # parts that a subclass has added
+    model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
 
 
 def with_adapters(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:

@@ -26,13 +26,15 @@ from vision_rl.models.preparation import (
 from vision_rl.models.sampling import sample
 from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer import checkpoints, checks, evaluation
+from vision_rl.trainer import checkpoints, checks, evaluation, hub
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
-from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
+from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, restore_weights, with_adapters
+from vision_rl.trainer.model_card import write_card
 from vision_rl.trainer.optimizer import make_optimizer
 from vision_rl.trainer.ranks import check_same_data, wait_for_gloo_at_exit
+from vision_rl.trainer.shown_answers import ShownAnswers
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
 
@@ -56,6 +58,7 @@ class VisionTrainer(Trainer):
     eval_dataset: Any
     compute_metrics: Any
     deepspeed: Any
+    push_in_progress: Any
     processor: VisionProcessor
     target_columns: dict[str, str]
     max_completion_length: int
@@ -64,6 +67,9 @@ class VisionTrainer(Trainer):
     stream: StreamRows | None = None  # of a train_dataset that is one, once training has begun
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
     _tag_names: list[str]
+    learned_by: str  # for the model card
+    rewards_learned: dict[str, float] = {}  # by their names, with their weights
+    dataset_name: str | None = None  # for the model card; the last one that it was given
     _predicting = False
     holds_all_weights = False  # for now, although they are sharded (`whole_weights`)
     _save_failed = False
@@ -90,7 +96,7 @@ class VisionTrainer(Trainer):
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
             with loading(model, without=TRAINING_STATE):
                 if processing_class is None:
-                    processing_class = load_processor(model, options.get("trust_remote_code", False))
+                    processing_class = load_processor(model, options)
                 model = load_policy(model, options)
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
@@ -135,6 +141,7 @@ class VisionTrainer(Trainer):
             prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         check_same_data(self.accelerator, datasets)
         wait_for_gloo_at_exit()
+        self.shown_answers = ShownAnswers(args.image_column)
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
@@ -354,6 +361,8 @@ class VisionTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Every row once, on all ranks together; the metrics see the whole set."""
         in_step, self.num_images_in_step = self.num_images_in_step, None  # a loss in evaluation is that of its batch
+        if not self._predicting:
+            self.shown_answers.begin(self.state)
         records = evaluation.records_of(self, dataloader)
         self.num_images_in_step = in_step
         metrics = evaluation.on_main_process(lambda: self._evaluation_metrics(records), self.is_world_process_zero())
@@ -496,11 +505,7 @@ class VisionTrainer(Trainer):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            with naming(resume_from_checkpoint):
-                restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
-            names = set(model.state_dict())
-            restored |= saved_tensors(resume_from_checkpoint, names - set(restored))  # parts that a subclass has added
-            model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
+            restore_weights(model, resume_from_checkpoint)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -539,6 +544,36 @@ class VisionTrainer(Trainer):
         if stage1 is not None and self.args.should_save:
             output_dir = output_dir if output_dir is not None else self.args.output_dir
             stage1.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
+
+        if self.args.should_save and self.args.hub_token is not None:
+            hub.save_arguments_without_token(
+                self.args, str(self.args.output_dir if output_dir is None else output_dir)
+            )
+
+    # --- the Hub ----------------------------------------------------------------------------------------------------
+
+    def create_model_card(  # type: ignore[override]
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Writes `README.md` into `args.output_dir`: `vision_rl.trainer.model_card`. Arguments as in TRL.
+
+        Args:
+            model_name: default: the folder's.
+            dataset_name: Hub name or another one of what it was trained on; default: the one of the last call.
+            tags: beside those of the trainer.
+        """
+        self.dataset_name = dataset_name or self.dataset_name
+        given = [tags] if isinstance(tags, str) else list(tags or ())
+        if self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir))
+            write_card(self, folder, model_name, self.dataset_name, [*dict.fromkeys([*given, *self._tag_names])])
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        super().init_hf_repo(token, private)
+        hub.create_branch(self, token)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        hub.push_checkpoint(self, Path(checkpoint_folder))
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # Trainer's estimate counts the tokens of a language model's input

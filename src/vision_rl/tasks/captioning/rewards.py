@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import snapshot_download
 
 from vision_rl.arguments import naming_arguments
 from vision_rl.manifest import loading
@@ -103,14 +104,21 @@ class CiderReward(SavedReward):
         self.document_frequency.save(folder / "document_frequency.npz")
 
     @classmethod
-    def from_pretrained(cls, save_directory: str | Path) -> "CiderReward":
-        """The reward that was saved in a model's folder.
+    def from_pretrained(cls, save_directory: str | Path, revision: str | None = None) -> "CiderReward":
+        """The reward that was saved in a model's folder, or pushed with the model to the Hub.
+
+        Args:
+            save_directory: the folder or the Hub name.
+            revision: branch, tag or commit on the Hub.
 
         Raises:
             FileNotFoundError: if there is none.
             DamagedFolder: if its files are not those that the trainer saved.
         """
         folder = Path(save_directory) / _FOLDER
+        if not Path(save_directory).is_dir() and str(save_directory).count("/") == 1:
+            pattern = f"{_FOLDER.as_posix()}/*"
+            folder = Path(snapshot_download(str(save_directory), revision=revision, allow_patterns=pattern)) / _FOLDER
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{save_directory} has no {_FOLDER}: no CiderReward was saved there.")
         with loading(folder):

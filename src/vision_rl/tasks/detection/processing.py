@@ -71,6 +71,7 @@ class DetectionProcessor(VisionProcessor):
         ValueError: for options out of range; in use, for rows that cannot be learned from.
     """
 
+    pipeline_tag = "object-detection"
     target_columns = ("objects",)
     watched_ids = (LOW, HIGH, ABSENT)
 
