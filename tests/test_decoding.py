@@ -95,7 +95,8 @@ def rollout(model, runner, do_sample=True, watched=()):
 @torch.no_grad()
 def written(rollout, model, seed=0):
     """Copies of the ids, their log-probabilities and those of the watched."""
-    decoding = rollout.write(encode(model, pixels(B)), uniforms(seed).flatten(0, 1))
+    images = encode(model, {"pixel_values": pixels(B)})["encoder_outputs"]
+    decoding = rollout.write(images, uniforms(seed).flatten(0, 1))
     return decoding.ids.clone(), decoding.logps.clone(), decoding.watched_logps.clone()
 
 

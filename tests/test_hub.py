@@ -71,7 +71,12 @@ def test_a_run_pushes_its_model_with_processor_rewards_stage_i_and_card(hub, pus
     model = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json", "manifest.json"}
     assert model | {"README.md", "reward/rewards.json"} <= set(hub.files("user/boxes"))
     files = set(hub.files("user/captions"))
-    assert {"reward/cider/document_frequency.npz", "images/curve.png", "images/first.png", "images/latest.png"} <= files
+    assert {
+        "reward/cider/document_frequency.npz",
+        "images/curve.png",
+        "images/first.png",
+        "images/latest.png",
+    } <= files
     assert model | {"stage1/config.json", "stage1/model.safetensors"} <= set(hub.files("user/colours"))
     adapter = hub.files("user/read-lora")
     assert {"adapter_config.json", "adapter_model.safetensors", "processor_config.json"} <= set(adapter)

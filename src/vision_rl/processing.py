@@ -45,6 +45,7 @@ class VisionProcessor(ProcessorMixin):
 
     target_columns: tuple[str, ...] = ()
     pipeline_tag = "image-to-text"  # the Hub's name of the task, for model cards
+    input_columns: tuple[str, ...] = ()  # which `__call__` takes with every image, such as a prompt
     id2label: Any = None  # names of the classes by their ids, for the model's config
     completion_length: int | None = None  # tokens of every completion, where all have the same number
     watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position

@@ -74,8 +74,8 @@ class Rollout:
         self.fast = is_plain(decoder) and not work.synced
         self.decoding: Decoding | None = None
 
-    def write(self, images: Tensor, uniforms: Tensor | None) -> Decoding:
-        """The completions about `images (B, N, d)`; `uniforms (B*G, >= length)` where it samples."""
+    def write(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> Decoding:
+        """The completions about `images (B, N, d)`; `uniforms (B*G, >= length)` where it samples; `mask (B, N)`."""
         with ExitStack() as stack:
             if self.casts is not None:
                 stack.enter_context(self.casts.in_place())
@@ -83,7 +83,7 @@ class Rollout:
                 stack.enter_context(packed_linears(self.decoder))
             if self.decoding is None:
                 self.decoding = self._make_decoding()
-            self.decoding.start(images, uniforms)
+            self.decoding.start(images, uniforms, mask)
             self.decoding.write(self.runner, self.work.synced)
         return self.decoding
 

@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.processing import VisionProcessor
-from vision_rl.trainer import checks
+from vision_rl.trainer.metric_functions import check_metric_result
 from vision_rl.trainer.scoring import Scores
 
 
@@ -112,7 +112,7 @@ def metrics_of(records: list[Record], compute_metrics: Callable | None) -> dict[
             predictions=[record["completion"] for record in records],
             references=[record["reference"] for record in records],
         )
-    checks.check_metric_result(metrics)
+    check_metric_result(metrics)
     return {key: float(value) for key, value in metrics.items() if _is_scalar(value)}
 
 

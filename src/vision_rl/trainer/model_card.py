@@ -13,10 +13,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
 from PIL import Image
+from transformers import VisionEncoderDecoderModel
 
 import vision_rl
 from vision_rl.manifest import CARD
-from vision_rl.models.unwrapping import base_model, is_vision_encoder_decoder
+from vision_rl.models.unwrapping import base_model
 from vision_rl.models.uvim import UViMModel
 from vision_rl.processing import VisionProcessor
 from vision_rl.trainer.curves import Panel, draw_curves
@@ -99,7 +100,7 @@ def base_models(model: Any) -> list[str]:
     Of a model from a folder, those that the card in the folder names.
     """
     policy = base_model(model)
-    parts = [policy.encoder, policy.decoder] if is_vision_encoder_decoder(policy) else []
+    parts = [policy.encoder, policy.decoder] if isinstance(policy, VisionEncoderDecoderModel) else []
     for configs in ([policy.config], [part.config for part in parts]):
         found = [base for config in configs for base in _on_hub(str(config._name_or_path or ""))]
         if found:

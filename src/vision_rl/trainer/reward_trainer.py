@@ -228,6 +228,10 @@ class VisionRewardTrainer(VisionTrainer):
             (self.num_labels_in_step,) = self._over_ranks([sum(label_weights(b).sum().item() for b in batches)])
         return super()._items_in_step(batches)
 
+    def _prepare_model(self, policy, args, processing_class) -> None:
+        super()._prepare_model(policy, args, processing_class)
+        self.reward.fit_to(self.processor)
+
     # --- Trainer's hooks --------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None):
