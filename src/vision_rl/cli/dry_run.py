@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.cli import building, memory
 from vision_rl.cli.arguments import ModelArguments
@@ -100,7 +100,11 @@ def _is_there(model: str | None) -> bool:
 def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
     args = given.own[0]
     if command == "tune":
-        config = VisionEncoderDecoderConfig.from_pretrained(args.model)
+        config = AutoConfig.from_pretrained(args.model)
+        if not isinstance(config, VisionEncoderDecoderConfig):
+            raise ValueError(
+                f"A dry run knows the sizes of a VisionEncoderDecoderModel only; {args.model} is a {config.model_type}."
+            )
         return VisionEncoderDecoderModel(config), load_processor(args.model, given.task)
     processor = building.make_processor(given.task, args, given.options, rows)
     with torch.device("cpu"):

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 
-SERVED = (
+SERVED: tuple[Any, ...] = (
     VisionEncoderDecoderModel,
     Pix2StructForConditionalGeneration,
     Florence2ForConditionalGeneration,
