@@ -5,13 +5,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, VisionEncoderDecoderModel, ViTImageProcessorPil
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from vision_rl.cli.arguments import ModelArguments, Stage1Arguments
 from vision_rl.models import adaptation, description, load_image_processor
 from vision_rl.models.uvim import UViMConfig, UViMDecoder, UViMModel
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.task import load_processor
+from vision_rl.trainer.loading import load_policy
+from vision_rl.trainer.optim import encoder_parameters
 
 
 DEFAULT_IMAGE_SIZE, DEFAULT_LENGTH = 224, 128
@@ -99,20 +101,22 @@ def make_model(
         weights: False: sizes alone, of a new encoder and decoder, without reading any.
     """
     model: Any
-    length = processor.completion_length or max_completion_length
+    ours = isinstance(processor, VisionProcessor)  # and not one of transformers, which a model that goes on may have
+    length = (processor.completion_length if ours else None) or max_completion_length
     if args.model is not None:
-        model = VisionEncoderDecoderModel.from_pretrained(args.model, **at_revision(args))
+        model = load_policy(args.model, at_revision(args))
         old = load_processor(args.model, task, args.model_revision)
         if isinstance(old, VisionProcessor) and not isinstance(old, DenseProcessor):
             adaptation.adapt(model, old, processor, length)
-        elif args.image_size not in (None, dict(processor.image_processor.size).get("height")):
+        elif args.image_size not in (None, dict(processor.image_processor.size or {}).get("height")):
             raise ValueError(
-                f"{args.model} reads images of {dict(processor.image_processor.size)}, and image_size is {args.image_size}: "
+                f"{args.model} reads images of {processor.image_processor.size}, and image_size is {args.image_size}: "
                 f"{'stage I must be trained at that size first' if isinstance(old, DenseProcessor) else 'leave it out'}."
             )
     else:
         model = _new_model(args, processor, length or DEFAULT_LENGTH, weights)
-    model.encoder.requires_grad_(not args.freeze_encoder)
+    for parameter in encoder_parameters(model):
+        parameter.requires_grad_(not args.freeze_encoder)
     return model
 
 

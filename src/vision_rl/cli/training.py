@@ -14,6 +14,7 @@ from vision_rl.cli.pace import PaceCallback
 from vision_rl.cli.reading import Read
 from vision_rl.cli.rewards import load_rewards
 from vision_rl.task import load_processor
+from vision_rl.trainer.optim import encoder_parameters
 
 
 def mle(given: Read) -> Callable[[], None]:
@@ -62,7 +63,8 @@ def tune(given: Read) -> Callable[[], None]:
         completion_decoder=building.completion_decoder(processor, args),
     )
     if args.freeze_encoder:
-        trainer.model.encoder.requires_grad_(False)
+        for parameter in encoder_parameters(trainer.model):
+            parameter.requires_grad_(False)
     return lambda: _train(trainer, data)
 
 

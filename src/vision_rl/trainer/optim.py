@@ -293,6 +293,11 @@ _ENCODERS = r"encoder|vision_model|model\.(vision_tower|multi_modal_projector|la
 _IN_ENCODER = re.compile(rf"(base_model\.model\.|module\.|_orig_mod\.)*({_ENCODERS})\.")
 
 
+def encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Those of the image side, as `parameter_groups` tells them from the decoder's."""
+    return [parameter for name, parameter in model.named_parameters() if _IN_ENCODER.match(name)]
+
+
 def parameter_groups(
     model: nn.Module,
     learning_rate: float,
