@@ -17,7 +17,6 @@ from vision_rl.models.completions import SampledCompletions, mask_to_the_end
 from vision_rl.models.decoding import Decoding
 from vision_rl.models.generate_fallback import sample_with_generate
 from vision_rl.models.lengths import completion_length
-from vision_rl.models.rollout import Work, rollout_of
 from vision_rl.models.served import encode, projected
 from vision_rl.models.shared_images import images_for, share_images
 from vision_rl.models.special_ids import special_ids
@@ -28,6 +27,7 @@ from vision_rl.models.unwrapping import (
     evaluation_mode,
     is_served,
 )
+from vision_rl.models.writer import Work, writer_of
 
 
 def sample(
@@ -123,7 +123,7 @@ def sample(
             synced=synced,
             logits_processor=logits_processor,
         )
-        return rollout_of(decoder, work).write(images, table, mask)
+        return writer_of(decoder, work).write(images, table, mask)
 
     with evaluation_mode(policy), torch.no_grad():
         return _completions(call_inside_forward(model, write), num_generations, synced)
