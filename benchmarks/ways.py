@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 from turns import pixels
 from workload import PAD, Workload, make_model
 
+from vision_rl.models import writer
 from vision_rl.models.cast_weights import CastWeights
 from vision_rl.models.cuda_graphs import CudaGraphRunner
 from vision_rl.models.log_prob_head import FusedHead, label_tokens
