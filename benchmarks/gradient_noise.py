@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_noise.py --situation incomplete --reward map --batches 60
 
-Each batch is 16 fresh scenes with 4 samples each, drawn from an MLE model that comes along. `vision_rl.analysis` does the rest:
+Each batch is 16 fresh scenes with 4 samples each, drawn from an MLE model that comes along, or another `--model`. `vision_rl.analysis` does the rest:
 how noise and signal are told apart is in `vision_rl/analysis/noise.py`.
 """
 
@@ -23,11 +23,11 @@ from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
-def main(situation: str, reward: str, batches: int, images: int, times: int) -> list[dict]:
+def main(situation: str, model: str | None, reward: str, batches: int, images: int, times: int) -> list[dict]:
     sys.path.insert(0, str(EXPERIMENTS))
     from detection_scenes import situation_scenes
 
-    folder = EXPERIMENTS / "checkpoints" / f"detection-{situation}"
+    folder = Path(model) if model else EXPERIMENTS / "checkpoints" / f"detection-{situation}"
     processor = DetectionProcessor.from_pretrained(folder)
     scenes = situation_scenes(situation, "train", batches * images)
     sizes, counts = (processor.num_bins, processor.num_labels), processor.count_classes(scenes)
@@ -44,8 +44,8 @@ def main(situation: str, reward: str, batches: int, images: int, times: int) -> 
             use_cpu=True,
             report_to="none",
         )
-        model = VisionEncoderDecoderModel.from_pretrained(folder)
-        trainer = VisionRewardTrainer(model, rewards[reward](), args, scenes, processing_class=processor)
+        policy = VisionEncoderDecoderModel.from_pretrained(folder)
+        trainer = VisionRewardTrainer(policy, rewards[reward](), args, scenes, processing_class=processor)
         return [
             {"reward": reward, "estimator": noise.name, **_columns(noise.summary())}
             for noise in gradient_noise(trainer, batches)
@@ -61,6 +61,7 @@ def _columns(noise: dict) -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--situation", default="incomplete", choices=["incomplete", "crowded"])
+    parser.add_argument("--model", help="in place of the MLE model that comes along")
     parser.add_argument(
         "--reward",
         default="map",

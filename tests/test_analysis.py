@@ -313,7 +313,7 @@ def tuned(tmp_path_factory) -> Path:
     sizes = " ".join(f"{SIZES} ".replace("--", f"--{side}_") for side in ("encoder", "decoder"))
     new = f"--image_size 32 --patch_size 16 {sizes} --output_dir {folder}/mle"
     assert main(f"mle --task {COUNTING} {new} {FEW}".split()) == 0
-    watched = "--eval_strategy steps --eval_steps 1 --eval_on_start true --logging_steps 1"
+    watched = "--learning_rate 3e-2 --eval_strategy steps --eval_steps 1 --eval_on_start true --logging_steps 1"
     command = f"tune --task {COUNTING} --model {folder}/mle {FEW} {watched} --output_dir {folder}/tuned"
     assert main(command.split()) == 0
     return folder / "tuned"

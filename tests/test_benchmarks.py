@@ -152,7 +152,7 @@ def test_sampling_runs(benchmark, decoder):
 
 def test_gradient_noise_runs(benchmark):
     for reward, count in (("recall", 11), ("map_vocabulary", 12)):  # which has token targets
-        rows = benchmark("gradient_noise").main("incomplete", reward, batches=4, images=2, times=2)
+        rows = benchmark("gradient_noise").main("incomplete", None, reward, batches=4, images=2, times=2)
         assert len(rows) == count and all(row["noise"] >= 0 for row in rows)
 
 

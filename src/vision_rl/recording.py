@@ -1,25 +1,9 @@
 """Options and command lines as a record of a run keeps them: plain values, and nothing that lets somebody in."""
 
 import shlex
-from dataclasses import MISSING, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
-
-
-def changed_settings(args: Any) -> dict[str, Any]:
-    """The fields of a dataclass that are not at their defaults, as plain values; tokens of the Hub are left out.
-
-    What is empty or false as the default is, in another way, has only been filled in.
-    """
-    changed = {}
-    for option in fields(args):
-        value = getattr(args, option.name)
-        default = option.default_factory() if option.default_factory is not MISSING else option.default
-        said = value != default and bool(value or default)
-        if option.init and said and not is_secret(option.name) and option.name != "accelerator_config":
-            changed[option.name] = plain(value)
-    return changed
 
 
 def plain(value: Any) -> Any:

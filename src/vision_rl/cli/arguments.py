@@ -51,7 +51,8 @@ class ModelArguments:
     model: str | None = option(
         "Go on from this model, a folder or Hub name, at the sizes that are given here. None: a new one."
     )
-    stage1: str | None = option("A task with codes: the folder of stage I. None: that of `model`.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    stage1: str | None = option("A task with codes: folder or Hub name of stage I. None: that of `model`.")
     image_size: int | None = option("Pixels of a side. None: those of `model` or stage I; 224 for a new one.")
     encoder: str = option("Size of a new encoder: vit-ti16, vit-s16, vit-b16, vit-l16.", "vit-b16")
     encoder_init: str | None = option(
@@ -98,6 +99,7 @@ class TuneArguments:
     _argument_group_name = "Reward tuning"
 
     model: str | None = option("The MLE model that is tuned: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     reward: list[str] | None = field(
         default=None,
         metadata={
@@ -113,6 +115,7 @@ class EvalArguments:
     _argument_group_name = "Evaluation"
 
     model: str | None = option("What is evaluated: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     split: str = option("Of the task's folders: train, validation or test.", "validation")
     output_dir: str | None = option("Folder of the results. None: `eval` in the model's folder.")
     shard_size: int = option("Images after which results are written; an interrupted evaluation goes on there.", 500)
@@ -127,6 +130,7 @@ class PredictArguments:
     _argument_group_name = "Prediction"
 
     model: str | None = option("The model: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     images: list[str] | None = field(default=None, metadata={"help": "Files, folders and globs of images."})
     output_dir: str = option("Folder of the results and the drawings.", "predictions")
     draw: bool = option("Draw each answer into its image.", True)
@@ -139,6 +143,7 @@ class AnalyzeArguments:
     _argument_group_name = "Analysis"
 
     model: str | None = option("What is looked at: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     before: str | None = option("Another model to compare it with, such as the one that it was tuned from.")
     reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
@@ -161,6 +166,7 @@ class ReportArguments:
     _argument_group_name = "Report"
 
     model: str | None = option("The model whose answers are shown. None: that of the run.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     before: str | None = option("The one that it is compared with. None: the one that the run started from.")
     reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`. None: the run's."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})

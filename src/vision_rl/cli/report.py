@@ -5,14 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl import VisionRewardTrainer
 from vision_rl.analysis.answers import Answers, Comparison, answers_of
 from vision_rl.analysis.report import write_report
-from vision_rl.cli import building
 from vision_rl.cli.data import load_rows
+from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
-from vision_rl.cli.rewards import load_rewards
-from vision_rl.task import load_processor
 
 
 def report_of_log(folder: Path, output: str | None = None) -> Callable[[], None]:
@@ -35,7 +33,7 @@ def report(given: Read, folder: Path) -> Callable[[], None]:
         counted = rows if counted is None else counted
     scratch = tempfile.TemporaryDirectory(prefix="vision_rl")  # Trainer wants a folder; nothing is written
     models = filter(None, (args.before, args.model))
-    trainers = {model: _trainer(given, model, rows, counted, scratch.name) for model in models}
+    trainers = {model: judging_trainer(given, model, scratch.name, rows, counted) for model in models}
 
     def run() -> None:
         with scratch:
@@ -54,32 +52,6 @@ def _report(trainers: dict[str, Any], args: Any, folder: Path, rows: Any) -> Non
     before = None if args.before is None else answers[args.before]
     comparison = Comparison(rows["image"], references, answers[args.model], before, name)
     _say(write_report(folder, comparison, args.output_file))
-
-
-def _trainer(given: Read, model: str, rows: Any, counted: Any, folder: str) -> VisionRewardTrainer | VisionMLETrainer:
-    """That answers, and judges if there are rows to make the rewards from."""
-    args = given.own[0]
-    processor = building.with_options(load_processor(model, given.task), given.options)
-    options: dict[str, Any] = {
-        "output_dir": folder,
-        "per_device_eval_batch_size": args.batch_size,
-        "bf16": args.bf16,
-        "use_cpu": args.use_cpu,
-        "report_to": "none",
-        "disable_tqdm": True,
-    }
-    parts: dict[str, Any] = {
-        "model": model,
-        "eval_dataset": rows,
-        "processing_class": processor,
-        "compute_metrics": given.task.make_metric(processor),
-        "completion_decoder": building.completion_decoder(processor, model),
-    }
-    if counted is None:
-        return VisionMLETrainer(args=VisionMLEConfig(**options), **parts)
-    rewards = load_rewards(args.reward, given.task, processor, counted)
-    config = VisionRewardConfig(reward_weights=args.reward_weights, **options)
-    return VisionRewardTrainer(reward_funcs=rewards, args=config, **parts)
 
 
 def _say(path: Path, why: str = "") -> None:

@@ -15,6 +15,7 @@ from vision_rl.cli.pace import PaceCallback
 from vision_rl.cli.reading import Read
 from vision_rl.cli.rewards import load_rewards
 from vision_rl.task import load_processor
+from vision_rl.trainer.optim import encoder_parameters
 
 
 def mle(given: Read) -> Callable[[], None]:
@@ -26,15 +27,10 @@ def mle(given: Read) -> Callable[[], None]:
     processor = building.make_processor(given.task, model_args, given.options, train)
     trainer = VisionMLETrainer(
         model=building.make_model(given.task, model_args, processor, given.training.max_completion_length),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
-        completion_decoder=building.completion_decoder(processor, model_args.model, model_args.stage1),
+        **_parts(given, train, evaluated, processor),
+        completion_decoder=building.completion_decoder(processor, model_args, model_args.stage1),
     )
-    return lambda: _train(trainer, "mle", given)
+    return lambda: _train(trainer, data, "mle", given)
 
 
 def stage1(given: Read) -> Callable[[], None]:
@@ -45,15 +41,9 @@ def stage1(given: Read) -> Callable[[], None]:
     train, evaluated = _rows(given, data)
     processor = given.task.make_processor(given.options, building.image_processor(model_args), train)
     trainer = Stage1Trainer(
-        model=building.make_stage1(model_args, processor),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
+        model=building.make_stage1(model_args, processor), **_parts(given, train, evaluated, processor)
     )
-    return lambda: _train(trainer, "stage1", given)
+    return lambda: _train(trainer, data, "stage1", given)
 
 
 def tune(given: Read) -> Callable[[], None]:
@@ -62,24 +52,33 @@ def tune(given: Read) -> Callable[[], None]:
         raise ValueError("vision-rl tune needs a model: the output_dir of `vision-rl mle`.")
     if run.dry_run:
         return lambda: dry_run("tune", given)
-    processor = building.with_options(load_processor(args.model, given.task), given.options)
+    processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
+    given.training.model_init_kwargs = building.at_revision(args, given.training.model_init_kwargs)
     train, evaluated = _rows(given, data)
     trainer = VisionRewardTrainer(
         model=args.model,
         reward_funcs=load_rewards(
             args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
         ),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
-        completion_decoder=building.completion_decoder(processor, args.model),
+        **_parts(given, train, evaluated, processor),
+        completion_decoder=building.completion_decoder(processor, args),
     )
     if args.freeze_encoder:
-        trainer.model.encoder.requires_grad_(False)
-    return lambda: _train(trainer, "tune", given)
+        for parameter in encoder_parameters(trainer.model):
+            parameter.requires_grad_(False)
+    return lambda: _train(trainer, data, "tune", given)
+
+
+def _parts(given: Read, train: Any, evaluated: Any, processor: Any) -> dict[str, Any]:
+    """What every trainer is given."""
+    return {
+        "args": given.training,
+        "train_dataset": train,
+        "eval_dataset": evaluated,
+        "processing_class": processor,
+        "compute_metrics": given.task.make_metric(processor),
+        "callbacks": [PaceCallback()],
+    }
 
 
 def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
@@ -97,13 +96,12 @@ def _by_keyword(rows: Any, target_columns: dict[str, str] | None) -> Any:
     return rows.rename_columns(renamed) if renamed else rows
 
 
-def _train(trainer: Any, command: str, given: Read) -> None:
+def _train(trainer: Any, data: DataArguments, command: str, given: Read) -> None:
+    trainer.dataset_name = data.dataset_name
     if trainer.is_world_process_zero():
         given.record(command, Path(str(trainer.args.output_dir)))
     trainer.train()
-    trainer.save_model()
     trainer.save_state()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.push_to_hub() if trainer.args.push_to_hub else trainer.save_model()  # the first saves as well
     if trainer.is_world_process_zero():
         print(f"The model is in {trainer.args.output_dir}.")

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from vision_rl.environment import environment
-from vision_rl.recording import changed_settings, shown_command
+from vision_rl.recording import shown_command
+from vision_rl.trainer.model_card import settings
 
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class RunRecord(TrainerCallback):
             "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
             "resumed_at_step": state.global_step,
             "processes": args.world_size,
-            "settings": changed_settings(args),
+            "settings": settings(args),
             "versions": environment(),
         }
         self._write(args, state)
