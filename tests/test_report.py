@@ -62,7 +62,7 @@ def harmless(elements: Elements) -> None:
     assert "default-src 'none'" in elements.all("meta")[1]["content"]
 
 
-def drawn(image, completion, reference=None):
+def drawn(image, completion, reference=None, width=None):
     return image
 
 
@@ -166,11 +166,8 @@ TASKS = {
 def test_every_tasks_answers_are_drawn_by_the_tasks_own_draw(tmp_path, name):
     draw, completion, reference = TASKS[name]
 
-    def of_task(image, completion, reference):
-        return draw(image, completion, reference)
-
-    answers = Answers([completion] * 3, of_task, np.array([0.0, 1.0, 2.0]))
-    shown = Comparison(tiny_images(3), [reference] * 3, answers, Answers([completion] * 3, of_task, np.zeros(3)))
+    answers = Answers([completion] * 3, draw, np.array([0.0, 1.0, 2.0]))
+    shown = Comparison(tiny_images(3), [reference] * 3, answers, Answers([completion] * 3, draw, np.zeros(3)))
     elements = read(write_report(tmp_path, shown))
     harmless(elements)
     images = elements.all("img")
@@ -214,8 +211,8 @@ def hostile_run(folder: Path) -> Path:
     (folder / "completions").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "completions" / "<b onclick='x'>&\"_7.png")
 
-    def draw(image, completion, reference):
-        return captioning.draw(image, completion, [reference])
+    def draw(image, completion, reference, width):
+        return captioning.draw(image, completion, [reference], width)
 
     answers = [
         Answers([HOSTILE] * 3, draw, np.arange(3.0) * place, {HOSTILE: 0.1 * place, "\ud800": place})

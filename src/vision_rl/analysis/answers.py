@@ -19,13 +19,13 @@ class Answers:
 
     Args:
         completions: N decoded objects.
-        draw: `draw(image, completion, reference) -> picture`: its processor's.
+        draw: `draw(image, completion, reference, width) -> picture`: its processor's.
         rewards: `(N,)`, NaN where none applied; None where nothing was rewarded.
         metrics: of all of them together.
     """
 
     completions: Sequence
-    draw: Callable[[Image.Image, Any, Any], Image.Image]
+    draw: Callable[[Image.Image, Any, Any, int | None], Image.Image]
     rewards: np.ndarray | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 

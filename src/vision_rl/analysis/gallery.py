@@ -11,6 +11,7 @@ from vision_rl.trainer.completions_sheet import number
 
 
 NUM_SHOWN = 6  # of each kind
+DRAWN = 360  # pixels of an image's width: about as wide as it is shown, so that what is written in it can be read
 
 
 def gallery(comparison: Comparison, num_shown: int = NUM_SHOWN) -> Html:
@@ -59,10 +60,10 @@ def _shown(comparison: Comparison, row: int) -> Html:
     for name, answers in models.items():
         if answers is None:
             continue
-        drawn = answers.draw(image, answers.completions[row], reference)
+        drawn = answers.draw(image, answers.completions[row], reference, DRAWN)
         label = name if comparison.before is not None else "answer"
         figures.append(
-            tag("figure", tag("figcaption", label), picture(drawn, f"row {row}, the answer {name}", widest=560))
+            tag("figure", tag("figcaption", label), picture(drawn, f"row {row}, the answer {name}", widest=2 * DRAWN))
         )
     pair = tag("div", *figures, class_="pair" if len(figures) > 1 else "pair single")
     return tag("div", tag("div", *_caption(comparison, row)), pair, class_="shown")

@@ -28,7 +28,7 @@ p, li { max-width: 75ch; }
 .soft { color: var(--soft); }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .verdict { font-size: 1.12rem; }
-.cards, .charts, .gallery { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 235px), 1fr)); }
+.cards, .charts, .gallery { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 235px), 1fr)); }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 .gallery { grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); }
 .card, .charts > svg, .shown { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 14px; }
