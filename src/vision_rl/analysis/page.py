@@ -24,7 +24,7 @@ main { max-width: 1280px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: .2em 0 .3em; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.2em 0 .6em; }
 h3 { font-size: 1.02rem; margin: 1.6em 0 .6em; }
-p, li { max-width: 75ch; }
+p, li { max-width: 75ch; overflow-wrap: anywhere; }
 .soft { color: var(--soft); }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .verdict { font-size: 1.12rem; }

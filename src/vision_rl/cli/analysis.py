@@ -8,7 +8,7 @@ from typing import Any
 from vision_rl import VisionRewardTrainer
 from vision_rl.analysis import curves, figures
 from vision_rl.analysis.gradient_noise import gradient_noise
-from vision_rl.analysis.noise import GradientNoise
+from vision_rl.analysis.noise import GradientNoise, images_text
 from vision_rl.analysis.reward_samples import sample_rewards
 from vision_rl.cli.data import load_rows, require
 from vision_rl.cli.judging import judging_trainer
@@ -112,14 +112,10 @@ def noise_table(name: str, noises: list[GradientNoise]) -> str:
     lines = [head, "|---|---:|---:|---:|---:|"]
     for each in noises:
         low, high = each.images_needed_interval
-        interval = f"{_count(low)} to {_count(high)}" if low is not None else "no signal seen"
+        interval = f"{images_text(low)} to {images_text(high)}" if low is not None else "no signal seen"
         signal = f"{each.signal:.3g} ± {each.signal_error:.2g}"
-        lines.append(f"| {each.name} | {signal} | {each.noise:.3g} | {_count(each.images_needed)} | {interval} |")
+        lines.append(f"| {each.name} | {signal} | {each.noise:.3g} | {images_text(each.images_needed)} | {interval} |")
     return "\n".join(lines)
-
-
-def _count(images: float | None) -> str:
-    return "beyond telling" if images is None else f"{images:,.3g}" if images < 1000 else f"{images:,.0f}"
 
 
 def _teller(name: str, total: int, noun: str) -> Callable[[int], None]:
