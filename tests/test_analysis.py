@@ -18,7 +18,7 @@ from vision_rl.analysis import best_of_n, gradient_noise, likeliest_of_n, noise_
 from vision_rl.analysis.charts import Line, line_chart, ticks
 from vision_rl.analysis.curves import read_log, running_mean
 from vision_rl.analysis.gradient_noise import TOKEN_TARGETS, WHOLE_UPDATE, losses_of
-from vision_rl.analysis.noise import WIDTH, Sketch
+from vision_rl.analysis.noise import WIDTH, Sketch, images_text
 from vision_rl.analysis.order_statistics import rank_weights, sizes_up_to
 from vision_rl.cli import main
 
@@ -182,6 +182,15 @@ def test_a_sketch_keeps_products_of_gradients_that_are_longer_than_it():
     assert torch.equal(Sketch(10)([short]), short)
     with pytest.raises(ValueError, match="of 9 numbers for a sketch of 10"):
         Sketch(10)([short[:9]])
+
+
+def test_a_number_of_images_that_cannot_be_told_is_not_given():
+    assert [images_text(images) for images in (8.216, 131.5, 12345.6, None)] == [
+        "8.22",
+        "132",
+        "12,346",
+        "beyond telling",
+    ]
 
 
 def test_fewer_than_four_batches_say_nothing(tmp_path):

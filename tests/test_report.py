@@ -102,6 +102,11 @@ def test_the_page_says_first_whether_it_worked(tmp_path, before, after, verdict)
     assert text.index("Went down") < text.index("What was measured") < text.index("Largest gains")
 
 
+def test_where_no_answer_earns_anything_else_the_page_says_so(tmp_path):
+    text = read(write_report(tmp_path, comparison([1, 2], [1, 2]))).text
+    assert "Nothing changed: of 2 images not one has an answer that earns more or less reward than before." in text
+
+
 def test_without_answers_the_log_speaks(tmp_path):
     log = [{"step": step, "loss": 1.0, "reward": step / 10} for step in range(1, 41)]
     log += [{"step": step, "eval_reward": value, "eval_map": -value} for step, value in ((0, 1), (20, 3), (40, 2))]

@@ -11,6 +11,7 @@ from vision_rl.analysis.answers import Change, Comparison
 from vision_rl.analysis.charts import Line, line_chart
 from vision_rl.analysis.curves import curve, metric_charts, reward_and_metrics, reward_chart, running_mean
 from vision_rl.analysis.gallery import gallery
+from vision_rl.analysis.noise import images_text
 from vision_rl.analysis.page import Html, facts, joined, page, picture, table, tag, write_page
 from vision_rl.analysis.run_folder import RunFolder, open_sheet
 from vision_rl.trainer.completions_sheet import number
@@ -87,6 +88,9 @@ def _verdict(run: RunFolder, comparison: Comparison | None) -> Html:
     way = "less" if change.mean < 0 else "more"
     verdict = f"{how}: the greedy answer earns {abs(change.mean):.3g} {way} {name}"
     interval = f" than before, on average over {unit} (95 % interval {change.low:+.3g} to {change.high:+.3g})."
+    if not change.gained and not change.lost:
+        verdict = "Nothing changed"
+        interval = f": of {unit} not one has an answer that earns more or less {name} than before."
     colour = None if not change.is_clear else "good" if change.mean > 0 else "bad"
     sentences = [tag("p", tag("strong", verdict, class_=colour), interval, class_="verdict")]
     if comparison.before is not None and comparison.before.metrics:
@@ -271,10 +275,8 @@ def _noise(run: RunFolder) -> Html:
         rows: list[list[object]] = []
         for each in model["estimators"]:
             low, high = each["images_needed_interval"]
-            interval = (
-                "no signal seen" if low is None else f"{number(low)} to {'any' if high is None else number(high)}"
-            )
-            needed = "any" if each["images_needed"] is None else number(each["images_needed"])
+            interval = "no signal seen" if low is None else f"{images_text(low)} to {images_text(high)}"
+            needed = images_text(each["images_needed"])
             rows.append([each["name"], needed, interval, f"{100 * each['share_of_signal']:.0f} %"])
         images = model["estimators"][0]["images"]
         head: list[object] = ["estimator", "images needed", "95 % interval", f"signal in {images} images"]
