@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import yaml
 from PIL import Image
+from pyarrow import parquet
 from tiny import text_dataset, text_processor, tiny_images, tiny_model
 
 import vision_rl
@@ -21,6 +23,7 @@ from vision_rl.analysis.answers import Change, answers_of
 from vision_rl.analysis.gallery import chosen
 from vision_rl.analysis.page import Html, page, picture, tag
 from vision_rl.cli import main
+from vision_rl.recording import shown_command
 from vision_rl.tasks import captioning, colorization, detection, ocr, panoptic
 
 
@@ -131,6 +134,7 @@ def test_a_folder_with_nothing_in_it_has_a_page_and_no_folder_has_none(tmp_path)
         ("training.json", "[]", "should hold a dict; it holds a list"),
         ("trainer_state.json", '{"log_history": 3}', "is no log of a run"),
         ("completions/completions_1.png", "no picture", "is no picture of completions"),
+        ("completions/completions_1.parquet", "no table", "is no table of completions"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, file, content, told):
@@ -138,6 +142,17 @@ def test_a_broken_file_is_named(tmp_path, file, content, told):
     (tmp_path / file).write_text(content)
     with pytest.raises(ValueError, match=told):
         write_report(tmp_path)
+
+
+def test_completions_without_pictures_are_a_table_and_an_evaluation_has_its_numbers(tmp_path):
+    for name in ("completions", "eval"):
+        (tmp_path / name).mkdir()
+    rows = {"row_index": [3, 3], "completion": ["a <b>dog</b>", ""], "reward": [0.5, None], "advantage": [0.1, 0.2]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "completions" / "eval_completions_00020.parquet")
+    (tmp_path / "eval" / "metrics.json").write_text(json.dumps({"split": "validation", "map": 0.25}))
+    elements = read(write_report(tmp_path))
+    assert "a <b>dog</b>" in elements.text and "eval_completions, step 20" in elements.text and "none" in elements.text
+    assert "Evaluation" in elements.text and "0.25" in elements.text
 
 
 # --- the gallery ------------------------------------------------------------------------------------------------------------
@@ -308,6 +323,34 @@ def test_the_recorded_command_runs_again_and_is_evaluated(runs, tmp_path):
     assert rewards[0] == rewards[1] and len(rewards[0]) == 2
     assert main(["eval", "--config", str(tmp_path / "again" / "command.yaml"), "--use_cpu", "true"]) == 0
     assert (tmp_path / "again" / "eval" / "metrics.json").is_file()
+    few = ["--num_images", "3", "--num_samples", "4", "--use_cpu", "true"]
+    assert main(["analyze", "--config", str(tmp_path / "again" / "command.yaml"), *few]) == 0
+    samples = json.loads((tmp_path / "again" / "analysis" / "samples.json").read_text())
+    assert [model["path"] for model in samples["models"].values()] == [str(runs / "mle"), str(tmp_path / "again")]
+
+
+def test_a_recorded_recipe_keeps_its_environment_and_its_evaluation_but_no_secret(runs, tmp_path):
+    recipe = yaml.safe_load((runs / "tuned" / "command.yaml").read_text()) | {
+        "env": {"VISION_RL_COLOUR": "blue", "SOME_API_KEY": "secret", "HF_TOKEN": "secret"},
+        "eval": {"max_eval_rows": 7},
+        "output_dir": str(tmp_path / "run"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in recipe["env"]:
+            patch.setenv(name, "")
+        assert main(["tune", "--config", str(tmp_path / "recipe.yaml")]) == 0
+    recorded = yaml.safe_load((tmp_path / "run" / "command.yaml").read_text())
+    assert recorded["env"] == {"VISION_RL_COLOUR": "blue"} and recorded["eval"] == {"max_eval_rows": 7}
+
+
+def test_a_command_line_is_shown_without_tokens():
+    shown = shown_command(
+        ["/usr/bin/vision-rl", "tune", "--hub_token", "secret", "--hub-token=secret", "--model", "a b"]
+    )
+    assert shown == "vision-rl tune --hub_token ... --hub-token=... --model 'a b'"
+    assert shown_command(["/x/vision_rl/cli/__main__.py", "mle"]) == "vision-rl mle"
+    assert shown_command(["train.py", "--steps", "3"]) == "train.py --steps 3"
 
 
 def test_a_run_of_a_script_is_reported_by_its_log(tmp_path, capsys):

@@ -18,8 +18,17 @@ def plain(value: Any) -> Any:
 
 
 def is_secret(name: str) -> bool:
-    """Of an option: whether its value lets somebody in."""
-    return name.endswith("token")
+    """Of an option or a variable of the environment: whether its value lets somebody in."""
+    return name.lower().endswith(("token", "api_key", "secret", "password"))
+
+
+def without_secrets(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without those whose value lets somebody in, inside of others too."""
+    return {
+        name: without_secrets(value) if isinstance(value, dict) else value
+        for name, value in options.items()
+        if not is_secret(name)
+    }
 
 
 def shown_command(argv: list[str]) -> str:

@@ -13,7 +13,7 @@ from vision_rl.analysis.curves import curve, metric_charts, reward_and_metrics, 
 from vision_rl.analysis.gallery import gallery
 from vision_rl.analysis.noise import images_text
 from vision_rl.analysis.page import Html, facts, joined, page, picture, table, tag, write_page
-from vision_rl.analysis.run_folder import RunFolder, open_sheet
+from vision_rl.analysis.run_folder import RunFolder, open_sheet, read_completions
 from vision_rl.trainer.completions_sheet import number
 
 
@@ -54,6 +54,7 @@ def report_page(run: RunFolder, comparison: Comparison | None = None) -> str:
         _head(run, title),
         _verdict(run, comparison),
         _metrics(comparison),
+        _evaluated(run),
         _answers(comparison),
         _curves(run, [] if comparison is None else list(comparison.after.metrics)),
         _samples(run),
@@ -293,11 +294,30 @@ def _sheets(run: RunFolder, folded: bool) -> Html:
     parts = []
     for name, files in run.sheets.items():
         for step, path in files if len(files) < 3 else [files[0], files[-1]]:
-            shown = picture(open_sheet(path), f"{name} at step {step}", widest=1600)
+            shown = (
+                _completions(path) if path.suffix == ".parquet" else picture(open_sheet(path), path.stem, widest=1600)
+            )
             parts.append(tag("figure", tag("figcaption", f"{name}, step {step}"), shown, class_="shown sheet"))
     if not parts:
         return Html()
     return tag("details", tag("summary", title), *parts) if folded else joined(tag("h2", title), *parts)
+
+
+def _completions(path: Path) -> Html:
+    rows: list[list[object]] = [
+        [each["row_index"], tag("td", each["completion"], class_="text"), _reward(each["reward"])]
+        for each in read_completions(path)
+    ]
+    return table(["row", "completion", "reward"], rows)
+
+
+def _reward(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) else "none"
+
+
+def _evaluated(run: RunFolder) -> Html:
+    """What `vision-rl eval` has measured of the whole data set."""
+    return joined(tag("h2", "Evaluation"), facts(run.evaluated)) if run.evaluated else Html()
 
 
 def _how(run: RunFolder) -> Html:

@@ -5,13 +5,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from PIL import Image
+from pyarrow import parquet
 
 from vision_rl.analysis.curves import read_log
 from vision_rl.trainer.run_record import FILE as RECORD_FILE
 
 
 MAX_PIXELS = 50_000_000  # of a sheet of completions
+MAX_ROWS = 16  # of a table of them
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class RunFolder:
         record: `training.json`, or `run.json` of the experiments.
         rewards: name, weight and source of each reward, of `reward/rewards.json`.
         samples, noise: what `vision-rl analyze` has written into `analysis`.
-        sheets: pictures of completions by `log_completions`, as a step and a file.
+        evaluated: `eval/metrics.json`, of `vision-rl eval`.
+        sheets: pictures of completions by `log_completions`, or where it draws none its tables, as a step and a file.
     """
 
     path: Path
@@ -33,6 +37,7 @@ class RunFolder:
     rewards: list[dict[str, Any]] = field(default_factory=list)
     samples: dict[str, Any] = field(default_factory=dict)
     noise: dict[str, Any] = field(default_factory=dict)
+    evaluated: dict[str, Any] = field(default_factory=dict)
     sheets: dict[str, list[tuple[int, Path]]] = field(default_factory=dict)
 
     @classmethod
@@ -48,6 +53,7 @@ class RunFolder:
             [each for each in _json(path / "reward" / "rewards.json", list) if isinstance(each, dict)],
             _json(path / "analysis" / "samples.json", dict),
             _json(path / "analysis" / "noise.json", dict),
+            _json(path / "eval" / "metrics.json", dict),
             _sheets(path / "completions"),
         )
 
@@ -67,6 +73,19 @@ def open_sheet(path: Path) -> Image.Image:
         raise ValueError(f"{path} is no picture of completions: {error}") from error
 
 
+def read_completions(path: Path) -> list[dict[str, Any]]:
+    """The first rows of a table of completions: `row_index`, `completion`, `reward`.
+
+    Raises:
+        ValueError: for a file that is none.
+    """
+    try:
+        table = parquet.read_table(path, columns=["row_index", "completion", "reward"])
+        return table.slice(0, MAX_ROWS).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is no table of completions: {error}") from error
+
+
 def _json(path: Path, kind: type) -> Any:
     if not path.is_file():
         return kind()
@@ -82,7 +101,9 @@ def _json(path: Path, kind: type) -> Any:
 def _sheets(folder: Path) -> dict[str, list[tuple[int, Path]]]:
     """By what they show, such as `completions` or `eval_completions`, in the order of their steps."""
     sheets: dict[str, list[tuple[int, Path]]] = {}
-    for path in folder.glob("*.png"):
+    for path in [*folder.glob("*.png"), *folder.glob("*.parquet")]:
+        if path.suffix == ".parquet" and path.with_suffix(".png").is_file():
+            continue
         name, _, step = path.stem.rpartition("_")
         if name and step.isdigit():
             sheets.setdefault(name, []).append((int(step), path))

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
-from vision_rl.recording import is_secret, plain
+from vision_rl.recording import plain, without_secrets
 
 
 LOOKING = ("eval", "predict", "analyze", "report")  # commands that look at what a training has made
@@ -69,7 +69,7 @@ class CommandParser(TrlParser):
         path = config_path(arguments)
         if path is not None:
             config, is_own = config_for(self.command, arguments)
-            self.given = {key: config[key] for key in ("env",) if key in config}
+            self.given = {key: said for key, said in read_config(arguments).items() if key in ("env", "eval")}
             os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
             if is_own:
                 self._check_known("key", list(config), known, f" of {path}")
@@ -86,7 +86,8 @@ class CommandParser(TrlParser):
             del arguments[place : place + 2]
         parsed = self.parse_args_into_dataclasses(arguments)
         values = {name: value for each in parsed for name, value in vars(each).items()}
-        self.given |= {name: plain(values[name]) for name in given if name in values and not is_secret(name)}
+        self.given |= {name: plain(values[name]) for name in given if name in values}
+        self.given = without_secrets(self.given)
         return parsed
 
     def _check_known(self, noun: str, names: list[str], known: list[str], where: str = "") -> None:
