@@ -271,6 +271,6 @@ def _longest_token(text: str, place: int) -> tuple[int, str]:
 
 
 def _after_gap(text: str, place: int) -> int:
-    """The place where the blanks that begin at a place end."""
+    """The end of the blanks that begin at `place`."""
     match = GAP.match(text, place)
     return match.end() if match else place
