@@ -30,7 +30,7 @@ CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 
 @dataclass(frozen=True)
 class WeightedTokens:
-    """The terms of a loss `sum(weights * log p(ids))` over `E` tokens of `R` sequences; not all ids need be drawn ones.
+    """The terms of a loss `sum(weights * log p(ids))` over `E` tokens of `R` sequences, drawn by the policy or not.
 
     Args:
         rows: `LongTensor (E,)`, the sequence of each token.

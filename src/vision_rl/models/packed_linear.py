@@ -36,7 +36,7 @@ class PackedLinear:
 
 
 def can_pack(device: torch.device, length: int) -> bool:
-    """Return whether packing speeds up a rollout of `length` tokens: on a CPU, in float32, if torch has the operators."""
+    """Return whether packing speeds up a rollout of `length` tokens: on a CPU, in float32, if torch has the means."""
     return (
         device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
@@ -57,5 +57,5 @@ def packed_linears(decoder: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Return whether a layer is an `nn.Linear`, no (quantised) subclass, with its class's forward and a plain weight."""
+    """Return whether a layer is an `nn.Linear`, no (quantised) subclass, with its class's forward and a parameter."""
     return type(linear) is nn.Linear and "forward" not in vars(linear) and isinstance(linear.weight, nn.Parameter)

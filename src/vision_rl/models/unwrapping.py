@@ -1,4 +1,4 @@
-"""Unwrap the transformers model and its parts from `torch.compile`, PEFT and FSDP, and run it in other modes."""
+"""Unwrap a transformers model and its parts from `torch.compile` and PEFT, and change for a while how it runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
