@@ -36,7 +36,7 @@ class PackedLinear:
 
 
 def can_pack(device: torch.device, length: int) -> bool:
-    """Return whether packing speeds up a rollout of `length` tokens: on a CPU, in float32, if torch has the means."""
+    """Return whether packing speeds up a rollout of `length` tokens: on a CPU, in float32, if torch can pack."""
     return (
         device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")

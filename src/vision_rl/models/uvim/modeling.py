@@ -59,7 +59,7 @@ def from_patches(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def resize_grid(x: Tensor, size: int) -> Tensor:
-    """Resize a square grid of tokens `(B, n, width)` to `(B, size * size, width)`, as jax.image.resize's "linear" does."""
+    """Resize a square grid of tokens `(B, n, width)` to `(B, size * size, width)`, as "linear" of jax.image.resize."""
     old_size = round(x.shape[1] ** 0.5)
     grid = x.transpose(1, 2).unflatten(2, (old_size, old_size)).float()  # (B, width, rows, columns)
     grid = F.interpolate(grid, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
