@@ -33,7 +33,8 @@ class BadRows:
     def add(self, noun: str, what: str, where: str, count: int = 1, missing: bool = False) -> None:
         """Record `count` rows with a fault, for example "images", "are not there", "a.jpg".
 
-        `missing` says that the fault is a missing file. If all faults are, `settle` raises `FileNotFoundError`.
+        `missing` says that the fault is a missing file. If every fault is a missing file, `settle` raises
+        `FileNotFoundError`.
         """
         kind = (noun, what)
         self._counts[kind] += count

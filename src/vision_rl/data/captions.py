@@ -210,9 +210,7 @@ class _KarpathyEntries:
 
 
 def _text(value: Any, key: str, where: str, noun: str, bad_rows: BadRows) -> str | None:
-    """Return a caption in one line, because some of COCO's hold a line break; a fault gives None and goes to
-    `bad_rows`.
-    """
+    """Return a caption in one line, as some of COCO's have a line break, or None for a fault, added to `bad_rows`."""
     try:
         return " ".join(as_text(value).split())
     except BadField as error:

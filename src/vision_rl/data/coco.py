@@ -53,11 +53,10 @@ def load_coco_detection(
         A data set with the columns `image`, `image_id`, `objects` and `frame`. `image` is opened when a row is read,
         and `image_id` is COCO's id. `objects` has lists with an entry for each box: `bbox` as x, y, width, height in
         pixels, `category`, `iscrowd`, and `area`, the object's area in pixels (the box's area where the JSON has
-        none). `category` is an index 0 to C - 1 in the order of COCO's ids, and a `ClassLabel`, so that the names
-        travel with
-        the data set: `category_names(dataset)`. COCO's own ids, which have gaps, are `category_ids(annotation_file)`:
-        the id of each index. `frame` tells in which pixels the JSON measures, which `coco_results` needs: `size`
-        (width, height), the EXIF `orientation` that turns this frame into the picture (1: none), and the picture's
+        none). `category` is an index 0 to C - 1 in the order of COCO's ids, and a `ClassLabel`, which keeps the names
+        for `category_names(dataset)`. COCO's own ids, which have gaps, are `category_ids(annotation_file)`: the id of
+        each index. `frame` tells in which pixels the JSON measures, which `coco_results` needs: `size` (width,
+        height), the EXIF `orientation` that turns this frame into the picture (1: none), and the picture's
         `image_size`.
 
     Raises:

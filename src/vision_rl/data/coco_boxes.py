@@ -112,7 +112,7 @@ def _named(entry: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Boxes:
-    """k usable boxes."""
+    """The k boxes of a file that can be used."""
 
     bbox: np.ndarray  # (k, 4) as x, y, width, height
     area: np.ndarray  # (k,), NaN where the file has none

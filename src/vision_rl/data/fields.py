@@ -65,7 +65,7 @@ def as_text(value: Any) -> str:
 
 
 def read_field(entry: Mapping[str, Any], key: str, read: Callable[[Any], Any]) -> Any:
-    """Return `read(entry[key])`; its `BadField` then names the field: "no `id`", "an `id` that is no text"."""
+    """Return `read(entry.get(key))`; a `BadField` names the field: "no `id`", "an `id` that is no text"."""
     try:
         return read(entry.get(key))
     except BadField as error:
