@@ -117,9 +117,9 @@ class _Boxes:
     bbox: np.ndarray  # (k, 4) as x, y, width, height
     area: np.ndarray  # (k,), NaN where the file has none
     crowd: np.ndarray  # (k,)
-    label: np.ndarray  # (k,), the place of the category
-    image: np.ndarray  # (k,), the place of the image in the file
-    number: np.ndarray  # (k,), the place of the annotation in the file
+    label: np.ndarray  # (k,), the index of the category
+    image: np.ndarray  # (k,), the index of the image in the file
+    number: np.ndarray  # (k,), the index of the annotation in the file
 
     def __getitem__(self, which: np.ndarray) -> "_Boxes":
         return _Boxes(*(getattr(self, field.name)[which] for field in fields(self)))

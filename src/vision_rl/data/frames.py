@@ -175,13 +175,13 @@ class _Sources:
             fitting = possible
         if len(fitting) == 1 and fitting == possible:
             if fitting == ["shown"] and (self.says_shown | ~self.is_told)[judged].all():
-                return self.readings["shown"], ""  # nothing says otherwise
+                return self.readings["shown"], ""  # no source disagrees
             return self.readings[fitting[0]], f"; their boxes fit them {_IN_WORDS[fitting[0]]} only, and are read so"
         if not fitting:
             return None, ", and their boxes fit them neither " + " nor ".join(_IN_WORDS[name] for name in names[:2])
         if (self.says_shown | ~(self.is_told | self.is_sided))[judged].all():
             if (self.is_sided & self.says_shown & self.is_told)[judged].any():
-                return self.readings["shown"], ""  # the JSON's sizes know of the turn
+                return self.readings["shown"], ""  # the JSON has the sizes after the turn
             return self.readings["shown"], (
                 ", and nothing tells whether their boxes are for the pixels as shown or as stored; they are read as shown "
                 '(frame="stored" if that is wrong)'

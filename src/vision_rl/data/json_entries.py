@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-MAX_JSON_BYTES = 16 * 2**30  # of a file; Objects365 has about 5 GiB
-MAX_ENTRY_CHARS = 2**26  # of an entry of a list or a value at the top level; COCO's largest has less than a million
+MAX_JSON_BYTES = 16 * 2**30  # the largest size of a file; Objects365 has about 5 GiB
+MAX_ENTRY_CHARS = 2**26  # the largest entry of a list or value at the top level; COCO's have less than a million
 
 Handler = Callable[[Any], None]
 
-_CHUNK = 2**20  # characters
+_CHUNK = 2**20  # characters that are read at once
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}

@@ -15,7 +15,7 @@ from vision_rl.data.stored_rows import Rows, stored_rows
 def load_photos(
     images_dir: str | Path, *, on_bad_row: OnBadRow = "raise", follow_symlinks: bool = False
 ) -> datasets.Dataset:
-    """Load the photos in a folder and its subfolders (ImageNet's `train/n01440764/x.JPEG`), in the order of their paths.
+    """Load the photos in a folder and its subfolders (ImageNet's `train/n01440764/x.JPEG`), in the order of paths.
 
     Photos are files whose names have the ending of a format of Pillow; hidden files and folders are skipped. Photos
     are listed once, and the list is kept on disk, as in `load_coco_detection`, until a photo or a folder changes.

@@ -83,7 +83,7 @@ def change_length(model: VisionEncoderDecoderModel, length: int) -> None:
     """Give the decoder positions for `length` tokens, in place; positions are kept from the left."""
     decoder: Any = model.decoder
     old = decoder.embed_positions.weight
-    new = (torch.randn(length, old.shape[1]) * old.shape[1] ** -0.5).to(old)  # the reference draws new positions so
+    new = (torch.randn(length, old.shape[1]) * old.shape[1] ** -0.5).to(old)  # drawn as in the reference
     count = min(length, len(old))
     new[:count] = old[:count]
     decoder.embed_positions = nn.Embedding.from_pretrained(new, freeze=False)

@@ -35,7 +35,7 @@ class CudaGraphRunner(EagerRunner):
 
     bucket = 64
     shrink = 0.5
-    works = True  # until a capture fails in this process
+    works = True  # False once a capture has failed in this process
     _pool: Any = None
     _stream: Any = None
 
@@ -53,7 +53,7 @@ class CudaGraphRunner(EagerRunner):
         if graph is None:
             try:
                 graph = self.graphs[shape] = self._capture(step)
-            except RuntimeError as error:  # nothing of the step has been computed
+            except RuntimeError as error:  # a failed capture has computed nothing
                 CudaGraphRunner.works = False
                 self.graphs.clear()
                 logger.warning(

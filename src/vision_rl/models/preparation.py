@@ -35,7 +35,7 @@ WITHOUT_EFFECT = {
     "max_length": 20,
     "top_k": 50,
     "early_stopping": False,
-}  # transformers' own, in files of earlier versions
+}  # the defaults of earlier versions of transformers, which files of these versions hold
 WITHOUT_EFFECT |= dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale"), 1)
 WITHOUT_EFFECT |= dict.fromkeys(("temperature", "top_p", "typical_p", "length_penalty"), 1)
 WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)

@@ -43,7 +43,7 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     block = _first_above(blocks, cdf, target)  # (R, 1)
     target = (target - cdf.gather(-1, block) + blocks.gather(-1, block)).clamp(
         min=0.0
-    )  # what is left inside the block
+    )  # the rest of the target, inside the block
     ids = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # (R, BLOCK)
     inside = weights.gather(-1, ids.clamp(max=num_ids - 1)).masked_fill(ids >= num_ids, 0.0)
     return ids.gather(-1, _first_above(inside, inside.cumsum(-1), target)).squeeze(-1)
