@@ -205,9 +205,9 @@ def digit_scenes(split: Split, num_images: int, seed: int = 0, **options: Any) -
 def with_missing_boxes(dataset: datasets.Dataset, share: float, seed: int = 0) -> datasets.Dataset:
     """Return the data set with incomplete labels: each box is dropped, once and for all, with probability `share`.
 
-    This imitates real data sets, whose annotators overlook objects. Which boxes are dropped depends on `(seed, index
-    of the row)` alone. A row may end up without any box. All lists of `objects` lose the same entries; the other
-    columns do not change, so a panoptic map or captions still tell of every digit.
+    This imitates real data sets, whose annotators overlook objects. Which boxes are dropped depends on the seed and
+    the index of the row alone. A row may end up without any box. All lists of `objects` lose the same entries; the
+    other columns do not change, so a panoptic map or captions still tell of every digit.
 
     Raises:
         ValueError: for a data set without the column `objects`, a `share` outside of 0..1, or a negative seed.

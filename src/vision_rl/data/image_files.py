@@ -111,7 +111,7 @@ class _Inside:
 class Headers:
     """The headers of n files: `sizes (n, 2)`, width and height as stored, and the EXIF `orientation (n,)`.
 
-    The size of a file that was not read is 0, and the orientation of a file without one is 1.
+    The size of a file that was not read is 0, and the orientation of a file without EXIF is 1.
     """
 
     sizes: np.ndarray

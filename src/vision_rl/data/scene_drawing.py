@@ -158,7 +158,7 @@ def find_place(
 def _free_places(
     boxes: list[tuple[int, int, int, int]], size: int, shape: tuple[int, ...], max_overlap: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return masks of where the upper left corner of a box of `shape` may be, and of where the box touches another."""
+    """Return masks of where a box of `shape` may have its upper left corner, and where it touches another box."""
     h, w = shape
     y, x = np.arange(size - h + 1)[:, None], np.arange(size - w + 1)  # (Y, 1), (X,)
     left, top, widths, heights = np.array(boxes, int).reshape(-1, 4).T[:, :, None, None]  # (K, 1, 1) each

@@ -100,7 +100,7 @@ def _end_broken(graph: "torch.cuda.CUDAGraph") -> None:
 
 
 class KeptWriters:
-    """The last `MAX_KEPT` writers of a decoder, by key. A copy of the decoder starts with none: its weights moved."""
+    """The last `MAX_KEPT` writers of a decoder, by key. A copy of the decoder, with other weights, has no writers."""
 
     def __init__(self):
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()

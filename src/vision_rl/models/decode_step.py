@@ -112,7 +112,7 @@ class BufferedLayer(DynamicLayer):
 
 
 class TokenLayer(BufferedLayer):
-    """Keys and values `(R, heads, length, D)` of self-attention; every step writes one token's into their buffers."""
+    """Keys and values `(R, heads, length, D)` of self-attention; every step adds one token to the buffers."""
 
     def __init__(self, position: CachePosition):
         super().__init__()

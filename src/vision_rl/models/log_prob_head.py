@@ -4,9 +4,9 @@ The losses of REINFORCE, of supervised token targets and of maximum likelihood a
 log-probabilities whose weights are known before the forward pass. So the forward pass already forms the gradient,
 chunk by chunk, and keeps no logits for the backward pass. This saves memory, because a vocabulary of 30k otherwise
 needs three copies of the logits; the time stays about the same. Only tokens with a weight are read, so padding costs
-nothing. In tuning with G=8 the peak memory of a step is 0.66 times the peak with whole logits (`python
-benchmarks/learning.py`); in maximum likelihood it is 0.82 times, and on a frozen encoder 0.54 times (`python
-benchmarks/ways.py`).
+nothing. In tuning with G=8 the peak memory of a step is 0.66 times the peak with whole logits
+(`python benchmarks/learning.py`). In maximum likelihood the peak is 0.82 times, and on a frozen encoder 0.54 times
+the peak with whole logits (`python benchmarks/ways.py`).
 """
 
 from collections.abc import Callable, Iterator

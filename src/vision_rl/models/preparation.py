@@ -44,7 +44,7 @@ WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penal
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout, layer-drop and drop-path probability of the modules to 0; the configs stay as they are.
 
-    transformers keeps some of them in `nn.Dropout` modules and others as plain numbers that the forward passes on.
+    transformers keeps some of these probabilities in `nn.Dropout` modules, and others as plain numbers of a module.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -161,7 +161,7 @@ def check_served(model: Any) -> None:
 
 
 def not_served(name: str, config: Any) -> str:
-    """Return a sentence that tells why the model called `name` is not served, and which models are."""
+    """Return a sentence that tells why the model called `name` is not served, and which models are served."""
     if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and not isinstance(config, SERVED_CONFIGS):
         return (
             f"{name} is a vision-language model, which TRL's GRPOTrainer and RLOOTrainer tune. Served here is an "

@@ -56,8 +56,8 @@ def writer_of(decoder: Any, work: Work) -> "Writer":
 def can_capture(decoder: Any, work: Work) -> bool:
     """Return whether the steps can be CUDA graphs.
 
-    They cannot if `synced`, because ZeRO-3 and FSDP gather weights when a module is called, and a replay calls none.
-    Nor can they with a `logits_processor`, which is given one id more at each step.
+    They cannot if `synced`: ZeRO-3 and FSDP gather weights when a module is called, and a replay calls no module. They
+    cannot with a `logits_processor` either, which is given one id more at each step.
     """
     return (
         work.device.type == cuda_graphs.DEVICE
