@@ -119,7 +119,7 @@ def noise_table(name: str, noises: list[GradientNoise]) -> str:
 
 
 def _teller(name: str, total: int, noun: str) -> Callable[[int], None]:
-    """Prints how far it is, some ten times."""
+    """Return a function that prints the progress, some ten times in all."""
     said = [0]
 
     def tell(done: int) -> None:
