@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vision_rl.cli import arguments as kinds
+from vision_rl.cli.parser import read_config
 from vision_rl.cli.reading import COMMAND_FILE, read, read_training
 from vision_rl.task import names_a_task
 
@@ -80,7 +81,8 @@ def report(arguments: Sequence[str]) -> Run:
         raise FileNotFoundError(f"There is no run folder {folder}.")
     if "--config" not in command and (folder / COMMAND_FILE).is_file():
         command += ["--config", str(folder / COMMAND_FILE)]
-    if not command and not names_a_task(str(folder)):
+    of_stage1 = read_config(command).get("command") == "stage1"  # whose model answers no image
+    if of_stage1 or (not command and not names_a_task(str(folder))):
         from vision_rl.cli.report import report_of_log
 
         return report_of_log(folder)
