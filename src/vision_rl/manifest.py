@@ -180,7 +180,9 @@ def _entry(path: Path, flush: bool = False) -> dict[str, int | str]:
 def _damage(folder: Path, name: str, expected: dict) -> str | None:
     """What is wrong with a file that the manifest lists; `None`: nothing."""
     path = folder / name
-    if not Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder)):  # by name: the Hub's cache is of links
+    if not Path(os.path.normpath(path)).is_relative_to(
+        os.path.normpath(folder)
+    ):  # by name: the Hub's cache is of links
         return "lies outside of the folder"
     if not path.is_file():
         return "is missing"

@@ -1,6 +1,6 @@
 """Loads by name what `hub_push.py` has pushed, in a process and a folder that know nothing else of it.
 
-    HF_ENDPOINT=... python tests/scripts/hub_load.py record.json loaded.json
+HF_ENDPOINT=... python tests/scripts/hub_load.py record.json loaded.json
 """
 
 import json

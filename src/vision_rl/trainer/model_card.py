@@ -125,7 +125,7 @@ def _summary(trainer: "VisionTrainer", bases: list[str], dataset_name: str | Non
     origin = f", from {' and '.join(map(_link, bases))}" if bases else ""
     on_hub = dataset_name is not None and _on_hub(dataset_name)
     data = f" on {_link(dataset_name, 'datasets/') if on_hub else f'`{dataset_name}`'}" if dataset_name else ""
-    return f"A model for {task}, {trainer.learned_by}{data}{origin}, with vision_rl."
+    return f"A model for {task}, {trainer.learned_by}{data}{origin}, made with vision_rl."
 
 
 def _rewards(trainer: "VisionTrainer") -> str:
