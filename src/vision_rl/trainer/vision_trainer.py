@@ -543,7 +543,7 @@ class VisionTrainer(Trainer):
             folder = Path(str(self.args.output_dir))
             write_card(self, folder, model_name, self.dataset_name, [*dict.fromkeys([*given, *self._tag_names])])
 
-    def init_hf_repo(self, token: str | None = None, **how) -> None:
+    def init_hf_repo(self, token: str | None = None, **how) -> None:  # type: ignore[override]
         super().init_hf_repo(token=token, **how)
         hub.create_branch(self, token)
 
