@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vision_rl.registration import register
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # `import vision_rl` is light: torch, transformers and trl are loaded when one of these names is first asked for.
 _HOME_OF = {

@@ -71,9 +71,9 @@ class VisionPipeline:
         rows = [{"image": rgb_image(image, row)} for row, image in enumerate(images)]
         return self.trainer.predict(rows).predictions if rows else []
 
-    def draw(self, image: Picture, completion: Any, reference: Any = None) -> Image.Image:
-        """The picture with an answer to it drawn in; with a reference, what of it is right."""
-        return self.trainer.processor.draw(rgb_image(image, 0), completion, reference)
+    def draw(self, image: Picture, completion: Any, reference: Any = None, width: int | None = None) -> Image.Image:
+        """The picture with an answer to it drawn in, `width` pixels wide; with a reference, what of it is right."""
+        return self.trainer.processor.draw(rgb_image(image, 0), completion, reference, width)
 
 
 def pipeline(

@@ -45,7 +45,7 @@ class Task(Protocol):
     def make_metric(self, processor: Any) -> Callable[..., dict]:
         """What trainers take as `compute_metrics`: `metric(predictions=, references=) -> dict`."""
 
-    def save_results(self, folder: Path, predictions: Any, rows: list[dict], processor: Any) -> None:
+    def save_results(self, predictions: Any, rows: list[dict], processor: Any, folder: Path) -> None:
         """Writes predictions in the form of the field, COCO's where it has one, into a folder that is there.
 
         Predictions are a sequence that may be too large to be held; rows have `image_id`, `image_size` (width, height), and

@@ -139,6 +139,28 @@ class PredictArguments:
 
 
 @dataclass
+class AnalyzeArguments:
+    _argument_group_name = "Analysis"
+
+    model: str | None = option("What is looked at: a folder or Hub name.")
+    before: str | None = option("Another model to compare it with, such as the one that it was tuned from.")
+    reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    split: str = option("Of the task's folders: train, validation or test.", "validation")
+    num_images: int = option("Look at the first so many rows.", 64)
+    num_samples: int = option("Samples an image; the paper's figure has 10,000.", 100)
+    completions_at_once: int = option("Most of them that are in memory at the same time; of large maps, fewer.", 256)
+    noise: bool = option("In their place, how noisy the gradients of tuning are, on training images.", False)
+    num_batches: int = option("Of the noise: batches whose gradients are compared.", 60)
+    num_generations: int = option("Of the noise: samples an image.", 4)
+    batch_size: int = option("Images that are answered at once; of the noise, those of a batch.", 16)
+    output_dir: str | None = option("Folder of the figures and numbers. None: `analysis` in the model's folder.")
+    seed: int = option("Of the samples.", 42)
+    bf16: bool = option("Compute in bfloat16.", False)
+    use_cpu: bool = option("Also where there is a GPU.", False)
+
+
+@dataclass
 class PrepareArguments:
     _argument_group_name = "Preparation"
 

@@ -58,12 +58,12 @@ def _predict(pipe: VisionPipeline, paths: list[Path], folder: Path, batch_size: 
                 pipe.draw(image, answer).save(folder / f"{name}.png")
             rows.append({"image_id": name, "image_size": image.size, "file_name": str(paths[len(rows)])})
             answers.append(answer)
-    pipe.task.save_results(folder, answers, rows, pipe.processor)
+    pipe.task.save_results(answers, rows, pipe.processor, folder)
     print(f"{len(paths)} images answered, in {folder}.")
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
-    """The files' names without ending; with a number where two have the same."""
+    """The files' names without their endings. Equal names get a number."""
     names: list[str] = []
     for path in paths:
         name, number = path.stem, 2

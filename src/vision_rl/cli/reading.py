@@ -98,7 +98,7 @@ def read(
 
 
 def read_training(command: str, arguments: Sequence[str], description: str | None = None) -> Read:
-    """Of `stage1`, `mle` and `tune`: model, data and run, with the trainer's config."""
+    """Read the options of `stage1`, `mle` or `tune`: model, data and run, with the trainer's config."""
     kind, config = TRAINING[command]
     return read(command, arguments, (kind, DataArguments, RunArguments), description, config)
 
@@ -117,6 +117,6 @@ def _epilog(command: str, training: str | None, task: Any) -> str:
         lines.append(
             f"All options of {training} are taken as well: --output_dir, --max_steps, --learning_rate, "
             "--per_device_train_batch_size, ...; --help_all lists them. --accelerate_config NAME starts a rank a device: "
-            "single_gpu, multi_gpu, zero1, zero2, zero3, or a file of yours."
+            "single_gpu, multi_gpu, zero1, zero2, zero3, fsdp2, or a file of yours."
         )
     return " ".join(lines)

@@ -14,6 +14,7 @@ from vision_rl.cli.pace import PaceCallback
 from vision_rl.cli.reading import Read
 from vision_rl.cli.rewards import load_rewards
 from vision_rl.task import load_processor
+from vision_rl.trainer.optim import encoder_parameters
 
 
 def mle(given: Read) -> Callable[[], None]:
@@ -25,12 +26,7 @@ def mle(given: Read) -> Callable[[], None]:
     processor = building.make_processor(given.task, model_args, given.options, train)
     trainer = VisionMLETrainer(
         model=building.make_model(given.task, model_args, processor, given.training.max_completion_length),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
+        **_parts(given, train, evaluated, processor),
         completion_decoder=building.completion_decoder(processor, model_args, model_args.stage1),
     )
     return lambda: _train(trainer, data)
@@ -44,13 +40,7 @@ def stage1(given: Read) -> Callable[[], None]:
     train, evaluated = _rows(given, data)
     processor = given.task.make_processor(given.options, building.image_processor(model_args), train)
     trainer = Stage1Trainer(
-        model=building.make_stage1(model_args, processor),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
+        model=building.make_stage1(model_args, processor), **_parts(given, train, evaluated, processor)
     )
     return lambda: _train(trainer, data)
 
@@ -69,17 +59,25 @@ def tune(given: Read) -> Callable[[], None]:
         reward_funcs=load_rewards(
             args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
         ),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
+        **_parts(given, train, evaluated, processor),
         completion_decoder=building.completion_decoder(processor, args),
     )
     if args.freeze_encoder:
-        trainer.model.encoder.requires_grad_(False)
+        for parameter in encoder_parameters(trainer.model):
+            parameter.requires_grad_(False)
     return lambda: _train(trainer, data)
+
+
+def _parts(given: Read, train: Any, evaluated: Any, processor: Any) -> dict[str, Any]:
+    """The arguments that every trainer is given."""
+    return {
+        "args": given.training,
+        "train_dataset": train,
+        "eval_dataset": evaluated,
+        "processing_class": processor,
+        "compute_metrics": given.task.make_metric(processor),
+        "callbacks": [PaceCallback()],
+    }
 
 
 def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:

@@ -52,7 +52,7 @@ class SaveError(OSError):
 
 
 def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
-    """What Trainer's `_save_checkpoint` does, in a folder beside that gets its name when it is whole.
+    """Save a checkpoint as Trainer's `_save_checkpoint` does, but in a folder aside that gets its name once it is whole.
 
     All ranks write their parts, then the main process lists and renames them.
 
@@ -97,7 +97,7 @@ def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
 
 
 def save_model(trainer: "VisionTrainer", folder: Path) -> None:
-    """The model's folder: each file takes its place when all of them are written, the manifest last."""
+    """Save the model. Its files take their places only when all of them are written, and the manifest comes last."""
     aside = folder / f"{ASIDE}model"
     check_finite_state(trainer, with_optimizer=False)
     with _explained(trainer, folder, "the model"):
@@ -126,13 +126,13 @@ def is_aside(folder: str | Path) -> bool:
 
 
 def _stage(trainer: "VisionTrainer") -> AbstractContextManager:
-    """An error of one rank ends all; where ranks exchange shards meanwhile, one that fails must leave, and is not waited for."""
+    """Run a part of a save, whose error on one rank ends all. A rank that fails while shards are exchanged leaves alone."""
     exchanges = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     return nullcontext() if exchanges else together(trainer.accelerator)
 
 
 def _save_training_state(trainer: "VisionTrainer", aside: Path) -> None:
-    """The optimizer, the schedule, the scaler and the random states of each rank."""
+    """Save the optimizer, the schedule, the scaler and the random states of each rank."""
     with _stage(trainer):
         trainer._save_optimizer_and_scheduler(str(aside))
     with together(trainer.accelerator):
@@ -141,7 +141,7 @@ def _save_training_state(trainer: "VisionTrainer", aside: Path) -> None:
 
 
 def _save_trainer_state(trainer: "VisionTrainer", aside: Path) -> None:
-    """`trainer_state.json`, with what the callbacks want to be kept."""
+    """Save `trainer_state.json`, with the states of callbacks."""
     states: dict[str, Any] = {}
     for callback in [*trainer.callback_handler.callbacks, trainer.control]:
         if isinstance(callback, ExportableState):
@@ -151,7 +151,7 @@ def _save_trainer_state(trainer: "VisionTrainer", aside: Path) -> None:
 
 
 def facts_of(trainer: "VisionTrainer") -> dict[str, Any]:
-    """What a resume compares: another split of the batch is the same run, another batch is another run."""
+    """The facts that a resume compares. Another split of the batch is the same run; another batch is another run."""
     args = trainer.args
     return {
         "global_step": trainer.state.global_step,
@@ -295,7 +295,7 @@ class StepBoundary(TrainerCallback):
 
 
 def keep_what_was_done(trainer: "VisionTrainer", boundary: StepBoundary, error: Exception) -> None:
-    """A run that ends by an error leaves a checkpoint of its last whole step, where all ranks are there to write it."""
+    """Save a checkpoint of the last whole step when a run ends by an error and all ranks are there to write it."""
     all_ranks = trainer.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
     if not all_ranks or isinstance(error, SaveError):
         return

@@ -1,4 +1,4 @@
-"""What a run goes on from: the newest whole checkpoint, or the one that was named; damages are told before training."""
+"""Resuming: a run goes on from the newest whole checkpoint, or from the one that was named. Damage is told before training."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def folder_to_resume(trainer: "VisionTrainer", asked: str | bool | None) -> str | None:
-    """What `resume_from_checkpoint` means, checked: a folder, the newest of the run's, or none.
+    """Return the folder that `resume_from_checkpoint` means, once it is checked: the named one, or the newest whole one.
 
     Without an argument `args.resume_from_checkpoint` counts, which Trainer leaves to scripts.
     """
@@ -63,7 +63,7 @@ def newest_whole(trainer: "VisionTrainer", run: Path) -> Path:
 
 
 def check_resumable(trainer: "VisionTrainer", folder: Path) -> None:
-    """The checkpoint is whole, and holds what a run goes on from.
+    """Check that the checkpoint is whole and holds everything from which a run goes on.
 
     Raises:
         DamagedFolder: on all ranks, naming folder and file, and the newest whole checkpoint beside it.
@@ -74,7 +74,7 @@ def check_resumable(trainer: "VisionTrainer", folder: Path) -> None:
 
 
 def check_best(trainer: "VisionTrainer", folder: Path) -> None:
-    """The best checkpoint's model is whole; of its optimizer nothing is wanted.
+    """Check that the model of the best checkpoint is whole. Its optimizer is not needed.
 
     Raises:
         DamagedFolder: on all ranks.
@@ -114,7 +114,7 @@ def compare_runs(trainer: "VisionTrainer", folder: Path) -> None:
 
 
 def _damage_on_any_rank(trainer: "VisionTrainer", folder: Path, only_model: bool = False) -> str | None:
-    """What is wrong with a checkpoint, by the processes that save: the main one, or one on each node."""
+    """The damage of a checkpoint, found by the processes that save: the main one, or one on each node."""
     damage = None
     if trainer.args.should_save:
         try:
@@ -149,7 +149,7 @@ def _check_has_state(trainer: "VisionTrainer", folder: Path, content: dict) -> N
 
 
 def _way_back(trainer: "VisionTrainer", folder: Path) -> str:
-    """Which checkpoint beside a damaged one can be resumed."""
+    """Say which checkpoint beside a damaged one can be resumed."""
     for other in reversed(checkpoints_in(folder.parent)):
         if other.name != folder.name and _damage_on_any_rank(trainer, other) is None:
             return f"Go back to {other}: it is whole."
@@ -157,7 +157,7 @@ def _way_back(trainer: "VisionTrainer", folder: Path) -> str:
 
 
 def _finish_interrupted(run: Path) -> None:
-    """A save that was interrupted between its manifest and its new name has lost nothing."""
+    """Finish a save that was interrupted between its manifest and its new name: such a save has lost nothing."""
     for left in run.glob(f"{ASIDE}{PREFIX_CHECKPOINT_DIR}-*"):
         try:
             check_whole(left)

@@ -24,16 +24,21 @@ from vision_rl.models.preparation import (
     prepare_for_fsdp,
 )
 from vision_rl.models.sampling import sample
-from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
+from vision_rl.models.served import image_inputs
+from vision_rl.models.unwrapping import base_model, decoder_of, is_served
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer import checkpoints, checks, evaluation, hub, resuming
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
+from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.finite import FiniteCheck
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, restore_weights, with_adapters
+from vision_rl.trainer.metric_functions import as_metric
 from vision_rl.trainer.model_card import write_card
+from vision_rl.trainer.model_checks import check_encoder
 from vision_rl.trainer.optimizer import make_optimizer
-from vision_rl.trainer.ranks import check_same_data
+from vision_rl.trainer.other_names import OF_TRAINERS, refuse_other_names
+from vision_rl.trainer.ranks import check_same_data, wait_for_gloo_at_exit
 from vision_rl.trainer.shown_answers import ShownAnswers
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
@@ -74,6 +79,10 @@ class VisionTrainer(Trainer):
     holds_all_weights = False  # for now, although they are sharded (`whole_weights`)
     _save_failed = False
 
+    def __new__(cls, *args, **kwargs):
+        refuse_other_names(cls, kwargs, VisionTrainer, OF_TRAINERS)
+        return super().__new__(cls)
+
     def __init__(
         self,
         model: str | PreTrainedModel | PeftModel,
@@ -81,7 +90,7 @@ class VisionTrainer(Trainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class=None,
-        compute_metrics: Callable[..., dict] | None = None,
+        compute_metrics: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
@@ -101,8 +110,9 @@ class VisionTrainer(Trainer):
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
+        compute_metrics = as_metric(compute_metrics, self.processor)
         model = with_adapters(model, peft_config)
-        if isinstance(model, PeftModel) and is_vision_encoder_decoder(model):
+        if isinstance(model, PeftModel) and is_served(model):
             drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
@@ -124,7 +134,6 @@ class VisionTrainer(Trainer):
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
         checks.check_best_metric(args, eval_dataset)
-        checks.check_metric(compute_metrics)
         # Hand over to Trainer
         super().__init__(
             model=model,
@@ -140,6 +149,7 @@ class VisionTrainer(Trainer):
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         check_same_data(self.accelerator, datasets)
+        wait_for_gloo_at_exit()
         self.shown_answers = ShownAnswers(args.image_column)
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
@@ -184,14 +194,14 @@ class VisionTrainer(Trainer):
         return VisionCollator(self.processor, args.image_column, columns, self.learns_from_labels, process, learned)
 
     def _check_data(self, args: VisionConfig, datasets: dict, collator: VisionCollator, policy) -> None:
-        vocab_size = decoder_of(policy).config.vocab_size if is_vision_encoder_decoder(policy) else None
+        vocab_size = decoder_of(policy).config.vocab_size if is_served(policy) else None
         for name, dataset in datasets.items():
             columns = checks.column_names(dataset)
             needed: Any = self.target_columns if self.learns_from_labels else args.target_columns or {}
-            checks.check_columns(name, columns, [args.image_column, *needed.values()])
+            checks.check_columns(name, columns, [args.image_column, *self.processor.input_columns, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
             present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
-            reads = self.learns_from_labels and is_vision_encoder_decoder(policy)
+            reads = self.learns_from_labels and is_served(policy)
             positions = num_positions(policy) if reads else None
             checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
             if isinstance(self.completion_decoder, CompletionDecoder) and rows is not dataset:
@@ -199,7 +209,8 @@ class VisionTrainer(Trainer):
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
                 )
             readable = RowDataset(dataset, check=collator.check_image if args.on_bad_row == "skip" else None)
-            checks.check_first_row(collator, readable, self.processor, vocab_size)
+            batch = checks.check_first_row(collator, readable, self.processor, vocab_size)
+            check_encoder(policy, batch)
             if self.completion_decoder is None:
                 checks.check_first_labels(name, collator, readable)
             self._check_rewards(name, columns)
@@ -286,22 +297,22 @@ class VisionTrainer(Trainer):
 
     def model_inputs(self, batch: dict) -> dict[str, Any]:
         """The images of a batch as the model takes them; a batch may carry `encoder_outputs (B, N, d)` instead."""
-        if "encoder_outputs" in batch:
-            return {"encoder_outputs": (batch["encoder_outputs"].to(self.unwrap(self.model).dtype),)}
-        return {"pixel_values": batch["pixel_values"]}
+        return image_inputs(self.unwrap(self.model), batch)
 
     # --- completions, and their evaluation --------------------------------------------------------------------------
 
-    def complete(self, batch: dict, num_generations: int = 1, **how) -> SampledCompletions:
+    def complete(self, batch: dict, num_generations: int = 1, do_sample: bool = True, **how) -> SampledCompletions:
         """Completions of the batch from the model as it stands; `how` goes to `vision_rl.models.sampling.sample`."""
+        images: dict[str, Any] = images_of(batch)
         with self.accelerator.autocast():
             return sample(
                 self.unwrap(self.model_wrapped),
-                batch.get("pixel_values"),
-                num_generations,
-                encoder_outputs=batch.get("encoder_outputs"),
+                num_generations=num_generations,
+                **images,
                 max_completion_length=self.max_completion_length,
+                do_sample=do_sample,
                 watched_ids=self.processor.watched_ids,
+                logits_processor=None if do_sample else self.processor.logits_processor,
                 synced=self.gathers_weights(),
                 **how,
             )
@@ -317,15 +328,19 @@ class VisionTrainer(Trainer):
             key, dataset = "eval", self.eval_dataset
         else:
             key, dataset = None, eval_dataset  # one that the constructor has not seen
-            self._check_evaluated("eval_dataset", dataset, [self.args.image_column, *self.target_columns.values()])
+            self._check_evaluated("eval_dataset", dataset, [*self._inputs(), *self.target_columns.values()])
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
         kept = getattr(self, "_eval_dataloaders", {})  # with their workers, if those are persistent
         return kept[key] if key in kept else self._evaluation_dataloader(dataset, key)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
-        self._check_evaluated("test_dataset", test_dataset, [self.args.image_column])
+        self._check_evaluated("test_dataset", test_dataset, self._inputs())
         return self._evaluation_dataloader(test_dataset, None)
+
+    def _inputs(self) -> list[str]:
+        """The columns that a completion is written about."""
+        return [self.args.image_column, *self.processor.input_columns]
 
     def _check_evaluated(self, name: str, dataset, columns: list[str]) -> None:
         """What the constructor checks of its own data sets, for one that evaluation or prediction brings."""

@@ -88,9 +88,9 @@ class CaptioningProcessor(TextProcessor):
             texts = [rejoined(text) for text in texts]
         return texts
 
-    def draw(self, image, completion, reference=None) -> Image.Image:
+    def draw(self, image, completion, reference=None, width=None) -> Image.Image:
         """The image with its caption below, and what people say of it."""
-        return draw_caption(image, completion, reference)
+        return draw_caption(image, completion, reference, width)
 
     @naming_arguments
     def get_references(self, rows: list[dict]) -> list[list[str]]:
@@ -128,7 +128,7 @@ _JOINTS = [
 
 
 def rejoined(text: str) -> str:
-    """Text that WordPiece has decoded, with the spaces taken out that it put into words: "a man ' s t - shirt"."""
+    """Text without the spaces that WordPiece's decoding puts into words: "a man ' s t - shirt" becomes "a man's t-shirt"."""
     for joint, sign in _JOINTS:
         text = joint.sub(sign, text)
     return text
