@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from served_models import KINDS, dataset, served
 from tiny import share_of_a, text_dataset, text_processor, tiny_model
 from transformers.trainer_utils import HubStrategy
 from trl.trainer.base_trainer import _BaseTrainer
@@ -19,7 +21,7 @@ from vision_rl.manifest import check_whole
 from vision_rl.metric_space import compute_json
 from vision_rl.tasks.ocr import character_error_rate
 from vision_rl.trainer.curves import Panel, draw_curves
-from vision_rl.trainer.model_card import before_and_after, evaluations, settings
+from vision_rl.trainer.model_card import before_and_after, evaluations, settings, usage
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -131,6 +133,22 @@ def test_an_upload_that_fails_is_told_and_training_goes_on(tmp_path, caplog):
         made._finish_current_push()
     assert made.state.global_step == 2 and (tmp_path / "checkpoint-2" / "model.safetensors").is_file()
     assert "could not be pushed to the Hub" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_use_of_a_model_with_a_processor_of_transformers_runs(kind, tmp_path, monkeypatch):
+    """Some of these models read patches or prompts: the trainers know how."""
+    model, processor = served(kind)
+    args = VisionMLEConfig(str(tmp_path / "run"), use_cpu=True, report_to="none")
+    made = VisionMLETrainer(model, args, train_dataset=dataset(kind, 8), processing_class=processor)
+    made.save_model()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    Image.new("RGB", (40, 30), "teal").save("image.jpg")
+    *lines, last = usage(made, str(tmp_path / "run")).splitlines()
+    names: dict = {}
+    exec("\n".join([*lines, f"answer = {last}"]), names)
+    assert names["answer"] == made.predict([{**dataset(kind, 1)[0], "image": Image.open("image.jpg")}]).predictions[0]
 
 
 def test_settings_are_what_is_no_default_and_nobodys_secret(tmp_path):
