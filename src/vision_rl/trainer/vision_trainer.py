@@ -27,11 +27,11 @@ from vision_rl.models.sampling import sample
 from vision_rl.models.served import image_inputs
 from vision_rl.models.unwrapping import base_model, decoder_of, is_served
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer import checkpoints, checks, evaluation, hub
+from vision_rl.trainer import checkpoints, checks, evaluation, hub, resuming
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.encoding import images_of
-from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
+from vision_rl.trainer.finite import FiniteCheck
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, restore_weights, with_adapters
 from vision_rl.trainer.metric_functions import as_metric
 from vision_rl.trainer.model_card import write_card
@@ -461,21 +461,12 @@ class VisionTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As Trainer's; without an argument `args.resume_from_checkpoint` counts, which Trainer leaves to scripts."""
-        if resume_from_checkpoint is None:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        if str(resume_from_checkpoint).lower() in ("true", "false"):  # from a command line
-            resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(checkpoints.newest_whole(self, Path(str(self.args.output_dir))))
-        elif resume_from_checkpoint:
-            checkpoints.check_resumable(self, Path(resume_from_checkpoint))
-        if resume_from_checkpoint:
-            checkpoints.compare_runs(self, Path(resume_from_checkpoint))
+        resume_from_checkpoint = resuming.folder_to_resume(self, resume_from_checkpoint)
         self.finite_check.forget()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
-            self._keep_what_was_done(error)
+            checkpoints.keep_what_was_done(self, self._boundary, error)
             raise
         finally:
             self.num_images_in_step = None
@@ -486,19 +477,6 @@ class VisionTrainer(Trainer):
         """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
-
-    def _keep_what_was_done(self, error: Exception) -> None:
-        """A run that ends by an error leaves a checkpoint of its last whole step, where all ranks are there to write it."""
-        all_ranks = self.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
-        if not all_ranks or isinstance(error, checkpoints.SaveError):
-            return
-        try:
-            folder = self._boundary.save(self)
-        except Exception as again:
-            logger.warning("What was done since the last checkpoint is lost: %s", again)
-        else:
-            if folder is not None:
-                logger.warning("The run ends by an error; %s has what was done before.", folder)
 
     def _save_checkpoint(self, model, trial):
         """Aside, then renamed. With `save_retry` the run goes on without one, if the next can be written."""
@@ -530,7 +508,7 @@ class VisionTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        checkpoints.check_best(self, Path(str(self.state.best_model_checkpoint)))
+        resuming.check_best(self, Path(str(self.state.best_model_checkpoint)))
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
@@ -588,8 +566,8 @@ class VisionTrainer(Trainer):
             folder = Path(str(self.args.output_dir))
             write_card(self, folder, model_name, self.dataset_name, [*dict.fromkeys([*given, *self._tag_names])])
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        super().init_hf_repo(token, private)
+    def init_hf_repo(self, token: str | None = None, **how) -> None:  # type: ignore[override]
+        super().init_hf_repo(token=token, **how)
         hub.create_branch(self, token)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
