@@ -5,7 +5,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
+from transformers import BlipForConditionalGeneration, GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
 from transformers.trainer_utils import align_special_tokens
 
 from vision_rl.models.lengths import uncounted_id
@@ -95,16 +95,23 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
     return frozen
 
 
-def drop_text_arguments(policy: VisionEncoderDecoderModel) -> None:
-    """Let the encoder be called as PEFT does for a task type such as SEQ_2_SEQ_LM: with `input_ids=None` and its like.
+def drop_text_arguments(policy: PreTrainedModel) -> None:
+    """Let the model be called as PEFT does for a task type such as SEQ_2_SEQ_LM: with `input_ids=None` and its like.
 
-    `VisionEncoderDecoderModel` hands them on to its encoder, and SigLIP's then has two of `inputs_embeds`.
+    `VisionEncoderDecoderModel` hands them on to its encoder, and SigLIP's then has two of `inputs_embeds`; so does BLIP.
     """
-    policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+    if isinstance(policy, VisionEncoderDecoderModel):
+        policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+    if isinstance(policy, BlipForConditionalGeneration):
+        policy.register_forward_pre_hook(_without_nothing, with_kwargs=True)
 
 
 def _without_text(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, {name: value for name, value in kwargs.items() if name not in TEXT_ARGUMENTS or value is not None}
+
+
+def _without_nothing(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, {name: value for name, value in kwargs.items() if value is not None}
 
 
 def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:
