@@ -57,6 +57,7 @@ def teacher_forced(model, images, ids):
     return logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_samplers_log_probabilities_are_those_of_the_models_own_forward(tmp_path, kind):
     trainer = tuning(tmp_path, kind)
