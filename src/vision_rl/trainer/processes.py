@@ -24,7 +24,13 @@ def check_processes(args: Any) -> None:
         )
 
 
-def prepare_deepspeed(args: Any) -> None:
+def choose_deepspeeds_device(args: Any) -> None:
+    """DeepSpeed takes the device that it finds when it is first imported, where nobody says which."""
+    if args.use_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def join_deepspeed(args: Any) -> None:
     """On CPUs DeepSpeed has to be told of the other processes; ZeRO-3 asks when a model is loaded."""
     if args.deepspeed is not None and args.device.type == "cpu":
         import deepspeed

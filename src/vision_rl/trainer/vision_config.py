@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from transformers import TrainingArguments
 
 from vision_rl.trainer.other_names import OF_CONFIGS, refuse_other_names
-from vision_rl.trainer.processes import check_processes, prepare_deepspeed
+from vision_rl.trainer.processes import check_processes, choose_deepspeeds_device, join_deepspeed
 
 
 BIG_VISION_ADAFACTOR = "big_vision_adafactor"
@@ -137,6 +137,7 @@ class VisionConfig(TrainingArguments):
     def __post_init__(self):
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval are not supported: evaluation follows bf16 and fp16.")
+        choose_deepspeeds_device(self)
         paper_optimizer = self.optim == BIG_VISION_ADAFACTOR
         if paper_optimizer:
             self.optim = "adafactor"  # a name that TrainingArguments accepts; put back below
@@ -144,7 +145,7 @@ class VisionConfig(TrainingArguments):
         if paper_optimizer:
             self.optim = BIG_VISION_ADAFACTOR
         check_processes(self)
-        prepare_deepspeed(self)
+        join_deepspeed(self)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: rewards and metrics read the data set's columns.")
         if self.dataloader_drop_last:
