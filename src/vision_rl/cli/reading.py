@@ -18,6 +18,7 @@ from vision_rl.cli.arguments import (
     TuneArguments,
 )
 from vision_rl.cli.parser import CommandParser, value_of
+from vision_rl.cli.recipe import require_folders
 from vision_rl.task import load_task, task_of
 
 
@@ -121,6 +122,7 @@ def read_training(command: str, arguments: Sequence[str], description: str | Non
 def _task_of(model: str | None, revision: str | None, command: str) -> Any:
     if model is None:
         raise ValueError(f"vision-rl {command} needs a task: --task detection, or --task my_task.py for one of yours.")
+    require_folders([model])
     return task_of(model, revision)
 
 

@@ -13,6 +13,7 @@ from vision_rl.cli.data import load_rows, require
 from vision_rl.cli.dry_run import dry_run
 from vision_rl.cli.pace import PaceCallback
 from vision_rl.cli.reading import Read
+from vision_rl.cli.recipe import require_folders
 from vision_rl.cli.rewards import load_rewards
 from vision_rl.task import load_processor
 from vision_rl.trainer.optim import encoder_parameters
@@ -22,6 +23,7 @@ def mle(given: Read) -> Callable[[], None]:
     model_args, data, run = given.own
     if run.dry_run:
         return lambda: dry_run("mle", given)
+    require_folders([model_args.model, model_args.stage1])
     set_seed(given.training.seed)
     train, evaluated = _rows(given, data)
     processor = building.make_processor(given.task, model_args, given.options, train)
@@ -52,6 +54,7 @@ def tune(given: Read) -> Callable[[], None]:
         raise ValueError("vision-rl tune needs a model: the output_dir of `vision-rl mle`.")
     if run.dry_run:
         return lambda: dry_run("tune", given)
+    require_folders([args.model])
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     given.training.model_init_kwargs = building.at_revision(args, given.training.model_init_kwargs)
     train, evaluated = _rows(given, data)

@@ -115,7 +115,7 @@ class VisionTrainer(Trainer):
         self._prepare_model(base_model(model), args, processing_class)
         compute_metrics = as_metric(compute_metrics, self.processor)
         model = with_adapters(model, peft_config)
-        if isinstance(model, PeftModel) and is_served(model):
+        if isinstance(model, PeftModel):
             drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
