@@ -1,6 +1,6 @@
 """How many choices a preference reward needs, and whether its rater prefers what is tuned for it (docs/preferences.md).
 
-    python experiments/preference_study.py    # 12 minutes on one shared core; again, only what is missing
+    python experiments/preference_study.py    # about 12 minutes on one busy core; again, only what is missing
 
 Nobody sits at the page here: simulated raters choose between two samples, and are not always sure. One likes a tone of colour,
 one likes what is close to the true photo; both measure a distance in CIELAB of which the reward knows nothing, for it sees

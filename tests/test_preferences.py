@@ -17,7 +17,7 @@ from PIL import Image
 from scripts.train import make_trainer
 from tiny import text_dataset, text_processor, tiny_images, tiny_model
 
-from vision_rl import VisionRewardConfig, VisionRewardTrainer
+from vision_rl import VisionRewardConfig, VisionRewardTrainer, pipeline
 from vision_rl.manifest import DamagedFolder
 from vision_rl.preferences import (
     Choice,
@@ -265,6 +265,15 @@ def test_a_second_click_on_a_pair_that_is_judged_keeps_nothing(tmp_path):
     one.choose(shown, 0, "")
     one.choose(shown, 1, "")
     assert len(list(one.choices.read())) == 1
+
+
+def test_a_pipeline_draws_the_same_samples_for_a_seed_in_batches_of_any_size(tmp_path):
+    make_trainer("mle", tmp_path).save_model()
+    images = tiny_images(5)
+    drawn = [pipeline(tmp_path, "ocr", batch_size, use_cpu=True).sample(images, 4, seed=3) for batch_size in (2, 16)]
+    assert drawn[0] == drawn[1] and [len(answers) for answers in drawn[0]] == [4] * 5
+    again = pipeline(tmp_path, "ocr", use_cpu=True)
+    assert again.sample(images, 4, seed=4) != drawn[0] and again.sample([], 4) == []
 
 
 def test_no_pairs_are_refused(tmp_path):
@@ -521,7 +530,7 @@ def test_on_the_page_two_answers_are_judged_and_hostile_texts_stay_texts(tmp_pat
     pairs = [Pair(hostile, tiny_images(1)[0], (hostile, f"{hostile} {n}"), (hostile, hostile)) for n in range(2)]
     choices = ChoiceFile(tmp_path / "c.jsonl")
     page = comparison_page(pairs, choices, VisionProcessor().draw, question=hostile)
-    assert "<script>" not in json.dumps(page.get_config_file())
+    assert "<script>" not in str(page.get_config_file())
     client = served(page)
     try:
         first = client.predict("Ann", api_name="/show")

@@ -9,8 +9,8 @@ from vision_rl.tasks.colorization.colorfulness import Picture, uint8_pixels_of
 from vision_rl.tasks.colorization.lab import rgb_to_lab
 
 
-# Where on the circle of a and b, in degrees, colours of these names are; a pixel has the hue of the nearest.
-HUES = {"red": 35, "yellow": 95, "green": 145, "cyan": 200, "blue": 280, "magenta": 335}
+# The circle of a and b from 5 degrees on, and where each part of it ends, half way between two colours of such names.
+HUES = {"red": 65.0, "yellow": 120.0, "green": 172.5, "cyan": 240.0, "blue": 307.5, "magenta": 365.0}
 
 
 @naming_arguments
@@ -33,10 +33,9 @@ def _described(pixels: torch.Tensor) -> dict[str, float]:
     a, b = rgb_to_lab(pixels.double() / 255).unbind(-1)[1:]  # (H, W) each
     chroma = torch.hypot(a, b)
     steps = [(plane.diff(dim=side).abs().sum() / plane.numel()).item() for plane in (a, b) for side in (0, 1)]
-    angle = torch.rad2deg(torch.atan2(b, a)).flatten()  # (H * W,)
-    apart = (angle[:, None] - torch.tensor(list(HUES.values()))).remainder(360)
-    nearest = torch.minimum(apart, 360 - apart).argmin(1)
-    shares = torch.bincount(nearest, chroma.flatten(), minlength=len(HUES)) / chroma.sum().clamp(min=1e-6)
+    angle = (torch.rad2deg(torch.atan2(b, a)).flatten() - 5).remainder(360)  # (H * W,)
+    hue = torch.bucketize(angle, torch.tensor(list(HUES.values())[:-1], dtype=torch.float64) - 5)
+    shares = torch.bincount(hue, chroma.flatten(), minlength=len(HUES)) / chroma.sum().clamp(min=1e-6)
     amounts = {"a": a.mean().item(), "b": b.mean().item(), "chroma": chroma.mean().item()}
     return {
         **amounts,
