@@ -39,13 +39,14 @@ def make_page(args: ScriptArguments) -> gradio.Blocks:
         try:
             return [pipeline.draw(path, pipeline(path), width=args.width) for pipeline in pipelines.values()]
         except Exception as error:
-            raise gradio.Error(html.escape(str(error))) from error  # gradio shows it as HTML
+            raise gradio.Error(html.escape(str(error)), duration=None) from error  # gradio shows it as HTML
 
     with gradio.Blocks(title="vision_rl", analytics_enabled=False) as page:
         gradio.Markdown("## Before and after tuning")
-        image = gradio.Image(label="An image", type="filepath", sources=["upload", "clipboard"], height=300)
+        image = gradio.File(label="An image", file_types=["image"])  # not gradio.Image, which hides why it reads none
         with gradio.Row():
-            answers = [gradio.Image(label=name, format="png", interactive=False) for name in pipelines]
+            how = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}  # none that uploads
+            answers = [gradio.Image(label=name, **how) for name in pipelines]
         image.change(answer, image, answers)
     return page
 

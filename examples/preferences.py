@@ -35,7 +35,9 @@ def choose(args: ScriptArguments, options: colorization.Options) -> None:
     rows = colorization.load_data(options, "train")
     images = rows.select(range(min(args.pairs, len(rows))))["image"]
     answers = pipeline.sample(images, 2)
-    pairs = [Pair(str(row), image, tuple(two)) for row, (image, two) in enumerate(zip(images, answers, strict=True))]
+    models = (args.model, args.model)
+    rows = enumerate(zip(images, answers, strict=True))
+    pairs = [Pair(str(row), image, tuple(two), models) for row, (image, two) in rows]
     page = comparison_page(pairs, ChoiceFile(f"{args.output_dir}/choices.jsonl"), pipeline.draw)
     page.launch(server_name="127.0.0.1", server_port=args.port)
 

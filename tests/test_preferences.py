@@ -567,7 +567,7 @@ def test_the_example_answers_with_both_models_and_says_what_it_cannot_read(tmp_p
     try:
         answers = client.predict(handle_file(tmp_path / "image.png"), api_name="/answer")
         assert [Image.open(path).width for path in answers] == [512, 512]
-        with pytest.raises(AppError):
+        with pytest.raises(AppError, match="The image of row 0 .* cannot be read"):
             client.predict(handle_file(tmp_path / "broken.png"), api_name="/answer")
     finally:
         page.close()

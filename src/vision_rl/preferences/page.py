@@ -63,12 +63,14 @@ def comparison_page(
     with gradio.Blocks(title="Which is better?", analytics_enabled=False) as page:
         gradio.HTML(f"<h2>{html.escape(question)}</h2>")
         with gradio.Row():
-            # PNG: what is judged is what is kept, without the traces of a lossy format
-            pictures = [gradio.Image(label=label, format="png", interactive=False) for label in ("Left", "Right")]
+            # PNG: what is judged is what is kept, without the traces of a lossy format. No button sends a picture elsewhere.
+            how = {"format": "png", "interactive": False, "buttons": ["fullscreen"]}
+            pictures = [gradio.Image(label=label, **how) for label in ("Left", "Right")]
         with gradio.Row():
             buttons = [gradio.Button(label) for label in ("Left is better", "I cannot tell", "Right is better")]
-        told = gradio.Textbox(label="Progress", interactive=False)
-        rater = gradio.Textbox(label="Your name (kept with each choice)", max_length=LONGEST_NAME)
+        with gradio.Row():
+            told = gradio.Textbox(label="Progress", interactive=False)
+            rater = gradio.Textbox(label="Your name (kept with each choice)", max_length=LONGEST_NAME)
         shown = gradio.State()
         outputs = [*pictures, shown, told, *buttons]
         page.load(show, rater, outputs)
