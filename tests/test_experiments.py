@@ -93,6 +93,42 @@ def test_colorization_is_studied_and_hacked(photos_folder, tmp_path):
     assert (tmp_path / "reward_hacking.png").exists() and (tmp_path / "reward_hacking_curves.png").exists()
 
 
+def test_the_preference_of_simulated_raters_is_fitted_and_tuned_for(tmp_path):
+    """In steps that show nothing; then the example tunes for the choices that the experiment has kept."""
+    few = [
+        "--stage1_steps",
+        "2",
+        "--mle_steps",
+        "2",
+        "--tune_steps",
+        "1",
+        "--counts",
+        "30",
+        "--tuned_counts",
+        "30",
+        "--num_fresh",
+        "10",
+    ]
+    paths = ("--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/found.json", "--pictures", f"{tmp_path}/a.png")
+    run("preference_study.py", *few, *paths)
+    found = json.loads((tmp_path / "found.json").read_text())["raters"]
+    assert list(found) == ["tone", "truth"]
+    assert all(0 <= row["greedy"]["win_rate"] <= 1 for rater in found.values() for row in rater["choices"].values())
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+    for made in (tmp_path / "work" / "tone").glob("choices-*-1.*"):
+        made.rename(tmp_path / f"choices{made.suffix}")
+    example = ("--model", f"{tmp_path}/work/mle", "--tune", "true", "--tune_steps", "1", "--scenes", "32")
+    run("../examples/preferences.py", *example, "--output_dir", str(tmp_path))
+    assert (tmp_path / "tuned" / "reward" / "preference" / "config.json").exists()
+
+
+def test_the_page_on_preferences_has_the_numbers_of_the_experiment(experiment):
+    results = EXPERIMENTS / "results" / "preference.json"
+    table = experiment("preference_study").table(json.loads(results.read_text()))
+    assert table in (EXPERIMENTS.parent / "docs" / "preferences.md").read_text()
+
+
 def study(task: str, folder: Path, *data: str) -> Path:
     """The results of the study of a task with codes, in a few steps."""
     steps = (
