@@ -1,9 +1,11 @@
 """The documentation's blocks run: the quickstart's first, as every other page builds on them; a tutorial from end to end."""
 
+import ast
 import importlib.util
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,8 +54,9 @@ def run(page: str, names: dict, languages: str = "python", first: str = "") -> N
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in."""
+    """An empty folder to work in, with the checkpoints that a checkout has."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     return tmp_path
 
@@ -70,7 +73,6 @@ def test_every_python_block_of_the_documentation_runs(desk):
 
 
 def test_the_tutorial_on_a_coco_folder_runs_from_its_first_block_to_its_last(desk):
-    (desk / "experiments").symlink_to(ROOT / "experiments")  # the reader works in a checkout
     run("tutorials/coco-folder.md", {"__name__": "docs"}, "python|bash")
     assert (desk / "found" / "detections.json").is_file() and (desk / "first.png").is_file()
 
@@ -112,6 +114,33 @@ def test_the_notebook_has_the_cells_of_its_page():
     spec.loader.exec_module(script)
     for path in DOCS.glob("tutorials/*.ipynb"):
         assert path.read_text() == script.notebook(path.with_suffix(".md").read_text()), f"run {script.__doc__}"
+
+
+# --- the sentences of the page on troubles ------------------------------------------------------------------------------
+
+
+def sentences_of(path: Path) -> Iterator[str]:
+    """The texts in a file, with a mark for each value that is put into them."""
+    tree = ast.parse(path.read_text())
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield re.sub(r"%[-.\dsdrgf]+", "…", node.value)
+
+
+def test_each_sentence_that_the_page_explains_is_one_that_the_library_says():
+    said = [text.replace("`", "") for path in (ROOT / "src").rglob("*.py") for text in sentences_of(path)]
+    page = (DOCS / "troubleshooting.md").read_text().split("## Starting a run")[1]
+    explained = re.findall(r"^\| `(.+?)` \|", page, re.M)
+    explained = [sentence for sentence in explained if not sentence.startswith("torch.")]
+    unsaid = []
+    for sentence in explained:
+        parts = [part for part in re.split(r"…", sentence) if part.strip()]
+        if not any(re.search(".*".join(map(re.escape, parts)), text, re.S) for text in said):
+            unsaid.append(sentence)
+    assert len(explained) > 50 and not unsaid
 
 
 # --- what a page says of versions -------------------------------------------------------------------------------------
