@@ -143,7 +143,19 @@ def test_each_sentence_that_the_page_explains_is_one_that_the_library_says():
     assert len(explained) > 50 and not unsaid
 
 
-# --- what a page says of versions -------------------------------------------------------------------------------------
+# --- what a page says of files and versions ----------------------------------------------------------------------------
+
+
+def test_the_walks_through_the_house_name_files_that_are_there():
+    named = re.findall(r"`([\w./*]+\.(?:py|yaml))[`:,]", (DOCS / "architecture.md").read_text())
+    folder = ""
+    for name in named:
+        if name in ("my_rewards.py",) or name.startswith("tests/"):
+            continue
+        here = ROOT / "src" / "vision_rl"
+        folder = str(Path(name).parent) if "/" in name else folder  # a bare name stands beside the one before it
+        assert list(here.glob(name)) or list(here.glob(f"{folder}/{name}")), name
+    assert len(named) > 30
 
 
 def test_the_page_on_versions_names_the_floors_of_the_metadata_and_the_versions_that_were_tested():

@@ -33,9 +33,16 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     command = ["detection_study.py", *SMALL, *out, "--seeds", "0", "1", "--learning_rates", "1e-4"]
     run(*command)
     first = json.loads((tmp_path / "results.json").read_text())
-    assert len(first["rows"]) == 6 and len(first["rows"]["tuned_map"]["map_confidence"]["seeds"]) == 2
+    decoded = first["thresholds"]["tuned_map"]["chosen"]
+    assert len(first["rows"]) == 5 * 3 and len(first["rows"][f"tuned_map@{decoded}"]["map_class"]["seeds"]) == 2
+    assert {pair.split(" - ")[1].split("@")[0] for pair in first["differences"]} == {
+        "mle",
+        "mle_continued",
+        "mle_confidence",
+    }
+    assert [point["step"] for point in first["curves"]["tuned_map"]] == [0, 1]
     trained = {path: path.stat().st_mtime for path in (tmp_path / "work").rglob("model.safetensors")}
-    assert len(trained) == 8
+    assert len(list((tmp_path / "work").rglob("run.json"))) == 2 * 4
     run(*command)
     assert {path: path.stat().st_mtime for path in trained} == trained
     assert json.loads((tmp_path / "results.json").read_text()) == first

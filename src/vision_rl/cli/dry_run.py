@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import torch
 import yaml
-from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.cli import building, memory
 from vision_rl.cli.arguments import ModelArguments
@@ -102,8 +102,12 @@ def _is_there(model: str | None) -> bool:
 def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
     args = given.own[0]
     if command == "tune":
-        config = VisionEncoderDecoderConfig.from_pretrained(args.model)
-        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task)
+        config = AutoConfig.from_pretrained(args.model, revision=args.model_revision)
+        if not isinstance(config, VisionEncoderDecoderConfig):
+            raise ValueError(
+                f"A dry run knows the sizes of a VisionEncoderDecoderModel only; {args.model} is a {config.model_type}."
+            )
+        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task, args.model_revision)
     processor = building.make_processor(given.task, args, given.options, rows)
     with torch.device("cpu"):
         model: Any = building.make_model(given.task, args, processor, given.training.max_completion_length)

@@ -20,7 +20,7 @@ def predict(given: Read) -> Callable[[], None]:
             "vision-rl predict needs a model and images: --model FOLDER --images photo.jpg folder 'more/*.png'."
         )
     paths = find_images(args.images)
-    pipe = pipeline(args.model, given.named, args.batch_size, args.use_cpu)
+    pipe = pipeline(args.model, given.named, args.batch_size, args.use_cpu, args.model_revision)
     return lambda: _predict(pipe, paths, Path(args.output_dir), args.batch_size, args.draw)
 
 

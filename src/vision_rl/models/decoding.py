@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from vision_rl.models.decode_step import DecodeStep
 from vision_rl.models.row_buffer import RowBuffer
@@ -49,6 +50,8 @@ class Decoding:
         temperature: divides the logits.
         do_sample: False takes the most likely token each time.
         watched: (C,) ids whose log-probabilities are kept at every position.
+        logits_processor: changes the logits by which greedy decoding chooses, not those that are recorded; it is called
+            with the ids so far, whose number differs from step to step.
     """
 
     def __init__(
@@ -64,11 +67,12 @@ class Decoding:
         temperature: float,
         do_sample: bool,
         watched: Tensor,
+        logits_processor: LogitsProcessorList | None = None,
     ):
         self.next_logits, self.position = step, step.position
         self.all_images, self.start_id, self.pad = num_images, start, pad
         self.ends, self.suppressed, self.watched = ends, suppressed, watched
-        self.temperature = temperature
+        self.temperature, self.logits_processor = temperature, logits_processor
         device, length = self.position.index.device, self.position.length
         self.rows = torch.arange(num_rows, device=device)
         self.ids = torch.empty(num_rows, length, dtype=torch.long, device=device)
@@ -81,11 +85,11 @@ class Decoding:
         if do_sample:
             self.uniforms = RowBuffer(torch.empty(num_rows, length, device=device, dtype=torch.float32))
 
-    def start(self, images: Tensor, uniforms: Tensor | None) -> None:
-        """Begin a rollout about `images`, with `uniforms (B*G, >= length)` if it samples."""
+    def start(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> None:
+        """Begin a rollout about `images`, with `uniforms (B*G, >= length)` if it samples; `mask (B, N)` of the images."""
         self.num_images = self.all_images
         self.position.restart()
-        self.next_logits.start(images)
+        self.next_logits.start(images, mask)
         self.origin.restart(self.rows)
         self.tokens.restart(self.start_id)
         self.done.restart()
@@ -117,6 +121,8 @@ class Decoding:
         logits = policy_logits(logits, self.temperature, self.suppressed)  # (R, V)
         uniforms = None if self.uniforms is None else self.uniforms.rows.index_select(1, index).squeeze(1)
         drawn, log_normalizer = draw(logits, uniforms)
+        if self.logits_processor is not None:
+            drawn = self.logits_processor(self.written(), logits).argmax(-1)  # type: ignore[arg-type]
         drawn = drawn.masked_fill(done, self.pad)
         logps = (logits.gather(-1, drawn[:, None]) - log_normalizer).squeeze(1)
         self.ids[origin, index] = drawn
@@ -127,6 +133,11 @@ class Decoding:
         self.tokens.rows.copy_(drawn[:, None])
         done |= (drawn[:, None] == self.ends).any(-1)
         index += 1
+
+    def written(self) -> Tensor:
+        """The ids so far of the rows at work, `(R, 1 + t)`, the start in front, as `generate` has them."""
+        ids = self.ids[self.origin.rows, : self.position.step]
+        return torch.nn.functional.pad(ids, (1, 0), value=self.start_id)
 
     def drop_ended(self, runner: EagerRunner) -> None:
         """Go on with the rows that have not ended, if few enough of the rows are left.

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from vision_rl.models.completions import SampledCompletions, mask_to_the_end
 from vision_rl.models.special_ids import special_ids
@@ -21,6 +21,7 @@ def sample_with_generate(
     do_sample: bool = True,
     temperature: float = 1.0,
     watched_ids: Sequence[int] = (),
+    logits_processor: LogitsProcessorList | None = None,
 ) -> SampledCompletions:
     """The distribution that `sample` draws from, by torch's randomness and not a table's: so not batch-invariant.
 
@@ -39,7 +40,10 @@ def sample_with_generate(
         suppress_tokens=ids.suppressed or None,
     )
     with evaluation_mode(policy), torch.no_grad():
-        completion_ids = policy.generate(pixel_values=pixel_values, generation_config=config)[:, 1:].clone()
+        written = policy.generate(
+            pixel_values=pixel_values, generation_config=config, logits_processor=logits_processor
+        )
+        completion_ids = written[:, 1:].clone()
         mask = mask_to_the_end(completion_ids, torch.tensor(ids.ends, device=completion_ids.device))
         starts = torch.full_like(completion_ids[:, :1], ids.decoder_start)
         logits = policy(

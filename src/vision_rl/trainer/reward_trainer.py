@@ -61,6 +61,7 @@ class VisionRewardTrainer(VisionTrainer):
 
     args: VisionRewardConfig
     _tag_names = ["vision_rl", "reward-tuning"]
+    learned_by = "tuned for task rewards (REINFORCE)"
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class VisionRewardTrainer(VisionTrainer):
             completion_decoder=completion_decoder,
         )
         self.reward.prepare(self.accelerator)
+        self.rewards_learned = dict(zip(self.reward.names, self.reward.weights.tolist(), strict=True))
         self.num_generations, self.temperature = args.num_generations, args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
         if args.disable_dropout:
@@ -121,13 +123,13 @@ class VisionRewardTrainer(VisionTrainer):
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The update step's micro-batches, each with its part of the rollout, and how many images they are."""
+        """Return the update step's micro-batches, each with its part of the rollout, and the number of their images."""
         load = partial(self._load, epoch_iterator)
         batches = self._in_use.batches(self.state.global_step, num_batches, load, self._roll_out)
         return batches, self._items_in_step(batches)
 
     def _roll_out(self, batches: list[dict]) -> list[Rollout]:
-        """All images of the micro-batches answered, scored and given advantages; the part of each micro-batch."""
+        """Answer all images of the micro-batches, score the answers, and return one part of the rollout a micro-batch."""
         step, parts = self.state.global_step, []
         with self.step_log.timed(), whole_weights(self):
             for completions, inputs in self._drawing(batches):  # by `_sample`, one chunk while the last is scored
@@ -147,7 +149,7 @@ class VisionRewardTrainer(VisionTrainer):
         return (loss, rollout.completions) if return_outputs else loss
 
     def _sample(self, inputs) -> SampledCompletions:
-        """G completions of each image, drawn from the model as it stands: `(B, G, T)`."""
+        """Draw G completions of each image from the model as it is now: `(B, G, T)`."""
         rows, step = inputs["row_index"], self.state.global_step
         uniforms = uniform_table(self.data_seed, step, rows, self.num_generations, self.max_completion_length)
         inputs = self._drawing.encoded(inputs)
@@ -212,7 +214,7 @@ class VisionRewardTrainer(VisionTrainer):
     # --- the parts --------------------------------------------------------------------------------------------------
 
     def _load(self, epoch_iterator, count: int) -> list[dict]:
-        """The next micro-batches, ready for the model."""
+        """Load the next micro-batches and move them to the device."""
         self.clock.enter("data")
         batches, _ = Trainer.get_batch_samples(self, epoch_iterator, count, self.args.device)
         batches = [self._prepare_inputs(batch) for batch in batches]
@@ -226,6 +228,10 @@ class VisionRewardTrainer(VisionTrainer):
             (self.num_labels_in_step,) = self._over_ranks([sum(label_weights(b).sum().item() for b in batches)])
         return super()._items_in_step(batches)
 
+    def _prepare_model(self, policy, args, processing_class) -> None:
+        super()._prepare_model(policy, args, processing_class)
+        self.reward.fit_to(self.processor)
+
     # --- Trainer's hooks --------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -237,7 +243,7 @@ class VisionRewardTrainer(VisionTrainer):
         return loss
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        """Forgets what an earlier training has left, and goes on with the rollout of a checkpoint."""
+        """Drop what an earlier training has left. A resumed run goes on with the rollout in its checkpoint."""
         self.step_log.restart(self.state.global_step)
         self._in_use.forget()
         if resume_from_checkpoint is not None:
@@ -246,7 +252,7 @@ class VisionRewardTrainer(VisionTrainer):
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_rng_state(self, checkpoint):
-        """Before the first rollout, and not again after it."""
+        """Load the random state before the first rollout, and not a second time after it."""
         if not self._rng_loaded:
             super()._load_rng_state(checkpoint)
         self._rng_loaded = True
@@ -256,7 +262,7 @@ class VisionRewardTrainer(VisionTrainer):
         self._in_use.save(output_dir, self.state.global_step, self.args.process_index)
 
     def _save(self, output_dir=None, state_dict=None):
-        """As both steps do, and what the rewards need to be made again."""
+        """Save what both trainers save, and the files from which rewards can be made again."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.reward.save_pretrained(str(self.args.output_dir if output_dir is None else output_dir))

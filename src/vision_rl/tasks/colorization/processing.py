@@ -51,6 +51,7 @@ class ColorizationProcessor(DenseProcessor):
     """
 
     regression = True
+    pipeline_tag = "image-to-image"
 
     def __init__(
         self,

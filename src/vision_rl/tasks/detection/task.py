@@ -43,9 +43,13 @@ class Options:
     resize: Literal["stretch", "letterbox"] | None = field(
         default=None, metadata={"help": "How an image comes into the model's square; None: stretch."}
     )
-    score: Literal["confidence", "likelihood"] | None = field(
+    score: Literal["confidence", "likelihood", "class"] | None = field(
         default=None,
         metadata={"help": "Of a box; None: likelihood, until tuning for mAP has taught confidences."},
+    )
+    stop_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Leave a box out only where the model gives that more than this probability. None: 0."},
     )
     absent_weight: float | None = field(
         default=None, metadata={"help": "Of the tokens of absent boxes in the MLE loss. None: 1."}
@@ -108,7 +112,17 @@ def _category_names(options: Options, rows: Dataset | None) -> list[str]:
     return names
 
 
-_OF_PROCESSOR = ("num_bins", "max_boxes", "box_order", "resize", "score", "absent_weight", "flip", "scale_jitter")
+_OF_PROCESSOR = (
+    "num_bins",
+    "max_boxes",
+    "box_order",
+    "resize",
+    "score",
+    "absent_weight",
+    "flip",
+    "scale_jitter",
+    "stop_threshold",
+)
 
 
 def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
@@ -116,7 +130,8 @@ def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
 
 
 def _average_precision(processor: DetectionProcessor, rows: Any, **as_released: Any) -> AveragePrecisionReward:
-    processor.score = "confidence"  # which this reward teaches
+    if processor.score == "likelihood":  # what is chosen where nothing else is asked for
+        processor.score = "confidence"  # which this reward teaches
     if isinstance(rows, IterableDataset):
         rows = list(rows.select_columns("objects"))
     counts = processor.count_classes(rows)

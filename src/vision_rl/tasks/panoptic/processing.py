@@ -63,6 +63,7 @@ class PanopticProcessor(DenseProcessor):
         ValueError: for options out of range; in use, for rows that cannot be learned from.
     """
 
+    pipeline_tag = "image-segmentation"
     target_columns = ("segmentation", "segments_info")
 
     def __init__(
