@@ -23,7 +23,7 @@ DOCS = ROOT / "docs"
 SHORTER = [
     (r"max_steps([=\s\":]+)\d+", r"max_steps\g<1>2"),
     (r"printed_numbers\(\d+", "printed_numbers(64"),
-    (r'"train", \d+', '"train", 48'),
+    (r'"train", \d+', '"train", 64'),
     (r'"validation", \d+', '"validation", 24'),
     (r'"height": 640, "width": 480', '"height": 64, "width": 64'),
 ]
