@@ -50,9 +50,7 @@ def test_the_page_leads_from_a_folder_and_a_reward_to_a_model_on_the_hub_that_an
         change = next(place for place, block in enumerate(code) if ELSEWHERE in block[1])
         for place, block in enumerate(code):
             folder, cache = (here, machine["first"]) if place < change else (elsewhere, machine["second"])
-            printed = run(
-                block, folder, hub.environment(cache) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-            )
+            run(block, folder, hub.environment(cache) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
         files = hub.files("user/meters")
     assert {"model.safetensors", "processor_config.json", "README.md"} <= set(files)
     assert "close_reading" in files["README.md"].decode()
