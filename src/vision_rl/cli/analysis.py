@@ -142,7 +142,7 @@ def _count(images: float | None) -> str:
 
 
 def _teller(name: str, total: int, noun: str) -> Callable[[int], None]:
-    """Prints how far it is, some ten times."""
+    """Return a function that prints the progress, some ten times in all."""
     said = [0]
 
     def tell(done: int) -> None:

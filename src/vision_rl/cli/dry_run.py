@@ -28,7 +28,7 @@ GB = 1e9
 
 @dataclass
 class Recipe:
-    """A recipe of the package, by what chains it to others."""
+    """A recipe of the package, with the keys that chain it to others."""
 
     name: str
     content: dict[str, Any]
@@ -115,7 +115,7 @@ def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
 
 
 def _described(command: str, given: Read, missing: list[str]) -> tuple[ModelArguments, Any]:
-    """The options of the model and of its processor: the run's own, or those of the run that it goes on from."""
+    """The options of the model and its processor: the run's own, or the options of the run before, whose model goes on."""
     args = given.own[0]
     if args.model is None:
         for init in (args.encoder_init, args.decoder_init):
@@ -166,7 +166,7 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
 
 @contextmanager
 def _hub_not_asked() -> Iterator[None]:
-    """What is in the cache is found, and the rest is missing at once: without a network the Hub is retried for a minute."""
+    """Find only what is in the cache. Without a network the Hub would be retried for a minute."""
     before, huggingface_hub.constants.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE, True
     try:
         yield

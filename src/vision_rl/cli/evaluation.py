@@ -119,7 +119,7 @@ class Shards:
         return map(load_plain, self.paths)
 
     def metrics(self, metric: Any) -> dict[str, Any]:
-        """Over all images."""
+        """The metrics over all images."""
         if hasattr(metric, "per_image"):  # of maps it keeps matches, so that one shard's maps are in memory
             return metric.summary([image for shard in self.read() for image in metric.per_image(**shard)])
         predictions, references = [], []
@@ -158,7 +158,7 @@ def _described(rows: Any, processor: Any) -> list[dict]:
 
 
 def _identity(model: str, revision: str | None, rows: Any, shard_size: int) -> str:
-    """Of model, data and shards: their names, sizes and times, not their bytes; of a model on the Hub the commit."""
+    """What an evaluation is of: names, sizes and times of model, data and shards, and the commit of a model on the Hub."""
     weights = sorted(Path(model).glob("*.safetensors"))
     commit = None if Path(model).is_dir() else HfApi().resolve_revision(model, revision=revision).resolved
     facts = [str(model), commit, rows._fingerprint, len(rows), shard_size]

@@ -63,7 +63,7 @@ def _predict(pipe: VisionPipeline, paths: list[Path], folder: Path, batch_size: 
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
-    """The files' names without ending; with a number where two have the same."""
+    """The files' names without their endings. Equal names get a number."""
     names: list[str] = []
     for path in paths:
         name, number = path.stem, 2

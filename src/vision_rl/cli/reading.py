@@ -98,7 +98,7 @@ def read(
 
 
 def read_training(command: str, arguments: Sequence[str], description: str | None = None) -> Read:
-    """Of `stage1`, `mle` and `tune`: model, data and run, with the trainer's config."""
+    """Read the options of `stage1`, `mle` or `tune`: model, data and run, with the trainer's config."""
     kind, config = TRAINING[command]
     return read(command, arguments, (kind, DataArguments, RunArguments), description, config)
 

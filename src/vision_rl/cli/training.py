@@ -69,7 +69,7 @@ def tune(given: Read) -> Callable[[], None]:
 
 
 def _parts(given: Read, train: Any, evaluated: Any, processor: Any) -> dict[str, Any]:
-    """What every trainer is given."""
+    """The arguments that every trainer is given."""
     return {
         "args": given.training,
         "train_dataset": train,

@@ -58,7 +58,7 @@ class SaveError(OSError):
 
 
 def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
-    """What Trainer's `_save_checkpoint` does, in a folder beside that gets its name when it is whole.
+    """Save a checkpoint as Trainer's `_save_checkpoint` does, but in a folder aside that gets its name once it is whole.
 
     All ranks write their parts, then the main process lists and renames them.
 
@@ -103,7 +103,7 @@ def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
 
 
 def save_model(trainer: "VisionTrainer", folder: Path) -> None:
-    """The model's folder: each file takes its place when all of them are written, the manifest last."""
+    """Save the model. Its files take their places only when all of them are written, and the manifest comes last."""
     aside = folder / f"{ASIDE}model"
     check_finite_state(trainer, with_optimizer=False)
     with _explained(trainer, folder, "the model"):
@@ -125,13 +125,13 @@ def is_aside(folder: str | Path) -> bool:
 
 
 def _stage(trainer: "VisionTrainer") -> AbstractContextManager:
-    """An error of one rank ends all; where ranks exchange shards meanwhile, one that fails must leave, and is not waited for."""
+    """Run a part of a save, whose error on one rank ends all. A rank that fails while shards are exchanged leaves alone."""
     exchanges = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     return nullcontext() if exchanges else together(trainer.accelerator)
 
 
 def _save_training_state(trainer: "VisionTrainer", aside: Path) -> None:
-    """The optimizer, the schedule, the scaler and the random states of each rank."""
+    """Save the optimizer, the schedule, the scaler and the random states of each rank."""
     with _stage(trainer):
         trainer._save_optimizer_and_scheduler(str(aside))
     with together(trainer.accelerator):
@@ -140,7 +140,7 @@ def _save_training_state(trainer: "VisionTrainer", aside: Path) -> None:
 
 
 def _save_trainer_state(trainer: "VisionTrainer", aside: Path) -> None:
-    """`trainer_state.json`, with what the callbacks want to be kept."""
+    """Save `trainer_state.json`, with the states of callbacks."""
     states: dict[str, Any] = {}
     for callback in [*trainer.callback_handler.callbacks, trainer.control]:
         if isinstance(callback, ExportableState):
@@ -150,7 +150,7 @@ def _save_trainer_state(trainer: "VisionTrainer", aside: Path) -> None:
 
 
 def _facts(trainer: "VisionTrainer") -> dict[str, Any]:
-    """What a resume compares: another split of the batch is the same run, another batch is another run."""
+    """The facts that a resume compares. Another split of the batch is the same run; another batch is another run."""
     args = trainer.args
     return {
         "global_step": trainer.state.global_step,
@@ -327,7 +327,7 @@ def newest_whole(trainer: "VisionTrainer", run: Path) -> Path:
 
 
 def check_resumable(trainer: "VisionTrainer", folder: Path) -> None:
-    """The checkpoint is whole, and holds what a run goes on from.
+    """Check that the checkpoint is whole and holds everything from which a run goes on.
 
     Raises:
         DamagedFolder: on all ranks, naming folder and file, and the newest whole checkpoint beside it.
@@ -338,7 +338,7 @@ def check_resumable(trainer: "VisionTrainer", folder: Path) -> None:
 
 
 def check_best(trainer: "VisionTrainer", folder: Path) -> None:
-    """The best checkpoint's model is whole; of its optimizer nothing is wanted.
+    """Check that the model of the best checkpoint is whole. Its optimizer is not needed.
 
     Raises:
         DamagedFolder: on all ranks.
@@ -378,7 +378,7 @@ def compare_runs(trainer: "VisionTrainer", folder: Path) -> None:
 
 
 def _damage_on_any_rank(trainer: "VisionTrainer", folder: Path, only_model: bool = False) -> str | None:
-    """What is wrong with a checkpoint, by the processes that save: the main one, or one on each node."""
+    """The damage of a checkpoint, found by the processes that save: the main one, or one on each node."""
     damage = None
     if trainer.args.should_save:
         try:
@@ -413,7 +413,7 @@ def _check_has_state(trainer: "VisionTrainer", folder: Path, content: dict) -> N
 
 
 def _way_back(trainer: "VisionTrainer", folder: Path) -> str:
-    """Which checkpoint beside a damaged one can be resumed."""
+    """Say which checkpoint beside a damaged one can be resumed."""
     for other in reversed(checkpoints_in(folder.parent)):
         if other.name != folder.name and _damage_on_any_rank(trainer, other) is None:
             return f"Go back to {other}: it is whole."
@@ -421,7 +421,7 @@ def _way_back(trainer: "VisionTrainer", folder: Path) -> str:
 
 
 def _finish_interrupted(run: Path) -> None:
-    """A save that was interrupted between its manifest and its new name has lost nothing."""
+    """Finish a save that was interrupted between its manifest and its new name: such a save has lost nothing."""
     for left in run.glob(f"{ASIDE}{PREFIX_CHECKPOINT_DIR}-*"):
         try:
             check_whole(left)

@@ -93,7 +93,7 @@ class VisionMLETrainer(VisionTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _fuses_head(self, policy, inputs: dict) -> bool:
-        """Whether the logits need not be kept, found out at the first step."""
+        """Whether a step can do without the whole logits; found out at the first step."""
         if self._head_can_be_fused is None:
             self._head_can_be_fused = can_fuse_head(self, policy, images_of(inputs))
         return self._head_can_be_fused
