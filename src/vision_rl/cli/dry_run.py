@@ -17,6 +17,7 @@ from vision_rl.cli.arguments import ModelArguments
 from vision_rl.cli.data import load_rows
 from vision_rl.cli.reading import Read, read_training
 from vision_rl.cli.recipe import Recipe
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models.description import count_parameters
 from vision_rl.models.uvim import UViMModel
 from vision_rl.task import load_processor
@@ -220,10 +221,13 @@ def _memory(command: str, model: Any, optimizer: int, given: Read) -> list[tuple
         cache = memory.cache_floats(model.config.decoder, tokens, patches, samples) if command == "tune" else 0
     lines = [("memory", ", ".join(f"{name} {size / GB:.2f} GB" for name, size in parts.items()) + ", a device")]
     held = f"activations of {images} images {images * learning * width / GB:.1f} GB"
-    held += f", with gradient_checkpointing {images * recomputed * width / GB:.1f} GB"
+    held += f", with {CHECKPOINTING} {images * recomputed * width / GB:.1f} GB"
+    lines.append(("", held))
     if cache:
-        held += f"; keys and values of their rollout {images * cache * width / GB:.1f} GB"
-    return [*lines, ("", held)]
+        rollout = args.per_device_generation_batch_size or images * args.steps_per_generation
+        held = f"keys and values of {rollout} images that are sampled at once {rollout * cache * width / GB:.1f} GB"
+        lines.append(("", f"{held}; per_device_generation_batch_size makes them fewer"))
+    return lines
 
 
 def _with_layers(config: Any, layers: int) -> SimpleNamespace:
