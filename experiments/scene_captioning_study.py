@@ -4,9 +4,10 @@
 
 Scenes are drawn when asked for, and none is seen twice. MLE learns all five sentences of each image; its first part is common
 to the seeds, which then go on with other scenes each. The best model on validation is where the other rows start: MLE
-continued, with a new cosine of the learning rate and at least the time that tuning takes, and tuning for CIDEr. Each takes the learning rate, that does best on validation, and is trained until its
-rate has fallen to 0. Every model writes greedily, with beams, and by the consensus of 16 samples. What is finished is kept in
-`work_dir`, and a training goes on where it was interrupted.
+continued, with a new cosine of the learning rate and more time than tuning takes, and tuning for CIDEr, with the end of a
+sentence counted as a word and without. Each takes the learning rate that does best on validation; of MLE continued the last
+model counts, whose loss is lowest, of tuning the best on validation. Models write greedily, with beams, and by the consensus
+of 16 samples. What is finished is kept in `work_dir`, and a training goes on where it was interrupted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,7 @@ COLUMNS = {
 TUNED = {"tuned": "with end", "tuned_without_end": "without end"}  # the reward of each
 OF_TUNED = ("greedy", "beam 4")  # their decodings
 OF_THE_SET = ("bleu_4", "forms", "sampled_forms", "milliseconds")  # no means over images, so without an interval
+IN_SHORT = ("cider", "bleu_4", "rouge_l", "num_words", "forms", "milliseconds")
 COMPARED = ("cider", "rouge_l", "reward")
 ON_CURVE = [
     ("step", "d"),
@@ -148,7 +150,7 @@ class SceneCaptioningStudy(Study):
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
         config = TRAINING | {"learning_rate": learning_rate, "seed": seed}
-        if row in ("mle_continued", *TUNED):  # its rate falls to 0: the last model is its best
+        if row == "mle_continued":  # the loss is lowest at the end, and CIDEr on so few images chooses a lucky model
             config["load_best_model_at_end"] = False
         if row in TUNED:
             steps = {"max_steps": self.args.steps, "eval_steps": 50, "save_steps": 50, "warmup_steps": 20}
@@ -308,6 +310,14 @@ def picture(results: dict) -> Image.Image:
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
     return tables.row_table(results, COLUMNS, label, form)
+
+
+def short_table(results: dict) -> str:
+    """MLE and more of it, greedily and as each writes best, and the tuned models greedily."""
+    best = best_decoding(results)
+    names = [f"{row}, {decoding}" for row in ("mle", "mle_continued") for decoding in ("greedy", best)]
+    rows = {name: results["rows"][name] for name in (*names, *(f"{row}, greedy" for row in TUNED))}
+    return tables.row_table({"rows": rows}, {name: COLUMNS[name] for name in IN_SHORT}, label, form)
 
 
 def difference_table(results: dict) -> str:
