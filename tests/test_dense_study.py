@@ -1,14 +1,9 @@
 """The experiments with codes: their PQ is PQ."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from vision_rl.tasks.panoptic import PanopticQuality
-
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_pq_of_resampled_images_is_pq_of_these_images(experiment):

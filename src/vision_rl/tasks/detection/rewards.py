@@ -7,12 +7,12 @@ other prediction of it is a duplicate. Predictions that overlap nothing cost not
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
 from vision_rl.arguments import check_number, check_rows, described, id_rows, naming_arguments
-from vision_rl.rewards import RewardOutput, TokenTargets
+from vision_rl.rewards import OfProcessor, RewardOutput, TokenTargets
 
 
 TOKENS_PER_BOX = 6  # y0, x0, y1, x1, class, confidence
@@ -117,7 +117,8 @@ def detection_reward(
     for name, ids in (("completion_ids", completion_ids), ("target_ids", target_ids)):
         if ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"{name} must be integers; it is {described(ids)}.")
-    _check_options(num_bins, num_labels, thresholds, duplicate_weight, false_positive_weight)
+    _check_sizes(num_bins, num_labels)
+    _check_options(thresholds, duplicate_weight, false_positive_weight)
     if class_weights is not None and class_weights.shape != (num_labels,):
         raise ValueError(f"class_weights must be ({num_labels},), one a class; it is {tuple(class_weights.shape)}.")
     if released_total and tuple(thresholds) != THRESHOLDS:
@@ -153,15 +154,12 @@ def detection_reward(
     )
 
 
-def _check_options(
-    num_bins: int,
-    num_labels: int,
-    thresholds: Sequence[float],
-    duplicate_weight: float,
-    false_positive_weight: float,
-) -> None:
+def _check_sizes(num_bins: int, num_labels: int) -> None:
     check_number("num_bins", num_bins, least=1, most=2**24, whole=True)  # levels are exact in float32
     check_number("num_labels", num_labels, least=1, most=2**31 - 1, whole=True)
+
+
+def _check_options(thresholds: Sequence[float], duplicate_weight: float, false_positive_weight: float) -> None:
     check_number("duplicate_weight", duplicate_weight)
     check_number("false_positive_weight", false_positive_weight, least=0)
     if not isinstance(thresholds, Sequence) or not thresholds:
@@ -213,21 +211,30 @@ def _box_iou(a: torch.Tensor, b: torch.Tensor, epsilon: float) -> torch.Tensor:
 # --- as rewards of the trainer --------------------------------------------------------------------------------------
 
 
-class _DetectionReward:
+class _DetectionReward(OfProcessor):
     """What both rewards share: each completion is scored against its own reference."""
 
+    processor_facts = ("num_bins", "num_labels")
     thresholds: tuple[float, ...]
 
-    def __init__(self, num_bins: int, num_labels: int, duplicate_weight: float, false_positive_weight: float):
+    def __init__(
+        self, num_bins: int | None, num_labels: int | None, duplicate_weight: float, false_positive_weight: float
+    ):
         self.num_bins, self.num_labels = num_bins, num_labels
         self.duplicate_weight, self.false_positive_weight = duplicate_weight, false_positive_weight
-        _check_options(num_bins, num_labels, self.thresholds, duplicate_weight, false_positive_weight)
+        _check_sizes(1 if num_bins is None else num_bins, 1 if num_labels is None else num_labels)
+        _check_options(self.thresholds, duplicate_weight, false_positive_weight)
         self.class_weights: torch.Tensor | None = None
         self.released_total = False
 
     def score(self, completion_ids, references, log_metric=None) -> DetectionRewards:
         """As B images with one completion each; the counts at the first threshold are logged."""
         check_rows(completion_ids=completion_ids, references=references)
+        if self.num_bins is None or self.num_labels is None:
+            raise ValueError(
+                f"{type(self).__name__} does not know its num_bins and num_labels: a trainer takes them from its processor; "
+                "elsewhere give them."
+            )
         scored = detection_reward(
             _stack("completion_ids", completion_ids)[:, None],
             _stack("references", [reference["target_ids"] for reference in references]),
@@ -256,8 +263,7 @@ class RecallReward(_DetectionReward):
     The references are those of `DetectionProcessor`.
 
     Args:
-        num_bins: of the processor.
-        num_labels: of the processor.
+        num_bins, num_labels: of the processor; `None`: the trainer's, which others must equal.
         thresholds: of the IoU; the mean is taken over them. The paper does not say which it used.
         duplicate_weight: 0.3 in the paper.
         false_positive_weight: of a box that is neither; see `detection_reward`.
@@ -266,8 +272,8 @@ class RecallReward(_DetectionReward):
     @naming_arguments
     def __init__(
         self,
-        num_bins: int,
-        num_labels: int,
+        num_bins: int | None = None,
+        num_labels: int | None = None,
         thresholds: Sequence[float] = (0.5,),
         duplicate_weight: float = 0.3,
         false_positive_weight: float = 0.0,
@@ -288,8 +294,7 @@ class AveragePrecisionReward(_DetectionReward):
     measured: it is to be `HIGH` with that probability (paper, section 4.2; `detection_reward.py`).
 
     Args:
-        num_bins: of the processor.
-        num_labels: of the processor.
+        num_bins, num_labels: of the processor; `None`: the trainer's, which others must equal.
         class_counts: how often each class occurs in the training set, for the weights; `None`: all classes weigh 1.
         thresholds: of the IoU.
         duplicate_weight: 0.3 in the paper.
@@ -302,8 +307,8 @@ class AveragePrecisionReward(_DetectionReward):
     @naming_arguments
     def __init__(
         self,
-        num_bins: int,
-        num_labels: int,
+        num_bins: int | None = None,
+        num_labels: int | None = None,
         class_counts: Sequence[int] | None = None,
         thresholds: Sequence[float] = THRESHOLDS,
         duplicate_weight: float = 0.3,
@@ -315,11 +320,23 @@ class AveragePrecisionReward(_DetectionReward):
         self.thresholds = tuple(thresholds)
         super().__init__(num_bins, num_labels, duplicate_weight, false_positive_weight)
         check_number("confidence_weight", confidence_weight, least=0)
-        if class_counts is not None and len(class_counts) != num_labels:
-            raise ValueError(f"class_counts has {len(class_counts)} numbers for {num_labels} classes.")
         self.class_weights = None if class_counts is None else class_weights(class_counts)
+        self._check_class_counts()
         self.confidence_weight, self.confidence_among = confidence_weight, confidence_among
         self.released_total = released_total
+
+    def for_processor(self, processor) -> Self:
+        fitted = super().for_processor(processor)
+        fitted._check_class_counts()
+        return fitted
+
+    def _check_class_counts(self) -> None:
+        if (
+            self.class_weights is not None
+            and self.num_labels is not None
+            and len(self.class_weights) != self.num_labels
+        ):
+            raise ValueError(f"class_counts has {len(self.class_weights)} numbers for {self.num_labels} classes.")
 
     @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
