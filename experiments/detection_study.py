@@ -21,7 +21,7 @@ import numpy as np
 import tables
 import torch
 from datasets import Dataset
-from detection_measures import Measured, both_rewards, measure, resampled_columns
+from detection_measures import Measured, both_rewards, measure, resampled_columns, stopping
 from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
 from pretrain_detection import NUM_TRAIN_IMAGES
@@ -288,6 +288,11 @@ class DetectionStudy(Study):
             points.append({"step": step, "map": round(best, 4), **numbers})
         return points
 
+    def stopping(self, folder: Path) -> dict[str, float]:
+        """Whether a model knows when to stop, on validation images; see `detection_measures.stopping`."""
+        model = VisionEncoderDecoderModel.from_pretrained(folder)
+        return stopping(model, self.processor, self.scenes("validation"))
+
 
 def map_by_score(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {score: float(columns[f"map_{score}"][0]) for score in SCORES}
@@ -324,6 +329,7 @@ def main(args: StudyArguments) -> dict:
         "commit": commit(),
         "learning_rates": rates,
         "thresholds": thresholds,
+        "stopping": {row: study.stopping(folders[0]) for row, folders in models.items()},
         "scores": study.scores,
         **study.results([name for name in tested if name not in controls and not name.endswith("@1")], controls),
         "curves": curves,
@@ -383,6 +389,14 @@ def threshold_table(results: dict) -> str:
         ]
         rows.append([label, *cells])
     return tables.markdown(["mAP / AR@100 / boxes", *reached], rows)
+
+
+def stopping_table(results: dict) -> str:
+    """P(absent) where a box is still to be found and where none is, and how well it tells them apart, as Markdown."""
+    rows = [
+        [TITLES[row], *(f"{value:.3f}" for value in values.values())] for row, values in results["stopping"].items()
+    ]
+    return tables.markdown(["mean P(absent)", "a box is left", "none is left", "AUC"], rows)
 
 
 def curve_table(results: dict) -> str:
