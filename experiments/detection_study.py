@@ -56,6 +56,7 @@ class Row:
         images, generations: of a step of tuning; the steps are so many that all tuned models see as many samples.
         length: times as many steps. A step of MLE takes less time than one of tuning: MLE makes more, and takes longer.
         all_seeds: otherwise the first only.
+        start: the row whose first model it starts from; else the checkpoint.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Row:
     generations: int = 4
     length: float = 1.0
     all_seeds: bool = True
+    start: str | None = None
 
 
 TUNED = {
@@ -72,6 +74,7 @@ TUNED = {
     "tuned_map_long": Row("tuned for mAP, three times as long", (1e-4,), length=3, all_seeds=False),
     "tuned_map_64": Row("tuned for mAP, 64 images a step", (2e-4,), images=64, all_seeds=False),
     "tuned_map_256": Row("tuned for mAP, 256 images a step", (4e-4,), images=256, all_seeds=False),
+    "tuned_map_continued": Row("tuned for mAP from MLE continued", (1e-4,), all_seeds=False, start="mle_continued"),
     "tuned_map_g16": Row("tuned for mAP, 16 samples an image", (2e-4,), generations=16, all_seeds=False),
 }
 MLE = {
@@ -189,7 +192,12 @@ class DetectionStudy(Study):
         }
 
     def start(self, row: str, seed: int) -> Path:
-        return self.checkpoint
+        before = TRAINED[row].start
+        return (
+            self.checkpoint
+            if before is None
+            else self.trained(before, TRAINED[before].learning_rates[0], self.seeds[0])
+        )
 
     def other_settings(self) -> dict:
         images = [NUM_TRAIN_IMAGES, NUM_TRAIN_IMAGES + self.args.num_train_images]
