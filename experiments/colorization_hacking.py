@@ -174,7 +174,7 @@ def _strips(runs: Runs, curves: dict[str, list[dict]], photos: list[Image.Image]
     columns = {title: runs.pictures(*what, photos) for title, what in shown.items()}
     references = runs.processor.get_references([{"image": photo} for photo in photos])
     strips = [
-        draw(photo, {title: made[index] for title, made in columns.items()}, references[index], side=128)
+        draw(photo, {title: made[index] for title, made in columns.items()}, references[index], width=128)
         for index, photo in enumerate(photos)
     ]
     return draw_grid(strips, columns=1, gap=0)

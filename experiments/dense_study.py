@@ -231,9 +231,9 @@ class DenseStudy(Study):
 def _strip(task: str, processor, row: dict, made: dict) -> Image.Image:
     reference = processor.get_references([row])[0]
     if task == "colorization":
-        return colorization.draw(row["image"], made, reference, side=160)
-    cells = [panoptic.draw(row["image"], reference, None, processor.categories, scale=4)]
-    cells += [panoptic.draw(row["image"], one, reference, processor.categories, scale=4) for one in made.values()]
+        return colorization.draw(row["image"], made, reference, width=160)
+    cells = [panoptic.draw(row["image"], reference, width=256, categories=processor.categories)]
+    cells += [panoptic.draw(row["image"], one, reference, 256, processor.categories) for one in made.values()]
     return draw_grid(cells, columns=len(cells), gap=6)
 
 

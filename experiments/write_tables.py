@@ -36,6 +36,7 @@ def all_tables() -> dict[str, str]:
     incomplete = recorded("detection-incomplete")
     tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
     tables["detection-incomplete, learning rates"] = detection_study.rate_table(incomplete)
+    tables["detection-incomplete, stopping"] = detection_study.stopping_table(incomplete)
     tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
     for name in ("panoptic", "colorization"):
         tables[name] = dense_study.table(recorded(name))

@@ -32,7 +32,7 @@ class CountingProcessor(VisionProcessor):
     def batch_decode(self, sequences, **kwargs):
         return [ids[0] - 1 for ids in sequences]
 
-    def draw(self, image, completion, reference=None):
+    def draw(self, image, completion, reference=None, width=None):
         return ImageOps.expand(image, completion, "red")
 
 
@@ -74,6 +74,6 @@ def make_metric(processor):
     return counting_error
 
 
-def save_results(folder, predictions, rows, processor):
+def save_results(predictions, rows, processor, folder):
     counts = {str(row["image_id"]): count for row, count in zip(rows, predictions, strict=True)}
     (folder / "counts.json").write_text(json.dumps(counts))

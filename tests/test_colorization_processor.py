@@ -194,12 +194,12 @@ def test_with_keep_luminance_the_lightness_is_the_photos_and_the_colour_the_pred
 def test_a_row_of_named_pictures_has_the_shape_of_the_photo():
     image = Image.new("RGB", (60, 30), (255, 0, 0))
     square = np.full((32, 32, 3), (0, 0, 255), np.uint8)
-    row = draw(image, {"before": square, "after": torch.from_numpy(square / 255)}, reference=image, side=120)
+    row = draw(image, {"before": square, "after": torch.from_numpy(square / 255)}, reference=image, width=120)
     assert row.width == 4 * 120 + 3 * 2 and 60 < row.height < 90
     middles = [row.getpixel((120 * column + 2 * column + 60, 30)) for column in range(4)]
     assert middles == [(76, 76, 76), (255, 0, 0), (0, 0, 255), (0, 0, 255)]
     assert np.asarray(row.convert("L"))[62:].min() < 160  # the names
-    assert draw(image, Image.fromarray(square), side=120).width == 242
+    assert draw(image, Image.fromarray(square), width=120).width == 242
     assert draw(np.asarray(image) / 255, square).height > 128
 
 

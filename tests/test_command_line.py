@@ -261,3 +261,30 @@ def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
     told = [record.message for record in caplog.records if record.name == "vision_rl.cli.pace"]
     assert len(told) == 1 and "99999999999997 that are left will take" in told[0]
     assert not control.should_training_stop
+
+
+# --- models and rewards of others ---------------------------------------------------------------------------------------
+
+
+def test_an_evaluate_module_by_its_path_is_a_reward(checkpoint, tmp_path):
+    """Beside the task's own, which pays the same but for the confidences."""
+    module = vision_rl.metric_path("detection_reward")
+    command = f"tune --task detection --model {checkpoint} --scenes 16 --logging_steps 1 {FEW} --output_dir"
+    run(f"{command} {tmp_path} --reward {module} recall")
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]
+    assert {"rewards/detection_reward/mean", "rewards/RecallReward/mean"} <= set(log)
+
+
+@pytest.mark.parametrize("kind", ["pix2struct", "blip"])
+def test_models_of_transformers_go_through_mle_tune_and_predict(tmp_path, kind):
+    from served_models import served
+
+    model, processor = served(kind)  # to which a digit is an unknown letter
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    shared = f"--task ocr --scenes 16 {FEW} --max_completion_length 8"
+    run(f"mle {shared} --model {tmp_path}/model --freeze_encoder true --output_dir {tmp_path}/mle")
+    run(f"tune {shared} --model {tmp_path}/mle --reward exact_match --output_dir {tmp_path}/tuned")
+    folder = scenes_folder(tmp_path / "scenes")
+    run(f"predict --task ocr --model {tmp_path}/tuned --images {folder} --use_cpu true --output_dir {tmp_path}/out")
+    assert len(json.loads((tmp_path / "out" / "texts.json").read_text())) == 3

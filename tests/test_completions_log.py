@@ -304,7 +304,7 @@ def test_a_processor_without_a_picture_of_its_own_writes_the_completion_below_th
     image = tiny_images(1)[0]
     plain = VisionProcessor.draw(text_processor(), image, "ab")
     right, wrong = (VisionProcessor.draw(text_processor(), image, text, "ab") for text in ("ab", "ba"))
-    assert plain.width == 320 and plain.height > 320 and right.height > plain.height
+    assert plain.width == 512 and plain.height > 512 and right.height > plain.height
     assert pixels_of(right, RIGHT) > pixels_of(wrong, RIGHT)
     very_long = VisionProcessor.draw(text_processor(), image, "a" * 300)
     assert very_long.height > plain.height  # broken within the word
@@ -324,7 +324,9 @@ def test_every_task_draws_its_completions_as_its_room_does():
     panoptic = PanopticProcessor(image_processor(), categories, num_codes=8, code_len=4)
     colours = ColorizationProcessor(image_processor(), num_codes=8, code_len=4)
     captions = CaptioningProcessor(image_processor(), text_processor().tokenizer)
-    assert panoptic.draw(image, segments, segments) == tasks.panoptic.draw(image, segments, segments, categories)
+    assert panoptic.draw(image, segments, segments) == tasks.panoptic.draw(
+        image, segments, segments, categories=categories
+    )
     assert colours.draw(image, photo, image) == tasks.colorization.draw(image, photo, image)
     assert captions.draw(image, "a dog", ["a cat"]) == tasks.captioning.draw(image, "a dog", ["a cat"])
 

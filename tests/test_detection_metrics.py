@@ -421,7 +421,7 @@ def test_results_are_boxes_with_width_and_height_under_cocos_ids(tmp_path):
         {"image_id": 25, "category_id": 90, "bbox": [1.0, 2.0, 10.0, 20.12], "score": 0.123457},
         {"image_id": 25, "category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0], "score": 1e-12},
     ]
-    save_coco_results(tmp_path / "results.json", predictions, ids, [1, 90])
+    save_coco_results(predictions, ids, [1, 90], tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == results
 
 
@@ -456,7 +456,7 @@ def test_pycocotools_reads_the_results_and_finds_the_same_numbers(tmp_path):
             truth[-1] |= {"area": bbox[2] * bbox[3], "iscrowd": 0}
     image_ids, category_ids = [100 + image for image in range(len(references))], [1, 11, 21, 31]
     content = {"images": [{"id": i} for i in image_ids], "categories": [{"id": c} for c in category_ids]}
-    save_coco_results(tmp_path / "results.json", predictions, image_ids, category_ids)
+    save_coco_results(predictions, image_ids, category_ids, tmp_path / "results.json")
     with contextlib.redirect_stdout(io.StringIO()):
         coco = as_coco({**content, "info": {}, "annotations": truth})
         evaluation = COCOeval(coco, coco.loadRes(str(tmp_path / "results.json")), "bbox")
@@ -547,11 +547,11 @@ def test_boxes_below_the_score_threshold_are_not_drawn_and_find_nothing():
 @pytest.mark.parametrize("mode", ["L", "RGB", "1", "RGBA"])
 def test_the_picture_is_the_image_enlarged_and_a_title_stands_above_it(mode):
     image = Image.linear_gradient("L").resize((60, 40)).convert(mode)
-    picture = drawing.draw(image, NOTHING, scale=3)
+    picture = drawing.draw(image, NOTHING, width=180)
     enlarged = image.convert("RGB").resize((180, 120), Image.Resampling.NEAREST)
     assert picture.tobytes() == enlarged.tobytes()
     assert drawing.draw(image, NOTHING).size == (480, 320)  # eight times, within 512
-    titled = drawing.draw(image, NOTHING, scale=3, title="tuned")
+    titled = drawing.draw(image, NOTHING, width=180, title="tuned")
     assert titled.width == 180 and titled.height > 120
     assert titled.crop((0, titled.height - 120, 180, titled.height)).tobytes() == enlarged.tobytes()
 

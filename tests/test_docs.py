@@ -39,6 +39,19 @@ def test_every_python_block_of_the_documentation_runs(tmp_path, monkeypatch):
             run(page, dict(quickstart) if page != "add-a-task.md" else {"__name__": "docs"})
 
 
+@pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the installed package")
+def test_the_walks_through_the_house_name_files_that_are_there():
+    named = re.findall(r"`([\w./*]+\.(?:py|yaml))[`:,]", (DOCS / "architecture.md").read_text())
+    folder = ""
+    for name in named:
+        if name in ("my_rewards.py",) or name.startswith("tests/"):
+            continue
+        here = ROOT / "src" / "vision_rl"
+        folder = str(Path(name).parent) if "/" in name else folder  # a bare name stands beside the one before it
+        assert list(here.glob(name)) or list(here.glob(f"{folder}/{name}")), name
+    assert len(named) > 30
+
+
 def test_the_page_on_versions_names_the_floors_of_the_metadata_and_the_versions_that_were_tested():
     page = (DOCS / "compatibility.md").read_text()
     rows = re.findall(r"^\| ([\w-]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.M)

@@ -12,8 +12,7 @@ from scripts.launch import ACCELERATE
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-LEAVES = str(Path(__file__).parent / "scripts" / "run_and_leave.py")
-LAUNCH = (*ACCELERATE[1:], "--multi_gpu", "--num_processes", "2", LEAVES)  # without a GPU too: --cpu would start one
+LAUNCH = (*ACCELERATE[1:], "--multi_gpu", "--num_processes", "2")  # without a GPU too: --cpu would start one
 FEW = ("--mle_steps", "2", "--tune_steps", "2")
 
 

@@ -1,12 +1,14 @@
 """FSDP2 on two CPU processes, through Trainer: the steps, samples and evaluation of one process, and what is refused."""
 
 import pytest
+import yaml
 from peft import LoraConfig, get_peft_model
 from scripts.launch import TORCHRUN, launch
 from scripts.train import train
 from tiny import tiny_model
 from transformers import VisionEncoderDecoderModel
 
+from vision_rl.cli.parser import package_file
 from vision_rl.models.preparation import prepare_for_fsdp
 
 
@@ -18,7 +20,9 @@ CALLS = {
     "reward": {"kind": "reward", "rows": 20},
     "reward_gpt2": {"kind": "reward", "decoder": "gpt2", "rows": 20, "max_steps": 2},  # with tied embeddings
 }
-FSDP = {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
+_CONFIG = yaml.safe_load(package_file("fsdp2", "cli/accelerate_configs", "launch configuration").read_text())
+# `--accelerate_config fsdp2` gives accelerate what Trainer takes as fsdp_config; without a GPU accelerate does not shard.
+FSDP = {"fsdp": True, "fsdp_config": {k.removeprefix("fsdp_"): v for k, v in _CONFIG["fsdp_config"].items()}}
 SAVED_STEP = 3  # of 4
 
 

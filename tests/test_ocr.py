@@ -269,7 +269,7 @@ def image(request):
 
 
 def test_drawing_keeps_the_image_enlarged_pixel_by_pixel(image):
-    picture = draw(image, "407", scale=4)
+    picture = draw(image, "407", width=448)
     assert picture.mode == "RGB" and picture.width == 448 and picture.height > 128
     shown = picture.crop((0, 0, 448, 128))
     assert shown.tobytes() == image.convert("RGB").resize((448, 128), Image.Resampling.NEAREST).tobytes()
@@ -330,3 +330,9 @@ def test_the_room_shows_processor_rewards_metric_and_drawing():
     assert ocr.TextProcessor is vision_rl.TextProcessor
     assert ocr.draw is draw and ocr.character_error_rate is character_error_rate
     assert {ocr.character_accuracy_reward, ocr.exact_match_reward} == {character_accuracy_reward, exact_match_reward}
+
+
+def test_the_reward_by_character_logs_how_many_texts_are_right():
+    logged = {}
+    rewards = character_accuracy_reward(["407", "409", "4"], ["407"] * 3, log_metric=logged.__setitem__)
+    assert rewards == pytest.approx([1, 2 / 3, 1 / 3]) and logged == {"exact_match": pytest.approx(1 / 3)}

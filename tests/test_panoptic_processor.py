@@ -722,12 +722,12 @@ def test_digit_scenes_work_with_their_own_categories():
 def test_a_picture_paints_segments_and_leaves_void():
     image = Image.new("RGB", (64, 64), (100, 100, 100))
     ids = quarters(64, 64)
-    picture = draw(image, (ids, row(ids)["segments_info"]), categories=CATEGORIES, scale=2, opacity=1.0)
+    picture = draw(image, (ids, row(ids)["segments_info"]), width=128, categories=CATEGORIES, opacity=1.0)
     assert picture.size == (128, 128)
     assert picture.getpixel((5, 5)) == (100, 100, 100)
     assert picture.getpixel((124, 4)) == category_colour(2)
     assert picture.getpixel((4, 124)) == category_colour(1)
-    again = draw(image, (ids, row(ids)["segments_info"]), categories=CATEGORIES, scale=2, opacity=1.0)
+    again = draw(image, (ids, row(ids)["segments_info"]), width=128, categories=CATEGORIES, opacity=1.0)
     assert picture.tobytes() == again.tobytes()
 
 
@@ -741,18 +741,20 @@ def test_a_picture_judges_segments_as_panoptic_quality_does():
     def colours(picture: Image.Image) -> set:
         return {colour for _, colour in picture.getcolors(2**24)}
 
-    assert {green, red, blue} & colours(draw(image, truth, truth, CATEGORIES)) == {green}
-    assert {green, red, blue} <= colours(draw(image, (ids, wrong), truth, CATEGORIES))
+    assert {green, red, blue} & colours(draw(image, truth, truth, categories=CATEGORIES)) == {green}
+    assert {green, red, blue} <= colours(draw(image, (ids, wrong), truth, categories=CATEGORIES))
     assert {green, red, blue} & colours(draw(image, truth, categories=CATEGORIES)) == set()
     on_void = np.full((128, 128), 1), [{"id": 1, "category_id": 5}]
-    assert {green, red} & colours(draw(image, on_void, (np.zeros((128, 128), int), []), CATEGORIES)) == set()
+    assert {green, red} & colours(
+        draw(image, on_void, (np.zeros((128, 128), int), []), categories=CATEGORIES)
+    ) == set()
 
 
 def test_a_picture_takes_a_prediction_of_the_models_size_and_an_empty_one():
     image = Image.new("L", (50, 70))
     small = np.array([[1, 2]]), [{"id": 1, "category_id": 5}, {"id": 2, "category_id": 6}]
     assert draw(image, small).size == (350, 490)
-    assert draw(image, (np.zeros((2, 2), int), []), small, CATEGORIES).size == (350, 490)
+    assert draw(image, (np.zeros((2, 2), int), []), small, categories=CATEGORIES).size == (350, 490)
 
 
 def test_neighbouring_categories_have_colours_that_differ():

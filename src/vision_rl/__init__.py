@@ -4,8 +4,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vision_rl.registration import register
 
-__version__ = "0.1.0"
+
+__version__ = "0.2.0"
 
 # `import vision_rl` is light: torch, transformers and trl are loaded when one of these names is first asked for.
 _HOME_OF = {
@@ -73,3 +75,6 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register()

@@ -13,14 +13,24 @@ LABEL = (120, 120, 120)
 
 Colour = tuple[int, int, int]
 MAX_SIDE = 2**14  # of a picture in pixels
+_SHOWN_SIDE = 512  # pixels: a small image is enlarged while it fits
 
 
-def check_drawn(name: str, width: float, height: float) -> None:
-    """A picture is not drawn that would fill the memory, or has no pixel; `name` is the argument that asks for it."""
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise ValueError(
-            f"The picture would have {width} x {height} pixels, beyond {MAX_SIDE}: choose another {name}."
-        )
+def at_width(image: Image.Image, width: int | None = None) -> Image.Image:
+    """The image in RGB, `width` pixels wide. Pixels of a small image stay squares; a large one is smoothed.
+
+    Without a width a small image is enlarged by the whole number that keeps it within 512 pixels, and a large one stays as it
+    is.
+
+    Raises:
+        ValueError: for a width whose picture would fill the memory, or have no pixel.
+    """
+    width = image.width * max(1, _SHOWN_SIDE // max(image.size)) if width is None else width
+    height = round(image.height * width / max(1, image.width))
+    if not (1 <= width <= MAX_SIDE and height <= MAX_SIDE):
+        raise ValueError(f"The picture would have {width} x {height} pixels, beyond {MAX_SIDE}: choose another width.")
+    enlarges = Image.Resampling.NEAREST if 2 * image.width <= width else Image.Resampling.BICUBIC
+    return image.convert("RGB").resize((width, max(1, height)), enlarges)
 
 
 def draw_grid(pictures: list[Image.Image], columns: int = 4, gap: int = 16) -> Image.Image:
@@ -52,15 +62,19 @@ def draw_mark(
         canvas.line(points, fill=colour, width=max(2, round(size / 6)), joint="curve")
 
 
-def draw_text_below(image: Image.Image, lines: Sequence[tuple[str, str, Colour]], width: int = 320) -> Image.Image:
+def draw_text_below(
+    image: Image.Image, lines: Sequence[tuple[str, str, Colour]], width: int | None = None
+) -> Image.Image:
     """The image with lines of text below it, broken where they are too long.
 
     Args:
         image: of any mode; it is brought to `width`.
         lines: a label, written small and grey and left out where it is empty; the text; and the text's colour.
-        width: of the picture in pixels.
+        width: of the picture in pixels; without one a small image is enlarged (see `at_width`), to no less than 320, where
+            text has room.
     """
-    check_drawn("width", width, image.height * width / max(1, image.width))
+    photo = at_width(image, width if width is not None else max(320, at_width(image).width))
+    width = photo.width
     size = max(12, width // 22)
     font, label_font = ImageFont.load_default(size), ImageFont.load_default(0.8 * size)
     margin, line_height = size // 2, round(1.3 * size)
@@ -68,9 +82,6 @@ def draw_text_below(image: Image.Image, lines: Sequence[tuple[str, str, Colour]]
     left = margin + (label_width + margin if label_width else 0)
     broken = [(label, _broken(text, font, width - left - margin), colour) for label, text, colour in lines]
 
-    photo = image.convert("RGB")
-    enlarges = Image.Resampling.NEAREST if photo.width * 2 <= width else Image.Resampling.BICUBIC
-    photo = photo.resize((width, max(1, round(photo.height * width / photo.width))), enlarges)
     height = photo.height + line_height * sum(len(rows) for _, rows, _ in broken) + 2 * margin
     picture = Image.new("RGB", (width, height), PAPER)
     picture.paste(photo)

@@ -44,6 +44,8 @@ class VisionProcessor(ProcessorMixin):
     """
 
     target_columns: tuple[str, ...] = ()
+    pipeline_tag = "image-to-text"  # the Hub's name of the task, for model cards
+    input_columns: tuple[str, ...] = ()  # which `__call__` takes with every image, such as a prompt
     id2label: Any = None  # names of the classes by their ids, for the model's config
     completion_length: int | None = None  # tokens of every completion, where all have the same number
     watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position
@@ -126,7 +128,9 @@ class VisionProcessor(ProcessorMixin):
         """
         return self.batch_decode(sequences)
 
-    def draw(self, image: Image.Image, completion: Any, reference: Any = None) -> Image.Image:
+    def draw(
+        self, image: Image.Image, completion: Any, reference: Any = None, width: int | None = None
+    ) -> Image.Image:
         """A completion as a picture, for `log_completions`; override it where a picture says more than text.
 
         Default: the image with the completion, and the reference in grey, written below it.
@@ -135,12 +139,13 @@ class VisionProcessor(ProcessorMixin):
             image: RGB, of the size that the data set's image has.
             completion: one object of `decode_completions`.
             reference: one of `get_references`, if there is one.
+            width: of the drawn image in pixels; without one a small image is enlarged.
         """
         right = reference is not None and completion_text(completion) == completion_text(reference)
         lines = [("", completion_text(completion) or "(empty)", RIGHT if right else UNJUDGED)]
         if reference is not None:
             lines.append(("true", completion_text(reference), LABEL))
-        return draw_text_below(image, lines)
+        return draw_text_below(image, lines, width)
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.

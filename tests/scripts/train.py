@@ -8,7 +8,6 @@ A test calls `train(...)` in its own process, or writes a list of such calls to 
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -201,11 +200,6 @@ def main() -> None:
     for name, call in calls.items():
         record = train(folder=folder / name, **call)
         (folder / f"{name}.{record['rank']}.json").write_text(json.dumps(record))
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)  # taking gloo down was seen to hang, and to abort
 
 
 if __name__ == "__main__":

@@ -58,6 +58,14 @@ def predict(arguments: Sequence[str]) -> Run:
     return prediction.predict(given)
 
 
+def analyze(arguments: Sequence[str]) -> Run:
+    """Look at what a model's samples earn, before and after tuning, and at how noisy the gradients of tuning are."""
+    given = read("analyze", arguments, (kinds.AnalyzeArguments, kinds.DataArguments), analyze.__doc__)
+    from vision_rl.cli import analysis
+
+    return analysis.analyze(given)
+
+
 def convert_uvim(arguments: Sequence[str]) -> Run:
     """Convert a checkpoint of gs://big_vision/uvim, of stage I or II, so that from_pretrained loads it."""
     parser = argparse.ArgumentParser(prog="vision-rl convert-uvim", description=convert_uvim.__doc__)

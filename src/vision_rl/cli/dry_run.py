@@ -1,15 +1,17 @@
 """`--dry_run`: what a run is, before there is data, a device, or the model that it goes on from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.constants
 import torch
 import yaml
-from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.cli import building, memory
 from vision_rl.cli.arguments import ModelArguments
@@ -48,7 +50,7 @@ def dry_run(command: str, given: Read) -> None:
         optimizer = memory.optimizer_bytes(model, given.training)
     lines = [*_sizes(model, processor, given), *_step(command, given), *_memory(command, model, optimizer, given)]
     print("\n".join(f"{name:12}{text}" for name, text in lines))
-    for text in missing or ["nothing"]:
+    for text in dict.fromkeys(missing) or ["nothing"]:
         print(f"{'missing':12}{text}")
     for text in _following(command, given.training.output_dir):
         print(f"{'then':12}{text}")
@@ -100,8 +102,12 @@ def _is_there(model: str | None) -> bool:
 def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
     args = given.own[0]
     if command == "tune":
-        config = VisionEncoderDecoderConfig.from_pretrained(args.model)
-        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task)
+        config = AutoConfig.from_pretrained(args.model, revision=args.model_revision)
+        if not isinstance(config, VisionEncoderDecoderConfig):
+            raise ValueError(
+                f"A dry run knows the sizes of a VisionEncoderDecoderModel only; {args.model} is a {config.model_type}."
+            )
+        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task, args.model_revision)
     processor = building.make_processor(given.task, args, given.options, rows)
     with torch.device("cpu"):
         model: Any = building.make_model(given.task, args, processor, given.training.max_completion_length)
@@ -140,10 +146,12 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
         return stage1.task.make_processor(stage1.options, building.image_processor(stage1.own[0]), rows)
     images = building.image_processor(replace(args, encoder_init=None))
     made = None
+    knows_size = getattr(options, "vocab_size", None) is not None
     try:
-        made = given.task.make_processor(options, images, rows)
+        with _hub_not_asked() if knows_size else nullcontext():
+            made = given.task.make_processor(options, images, rows)
     except OSError:  # a tokenizer that is not there
-        missing.append(f"the tokenizer {options.tokenizer or 'of the task'}")
+        missing.append(f"the tokenizer {options.tokenizer or 'of the task'}: the run downloads it")
     if made is None:
         no_ids = SimpleNamespace(bos_token_id=None, pad_token_id=None, eos_token_id=None)
         made = SimpleNamespace(
@@ -154,6 +162,16 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
             suppress_tokens=(),
         )
     return made
+
+
+@contextmanager
+def _hub_not_asked() -> Iterator[None]:
+    """What is in the cache is found, and the rest is missing at once: without a network the Hub is retried for a minute."""
+    before, huggingface_hub.constants.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _run_before(folder: str) -> Recipe:

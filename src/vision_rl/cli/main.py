@@ -16,6 +16,7 @@ COMMANDS = {
     "tune": commands.tune,
     "eval": commands.evaluate,
     "predict": commands.predict,
+    "analyze": commands.analyze,
     "convert-uvim": commands.convert_uvim,
     "env": commands.env,
 }

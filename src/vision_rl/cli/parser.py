@@ -12,6 +12,7 @@ import yaml
 from trl import TrlParser
 
 
+LOOKING = ("eval", "predict", "analyze")  # commands that look at what a training has made
 PER_RUN = ("bf16", "use_cpu")  # a training's, which an evaluation has too
 
 
@@ -90,16 +91,17 @@ class CommandParser(TrlParser):
 def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
     """The options that a command takes from its `--config`, and whether this is one of its own.
 
-    `eval` and `predict` also take the config of a training: its data, and its output as their model.
+    Those that look at a model also take the config of a training: its data, and its output as their model, with the model
+    that it started from as what was `before`.
     """
     content = read_config(arguments)
     made_for, of_eval = content.pop("command", command), content.pop("eval", {})
     if made_for == command:
         return content, True
-    if command not in ("eval", "predict") or made_for == "stage1":
+    if command not in LOOKING or made_for == "stage1":
         raise ValueError(f"{config_path(arguments)} is a run of `vision-rl {made_for}`.")
     of_run = {key: value for key, value in content.items() if key not in ("model", "output_dir", *PER_RUN)}
-    return {**of_run, **of_eval, "model": content["output_dir"]}, False
+    return {**of_run, **of_eval, "model": content["output_dir"], "before": content.get("model")}, False
 
 
 def value_of(command: str, arguments: Sequence[str], name: str) -> Any:

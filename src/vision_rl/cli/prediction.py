@@ -20,7 +20,7 @@ def predict(given: Read) -> Callable[[], None]:
             "vision-rl predict needs a model and images: --model FOLDER --images photo.jpg folder 'more/*.png'."
         )
     paths = find_images(args.images)
-    pipe = pipeline(args.model, given.named, args.batch_size, args.use_cpu)
+    pipe = pipeline(args.model, given.named, args.batch_size, args.use_cpu, args.model_revision)
     return lambda: _predict(pipe, paths, Path(args.output_dir), args.batch_size, args.draw)
 
 
@@ -58,7 +58,7 @@ def _predict(pipe: VisionPipeline, paths: list[Path], folder: Path, batch_size: 
                 pipe.draw(image, answer).save(folder / f"{name}.png")
             rows.append({"image_id": name, "image_size": image.size, "file_name": str(paths[len(rows)])})
             answers.append(answer)
-    pipe.task.save_results(folder, answers, rows, pipe.processor)
+    pipe.task.save_results(answers, rows, pipe.processor, folder)
     print(f"{len(paths)} images answered, in {folder}.")
 
 

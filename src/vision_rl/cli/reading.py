@@ -60,11 +60,11 @@ def read(
     asked = [flag for flag in ("--help", "-h", "--help_all") if flag in arguments]
     if asked:
         arguments = [argument for argument in arguments if argument not in asked]
-    name, model = (value_of(command, arguments, option) for option in ("task", "model"))
+    name, model, revision = (value_of(command, arguments, option) for option in ("task", "model", "model_revision"))
     kinds: list[type] = [TaskArguments, *own]
     task = options_type = None
     if name is not None or not asked:
-        task = load_task(name) if name is not None else _task_of(model, command)
+        task = load_task(name) if name is not None else _task_of(model, revision, command)
         if with_options:
             options_type = task.Options
             options_type._argument_group_name = f"Task: {task.__name__.rpartition('.')[2]}"
@@ -103,10 +103,10 @@ def read_training(command: str, arguments: Sequence[str], description: str | Non
     return read(command, arguments, (kind, DataArguments, RunArguments), description, config)
 
 
-def _task_of(model: str | None, command: str) -> Any:
+def _task_of(model: str | None, revision: str | None, command: str) -> Any:
     if model is None:
         raise ValueError(f"vision-rl {command} needs a task: --task detection, or --task my_task.py for one of yours.")
-    return task_of(model)
+    return task_of(model, revision)
 
 
 def _epilog(command: str, training: str | None, task: Any) -> str:
@@ -117,6 +117,6 @@ def _epilog(command: str, training: str | None, task: Any) -> str:
         lines.append(
             f"All options of {training} are taken as well: --output_dir, --max_steps, --learning_rate, "
             "--per_device_train_batch_size, ...; --help_all lists them. --accelerate_config NAME starts a rank a device: "
-            "single_gpu, multi_gpu, zero1, zero2, zero3, or a file of yours."
+            "single_gpu, multi_gpu, zero1, zero2, zero3, fsdp2, or a file of yours."
         )
     return " ".join(lines)

@@ -14,6 +14,7 @@ from vision_rl.cli.pace import PaceCallback
 from vision_rl.cli.reading import Read
 from vision_rl.cli.rewards import load_rewards
 from vision_rl.task import load_processor
+from vision_rl.trainer.optim import encoder_parameters
 
 
 def mle(given: Read) -> Callable[[], None]:
@@ -25,15 +26,10 @@ def mle(given: Read) -> Callable[[], None]:
     processor = building.make_processor(given.task, model_args, given.options, train)
     trainer = VisionMLETrainer(
         model=building.make_model(given.task, model_args, processor, given.training.max_completion_length),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
-        completion_decoder=building.completion_decoder(processor, model_args.model, model_args.stage1),
+        **_parts(given, train, evaluated, processor),
+        completion_decoder=building.completion_decoder(processor, model_args, model_args.stage1),
     )
-    return lambda: _train(trainer)
+    return lambda: _train(trainer, data)
 
 
 def stage1(given: Read) -> Callable[[], None]:
@@ -44,15 +40,9 @@ def stage1(given: Read) -> Callable[[], None]:
     train, evaluated = _rows(given, data)
     processor = given.task.make_processor(given.options, building.image_processor(model_args), train)
     trainer = Stage1Trainer(
-        model=building.make_stage1(model_args, processor),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
+        model=building.make_stage1(model_args, processor), **_parts(given, train, evaluated, processor)
     )
-    return lambda: _train(trainer)
+    return lambda: _train(trainer, data)
 
 
 def tune(given: Read) -> Callable[[], None]:
@@ -61,24 +51,33 @@ def tune(given: Read) -> Callable[[], None]:
         raise ValueError("vision-rl tune needs a model: the output_dir of `vision-rl mle`.")
     if run.dry_run:
         return lambda: dry_run("tune", given)
-    processor = building.with_options(load_processor(args.model, given.task), given.options)
+    processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
+    given.training.model_init_kwargs = building.at_revision(args, given.training.model_init_kwargs)
     train, evaluated = _rows(given, data)
     trainer = VisionRewardTrainer(
         model=args.model,
         reward_funcs=load_rewards(
             args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
         ),
-        args=given.training,
-        train_dataset=train,
-        eval_dataset=evaluated,
-        processing_class=processor,
-        compute_metrics=given.task.make_metric(processor),
-        callbacks=[PaceCallback()],
-        completion_decoder=building.completion_decoder(processor, args.model),
+        **_parts(given, train, evaluated, processor),
+        completion_decoder=building.completion_decoder(processor, args),
     )
     if args.freeze_encoder:
-        trainer.model.encoder.requires_grad_(False)
-    return lambda: _train(trainer)
+        for parameter in encoder_parameters(trainer.model):
+            parameter.requires_grad_(False)
+    return lambda: _train(trainer, data)
+
+
+def _parts(given: Read, train: Any, evaluated: Any, processor: Any) -> dict[str, Any]:
+    """What every trainer is given."""
+    return {
+        "args": given.training,
+        "train_dataset": train,
+        "eval_dataset": evaluated,
+        "processing_class": processor,
+        "compute_metrics": given.task.make_metric(processor),
+        "callbacks": [PaceCallback()],
+    }
 
 
 def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
@@ -96,11 +95,10 @@ def _by_keyword(rows: Any, target_columns: dict[str, str] | None) -> Any:
     return rows.rename_columns(renamed) if renamed else rows
 
 
-def _train(trainer: Any) -> None:
+def _train(trainer: Any, data: DataArguments) -> None:
+    trainer.dataset_name = data.dataset_name
     trainer.train()
-    trainer.save_model()
     trainer.save_state()
-    if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+    trainer.push_to_hub() if trainer.args.push_to_hub else trainer.save_model()  # the first saves as well
     if trainer.is_world_process_zero():
         print(f"The model is in {trainer.args.output_dir}.")

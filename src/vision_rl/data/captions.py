@@ -89,7 +89,10 @@ def load_karpathy_captions(
         ValueError: for a split that the file does not have, for another file, and bad rows.
         FileNotFoundError: where nothing is wrong but that images are not there.
     """
-    wanted = {"train", "restval"} if split is None else {split} if isinstance(split, str) else {*split}
+    if split is None:
+        wanted = {"train", "restval"}
+    else:
+        wanted = {split} if isinstance(split, str) else set(split)
     settings = {
         "images": os.path.abspath(images_dir),
         "bad": on_bad_row,

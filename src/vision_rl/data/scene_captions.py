@@ -70,7 +70,8 @@ def _ground_below(digit: Digit, ground: np.ndarray) -> np.ndarray:
 
 def _relation(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> str:
     """Where a box is, seen from another: by the larger distance of their centres."""
-    dx, dy = ((2 * a[i] + a[i + 2]) - (2 * b[i] + b[i + 2]) for a, b in [(box, other)] for i in (0, 1))
+    dx = (2 * box[0] + box[2]) - (2 * other[0] + other[2])  # twice the distance, a whole number
+    dy = (2 * box[1] + box[3]) - (2 * other[1] + other[3])
     if dx == dy == 0:
         return "and"
     if abs(dx) >= abs(dy):

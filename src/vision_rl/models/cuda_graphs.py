@@ -97,8 +97,8 @@ def _end_broken(graph: "torch.cuda.CUDAGraph") -> None:
         graph.capture_end()
 
 
-class KeptRollouts:
-    """The last rollouts of a decoder, by what they are for. A copy of the decoder, whose weights lie elsewhere, has none."""
+class KeptWriters:
+    """The last writers of a decoder, by their work. A copy of the decoder, whose weights lie elsewhere, has none."""
 
     def __init__(self):
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
@@ -112,18 +112,18 @@ class KeptRollouts:
             self.kept.popitem(last=False)
         return self.kept[key]
 
-    def __deepcopy__(self, memo) -> "KeptRollouts":
-        return KeptRollouts()
+    def __deepcopy__(self, memo) -> "KeptWriters":
+        return KeptWriters()
 
     def __reduce__(self):
-        return KeptRollouts, ()
+        return KeptWriters, ()
 
 
-def kept_rollouts(decoder: nn.Module) -> KeptRollouts:
+def kept_writers(decoder: nn.Module) -> KeptWriters:
     """Those of `decoder`, which live as long as it does."""
-    if "_kept_rollouts" not in vars(decoder):
-        vars(decoder)["_kept_rollouts"] = KeptRollouts()
-    return vars(decoder)["_kept_rollouts"]
+    if "_kept_writers" not in vars(decoder):
+        vars(decoder)["_kept_writers"] = KeptWriters()
+    return vars(decoder)["_kept_writers"]
 
 
 def addresses(decoder: nn.Module) -> Hashable:

@@ -21,8 +21,11 @@ class DecodeStep(Protocol):
 
     position: CachePosition
 
-    def start(self, images: Tensor) -> None:
-        """Begin a rollout about `images (B, N, d)`, or `(B*G, N, d)` for a decoder that wants them repeated."""
+    def start(self, images: Tensor, mask: Tensor | None) -> None:
+        """Begin a rollout about `images (B, N, d)`, or `(B*G, N, d)` for a decoder that wants them repeated.
+
+        `mask` of as many rows, `(B, N)`, is 0 where an image is padding.
+        """
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """`tokens (R, 1)` -> logits `(R, V)`."""
@@ -39,12 +42,14 @@ class ModelStep:
         self.decoder, self.position = decoder, position
         self.takes_positions = takes_positions(decoder)
         self.images: RowBuffer | None = None
+        self.mask: RowBuffer | None = None
         self.cache = EncoderDecoderCache(
             Cache(layer_class_to_replicate=lambda: TokenLayer(position)),  # type: ignore[arg-type]
             Cache(layer_class_to_replicate=ImageLayer),
         )
 
-    def start(self, images: Tensor) -> None:
+    def start(self, images: Tensor, mask: Tensor | None) -> None:
+        self.mask = None if mask is None else buffer_like(mask)
         if self.images is None:
             self.images = buffer_like(images)
         else:
@@ -59,6 +64,8 @@ class ModelStep:
         given: dict[str, Any] = {}
         if self.takes_positions:
             given = {"position_ids": self.position.index[None], "attention_mask": self.position.mask()}
+        if self.mask is not None:
+            given["encoder_attention_mask"] = self.mask.rows
         outputs = self.decoder(
             input_ids=tokens,
             encoder_hidden_states=self.images.rows,
@@ -74,6 +81,8 @@ class ModelStep:
         if images is not None:
             assert self.images is not None, "start(images) comes first"
             self.images.keep(images)
+            if self.mask is not None:
+                self.mask.keep(images)
             self.cache.cross_attention_cache.batch_select_indices(images)
 
 

@@ -85,11 +85,11 @@ class Decoding:
         if do_sample:
             self.uniforms = RowBuffer(torch.empty(num_rows, length, device=device, dtype=torch.float32))
 
-    def start(self, images: Tensor, uniforms: Tensor | None) -> None:
-        """Begin a rollout about `images`, with `uniforms (B*G, >= length)` if it samples."""
+    def start(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> None:
+        """Begin a rollout about `images`, with `uniforms (B*G, >= length)` if it samples; `mask (B, N)` of the images."""
         self.num_images = self.all_images
         self.position.restart()
-        self.next_logits.start(images)
+        self.next_logits.start(images, mask)
         self.origin.restart(self.rows)
         self.tokens.restart(self.start_id)
         self.done.restart()

@@ -35,6 +35,11 @@ class EncodedDataset(Dataset):
         batch_size: int = 16,
         dtype: torch.dtype = torch.float16,
     ):
+        if not isinstance(model, VisionEncoderDecoderModel):
+            raise TypeError(
+                f"An EncodedDataset holds what the encoder of a VisionEncoderDecoderModel says; this is a "
+                f"{type(model).__name__}: give the trainer the data set itself."
+            )
         if any(parameter.requires_grad for parameter in model.encoder.parameters()):
             raise ValueError(
                 "The encoder still learns, and what it says of an image now would soon be out of date: freeze it with "

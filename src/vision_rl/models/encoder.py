@@ -233,8 +233,13 @@ def vision_encoder_decoder(
     The special ids go to both places where transformers looks: `config`, which turns labels into decoder inputs, and
     `generation_config`. The latter is new, for the decoder's may hold forced tokens and a maximal length, which
     sampling would obey and the loss not know of. With `eos_token_id=None` every sequence has the length asked for.
-    Raises `ValueError` for a decoder that cannot look at images.
+    Raises `ValueError` for a decoder that cannot look at images, and for an encoder that gives a map and no tokens.
     """
+    if not hasattr(encoder.config, "hidden_size"):
+        raise ValueError(
+            f"{type(encoder).__name__} has no hidden_size: it gives a map, or tokens of several widths, where a decoder reads "
+            "tokens (B, N, hidden_size). Take a ViT, SigLIP, DINOv2 or Swin; ConvNeXt, ResNet and their like are not served."
+        )
     if "encoder_hidden_states" not in inspect.signature(decoder.forward).parameters:
         raise ValueError(
             f"{type(decoder).__name__} has no cross-attention, so it cannot look at an image: take a "

@@ -47,7 +47,8 @@ class VisionStep:
         self.layers = [LayerStep(layer, position) for layer in decoder.layers]
         self.layer_norm, self.lm_head = _call(decoder.layer_norm), _call(decoder.lm_head)
 
-    def start(self, images: Tensor) -> None:
+    def start(self, images: Tensor, mask: Tensor | None) -> None:
+        assert mask is None, "a VisionEncoderDecoderModel has no padding in its images"
         for layer in self.layers:
             layer.start(images)
 

@@ -1,9 +1,9 @@
 """How long a completion may be: as asked for, and as far as the decoder's positions reach."""
 
 from torch import nn
-from transformers import PreTrainedModel, VisionEncoderDecoderModel
+from transformers import PreTrainedModel
 
-from vision_rl.models.unwrapping import base_model, decoder_of
+from vision_rl.models.unwrapping import base_model, decoder_of, is_served
 
 
 DEFAULT_LENGTH = 128
@@ -32,7 +32,7 @@ def uncounted_id(policy: PreTrainedModel) -> int | None:
     A first token is counted by the tokens in the cache there, a later one by those in the row. Both agree unless this
     id, the padding of the embedding, stands among them.
     """
-    decoder = decoder_of(policy) if isinstance(policy, VisionEncoderDecoderModel) else policy
+    decoder = decoder_of(policy) if is_served(policy) else policy
     for module in decoder.modules():
         if hasattr(type(module), "create_position_ids_from_input_ids"):
             return int(module.padding_idx)  # type: ignore[arg-type]

@@ -13,15 +13,17 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
 
 from vision_rl.models.decoder import VisionDecoderForCausalLM
+from vision_rl.models.served import HeadedDecoder
 from vision_rl.models.unwrapping import base_model, decoder_of
 
 
 logger = logging.getLogger(__name__)
 
-# What cross-attention is called in BERT, GPT-2 and their kin, and in BART, mBART, TrOCR and theirs.
-CROSS_ATTENTION = ("crossattention", "encoder_attn")
+# What cross-attention is called in BERT, GPT-2 and their kin, in BART, mBART, TrOCR and theirs, and in Pix2Struct.
+CROSS_ATTENTION = ("crossattention", "encoder_attn", "encoder_decoder_attention")
 MASKS_EVERY_ROW = ("big_bird",)  # its cross-attention gets a mask of B*G rows, whether one is needed or not
 
 
@@ -42,6 +44,9 @@ def share_images_of(decoder: PreTrainedModel) -> None:
     """
     if isinstance(decoder, VisionDecoderForCausalLM):
         return
+    masked = decoder.decoder if isinstance(decoder, HeadedDecoder) else decoder  # what takes encoder_attention_mask
+    if _mask_images not in masked._forward_pre_hooks.values():
+        masked.register_forward_pre_hook(_mask_images, with_kwargs=True)
     for attention in _cross_attentions(decoder):
         if _merge_rows_of_image not in attention._forward_pre_hooks.values():
             attention.register_forward_pre_hook(_merge_rows_of_image, with_kwargs=True)
@@ -90,6 +95,16 @@ def _split_rows_of_image(attention: Any, args: tuple, output: tuple) -> tuple | 
     if attention.token_shape is None:
         return None
     return output[0].reshape(*attention.token_shape, -1), *output[1:]
+
+
+def _mask_images(decoder: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """A mask `(B, N)` as `(B, 1, 1, N)`, which serves any number of queries; transformers would make one for each row."""
+    images, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
+    if images is not None and mask is not None and mask.ndim == 2:
+        kwargs["encoder_attention_mask"] = create_bidirectional_mask(
+            config=decoder.config, inputs_embeds=images[:, :1], attention_mask=mask, encoder_hidden_states=images
+        )
+    return args, kwargs
 
 
 def _repeat_images(decoder: PreTrainedModel, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -8,7 +8,8 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import VisionEncoderDecoderModel
+
+from vision_rl.models.served import SERVED, HeadedDecoder, decoder_part
 
 
 def base_model(model: Any) -> Any:
@@ -17,14 +18,20 @@ def base_model(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def is_vision_encoder_decoder(model: nn.Module) -> bool:
+def is_served(model: nn.Module) -> bool:
     """Whether the model is one that `sample` draws from itself; another encoder-decoder goes through `generate`."""
-    return isinstance(base_model(model), VisionEncoderDecoderModel)
+    return isinstance(base_model(model), SERVED)
 
 
-def decoder_of(policy: VisionEncoderDecoderModel) -> Any:
+def decoder_of(policy: Any) -> Any:
     """The decoder as it is trained: of PEFT's `modules_to_save=["decoder"]` the copy, not what holds it."""
-    decoder: Any = policy.decoder
+    decoder = decoder_part(policy)
+    if isinstance(decoder, HeadedDecoder):
+        return HeadedDecoder(*map(_trained, (decoder.decoder, decoder.head)))
+    return _trained(decoder)
+
+
+def _trained(decoder: Any) -> Any:
     if not isinstance(decoder, ModulesToSaveWrapper):
         return decoder
     active = [] if decoder.disable_adapters else decoder.active_adapters

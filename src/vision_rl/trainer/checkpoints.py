@@ -29,6 +29,7 @@ from vision_rl.manifest import (
     DamagedFolder,
     check_whole,
     flush_folder,
+    names_below,
     read_manifest,
     write_manifest,
 )
@@ -78,6 +79,7 @@ def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
                 aside.mkdir(parents=True)
         with _stage(trainer):
             trainer.save_model(str(aside), _internal_call=True)
+        model_files = names_below(aside) if args.should_save else []
         if state.best_global_step:
             best = run / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
             if best.name == name or best.is_dir():
@@ -88,15 +90,15 @@ def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
             with together(trainer.accelerator):
                 if args.should_save:
                     _save_trainer_state(trainer, aside)
-                    write_manifest(aside, **_facts(trainer))
+                    write_manifest(aside, **_facts(trainer), model_files=model_files)
                     _take_name(aside, run / name)
         except Exception:
             state.best_model_checkpoint = best_before
             raise
+    if args.should_save:
+        _rotate(trainer, run, run / name)
     if args.push_to_hub:
         trainer._push_from_checkpoint(str(run / name))
-    if args.should_save:
-        _rotate(run, run / name, args.save_total_limit, state.best_model_checkpoint)
     return run / name
 
 
@@ -187,15 +189,19 @@ def _move_files(aside: Path, folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _rotate(run: Path, newest: Path, limit: int | None, best: str | None) -> None:
+def _rotate(trainer: "VisionTrainer", run: Path, newest: Path) -> None:
     """Delete the oldest checkpoints beyond `save_total_limit`, never the one just written, nor the best."""
+    limit, best = trainer.args.save_total_limit, trainer.state.best_model_checkpoint
     if limit is None or limit <= 0:
         return
     best_name = Path(best).name if best else None
     others = [path for path in checkpoints_in(run) if path.name not in (newest.name, best_name)]
     num_others = max(0, limit - (1 if best_name in (None, newest.name) else 2))
     others.sort(key=lambda path: path.stat().st_mtime)  # a run that went back writes lower steps later
-    for folder in others[: len(others) - num_others]:
+    surplus = others[: len(others) - num_others]
+    if surplus:
+        trainer._finish_current_push()  # which may be of one of them
+    for folder in surplus:
         _discard(folder)
 
 

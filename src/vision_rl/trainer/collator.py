@@ -115,11 +115,12 @@ class VisionCollator:
     def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:
         """What the processor makes of the rows: model inputs and references."""
         seeds = [row.seed for row in rows if row.seed is not None] or None
+        given = {name: [row.columns[name] for row in rows] for name in self.processor.input_columns}
         if set(self.learned.values()) <= set(rows[0].columns):
             learned = {key: [row.columns[name] for row in rows] for key, name in self.learned.items()}
-            inputs = self.process(images=images, seeds=seeds, **learned)
+            inputs = self.process(images=images, seeds=seeds, **given, **learned)
         else:
-            inputs = self.processor(images=images, seeds=seeds)
+            inputs = self.processor(images=images, seeds=seeds, **given)
         if not self.processor.makes_references or len(targets) < len(self.processor.target_columns):
             return inputs, None
         named = [

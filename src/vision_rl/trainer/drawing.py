@@ -8,7 +8,8 @@ import torch
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.log_prob_head import WeightedTokens
-from vision_rl.models.unwrapping import is_vision_encoder_decoder
+from vision_rl.models.served import takes_encoder_outputs
+from vision_rl.models.unwrapping import is_served
 from vision_rl.trainer.encoding import SharedEncoding, images_of
 from vision_rl.trainer.rollout import chunks_of
 from vision_rl.trainer.scoring import Scores
@@ -39,7 +40,8 @@ class Drawing:
         """
         args, once = self.trainer.args, len(batches) == 1 and self.trainer.args.updates_per_rollout == 1
         self.forget()
-        self._encodes_to_learn = once and args.disable_dropout and not self.trainer.shards_weights()
+        goes_on = takes_encoder_outputs(self.trainer.unwrap(self.trainer.model)) and not self.trainer.shards_weights()
+        self._encodes_to_learn = once and args.disable_dropout and goes_on
         count, size = sum(len(batch["row_index"]) for batch in batches), args.per_device_generation_batch_size
         if size is None:
             size = (count + 1) // 2 if args.reward_num_workers else count
@@ -72,12 +74,12 @@ class Drawing:
         """The inputs with `encoder_outputs (B, N, d)`, the images encoded once for whoever asks."""
         trainer = self.trainer
         policy = trainer.unwrap(trainer.model_wrapped)
-        if "encoder_outputs" in inputs or not is_vision_encoder_decoder(policy) or trainer.gathers_weights():
+        if "encoder_outputs" in inputs or not is_served(policy) or trainer.gathers_weights():
             return inputs
         trainer.clock.enter("encode")
-        encoder_outputs = self.encoding(policy, inputs["pixel_values"], self._encodes_to_learn)
+        encoded = self.encoding(policy, inputs, self._encodes_to_learn)
         trainer.clock.enter("sample")
-        return {**inputs, "encoder_outputs": encoder_outputs}
+        return {**inputs, **encoded}
 
     def scores_of(self, completions: SampledCompletions, inputs: dict) -> Scores:
         """Those of the very completions that threads have begun to score, or of others, from now on."""

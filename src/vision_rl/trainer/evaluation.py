@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.processing import VisionProcessor
-from vision_rl.trainer import checks
+from vision_rl.trainer.metric_functions import check_metric_result
 from vision_rl.trainer.scoring import Scores
 
 
@@ -56,6 +56,8 @@ def records_of(trainer: "VisionTrainer", dataloader: DataLoader) -> list[Record]
         batch = trainer._prepare_inputs(batch)
         with torch.no_grad():
             of_batch = trainer._evaluate_batch(model, batch)
+        if not trainer._predicting:
+            trainer.shown_answers.record(of_batch, batch["columns"])
         if measures and trainer._has_targets(batch):
             of_batch = measured(of_batch, trainer.compute_metrics)
         records += of_batch
@@ -110,7 +112,7 @@ def metrics_of(records: list[Record], compute_metrics: Callable | None) -> dict[
             predictions=[record["completion"] for record in records],
             references=[record["reference"] for record in records],
         )
-    checks.check_metric_result(metrics)
+    check_metric_result(metrics)
     return {key: float(value) for key, value in metrics.items() if _is_scalar(value)}
 
 

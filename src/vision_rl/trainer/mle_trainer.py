@@ -50,6 +50,7 @@ class VisionMLETrainer(VisionTrainer):
     learns_from_labels = True
     _head_can_be_fused: bool | None = None
     _tag_names = ["vision_rl", "mle"]
+    learned_by = "which imitates labels (maximum likelihood)"
 
     def __init__(
         self,

@@ -287,8 +287,15 @@ def kernel_names(model: nn.Module) -> set[str]:
     }
 
 
-# `encoder` as a child of the whole model, which PEFT, DistributedDataParallel and torch.compile may have wrapped.
-_IN_ENCODER = re.compile(r"(base_model\.model\.|module\.|_orig_mod\.)*encoder\.")
+# `encoder` as a child of the whole model, which PEFT, DistributedDataParallel and torch.compile may have wrapped; what it is
+# called in BLIP and, in three parts, in Florence-2.
+_ENCODERS = r"encoder|vision_model|model\.(vision_tower|multi_modal_projector|language_model\.encoder)"
+_IN_ENCODER = re.compile(rf"(base_model\.model\.|module\.|_orig_mod\.)*({_ENCODERS})\.")
+
+
+def encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Those of the image side, as `parameter_groups` tells them from the decoder's."""
+    return [parameter for name, parameter in model.named_parameters() if _IN_ENCODER.match(name)]
 
 
 def parameter_groups(

@@ -1,11 +1,14 @@
 """What all ranks must agree on: an error of one ends all of them at once, and all were given the same data."""
 
+import atexit
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
@@ -39,6 +42,21 @@ def together(accelerator: Accelerator) -> Iterator[None]:
             raise OtherRankFailed(f"Rank {rank} stopped this rank too: {texts[rank]}")
     if error is not None:
         raise error
+
+
+def wait_for_gloo_at_exit() -> None:
+    """From now on Python, when it ends, leaves gloo's thread half a second to let go of the last exchange.
+
+    The thread needs Python's lock for that. If Python is already being taken down, asking for the lock aborts the process
+    ("terminate called without an active exception"), and the launcher reports a run as failed that has saved everything.
+    """
+    if torch.distributed.is_initialized():
+        atexit.unregister(_let_gloo_finish)  # once is enough
+        atexit.register(_let_gloo_finish)
+
+
+def _let_gloo_finish() -> None:
+    time.sleep(0.5)
 
 
 def check_same_data(accelerator: Accelerator, datasets: dict[str, Any]) -> None:

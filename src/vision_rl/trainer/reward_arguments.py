@@ -64,7 +64,7 @@ def reward_arguments(
     lists = {name: _repeat(values, repeats) for name, values in columns.columns.items()}
     if columns.references is not None:
         lists["references"] = _repeat(columns.references, repeats)
-    prompts: list = [""] * len(completions)
+    prompts: list = lists.get("prompt", [""] * len(completions))
     if conversational:
         completions, prompts = as_conversations(completions, "assistant"), as_conversations(prompts, "user")
     lists |= {"completions": completions, "completion_ids": completion_ids, "prompts": prompts}

@@ -61,6 +61,7 @@ class VisionRewardTrainer(VisionTrainer):
 
     args: VisionRewardConfig
     _tag_names = ["vision_rl", "reward-tuning"]
+    learned_by = "tuned for task rewards (REINFORCE)"
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class VisionRewardTrainer(VisionTrainer):
             completion_decoder=completion_decoder,
         )
         self.reward.prepare(self.accelerator)
+        self.rewards_learned = dict(zip(self.reward.names, self.reward.weights.tolist(), strict=True))
         self.num_generations, self.temperature = args.num_generations, args.temperature
         self.num_learning = 1 if args.baseline == "first" else args.num_generations  # of the G samples
         if args.disable_dropout:
@@ -225,6 +227,10 @@ class VisionRewardTrainer(VisionTrainer):
         if self.args.mle_weight > 0:
             (self.num_labels_in_step,) = self._over_ranks([sum(label_weights(b).sum().item() for b in batches)])
         return super()._items_in_step(batches)
+
+    def _prepare_model(self, policy, args, processing_class) -> None:
+        super()._prepare_model(policy, args, processing_class)
+        self.reward.fit_to(self.processor)
 
     # --- Trainer's hooks --------------------------------------------------------------------------------------------
 

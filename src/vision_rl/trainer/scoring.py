@@ -14,9 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from vision_rl.processing import VisionProcessor
 from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import checks
 from vision_rl.trainer.collator import BatchColumns
+from vision_rl.trainer.modules import for_processor
 from vision_rl.trainer.reward_arguments import RewardArguments, check_logged_name, reward_arguments
 from vision_rl.trainer.reward_calls import RewardCall
 from vision_rl.trainer.reward_functions import as_function, names_of, saved_rewards, source_of
@@ -94,12 +96,17 @@ class RewardSum:
             )
         self.names = names_of(rewards)
         self.functions = [as_function(*each) for each in zip(rewards, self.names, tokenizers, strict=True)]
-        self.saved = saved_rewards(rewards)
+        self.saved = saved_rewards(self.functions)
         if weights is not None and len(weights) != len(rewards):
             raise ValueError(f"reward_weights has {len(weights)} numbers for {len(rewards)} reward functions.")
         self.weights = torch.tensor(weights if weights is not None else [1.0] * len(rewards), dtype=torch.float32)
         self.device: torch.device | None = None
         self._skipped = dict.fromkeys(self.names, 0)  # calls of each, in a row
+
+    def fit_to(self, processor: VisionProcessor) -> None:
+        """Rewards that repeat facts of the processor take them from it, or are compared with it."""
+        self.functions = [for_processor(function, processor) for function in self.functions]
+        self.saved = saved_rewards(self.functions)
 
     def check(self, dataset_name: str, columns: list[str], has_references: bool) -> None:
         """What the rewards ask for is there; `has_references` is whether the processor makes them."""

@@ -88,9 +88,9 @@ class CaptioningProcessor(TextProcessor):
             texts = [rejoined(text) for text in texts]
         return texts
 
-    def draw(self, image, completion, reference=None) -> Image.Image:
+    def draw(self, image, completion, reference=None, width=None) -> Image.Image:
         """The image with its caption below, and what people say of it."""
-        return draw_caption(image, completion, reference)
+        return draw_caption(image, completion, reference, width)
 
     @naming_arguments
     def get_references(self, rows: list[dict]) -> list[list[str]]:

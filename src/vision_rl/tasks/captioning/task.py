@@ -101,7 +101,7 @@ def make_metric(processor: CaptioningProcessor) -> Callable[..., dict]:
     return coco_captions
 
 
-def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: CaptioningProcessor) -> None:
+def save_results(predictions: Sequence, rows: list[dict], processor: CaptioningProcessor, folder: Path) -> None:
     """`captions.json`, as COCO's caption evaluation reads it."""
     pairs = zip(predictions, rows, strict=True)
     results = [{"image_id": row["image_id"], "caption": caption} for caption, row in pairs]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from PIL import Image, ImageDraw, ImageFont
 
 from vision_rl.arguments import naming_arguments
-from vision_rl.drawing import LABEL, PAPER, check_drawn
+from vision_rl.drawing import LABEL, PAPER, at_width
 from vision_rl.tasks.colorization.colorfulness import Picture, uint8_pixels_of
 from vision_rl.tasks.colorization.processing import rgb_to_grey
 
@@ -15,7 +15,7 @@ def draw(
     image: Picture,
     completion: Picture | Mapping[str, Picture],
     reference: Picture | None = None,
-    side: int = 256,
+    width: int | None = None,
 ) -> Image.Image:
     """A row of pictures, each with its name below: the grey photo, the true one, and what was predicted.
 
@@ -23,8 +23,8 @@ def draw(
         image: the photo; it is made grey here, as for the model.
         completion: a prediction; or several by name: `{"before": ..., "after": ...}`.
         reference: the photo in colour. Without one it is left out.
-        side: pixels of the longer side of each picture; all have the shape of `image`, for predictions come stretched to
-            the model's frame.
+        width: of each picture in pixels; without one a small photo is enlarged while it fits into 512 pixels. All pictures have
+            the shape of `image`, for predictions come stretched to the model's frame.
 
     Returns:
         An RGB picture.
@@ -35,11 +35,8 @@ def draw(
         pictures["photo"] = reference
     pictures |= completion if isinstance(completion, Mapping) else {"prediction": completion}
 
-    height, width = grey.shape
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    check_drawn("side", *size)
-    gap, text_size = max(2, side // 64), max(11, side // 16)
+    size = at_width(Image.fromarray(grey.cpu().numpy()), width).size
+    gap, text_size = max(2, size[0] // 64), max(11, size[0] // 16)
     row = Image.new("RGB", (len(pictures) * (size[0] + gap) - gap, size[1] + round(1.6 * text_size)), PAPER)
     canvas, font = ImageDraw.Draw(row), ImageFont.load_default(text_size)
     for column, (name, picture) in enumerate(pictures.items()):

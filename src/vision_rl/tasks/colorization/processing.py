@@ -51,6 +51,7 @@ class ColorizationProcessor(DenseProcessor):
     """
 
     regression = True
+    pipeline_tag = "image-to-image"
 
     def __init__(
         self,
@@ -194,11 +195,11 @@ class ColorizationProcessor(DenseProcessor):
         """Pictures of what stage I's `decode` gives for N grey photos `pixel_values (N, 3, H, W)`."""
         return self.to_images(outputs["color"], pixel_values)
 
-    def draw(self, image, completion, reference=None) -> Image.Image:
+    def draw(self, image, completion, reference=None, width=None) -> Image.Image:
         """The grey photo, the true one and the prediction, side by side."""
         from vision_rl.tasks.colorization.drawing import draw  # it imports this module
 
-        return draw(image, completion, reference)
+        return draw(image, completion, reference, width)
 
     def batch_decode(self, sequences) -> list:
         raise NotImplementedError(

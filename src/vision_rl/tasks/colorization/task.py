@@ -81,7 +81,7 @@ def make_metric(processor: ColorizationProcessor) -> Callable[..., dict]:
     return colorization_metrics
 
 
-def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: ColorizationProcessor) -> None:
+def save_results(predictions: Sequence, rows: list[dict], processor: ColorizationProcessor, folder: Path) -> None:
     """A PNG an image at the model's size, in `colorized`."""
     (folder / "colorized").mkdir(exist_ok=True)
     for picture, row in zip(predictions, rows, strict=True):

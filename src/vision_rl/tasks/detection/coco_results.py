@@ -55,10 +55,10 @@ def coco_results(
 
 
 def save_coco_results(
-    path: str | Path,
     predictions: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int | str],
     category_ids: Sequence[int | str],
+    path: str | Path,
     frames: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes `coco_results` of the predictions to a JSON file."""

@@ -8,21 +8,20 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vision_rl.arguments import naming_arguments
-from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, check_drawn, draw_mark
+from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, at_width, draw_mark
 from vision_rl.tasks.detection.average_precision import checked_prediction, checked_reference
 
 
 MISSED = (29, 78, 216)
-_SIDE = 512  # pixels: a small image is enlarged while it fits
 
 
 @naming_arguments
 def draw(
     image: Image.Image,
-    prediction: Mapping[str, Any],
+    completion: Mapping[str, Any],
     reference: Mapping[str, Any] | None = None,
+    width: int | None = None,
     label_names: Sequence[str] | None = None,
-    scale: int | None = None,
     score_threshold: float | None = None,
     title: str | None = None,
 ) -> Image.Image:
@@ -35,24 +34,22 @@ def draw(
 
     Args:
         image: of any mode, in the pixels that the boxes are in.
-        prediction: `boxes (n, 4)` xyxy, `labels (n,)`, `scores (n,)`, as `coco_map` takes them.
+        completion: `boxes (n, 4)` xyxy, `labels (n,)`, `scores (n,)`, as `coco_map` takes them.
         reference: `boxes (m, 4)`, `labels (m,)`, optionally `iscrowd (m,)`.
+        width: of the drawn image in pixels; without one a small image is enlarged while it fits into 512 pixels.
         label_names: the class names, in order of label; without them the numbers are written.
-        scale: how many pixels wide a pixel becomes; without it, as many as keep a small image within 512.
         score_threshold: boxes of a lower score are left out, and find nothing. Without it all are drawn.
         title: a line above the image.
 
     Returns:
-        An RGB picture of `scale` times the image's size, taller by the title.
+        An RGB picture of this width, taller than the image by the title.
     """
-    found = checked_prediction(prediction)
+    found = checked_prediction(completion)
     if score_threshold is not None:
         found = {key: values[found["scores"] >= score_threshold] for key, values in found.items()}
     truth = None if reference is None else checked_reference(reference)
-    scale = scale or max(1, _SIDE // max(image.size))
-    check_drawn("scale", image.width * scale, image.height * scale)
-    picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    pen = _Pen(picture, label_names, scale)
+    picture = at_width(image, width)
+    pen = _Pen(picture, label_names, scale=picture.width / image.width)
     by_score = np.argsort(found["scores"], kind="stable")  # the best is drawn last: on top
 
     if truth is None:
@@ -110,7 +107,7 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.nda
 class _Pen:
     """Draws boxes on a picture at once, and their labels at the end, over all boxes."""
 
-    def __init__(self, picture: Image.Image, label_names: Sequence[str] | None, scale: int):
+    def __init__(self, picture: Image.Image, label_names: Sequence[str] | None, scale: float):
         self.canvas = ImageDraw.Draw(picture)
         self.size = picture.size
         self.label_names = label_names

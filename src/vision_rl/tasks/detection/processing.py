@@ -71,6 +71,7 @@ class DetectionProcessor(VisionProcessor):
         ValueError: for options out of range; in use, for rows that cannot be learned from.
     """
 
+    pipeline_tag = "object-detection"
     target_columns = ("objects",)
     watched_ids = (LOW, HIGH, ABSENT)
 
@@ -350,9 +351,9 @@ class DetectionProcessor(VisionProcessor):
         """One completion, as `batch_decode` reads it."""
         return self.batch_decode([ids], None if image_size is None else [image_size])[0]
 
-    def draw(self, image, completion, reference=None) -> Image.Image:
+    def draw(self, image, completion, reference=None, width=None) -> Image.Image:
         """The boxes on the image, right, wrong and missed ones told apart."""
-        return draw_boxes(image, completion, reference, self.categories)
+        return draw_boxes(image, completion, reference, width, self.categories)
 
     def _without_start(self, ids) -> np.ndarray:
         """Whole boxes: one more token is that with which `generate` starts."""

@@ -149,7 +149,7 @@ def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
     return partial(coco_map, num_labels=processor.num_labels)
 
 
-def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: DetectionProcessor) -> None:
+def save_results(predictions: Sequence, rows: list[dict], processor: DetectionProcessor, folder: Path) -> None:
     """`detections.json`, as COCO's server and pycocotools' `loadRes` read it; with the name of each category."""
     frames = [row["frame"] for row in rows if "frame" in row] or None  # of a folder in COCO's form
     results = coco_results(predictions, [row["image_id"] for row in rows], processor.category_ids, frames)

@@ -3,7 +3,7 @@
 from PIL import Image, ImageDraw, ImageFont
 
 from vision_rl.arguments import naming_arguments
-from vision_rl.drawing import LABEL, PAPER, RIGHT, UNJUDGED, WRONG, check_drawn, draw_grid, draw_mark
+from vision_rl.drawing import LABEL, PAPER, RIGHT, UNJUDGED, WRONG, at_width, draw_grid, draw_mark
 
 
 __all__ = ["draw", "draw_grid"]
@@ -14,7 +14,7 @@ def draw(
     image: Image.Image,
     completion: str | dict[str, str | list[str]],
     reference: str | None = None,
-    scale: int = 4,
+    width: int | None = None,
 ) -> Image.Image:
     """The image enlarged, with what was read below it: green with a tick when right, red with a cross when wrong.
 
@@ -23,16 +23,15 @@ def draw(
         completion: the text; or several by name, each on a line of its own: `{"before": "46719", "after": "40719"}`.
             A name may have a list of texts, such as the samples of an image.
         reference: the true text. Without one the completion is dark and has no mark.
-        scale: how many pixels wide a pixel becomes.
+        width: of the drawn image in pixels; without one a small image is enlarged while it fits into 512 pixels.
 
     Returns:
         An RGB picture, as wide as the enlarged image unless a line is wider.
     """
     named = completion if isinstance(completion, dict) else {"": completion}
     lines = {label: [texts] if isinstance(texts, str) else texts for label, texts in named.items()}
-    check_drawn("scale", image.width * scale, image.height * scale)
-    enlarged = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    size = 7 * scale
+    enlarged = at_width(image, width)
+    size = max(12, min(enlarged.height // 4, enlarged.width // 16))
     font, label_font = ImageFont.load_default(size), ImageFont.load_default(0.65 * size)
     margin, line_height = size // 3, round(1.35 * size)
     label_width = max(round(label_font.getlength(label)) for label in lines)
@@ -42,8 +41,8 @@ def draw(
     def width_of(text: str) -> int:
         return round(font.getlength(text or "(empty)")) + mark_width + margin
 
-    width = max(enlarged.width, *(text_left + sum(map(width_of, texts)) for texts in lines.values()))
-    picture = Image.new("RGB", (width, enlarged.height + line_height * len(lines) + margin), PAPER)
+    widest = max(enlarged.width, *(text_left + sum(map(width_of, texts)) for texts in lines.values()))
+    picture = Image.new("RGB", (widest, enlarged.height + line_height * len(lines) + margin), PAPER)
     picture.paste(enlarged)
     canvas = ImageDraw.Draw(picture)
     for line, (label, texts) in enumerate(lines.items()):

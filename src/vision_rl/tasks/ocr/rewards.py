@@ -4,7 +4,8 @@ Texts are compared as they are, code point by code point. What should not count,
 Unicode's several spellings of one letter, is for the data set to normalise.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 
 from vision_rl.arguments import check_rows
 
@@ -32,7 +33,12 @@ def exact_match_reward(completions: list[str], references: list[str], **kwargs) 
     return [float(completion == reference) for completion, reference in zip(completions, references, strict=True)]
 
 
-def character_accuracy_reward(completions: list[str], references: list[str], **kwargs) -> list[float]:
+def character_accuracy_reward(
+    completions: list[str],
+    references: list[str],
+    log_metric: Callable[[str, float], None] | None = None,
+    **kwargs,
+) -> list[float]:
     """1 minus the edit distance as a share of the reference's length, not below 0.
 
     It tells one wrong character from four, so a model that never reads a whole text still learns from it. Without the
@@ -42,9 +48,12 @@ def character_accuracy_reward(completions: list[str], references: list[str], **k
     Args:
         completions: the texts that were read.
         references: the true texts, one a completion.
+        log_metric: the trainer's; it is told the share of texts that are right in every character.
         kwargs: the other columns that a trainer passes; not used.
     """
     _check_texts("completions", completions, references)
+    if log_metric is not None and completions:
+        log_metric("exact_match", sum(map(operator.eq, completions, references)) / len(completions))
     return [
         max(0.0, 1 - edit_distance(completion, reference) / len(reference)) if reference else float(not completion)
         for completion, reference in zip(completions, references, strict=True)

@@ -59,7 +59,7 @@ def make_metric(processor: TextProcessor) -> Callable[..., dict]:
     return character_error_rate
 
 
-def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: TextProcessor) -> None:
+def save_results(predictions: Sequence, rows: list[dict], processor: TextProcessor, folder: Path) -> None:
     """`texts.json`: the text of each image."""
     pairs = zip(predictions, rows, strict=True)
     results = [{"image_id": row["image_id"], "text": text} for text, row in pairs]

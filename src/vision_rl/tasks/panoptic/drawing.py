@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from vision_rl.arguments import naming_arguments
-from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, check_drawn, draw_mark
+from vision_rl.drawing import PAPER, RIGHT, UNJUDGED, WRONG, Colour, at_width, draw_mark
 from vision_rl.tasks.panoptic.quality import match_segments
 from vision_rl.tasks.panoptic.segments import (
     VOID,
@@ -23,7 +23,6 @@ from vision_rl.tasks.panoptic.segments import (
 
 
 MISSED = (29, 78, 216)
-_SIDE = 512  # pixels: a small image is enlarged while it fits
 _GOLDEN_RATIO = 0.618034  # steps of the hue: neighbours in the list of categories differ, however many there are
 _Label = tuple[str, Colour, bool | None]
 
@@ -31,10 +30,10 @@ _Label = tuple[str, Colour, bool | None]
 @naming_arguments
 def draw(
     image: Image.Image,
-    prediction: Segmentation,
+    completion: Segmentation,
     reference: Segmentation | None = None,
+    width: int | None = None,
     categories: Sequence[Mapping[str, Any]] | None = None,
-    scale: int | None = None,
     opacity: float = 0.55,
 ) -> Image.Image:
     """The image with its segments, void left as it is.
@@ -45,25 +44,24 @@ def draw(
 
     Args:
         image: of any mode.
-        prediction: `(map, segments_info)`; of another size than the image, it is brought to the image's.
+        completion: `(map, segments_info)`; of another size than the image, it is brought to the image's.
         reference: the true one.
+        width: of the drawn image in pixels; without one a small image is enlarged while it fits into 512 pixels.
         categories: dicts with `id` and `name`, whose names are written; without them the ids are.
-        scale: how many pixels wide a pixel becomes; without it, as many as keep a small image within 512.
         opacity: of the colours, 0 to 1.
 
     Returns:
-        An RGB picture of `scale` times the image's size.
+        An RGB picture of this width.
     """
-    scale = scale or max(1, _SIDE // max(image.size))
-    size = (image.height * scale, image.width * scale)
-    check_drawn("scale", *size)
+    photo = at_width(image, width)
+    size = (photo.height, photo.width)
     names = {category["id"]: str(category["name"]) for category in categories or []}
     places = {category["id"]: place for place, category in enumerate(categories or [])}
-    prediction = resized(prediction, (image.height, image.width))
+    prediction = resized(completion, (image.height, image.width))
     found = read_segments(prediction)
     labels: list[tuple[np.ndarray, _Label]] = []
 
-    pixels = np.asarray(image.convert("RGB").resize(size[::-1], Image.Resampling.NEAREST), np.float32)
+    pixels = np.asarray(photo, np.float32)
     shown = resize_nearest(found.map, size)
     colours = np.array([*(category_colour(places.get(c, int(c))) for c in found.categories), PAPER], np.float32)
     paint = colours[places_of(shown, found.ids)]  # (height, width, 3); void has place -1

@@ -63,6 +63,7 @@ class PanopticProcessor(DenseProcessor):
         ValueError: for options out of range; in use, for rows that cannot be learned from.
     """
 
+    pipeline_tag = "image-segmentation"
     target_columns = ("segmentation", "segments_info")
 
     def __init__(
@@ -343,9 +344,9 @@ class PanopticProcessor(DenseProcessor):
         labels = decode_logits(outputs["semantics"], outputs["instances"], self.min_fraction).cpu().numpy()
         return [to_segmentation(of_image, self.category_ids) for of_image in labels]
 
-    def draw(self, image, completion, reference=None) -> Image.Image:
+    def draw(self, image, completion, reference=None, width=None) -> Image.Image:
         """The segments on the image, right, wrong and missed ones told apart."""
-        return draw_segments(image, completion, reference, self.categories)
+        return draw_segments(image, completion, reference, width, self.categories)
 
     def batch_decode(self, sequences) -> list:
         raise NotImplementedError(

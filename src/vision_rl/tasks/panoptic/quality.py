@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from vision_rl.arguments import naming_arguments
+from vision_rl.rewards import OfProcessor
 from vision_rl.tasks.panoptic.segments import (
     VOID,
     Segmentation,
@@ -141,7 +142,7 @@ def panoptic_quality(
     return _summary(_totals(_matches(predictions, references), categories), categories)
 
 
-class PanopticQuality:
+class PanopticQuality(OfProcessor):
     """Panoptic quality in the form that trainers call: `compute_metrics=PanopticQuality(processor.categories)`.
 
     A prediction of another size than its reference is brought to the reference's, as the authors evaluate: trainers'
@@ -154,6 +155,19 @@ class PanopticQuality:
 
     def __init__(self, categories: Sequence[Mapping[str, Any]]):
         self.categories = _checked(categories)
+
+    def for_processor(self, processor: Any) -> Self:
+        """This, if its categories are those of the processor. Raises `ValueError` where they are not."""
+        known = getattr(processor, "categories", self.categories)
+        own, fact = (
+            {each["id"]: bool(each["isthing"]) for each in categories} for categories in (self.categories, known)
+        )
+        if own != fact:
+            raise ValueError(
+                f"PanopticQuality has {len(own)} categories, the processor {len(fact)}, and they differ: give it the "
+                "processor's, PanopticQuality(processor.categories)."
+            )
+        return self
 
     @naming_arguments
     def __call__(self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def make_metric(processor: PanopticProcessor) -> PanopticQuality:
     return PanopticQuality(processor.categories)
 
 
-def save_results(folder: Path, predictions: Sequence, rows: list[dict], processor: PanopticProcessor) -> None:
+def save_results(predictions: Sequence, rows: list[dict], processor: PanopticProcessor, folder: Path) -> None:
     """A folder `panoptic` of PNGs at the images' sizes and `panoptic.json`, as panopticapi and COCO's server read them."""
     frames = [row["frame"] for row in rows if "frame" in row]  # of a folder in COCO's form
     sizes = {"frames": frames} if frames else {"image_sizes": [row["image_size"] for row in rows]}

@@ -10,7 +10,7 @@ from transformers import LogitsProcessorList
 from vision_rl.models import cuda_graphs
 from vision_rl.models.cache_position import CachePosition
 from vision_rl.models.cast_weights import CastWeights
-from vision_rl.models.cuda_graphs import CudaGraphRunner, addresses, kept_rollouts
+from vision_rl.models.cuda_graphs import CudaGraphRunner, addresses, kept_writers
 from vision_rl.models.decode_step import ModelStep, takes_positions
 from vision_rl.models.decoding import Decoding, EagerRunner
 from vision_rl.models.fast_step import VisionStep, is_plain
@@ -18,7 +18,7 @@ from vision_rl.models.packed_linear import can_pack, packed_linears
 
 
 class Work(NamedTuple):
-    """All that a rollout depends on beside the decoder, the images' content and the uniforms."""
+    """All that writing depends on beside the decoder, the images' content and the uniforms."""
 
     num_images: int  # B, or B*G for a decoder that wants images repeated
     num_rows: int  # B*G
@@ -36,8 +36,8 @@ class Work(NamedTuple):
     logits_processor: LogitsProcessorList | None = None  # of greedy decoding
 
 
-def rollout_of(decoder: Any, work: Work) -> "Rollout":
-    """A new rollout; on a GPU, where the step can be a CUDA graph, the one that did such work before."""
+def writer_of(decoder: Any, work: Work) -> "Writer":
+    """A new writer; on a GPU, where the step can be a CUDA graph, the one that did such work before."""
     if work.length > getattr(decoder.config, "max_position_embeddings", work.length) and takes_positions(decoder):
         raise ValueError(
             f"Completions of {work.length} tokens do not fit the decoder's {decoder.config.max_position_embeddings} "
@@ -45,8 +45,8 @@ def rollout_of(decoder: Any, work: Work) -> "Rollout":
         )
     if can_capture(decoder, work):
         key = (work, addresses(decoder), is_plain(decoder))
-        return kept_rollouts(decoder).get(key, lambda: Rollout(decoder, work, CudaGraphRunner()))
-    return Rollout(decoder, work, EagerRunner(check_every=1 if work.device.type == "cpu" else 8))
+        return kept_writers(decoder).get(key, lambda: Writer(decoder, work, CudaGraphRunner()))
+    return Writer(decoder, work, EagerRunner(check_every=1 if work.device.type == "cpu" else 8))
 
 
 def can_capture(decoder: Any, work: Work) -> bool:
@@ -63,8 +63,8 @@ def can_capture(decoder: Any, work: Work) -> bool:
     )
 
 
-class Rollout:
-    """A `Decoding`, and what its steps run with."""
+class Writer:
+    """Writes completions: a `Decoding`, and what its steps run with."""
 
     def __init__(self, decoder: Any, work: Work, runner: EagerRunner):
         self.decoder, self.work, self.runner = decoder, work, runner
@@ -74,8 +74,8 @@ class Rollout:
         self.fast = is_plain(decoder) and not work.synced
         self.decoding: Decoding | None = None
 
-    def write(self, images: Tensor, uniforms: Tensor | None) -> Decoding:
-        """The completions about `images (B, N, d)`; `uniforms (B*G, >= length)` where it samples."""
+    def write(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> Decoding:
+        """The completions about `images (B, N, d)`; `uniforms (B*G, >= length)` where it samples; `mask (B, N)`."""
         with ExitStack() as stack:
             if self.casts is not None:
                 stack.enter_context(self.casts.in_place())
@@ -83,7 +83,7 @@ class Rollout:
                 stack.enter_context(packed_linears(self.decoder))
             if self.decoding is None:
                 self.decoding = self._make_decoding()
-            self.decoding.start(images, uniforms)
+            self.decoding.start(images, uniforms, mask)
             self.decoding.write(self.runner, self.work.synced)
         return self.decoding
 

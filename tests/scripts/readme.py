@@ -1,0 +1,19 @@
+"""Runs the README's Python blocks one after the other, as they stand: from the repository's folder, with `vision_rl` installed."""
+
+import re
+from pathlib import Path
+
+
+def blocks() -> list[str]:
+    readme = Path(__file__).parents[2] / "README.md"
+    return re.findall(r"^```python\n(.*?)^```", readme.read_text(), re.S | re.M)
+
+
+def main() -> None:
+    names: dict = {"__name__": "readme"}
+    for number, block in enumerate(blocks()):
+        exec(compile(block, f"README.md[{number}]", "exec"), names)
+
+
+if __name__ == "__main__":
+    main()
