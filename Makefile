@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(C
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo  ## tune a detector for mAP in two situations, against more MLE, about 6 minutes: runs/demo/
+demo: $(VENV)/.demo  ## tune a detector and a captioner, against more MLE and better decoding: runs/demo/
 	$(BIN)/python experiments/demo.py
 
 demo-smoke: $(VENV)/.demo  ## every line of the demo in under a minute, on numbers that show nothing: runs/smoke/
@@ -24,9 +24,10 @@ demo-smoke: $(VENV)/.demo  ## every line of the demo in under a minute, on numbe
 demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts from, which take an hour and a half
 	$(BIN)/python experiments/demo.py --full true
 
-results: $(VENV)/.demo  ## the whole detection experiment, some hours: experiments/results/; an interrupted one goes on
+results: $(VENV)/.demo  ## the experiments with scenes, some hours: experiments/results/; an interrupted one goes on
 	$(BIN)/python experiments/detection_study.py --situation crowded
 	$(BIN)/python experiments/detection_study.py --situation incomplete --rows mle_continued tuned_map tuned_map_64 tuned_map_continued
+	$(BIN)/python experiments/scene_captioning_study.py
 
 tables: $(VENV)/.demo  ## the tables of README.md and docs/ anew from experiments/results/
 	$(BIN)/python experiments/write_tables.py

@@ -83,6 +83,7 @@ ON_CURVE = [
     ("eval_reward", ".3f"),
     ("eval_cider", ".3f"),
     ("eval_mean_length", ".1f"),
+    ("eval_unfinished", ".3f"),
 ]
 TRAINING = {
     "optim": "adamw_torch",
@@ -237,7 +238,15 @@ class SceneCaptioningStudy(Study):
         """What the log of a training has of validation, and the mean reward of the samples since the last entry."""
         log = tables.read_json(self.trained(row, learning_rate, seed) / "trainer_state.json")["log_history"]
         rewards = {entry["step"]: entry["reward"] for entry in log if "reward" in entry}
-        names = ("step", "cpu_seconds", "eval_loss", "eval_cider", "eval_reward", "eval_mean_length")
+        names = (
+            "step",
+            "cpu_seconds",
+            "eval_loss",
+            "eval_cider",
+            "eval_reward",
+            "eval_mean_length",
+            "eval_unfinished",
+        )
         entries = [{name: entry[name] for name in names if name in entry} for entry in log if "eval_cider" in entry]
         return [{**entry, "reward": rewards.get(entry["step"])} if rewards else entry for entry in entries]
 
@@ -339,11 +348,14 @@ def rate_table(results: dict) -> str:
 def curve_table(results: dict) -> str:
     """What each training reached on validation after so many steps, first seed, greedily, as Markdown."""
     rows = [
-        [NAMES[row], *(f"{point[name]:{precision}}" if point.get(name) else "" for name, precision in ON_CURVE)]
+        [
+            NAMES[row],
+            *(f"{point[name]:{precision}}" if point.get(name) is not None else "" for name, precision in ON_CURVE),
+        ]
         for row, curves in results["curves"].items()
         for point in curves[0]
     ]
-    titles = ["steps", "core seconds", "loss", "reward of samples", "reward, greedy", "CIDEr", "words"]
+    titles = ["steps", "core seconds", "loss", "reward of samples", "reward, greedy", "CIDEr", "words", "unfinished"]
     return tables.markdown(["", *titles], rows)
 
 

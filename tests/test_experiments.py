@@ -25,7 +25,7 @@ def test_the_demo_compares_tuning_with_decoding_and_more_mle_in_two_pieces_and_d
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert list(results) == ["incomplete", "captions"]
     for rows, tuned in zip(results.values(), ("tuned for mAP", "tuned for CIDEr"), strict=True):
-        assert {"MLE", "MLE continued", tuned} < set(rows) and len(rows) == 5
+        assert {"MLE", "MLE continued", tuned} < set(rows)
         assert rows["MLE"]["steps"] == 0 and rows["MLE continued"]["steps"] > rows[tuned]["steps"] == 1
     assert all((tmp_path / f"{name}.png").stat().st_size > 30_000 for name in results)
 
