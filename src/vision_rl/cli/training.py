@@ -27,7 +27,9 @@ def mle(given: Read) -> Callable[[], None]:
     trainer = VisionMLETrainer(
         model=building.make_model(given.task, model_args, processor, given.training.max_completion_length),
         **_parts(given, train, evaluated, processor),
-        completion_decoder=building.completion_decoder(processor, model_args, model_args.stage1),
+        completion_decoder=building.completion_decoder(
+            processor, model_args.model, model_args.stage1, model_args.model_revision
+        ),
     )
     return lambda: _train(trainer, data)
 
@@ -60,7 +62,7 @@ def tune(given: Read) -> Callable[[], None]:
             args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
         ),
         **_parts(given, train, evaluated, processor),
-        completion_decoder=building.completion_decoder(processor, args),
+        completion_decoder=building.completion_decoder(processor, args.model, revision=args.model_revision),
     )
     if args.freeze_encoder:
         for parameter in encoder_parameters(trainer.model):
