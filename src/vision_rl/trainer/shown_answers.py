@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import TrainerState
 
 from vision_rl.drawing import draw_grid
-from vision_rl.processing import VisionProcessor, image_size, rgb_image
+from vision_rl.processing import VisionProcessor, as_in_data_set
 from vision_rl.trainer.collator import BatchColumns
 
 
@@ -57,10 +57,7 @@ def draw_answers(answers: Evaluated, processor: VisionProcessor) -> Image.Image:
     """Draw the answers side by side, each as the processor draws it."""
     pictures = []
     for place, (image, completion, reference) in enumerate(answers.rows):
-        picture = rgb_image(image, place)
-        if image_size(picture) != picture.size:  # resized beforehand, while answers are in the pixels it had then
-            picture = picture.resize(image_size(picture), Image.Resampling.BICUBIC)
-        drawn = processor.draw(picture, completion, reference).copy()
+        drawn = processor.draw(as_in_data_set(image, place), completion, reference).copy()
         drawn.thumbnail((WIDTH, WIDTH))
         pictures.append(drawn)
     return draw_grid(pictures, columns=len(pictures))

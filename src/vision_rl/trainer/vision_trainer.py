@@ -38,7 +38,9 @@ from vision_rl.trainer.model_card import write_card
 from vision_rl.trainer.model_checks import check_encoder
 from vision_rl.trainer.optimizer import make_optimizer
 from vision_rl.trainer.other_names import OF_TRAINERS, refuse_other_names
+from vision_rl.trainer.progress import ProgressLine
 from vision_rl.trainer.ranks import check_same_data, wait_for_gloo_at_exit
+from vision_rl.trainer.run_record import RunRecord
 from vision_rl.trainer.shown_answers import ShownAnswers
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
@@ -100,6 +102,7 @@ class VisionTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        started_from = model if isinstance(model, str) else base_model(model).config._name_or_path
         # Load
         if isinstance(model, str):
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
@@ -112,7 +115,7 @@ class VisionTrainer(Trainer):
         self._prepare_model(base_model(model), args, processing_class)
         compute_metrics = as_metric(compute_metrics, self.processor)
         model = with_adapters(model, peft_config)
-        if isinstance(model, PeftModel) and is_served(model):
+        if isinstance(model, PeftModel):
             drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
@@ -154,6 +157,9 @@ class VisionTrainer(Trainer):
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
+        rows = {name: len(each) for name, each in datasets.items() if not isinstance(each, StreamHead)}
+        self._progress = ProgressLine.take_place(self)
+        self.add_callback(RunRecord({"trainer": type(self).__name__, "model": started_from, "rows": rows}))
         self._bad_rows: set[str] = set()
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.unwrap(self.model).add_model_tags(self._tag_names)
@@ -464,6 +470,8 @@ class VisionTrainer(Trainer):
             raise
         finally:
             self.num_images_in_step = None
+            if self._progress is not None:
+                self._progress.stop()
 
     def _run_epoch(self, *args, **kwargs):
         """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
