@@ -186,10 +186,9 @@ def at_revision(args: Any, options: dict[str, Any] | None = None) -> dict[str, A
     return {**(options or {}), **({} if args.model_revision is None else {"revision": args.model_revision})}
 
 
-def completion_decoder(
-    processor: VisionProcessor, model: str | None, stage1: str | None = None, revision: str | None = None
-) -> UViMDecoder | None:
-    """The decoder of a task with codes: stage I from its own folder, or from the folder or Hub name of `model`."""
+def completion_decoder(processor: VisionProcessor, args: Any, stage1: str | None = None) -> UViMDecoder | None:
+    """The decoder of a task with codes: stage I from its own folder, or from the folder of `args.model`."""
+    model = args.model
     if not isinstance(processor, DenseProcessor):
         return None
     if stage1 is not None:
@@ -200,4 +199,5 @@ def completion_decoder(
         )
     if Path(model).is_dir() and not (Path(model) / "stage1").is_dir():
         raise ValueError(f"{model} has no folder stage1 with the network that reads codes.")
-    return UViMDecoder(UViMModel.from_pretrained(model, subfolder="stage1", revision=revision), processor)
+    stage1_of_model = UViMModel.from_pretrained(model, subfolder="stage1", revision=args.model_revision)
+    return UViMDecoder(stage1_of_model, processor)

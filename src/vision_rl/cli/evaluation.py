@@ -49,7 +49,7 @@ def evaluate(given: Read) -> Callable[[], None]:
         ),
         eval_dataset=rows,  # looked at before an hour of answers
         processing_class=processor,
-        completion_decoder=building.completion_decoder(processor, args.model, revision=args.model_revision),
+        completion_decoder=building.completion_decoder(processor, args),
     )
     identity = _identity(args.model, args.model_revision, rows, args.shard_size)
     shards = Shards(folder / "shards", identity, len(rows), args.shard_size)

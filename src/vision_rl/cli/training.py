@@ -30,9 +30,7 @@ def mle(given: Read) -> Callable[[], None]:
     trainer = VisionMLETrainer(
         model=building.make_model(given.task, model_args, processor, given.training.max_completion_length),
         **_parts(given, train, evaluated, processor),
-        completion_decoder=building.completion_decoder(
-            processor, model_args.model, model_args.stage1, model_args.model_revision
-        ),
+        completion_decoder=building.completion_decoder(processor, model_args, model_args.stage1),
     )
     return lambda: _train(trainer, data, "mle", given)
 
@@ -66,7 +64,7 @@ def tune(given: Read) -> Callable[[], None]:
             args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
         ),
         **_parts(given, train, evaluated, processor),
-        completion_decoder=building.completion_decoder(processor, args.model, revision=args.model_revision),
+        completion_decoder=building.completion_decoder(processor, args),
     )
     if args.freeze_encoder:
         for parameter in encoder_parameters(trainer.model):
