@@ -51,10 +51,14 @@ def make_processor() -> CaptioningProcessor:
     return CaptioningProcessor(images, tokenizer, max_caption_length=MAX_TOKENS)
 
 
-def make_reward(processor: CaptioningProcessor) -> CiderReward:
+def make_rewards(processor: CaptioningProcessor) -> dict[str, CiderReward]:
+    """CIDEr-D with the end of a sentence counted as a word, as one tunes for it, and without, as it is reported."""
     captions = captions_of(captioned_scenes("train", NUM_COUNTED, COUNTED_SEED))
-    frequency = DocumentFrequency.from_references(captions, append_eos=True)
-    return CiderReward(frequency, eos_token_id=processor.tokenizer.eos_token_id)
+    end = processor.tokenizer.eos_token_id
+    return {
+        name: CiderReward(DocumentFrequency.from_references(captions, append_eos), append_eos, end)
+        for name, append_eos in (("with end", True), ("without end", False))
+    }
 
 
 def captioner(processor: CaptioningProcessor, seed: int) -> VisionEncoderDecoderModel:

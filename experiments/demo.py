@@ -10,8 +10,8 @@ Scenes of handwritten digits, none of which is in both training and test, and ML
 * captions: each scene has five true sentences, and nothing in the image says which of them. A captioner is tuned for CIDEr.
 
 As controls, MLE goes on for longer than tuning takes, with the learning rate that suited it best on validation, and MLE
-models also answer in the way that suits them best. Writes runs/demo/: the tables, one picture, the models. docs/results.md
-has the whole experiments.
+models also answer in the way that suits them best. Writes runs/demo/: the tables, one picture, the models, and of each tuned
+one a page, report.html. docs/results.md has the whole experiments.
 """
 
 import json
@@ -32,6 +32,7 @@ from study import Study
 from tables import read_json
 from trl import TrlParser
 
+from vision_rl.analysis import Answers, Comparison, write_report
 from vision_rl.drawing import draw_grid
 from vision_rl.tasks import captioning, detection
 
@@ -44,7 +45,7 @@ NUM_DRAWN = 6
 class DemoArguments:
     output_dir: str = "runs/demo"
     seed: int = 0
-    steps: int = 200  # of tuning; the controls make three times as many
+    steps: int = 200  # of tuning; the controls make more, and take longer
     num_train_images: int = 15_000
     num_eval_images: int = 500
     threads: int = 1  # two hardly help models this small, and hinder where the cores are shared
@@ -74,6 +75,7 @@ class Piece:
     lines: list[Line]
     columns: dict[str, str]
     draw: Callable[[dict], list[Image.Image]]  # of what each line predicts
+    compare: Callable[[dict, dict], Comparison]  # MLE with the tuned model, of what each line predicts and its numbers
 
 
 def incomplete_labels(demo: DemoArguments, out: Path) -> Piece:
@@ -97,6 +99,7 @@ def incomplete_labels(demo: DemoArguments, out: Path) -> Piece:
         Line(f"MLE, absent above {threshold}", "mle", {"stop_threshold": threshold}),
         Line("MLE, absence forbidden", "mle", {"stop_threshold": 1.0}),
         Line("MLE continued", "mle_continued"),
+        Line(f"MLE continued, above {threshold}", "mle_continued", {"stop_threshold": threshold}),
         Line("tuned for mAP", "tuned_map"),
     ]
     columns = {
@@ -112,13 +115,25 @@ def incomplete_labels(demo: DemoArguments, out: Path) -> Piece:
         scenes = study.scenes("test").select(range(min(NUM_DRAWN, demo.num_eval_images)))
         return [
             detection.draw(
-                scene["image"], of_line.boxes["likelihood"][place], of_line.references[place], scale=6, title=title
+                scene["image"], of_line.boxes["likelihood"][place], of_line.references[place], width=288, title=title
             )
             for title, of_line in ((title, found[title]) for title in ("MLE", "tuned for mAP"))
             for place, scene in enumerate(scenes)
         ]
 
-    return Piece(study, study.checkpoint, chosen_rates(known), lines, columns, draw)
+    def compare(found: dict[str, Measured], numbers: dict[str, dict]) -> Comparison:
+        mle, tuned = (
+            Answers(
+                found[title].boxes["likelihood"],
+                detection.draw,
+                found[title].per_image["greedy_map_reward"],
+                {columns[name]: value for name, value in numbers[title].items() if name in columns},
+            )
+            for title in ("MLE", "tuned for mAP")
+        )
+        return Comparison(study.scenes("test")["image"], found["MLE"].references, tuned, mle, "mAP reward")
+
+    return Piece(study, study.checkpoint, chosen_rates(known), lines, columns, draw, compare)
 
 
 def captions_of_scenes(demo: DemoArguments, out: Path) -> Piece:
@@ -171,7 +186,20 @@ def captions_of_scenes(demo: DemoArguments, out: Path) -> Piece:
             for place, scene in enumerate(scenes)
         ]
 
-    return Piece(study, mle, chosen_rates(known), lines, columns, draw)
+    def compare(found: dict[str, list[str]], numbers: dict[str, dict]) -> Comparison:
+        scenes = captioned_scenes("test", demo.num_eval_images)
+        mle, tuned = (
+            Answers(
+                found[title],
+                captioning.draw,
+                captioning.coco_captions(found[title], scenes["captions"][:])["per_caption_cider"],
+                {columns[name]: value for name, value in numbers[title].items() if name in columns},
+            )
+            for title in ("MLE", "tuned for CIDEr")
+        )
+        return Comparison(scenes["image"], scenes["captions"], tuned, mle, "CIDEr")
+
+    return Piece(study, mle, chosen_rates(known), lines, columns, draw, compare)
 
 
 PIECES = {"incomplete": incomplete_labels, "captions": captions_of_scenes}
@@ -187,6 +215,7 @@ def main(demo: DemoArguments) -> None:
     torch.set_num_threads(demo.threads)
     results: dict[str, dict] = {}
     pictures: list[Image.Image] = []
+    pages: list[Path] = []
     for name, make in PIECES.items():
         piece = make(demo, out / name)
         folders = {"mle": piece.checkpoint}
@@ -201,10 +230,12 @@ def main(demo: DemoArguments) -> None:
             numbers = {column: round(float(columns[column][0]), 4) for column in piece.columns if column in columns}
             results[name][line.title] = {**numbers, **cost(folders[line.row])}
         pictures += piece.draw(found)
+        pages.append(write_report(folders[piece.lines[-1].row], piece.compare(found, results[name])))
         show(name, piece, results[name], demo)
     (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": results}, indent=1) + "\n")
     draw_grid(pictures, columns=NUM_DRAWN).save(out / "before_after.png")
     print(f"\nWritten: {out}/results.json, {out}/before_after.png and the models.")
+    print(f"The largest gains and losses, in a browser: {', '.join(map(str, pages))}")
 
 
 def show(name: str, piece: Piece, rows: dict[str, dict], demo: DemoArguments) -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from bootstrap import resampled_weights
 from datasets import Dataset
+from scipy.stats import rankdata
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl.models.sampling import sample
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
 from vision_rl.tasks.detection.drawing import match_boxes
 from vision_rl.tasks.detection.processing import SCORES
-from vision_rl.tasks.detection.rewards import THRESHOLDS
+from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, TOKENS_PER_BOX
 
 
 RECALLS = np.linspace(0, 1, 101)
@@ -86,6 +87,49 @@ def measure(
         (match_boxes(image, truth)[0] >= 0).sum() for image, truth in zip(found, references, strict=True)
     ]
     return Measured(boxes, {name: np.array(values) for name, values in per_image.items()}, references)
+
+
+@torch.no_grad()
+def stopping(
+    model: VisionEncoderDecoderModel,
+    processor: DetectionProcessor,
+    scenes: Dataset,
+    stop_threshold: float = 0.95,
+    batch_size: int = 200,
+) -> dict[str, float]:
+    """What a model thinks of stopping at each place where it might: P(absent) at the first token of a box.
+
+    Looked at are the boxes up to the first absent one of `stop_threshold`, so that many models pass through like places.
+
+    Returns:
+        The mean P(absent) while a true box is still to be found (`left`), and when all are found (`none_left`); and how well it
+        tells the two apart: `auc`, the probability that it is higher at a place of the second kind.
+    """
+    processor = copy.copy(processor)
+    processor.stop_threshold = stop_threshold
+    absent, left = [], []
+    for start in range(0, len(scenes), batch_size):
+        rows = [scenes[i] for i in range(start, min(start + batch_size, len(scenes)))]
+        completions = sample(
+            model,
+            processor(images=[row["image"] for row in rows])["pixel_values"],
+            do_sample=False,
+            logits_processor=processor.logits_processor,
+            max_completion_length=processor.completion_length,
+            watched_ids=(ABSENT,),
+        )
+        at_first = completions.watched_logps[:, 0, ::TOKENS_PER_BOX, 0].exp()  # (B, boxes)
+        found = processor.batch_decode(completions.completion_ids[:, 0].tolist(), [row["image"].size for row in rows])
+        for p_absent, boxes, truth in zip(at_first, found, processor.get_references(rows), strict=True):
+            for place in range(min(len(boxes["labels"]) + 1, len(p_absent))):
+                before = {name: values[:place] for name, values in boxes.items()}
+                absent.append(float(p_absent[place]))
+                left.append((match_boxes(before, truth)[0] >= 0).sum() < len(truth["labels"]))
+    ranks, left_out = rankdata(absent), ~np.array(left)
+    pairs = left_out.sum() * (~left_out).sum()
+    auc = (ranks[left_out].sum() - left_out.sum() * (left_out.sum() + 1) / 2) / max(pairs, 1)
+    means = {"left": np.mean(np.array(absent)[~left_out]), "none_left": np.mean(np.array(absent)[left_out])}
+    return {name: round(float(value), 4) for name, value in {**means, "auc": auc}.items()}
 
 
 class Resampled:

@@ -21,7 +21,7 @@ import numpy as np
 import tables
 import torch
 from datasets import Dataset
-from detection_measures import Measured, both_rewards, measure, resampled_columns
+from detection_measures import Measured, both_rewards, measure, resampled_columns, stopping
 from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
 from pretrain_detection import NUM_TRAIN_IMAGES
@@ -52,10 +52,11 @@ class Row:
 
     Args:
         title: in the tables.
-        learning_rates: the best of them on validation is taken.
+        learning_rates: the best of them on validation is taken; where there is one only, an earlier sweep chose it.
         images, generations: of a step of tuning; the steps are so many that all tuned models see as many samples.
         length: times as many steps. A step of MLE takes less time than one of tuning: MLE makes more, and takes longer.
         all_seeds: otherwise the first only.
+        start: the row whose first model it starts from; else the checkpoint.
     """
 
     title: str
@@ -64,19 +65,21 @@ class Row:
     generations: int = 4
     length: float = 1.0
     all_seeds: bool = True
+    start: str | None = None
 
 
 TUNED = {
     "tuned_recall": Row("tuned for recall", (1e-4,)),
-    "tuned_map": Row("tuned for mAP", (3e-5, 1e-4, 3e-4)),
+    "tuned_map": Row("tuned for mAP", (1e-4,)),
     "tuned_map_long": Row("tuned for mAP, three times as long", (1e-4,), length=3, all_seeds=False),
     "tuned_map_64": Row("tuned for mAP, 64 images a step", (2e-4,), images=64, all_seeds=False),
     "tuned_map_256": Row("tuned for mAP, 256 images a step", (4e-4,), images=256, all_seeds=False),
+    "tuned_map_continued": Row("tuned for mAP from MLE continued", (1e-4,), all_seeds=False, start="mle_continued"),
     "tuned_map_g16": Row("tuned for mAP, 16 samples an image", (2e-4,), generations=16, all_seeds=False),
 }
 MLE = {
-    "mle_continued": Row("MLE continued", (1e-4, 1e-3), length=1.5),
-    "mle_confidence": Row("MLE continued, with confidence loss", (1e-4, 1e-3)),
+    "mle_continued": Row("MLE continued", (1e-3,), length=1.5, all_seeds=False),
+    "mle_confidence": Row("MLE continued, with confidence loss", (1e-4,), all_seeds=False),
 }
 TRAINED = MLE | TUNED
 TITLES = {
@@ -113,7 +116,9 @@ ON_CURVE = {
 @dataclass
 class StudyArguments:
     situation: Situation = "crowded"
-    rows: list[str] = field(default_factory=lambda: ["mle_continued", "mle_confidence", "tuned_recall", "tuned_map"])
+    rows: list[str] = field(
+        default_factory=lambda: ["mle_continued", "mle_confidence", "tuned_recall", "tuned_map"]
+    )  # of TRAINED
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     learning_rates: list[float] | None = None  # of every row; None: each its own
     stop_thresholds: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.5, 0.7, 0.9, 0.95, 1.0])
@@ -187,7 +192,12 @@ class DetectionStudy(Study):
         }
 
     def start(self, row: str, seed: int) -> Path:
-        return self.checkpoint
+        before = TRAINED[row].start
+        return (
+            self.checkpoint
+            if before is None
+            else self.trained(before, TRAINED[before].learning_rates[0], self.seeds[0])
+        )
 
     def other_settings(self) -> dict:
         images = [NUM_TRAIN_IMAGES, NUM_TRAIN_IMAGES + self.args.num_train_images]
@@ -286,6 +296,11 @@ class DetectionStudy(Study):
             points.append({"step": step, "map": round(best, 4), **numbers})
         return points
 
+    def stopping(self, folder: Path) -> dict[str, float]:
+        """Whether a model knows when to stop, on validation images; see `detection_measures.stopping`."""
+        model = VisionEncoderDecoderModel.from_pretrained(folder)
+        return stopping(model, self.processor, self.scenes("validation"))
+
 
 def map_by_score(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {score: float(columns[f"map_{score}"][0]) for score in SCORES}
@@ -322,6 +337,7 @@ def main(args: StudyArguments) -> dict:
         "commit": commit(),
         "learning_rates": rates,
         "thresholds": thresholds,
+        "stopping": {row: study.stopping(folders[0]) for row, folders in models.items()},
         "scores": study.scores,
         **study.results([name for name in tested if name not in controls and not name.endswith("@1")], controls),
         "curves": curves,
@@ -381,6 +397,14 @@ def threshold_table(results: dict) -> str:
         ]
         rows.append([label, *cells])
     return tables.markdown(["mAP / AR@100 / boxes", *reached], rows)
+
+
+def stopping_table(results: dict) -> str:
+    """P(absent) where a box is still to be found and where none is, and how well it tells them apart, as Markdown."""
+    rows = [
+        [TITLES[row], *(f"{value:.3f}" for value in values.values())] for row, values in results["stopping"].items()
+    ]
+    return tables.markdown(["mean P(absent)", "a box is left", "none is left", "AUC"], rows)
 
 
 def curve_table(results: dict) -> str:

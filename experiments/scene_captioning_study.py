@@ -4,9 +4,10 @@
 
 Scenes are drawn when asked for, and none is seen twice. MLE learns all five sentences of each image; its first part is common
 to the seeds, which then go on with other scenes each. The best model on validation is where the other rows start: MLE
-continued, with a new cosine of the learning rate and at least the time that tuning takes, and tuning for CIDEr. Each takes the learning rate, and of its training the model, that does best on
-validation. Every model writes greedily, with beams, and by the consensus of 16 samples. What is finished is kept in
-`work_dir`, and a training goes on where it was interrupted.
+continued, with a new cosine of the learning rate and more time than tuning takes, and tuning for CIDEr, with the end of a
+sentence counted as a word and without. Each takes the learning rate that does best on validation; of MLE continued the last
+model counts, whose loss is lowest, of tuning the best on validation. Models write greedily, with beams, and by the consensus
+of 16 samples. What is finished is kept in `work_dir`, and a training goes on where it was interrupted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 import tables
 import torch
 from bootstrap import resampled_weights
-from caption_measures import DECODINGS, NUM_SAMPLES, answers, caption_columns, samples, sentence_form
+from caption_measures import DECODINGS, NUM_SAMPLES, answers, caption_columns, effective_forms, num_forms, samples
 from caption_scenes import (
     ENCODER,
     MAX_TOKENS,
@@ -27,7 +28,7 @@ from caption_scenes import (
     captioned_scenes,
     captioner,
     make_processor,
-    make_reward,
+    make_rewards,
 )
 from PIL import Image
 from runs import commit, weights_of
@@ -48,8 +49,15 @@ CHECKPOINT = Path(__file__).parent / "checkpoints" / "scene-captions"  # MLE of 
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
 NUM_SHOWN = 12  # test images with their sentences
 NUM_TRAIN_SCENES = 1_000_000  # to draw from: more than any row learns from
-SEEDS_OF_SCENES = {"mle_first": 0, "mle": 3, "mle_continued": 1, "tuned": 2}  # no row sees what another has seen
-NAMES = {"mle_first": "MLE, common part", "mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
+# No row sees what the model has seen that it starts from.
+SEEDS_OF_SCENES = {"mle_first": 0, "mle": 3, "mle_continued": 1, "tuned": 2, "tuned_without_end": 2}
+NAMES = {
+    "mle_first": "MLE, common part",
+    "mle": "MLE",
+    "mle_continued": "MLE continued",
+    "tuned": "tuned for CIDEr",
+    "tuned_without_end": "tuned, end not counted",
+}
 PATHS = ("checkpoint", "work_dir", "output", "picture")
 COLUMNS = {
     "cider": "CIDEr",
@@ -59,11 +67,13 @@ COLUMNS = {
     "sampled_reward": "reward, sampled",
     "num_words": "words",
     "forms": "forms",
-    "sampled_forms": "forms, sampled",
+    "sampled_forms": "forms of samples",
     "milliseconds": "ms an image",
 }
-OF_TUNED = ("greedy", "beam 4")  # its decodings
+TUNED = {"tuned": "with end", "tuned_without_end": "without end"}  # the reward of each
+OF_TUNED = ("greedy", "beam 4")  # their decodings
 OF_THE_SET = ("bleu_4", "forms", "sampled_forms", "milliseconds")  # no means over images, so without an interval
+IN_SHORT = ("cider", "bleu_4", "rouge_l", "num_words", "forms", "milliseconds")
 COMPARED = ("cider", "rouge_l", "reward")
 ON_CURVE = [
     ("step", "d"),
@@ -136,11 +146,13 @@ class SceneCaptioningStudy(Study):
         super().__init__(Path(args.work_dir), args.seeds)
         self.args = args
         self.processor = make_processor()
-        self.reward = make_reward(self.processor)
+        self.rewards = make_rewards(self.processor)
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
         config = TRAINING | {"learning_rate": learning_rate, "seed": seed}
-        if row == "tuned":
+        if row == "mle_continued":  # the loss is lowest at the end, and CIDEr on so few images chooses a lucky model
+            config["load_best_model_at_end"] = False
+        if row in TUNED:
             steps = {"max_steps": self.args.steps, "eval_steps": 50, "save_steps": 50, "warmup_steps": 20}
             return config | steps | {"num_generations": NUM_SAMPLES, "lr_scheduler_type": "linear"}
         num_steps, every = {
@@ -176,8 +188,8 @@ class SceneCaptioningStudy(Study):
             model = captioner(self.processor, config["seed"])
         else:
             model = VisionEncoderDecoderModel.from_pretrained(start)
-        if row == "tuned":
-            return VisionRewardTrainer(model, self.reward, VisionRewardConfig(**config), **data)
+        if row in TUNED:
+            return VisionRewardTrainer(model, self.rewards[TUNED[row]], VisionRewardConfig(**config), **data)
         return AllCaptionsMLETrainer(model, VisionMLEConfig(**config), **data)
 
     def measure(self, folder: Path, split: Split, decoding: str = "greedy") -> tuple[dict[str, np.ndarray], list[str]]:
@@ -198,14 +210,15 @@ class SceneCaptioningStudy(Study):
         rows = [scenes[index] for index in range(len(scenes))]
         pixel_values = self.processor(images=[row["image"] for row in rows])["pixel_values"]
         references = self.processor.get_references(rows)
-        found = answers(model, self.processor, pixel_values, decoding, self.reward, MAX_TOKENS)
-        more = {"reward": self.reward(found.captions, references, found.ids)}
-        of_the_set = {"forms": _num_forms(found.captions), "milliseconds": found.milliseconds}
+        reward = self.rewards["with end"]
+        found = answers(model, self.processor, pixel_values, decoding, self.rewards, MAX_TOKENS)
+        more = {"reward": reward(found.captions, references, found.ids)}
+        of_the_set = {"forms": num_forms(found.captions), "milliseconds": found.milliseconds}
         if decoding == "greedy":
             texts, ids = samples(model, self.processor, pixel_values, MAX_TOKENS)
             repeated = [of_image for of_image in references for _ in range(NUM_SAMPLES)]
-            more["sampled_reward"] = np.reshape(self.reward(texts, repeated, ids), (-1, NUM_SAMPLES)).mean(1)
-            of_the_set["sampled_forms"] = _num_forms(texts)
+            more["sampled_reward"] = np.reshape(reward(texts, repeated, ids), (-1, NUM_SAMPLES)).mean(1)
+            of_the_set["sampled_forms"] = effective_forms(texts)
         weights = resampled_weights(len(rows), NUM_RESAMPLES if split == "test" else 0)
         columns = caption_columns(found.captions, references, weights, more)
         columns |= {name: np.full(len(weights), value) for name, value in of_the_set.items()}
@@ -214,8 +227,11 @@ class SceneCaptioningStudy(Study):
     def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:
         return columns["cider"][0]
 
-    def cpu_seconds(self, row: str, learning_rate: float, seed: int) -> int:
-        return tables.read_json(self.trained(row, learning_rate, seed) / "run.json")["cpu_seconds"]
+    def test(self, row: str, folders: Sequence[Path], **how) -> None:
+        """With the seconds of a core in place of the clock's: others used the cores too."""
+        super().test(row, folders, **how)
+        runs = [tables.read_json(folder / "run.json") for folder in folders]
+        self.costs[row] = [{"steps": run["steps"], "seconds": run["cpu_seconds"]} for run in runs]
 
     def curve(self, row: str, learning_rate: float, seed: int) -> list[dict]:
         """What the log of a training has of validation, and the mean reward of the samples since the last entry."""
@@ -232,10 +248,6 @@ def best_decoding(results: dict) -> str:
     return max(reached, key=reached.__getitem__)
 
 
-def _num_forms(captions: Sequence[str]) -> int:
-    return len(set(map(sentence_form, captions)))
-
-
 def main(args: StudyArguments) -> dict:
     torch.set_num_threads(args.threads)
     study = SceneCaptioningStudy(args)
@@ -243,21 +255,19 @@ def main(args: StudyArguments) -> dict:
         study.trained("mle", args.mle_learning_rate, seed)
     control_rate, control_rates = study.choose("mle_continued", args.control_learning_rates)
     tuned_rate, tuned_rates = study.choose("tuned", args.learning_rates)
-    rates = {"mle": args.mle_learning_rate, "mle_continued": control_rate, "tuned": tuned_rate}
+    rates = {"mle": args.mle_learning_rate, "mle_continued": control_rate} | dict.fromkeys(TUNED, tuned_rate)
     for row, rate in rates.items():
         folders = [study.trained(row, rate, seed) for seed in args.seeds]
-        for decoding in DECODINGS if row != "tuned" else OF_TUNED:
+        for decoding in DECODINGS if row not in TUNED else OF_TUNED:
             study.test(f"{row}, {decoding}", folders, decoding=decoding)
     results = {
         "commit": commit(),
         "settings": {name: value for name, value in asdict(args).items() if name not in PATHS},
         "training": {row: study.config(row, rate, args.seeds[0]) for row, rate in rates.items()},
         "learning_rates": {"mle_continued": control_rates, "tuned": tuned_rates},
-        "cpu_seconds": {
-            row: [study.cpu_seconds(row, rate, seed) for seed in args.seeds] for row, rate in rates.items()
-        },
         **study.results(
-            ["tuned, greedy"], [f"{row}, {decoding}" for row in ("mle", "mle_continued") for decoding in DECODINGS]
+            [f"{row}, greedy" for row in TUNED],
+            [f"{row}, {decoding}" for row in ("mle", "mle_continued") for decoding in DECODINGS],
         ),
         "curves": {
             "mle_first": [study.curve("mle_first", args.first_learning_rate, args.first_seed)],
@@ -270,6 +280,7 @@ def main(args: StudyArguments) -> dict:
             if name in of_row:
                 of_row[name]["interval"] = None
     tables.write_json(results, args.output)
+    Path(args.picture).parent.mkdir(parents=True, exist_ok=True)
     picture(results).save(args.picture)
     print(table(results), difference_table(results), sep="\n\n")
     return results
@@ -301,6 +312,14 @@ def table(results: dict) -> str:
     return tables.row_table(results, COLUMNS, label, form)
 
 
+def short_table(results: dict) -> str:
+    """MLE and more of it, greedily and as each writes best, and the tuned models greedily."""
+    best = best_decoding(results)
+    names = [f"{row}, {decoding}" for row in ("mle", "mle_continued") for decoding in ("greedy", best)]
+    rows = {name: results["rows"][name] for name in (*names, *(f"{row}, greedy" for row in TUNED))}
+    return tables.row_table({"rows": rows}, {name: COLUMNS[name] for name in IN_SHORT}, label, form)
+
+
 def difference_table(results: dict) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
     return tables.difference_table(results, {name: COLUMNS[name] for name in COMPARED}, label)
@@ -329,13 +348,13 @@ def curve_table(results: dict) -> str:
 
 
 def form(name: str) -> str:
-    return {"forms": ".0f", "sampled_forms": ".0f", "milliseconds": ".1f", "num_words": ".1f"}.get(name, ".3f")
+    return {"forms": ".0f", "sampled_forms": ".1f", "milliseconds": ".1f", "num_words": ".1f"}.get(name, ".3f")
 
 
 def label(row: str) -> str:
     """ "mle, greedy" to "MLE, greedy"."""
     name, decoding = row.split(", ")
-    return f"{NAMES[name]}, {decoding.replace('mbr 16', 'consensus of 16')}"
+    return f"{NAMES[name]}, {decoding.replace('mbr', 'consensus of')}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import captioning_study
 import colorization_hacking
 import dense_study
 import detection_study
+import scene_captioning_study
 
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ def all_tables() -> dict[str, str]:
     incomplete = recorded("detection-incomplete")
     tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
     tables["detection-incomplete, learning rates"] = detection_study.rate_table(incomplete)
+    tables["detection-incomplete, stopping"] = detection_study.stopping_table(incomplete)
     tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
     for name in ("panoptic", "colorization"):
         tables[name] = dense_study.table(recorded(name))
@@ -44,6 +46,12 @@ def all_tables() -> dict[str, str]:
     tables["captioning"] = captioning_study.table(captions)
     tables["captioning, differences"] = captioning_study.difference_table(captions)
     tables["captioning, sentences"] = captioning_study.caption_table(captions)
+    scenes = recorded("scene-captions")
+    tables["scene-captions"] = scene_captioning_study.table(scenes)
+    tables["scene-captions, in short"] = scene_captioning_study.short_table(scenes)
+    tables["scene-captions, differences"] = scene_captioning_study.difference_table(scenes)
+    tables["scene-captions, learning rates"] = scene_captioning_study.rate_table(scenes)
+    tables["scene-captions, curves"] = scene_captioning_study.curve_table(scenes)
     return tables
 
 

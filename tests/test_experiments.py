@@ -20,11 +20,13 @@ def run(script: str, *options: str | Path) -> None:
 SMALL = ["--steps", "1", "--num_train_images", "32", "--num_eval_images", "4"]
 
 
-def test_the_demo_compares_three_models_in_two_situations_and_draws_them(tmp_path):
+def test_the_demo_compares_tuning_with_decoding_and_more_mle_in_two_pieces_and_draws_them(tmp_path):
     run("demo.py", *SMALL, "--output_dir", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert list(results) == ["crowded", "incomplete"]
-    assert all(list(rows) == ["mle", "mle_continued", "tuned_map"] for rows in results.values())
+    assert list(results) == ["incomplete", "captions"]
+    for rows, tuned in zip(results.values(), ("tuned for mAP", "tuned for CIDEr"), strict=True):
+        assert {"MLE", "MLE continued", tuned} < set(rows) and len(rows) == 5
+        assert rows["MLE"]["steps"] == 0 and rows["MLE continued"]["steps"] > rows[tuned]["steps"] == 1
     assert (tmp_path / "before_after.png").stat().st_size > 50_000
 
 
@@ -42,7 +44,7 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     }
     assert [point["step"] for point in first["curves"]["tuned_map"]] == [0, 1]
     trained = {path: path.stat().st_mtime for path in (tmp_path / "work").rglob("model.safetensors")}
-    assert len(list((tmp_path / "work").rglob("run.json"))) == 2 * 4
+    assert len(list((tmp_path / "work").rglob("run.json"))) == 2 * 1 + 2 * 2
     run(*command)
     assert {path: path.stat().st_mtime for path in trained} == trained
     assert json.loads((tmp_path / "results.json").read_text()) == first
@@ -91,6 +93,42 @@ def test_colorization_is_studied_and_hacked(photos_folder, tmp_path):
     results = json.loads((tmp_path / "hack.json").read_text())
     assert [point["step"] for point in results["curves"]["reward alone"]] == [0, 1, 2]
     assert (tmp_path / "reward_hacking.png").exists() and (tmp_path / "reward_hacking_curves.png").exists()
+
+
+def test_the_preference_of_simulated_raters_is_fitted_and_tuned_for(tmp_path):
+    """In steps that show nothing; then the example tunes for the choices that the experiment has kept."""
+    few = [
+        "--stage1_steps",
+        "2",
+        "--mle_steps",
+        "2",
+        "--tune_steps",
+        "1",
+        "--counts",
+        "30",
+        "--tuned_counts",
+        "30",
+        "--num_fresh",
+        "10",
+    ]
+    paths = ("--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/found.json", "--pictures", f"{tmp_path}/a.png")
+    run("preference_study.py", *few, *paths)
+    found = json.loads((tmp_path / "found.json").read_text())["raters"]
+    assert list(found) == ["tone", "truth"]
+    assert all(0 <= row["greedy"]["win_rate"] <= 1 for rater in found.values() for row in rater["choices"].values())
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+    for made in (tmp_path / "work" / "tone").glob("choices-*-1.*"):
+        made.rename(tmp_path / f"choices{made.suffix}")
+    example = ("--model", f"{tmp_path}/work/mle", "--tune", "true", "--tune_steps", "1", "--scenes", "32")
+    run("../examples/preferences.py", *example, "--output_dir", str(tmp_path))
+    assert (tmp_path / "tuned" / "reward" / "preference" / "config.json").exists()
+
+
+def test_the_page_on_preferences_has_the_numbers_of_the_experiment(experiment):
+    results = EXPERIMENTS / "results" / "preference.json"
+    table = experiment("preference_study").table(json.loads(results.read_text()))
+    assert table in (EXPERIMENTS.parent / "docs" / "preferences.md").read_text()
 
 
 def study(task: str, folder: Path, *data: str) -> Path:

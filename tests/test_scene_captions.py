@@ -44,6 +44,13 @@ def test_a_form_is_a_sentence_without_its_digits_colours_places_and_ground(measu
     assert measures.sentence_form("two digits on grass") != measures.sentence_form("three digits on grass")
 
 
+def test_as_many_equally_frequent_forms_would_be_as_various(measures):
+    assert measures.effective_forms(["a red 3", "a blue 8", "one digit", "two digits"] * 2) == pytest.approx(
+        2 * 2**0.5
+    )
+    assert measures.num_forms(["a red 3", "a blue 8", "one digit", "two digits"]) == 3
+
+
 def test_the_consensus_is_the_sample_that_the_others_share_most_with(measures):
     texts = ["a red 3 on brick", "a red 3 on grass", "a red 3 on brick", "a blue 8"] + ["a blue 8"] * 3 + ["a red 3"]
     frequency = DocumentFrequency.from_references([[text] for text in texts], append_eos=True)

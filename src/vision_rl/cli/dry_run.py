@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +10,13 @@ from typing import Any
 
 import huggingface_hub.constants
 import torch
-import yaml
 from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.cli import building, memory
 from vision_rl.cli.arguments import ModelArguments
 from vision_rl.cli.data import load_rows
-from vision_rl.cli.parser import recipe_files
 from vision_rl.cli.reading import Read, read_training
+from vision_rl.cli.recipe import Recipe
 from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models.description import count_parameters
 from vision_rl.models.uvim import UViMModel
@@ -25,21 +24,6 @@ from vision_rl.task import load_processor
 
 
 GB = 1e9
-
-
-@dataclass
-class Recipe:
-    """A recipe of the package, with the keys that chain it to others."""
-
-    name: str
-    content: dict[str, Any]
-
-    @classmethod
-    def all(cls) -> list["Recipe"]:
-        return [cls(path.stem, yaml.safe_load(path.read_text())) for path in recipe_files()]
-
-    def starts_from(self, folder: str) -> bool:
-        return folder in (self.content.get("model"), self.content.get("stage1"))
 
 
 def dry_run(command: str, given: Read) -> None:

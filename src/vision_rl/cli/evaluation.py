@@ -14,6 +14,7 @@ from vision_rl.cli import building
 from vision_rl.cli.data import cheap_columns, load_rows, require
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
+from vision_rl.cli.recipe import require_folders
 from vision_rl.processing import image_size, rgb_image
 from vision_rl.task import load_processor
 
@@ -22,6 +23,7 @@ def evaluate(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.model is None:
         raise ValueError("vision-rl eval needs a model: the output_dir of `vision-rl mle` or `tune`.")
+    require_folders([args.model])
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)

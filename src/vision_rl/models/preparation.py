@@ -5,7 +5,7 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
+from transformers import BlipForConditionalGeneration, GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
 from transformers.trainer_utils import align_special_tokens
 
 from vision_rl.models.lengths import uncounted_id
@@ -96,16 +96,24 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
     return frozen
 
 
-def drop_text_arguments(policy: VisionEncoderDecoderModel) -> None:
-    """Let the encoder ignore text arguments that are None: PEFT passes `input_ids=None` and others for SEQ_2_SEQ_LM.
+def drop_text_arguments(policy: PreTrainedModel) -> None:
+    """Let the model be called as PEFT calls it for task types such as SEQ_2_SEQ_LM: with `input_ids=None` and others.
 
-    `VisionEncoderDecoderModel` passes these arguments on to its encoder, and SigLIP would get `inputs_embeds` twice.
+    `VisionEncoderDecoderModel` passes these arguments on to its encoder, and SigLIP would get `inputs_embeds` twice;
+    BLIP would as well.
     """
-    policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+    if isinstance(policy, VisionEncoderDecoderModel):
+        policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+    if isinstance(policy, BlipForConditionalGeneration):
+        policy.register_forward_pre_hook(_without_nothing, with_kwargs=True)
 
 
 def _without_text(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, {name: value for name, value in kwargs.items() if name not in TEXT_ARGUMENTS or value is not None}
+
+
+def _without_nothing(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, {name: value for name, value in kwargs.items() if value is not None}
 
 
 def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:

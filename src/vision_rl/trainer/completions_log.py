@@ -15,7 +15,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from vision_rl.processing import completion_text, image_size, rgb_image
+from vision_rl.processing import as_in_data_set, completion_text
 from vision_rl.trainer.collator import BatchColumns
 from vision_rl.trainer.completions_sheet import Cell, draw_sheet, number
 from vision_rl.trainer.evaluation import Record
@@ -225,9 +225,7 @@ class CompletionsLog:
         return {**table, **parts, **total}
 
     def _pictures(self, row: LoggedImage) -> list[Image.Image]:
-        image = rgb_image(row.image, row.row_index)
-        if image_size(image) != image.size:  # resized beforehand, while completions are in the pixels it had then
-            image = image.resize(image_size(image), Image.Resampling.BICUBIC)
+        image = as_in_data_set(row.image, row.row_index)
         return [self.draw(image, completion, row.reference) for completion in row.completions]
 
     def _sheet(self, title: str, rows: list[LoggedImage], pictures: list[list[Image.Image]]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -42,16 +43,17 @@ class VisionRewardTrainer(VisionTrainer):
     weighted sum of log-probabilities, so that the whole logits are never needed.
 
     Args:
-        model: an MLE-trained `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
+        model: an MLE-trained `VisionEncoderDecoderModel`, Pix2Struct, Florence-2 or BLIP's captioner, one inside PEFT, or the
+            name or path of one.
         reward_funcs: one reward or a list: `reward(completions, completion_ids, references, **columns) ->
             list[float | None] | RewardOutput`, as in TRL; also async functions, modules, text classifiers of transformers
-            or the name of one, and evaluate modules.
+            or the name of one, and evaluate modules or the path of one.
         args: options; default `VisionRewardConfig("<model>-Reward")`.
         train_dataset, eval_dataset: rows with an image and whatever columns the rewards want.
         processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
             with an image processor and a tokenizer.
         compute_metrics: `compute_metrics(predictions=, references=) -> dict` over the greedy completions of the whole
-            evaluation set, as an evaluate module's `compute`: the true metric beside the reward.
+            evaluation set, an evaluate module, its path, or a list of these: the true metric beside the reward.
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
             `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
@@ -71,7 +73,7 @@ class VisionRewardTrainer(VisionTrainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class=None,
-        compute_metrics: Callable[..., dict] | None = None,
+        compute_metrics: Callable[..., dict] | Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,

@@ -49,7 +49,7 @@ class Stage1Trainer(VisionTrainer):
     processor: DenseProcessor
     learns_from_labels = True
     _tag_names = ["vision_rl", "uvim"]
-    learned_by = "stage I of UViM, which writes dense maps as codes and reads them back"
+    learned_by = "trained as stage I of UViM (dense maps as codes)"
 
     def __init__(
         self,

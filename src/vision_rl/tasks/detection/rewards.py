@@ -2,7 +2,7 @@
 
 The matching is that of the authors' `configs/proj/reward_tune/detection_reward.py` in big_vision, which is not COCO's:
 a prediction keeps the true box that it overlaps most, a true box keeps the prediction that overlaps it most, and every
-other prediction of it is a duplicate. Predictions that overlap nothing cost nothing.
+other prediction of it is a duplicate. Predictions that overlap nothing cost nothing, unless `false_positive_weight` says so.
 """
 
 from collections.abc import Sequence
@@ -85,8 +85,11 @@ def detection_reward(
     thresholds: Sequence[float] = THRESHOLDS,
     duplicate_weight: float = 0.3,
     released_total: bool = False,
+    false_positive_weight: float = 0.0,
 ) -> DetectionRewards:
     """The sum of `w[class]` over the matched true boxes, minus `duplicate_weight` times that of the duplicates.
+
+    And minus `false_positive_weight` times that of the predictions which are neither, as the released code does not.
 
     A match is of the same class with an IoU above the threshold (strictly). The total is the mean over the thresholds, not
     divided by the number of boxes. Source: `reward_fn` of the authors' `detection_reward.py`.
@@ -100,6 +103,8 @@ def detection_reward(
         thresholds: K of the IoU.
         duplicate_weight: 0.3 in the paper.
         released_total: as released, where keys collide: (r.5 + 2 r.6 + 2 r.7 + 3 r.85 + 2 r.95) / 10 of the ten thresholds.
+        false_positive_weight: the price of a prediction that overlaps no true box of its class enough; 0 in the paper.
+            Where labels are incomplete it also punishes what is merely not labelled.
 
     Raises:
         ValueError: for shapes that do not fit, and for `released_total` with other thresholds.
@@ -113,7 +118,7 @@ def detection_reward(
         if ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"{name} must be integers; it is {described(ids)}.")
     _check_sizes(num_bins, num_labels)
-    _check_options(thresholds, duplicate_weight)
+    _check_options(thresholds, duplicate_weight, false_positive_weight)
     if class_weights is not None and class_weights.shape != (num_labels,):
         raise ValueError(f"class_weights must be ({num_labels},), one a class; it is {tuple(class_weights.shape)}.")
     if released_total and tuple(thresholds) != THRESHOLDS:
@@ -130,7 +135,9 @@ def detection_reward(
     finds, repeats = above & ~found_before, above & found_before
     weights = torch.ones(num_labels) if class_weights is None else class_weights.float()
     weight = weights.to(kept_iou.device)[found.labels][..., None]  # (B, G, N, 1)
-    worth = weight * (finds.float() - duplicate_weight * repeats.float())  # (B, G, N, K)
+    false = found.present[..., None] & ~above
+    worth = finds.float() - duplicate_weight * repeats.float() - false_positive_weight * false.float()
+    worth = weight * worth  # (B, G, N, K)
     if released_total:
         shares = torch.tensor([RELEASED_SHARES.get(t, 0) / 10 for t in thresholds], device=kept_iou.device)
         per_box = (worth * shares).sum(-1)
@@ -152,8 +159,9 @@ def _check_sizes(num_bins: int, num_labels: int) -> None:
     check_number("num_labels", num_labels, least=1, most=2**31 - 1, whole=True)
 
 
-def _check_options(thresholds: Sequence[float], duplicate_weight: float) -> None:
+def _check_options(thresholds: Sequence[float], duplicate_weight: float, false_positive_weight: float) -> None:
     check_number("duplicate_weight", duplicate_weight)
+    check_number("false_positive_weight", false_positive_weight, least=0)
     if not isinstance(thresholds, Sequence) or not thresholds:
         raise ValueError(f"thresholds must be IoUs, at least one; they are {described(thresholds)}.")
     for threshold in thresholds:
@@ -209,10 +217,13 @@ class _DetectionReward(OfProcessor):
     processor_facts = ("num_bins", "num_labels")
     thresholds: tuple[float, ...]
 
-    def __init__(self, num_bins: int | None, num_labels: int | None, duplicate_weight: float):
-        self.num_bins, self.num_labels, self.duplicate_weight = num_bins, num_labels, duplicate_weight
+    def __init__(
+        self, num_bins: int | None, num_labels: int | None, duplicate_weight: float, false_positive_weight: float
+    ):
+        self.num_bins, self.num_labels = num_bins, num_labels
+        self.duplicate_weight, self.false_positive_weight = duplicate_weight, false_positive_weight
         _check_sizes(1 if num_bins is None else num_bins, 1 if num_labels is None else num_labels)
-        _check_options(self.thresholds, duplicate_weight)
+        _check_options(self.thresholds, duplicate_weight, false_positive_weight)
         self.class_weights: torch.Tensor | None = None
         self.released_total = False
 
@@ -233,6 +244,7 @@ class _DetectionReward(OfProcessor):
             self.thresholds,
             self.duplicate_weight,
             self.released_total,
+            self.false_positive_weight,
         )
         if log_metric is not None:
             log_metric("boxes/mean", scored.present.sum(-1).float().mean())
@@ -254,6 +266,7 @@ class RecallReward(_DetectionReward):
         num_bins, num_labels: of the processor; `None`: the trainer's, which others must equal.
         thresholds: of the IoU; the mean is taken over them. The paper does not say which it used.
         duplicate_weight: 0.3 in the paper.
+        false_positive_weight: of a box that is neither; see `detection_reward`.
     """
 
     @naming_arguments
@@ -263,9 +276,10 @@ class RecallReward(_DetectionReward):
         num_labels: int | None = None,
         thresholds: Sequence[float] = (0.5,),
         duplicate_weight: float = 0.3,
+        false_positive_weight: float = 0.0,
     ):
         self.thresholds = tuple(thresholds)
-        super().__init__(num_bins, num_labels, duplicate_weight)
+        super().__init__(num_bins, num_labels, duplicate_weight, false_positive_weight)
 
     @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
@@ -287,6 +301,7 @@ class AveragePrecisionReward(_DetectionReward):
         confidence_weight: of the confidence loss, 0.3 as released; 0 turns it off.
         confidence_among: `"candidates"`, or `"vocabulary"` as released; see `confidence_targets`.
         released_total: the total as released; see `detection_reward`.
+        false_positive_weight: of a box that is neither match nor duplicate; see `detection_reward`.
     """
 
     @naming_arguments
@@ -300,9 +315,10 @@ class AveragePrecisionReward(_DetectionReward):
         confidence_weight: float = 0.3,
         released_total: bool = False,
         confidence_among: Literal["candidates", "vocabulary"] = "candidates",
+        false_positive_weight: float = 0.0,
     ):
         self.thresholds = tuple(thresholds)
-        super().__init__(num_bins, num_labels, duplicate_weight)
+        super().__init__(num_bins, num_labels, duplicate_weight, false_positive_weight)
         check_number("confidence_weight", confidence_weight, least=0)
         self.class_weights = None if class_counts is None else class_weights(class_counts)
         self._check_class_counts()

@@ -30,8 +30,12 @@ Args:
     thresholds (list of float): of the IoU. Default 0.5, 0.55, ..., 0.95.
     duplicate_weight (float): default 0.3.
     released_total (bool): the total of the authors' code, whose keys collide. Default False.
+<<<<<<< HEAD
+    false_positive_weight (float): of a box that is neither match nor duplicate. Default 0, the paper's.
+=======
     All but the first two may also be given to `evaluate.load`. As a reward of a trainer the module scores the tokens of its
     completions, with the processor's num_bins and num_labels.
+>>>>>>> main
 Returns:
     reward (float): the mean reward.
     rewards (list of float): the reward of each answer.
@@ -95,6 +99,7 @@ class DetectionReward(metric_module.MetricModule):
         thresholds=THRESHOLDS,
         duplicate_weight=0.3,
         released_total=False,
+        false_positive_weight=0.0,
     ):
         found, true = (
             pad_sequence(
@@ -106,7 +111,15 @@ class DetectionReward(metric_module.MetricModule):
         if weights is not None and len(weights) != num_labels:
             raise ValueError(f"class_counts has {len(weights)} numbers for num_labels={num_labels} classes.")
         scored = detection_reward(
-            found[:, None], true, num_bins, num_labels, weights, tuple(thresholds), duplicate_weight, released_total
+            found[:, None],
+            true,
+            num_bins,
+            num_labels,
+            weights,
+            tuple(thresholds),
+            duplicate_weight,
+            released_total,
+            false_positive_weight,
         )
         rewards = scored.rewards[:, 0].tolist()
         return {"reward": sum(rewards) / len(rewards), "rewards": rewards}
