@@ -10,7 +10,7 @@ Scenes of handwritten digits, none of which is in both training and test, and ML
 * captions: each scene has five true sentences, and nothing in the image says which of them. A captioner is tuned for CIDEr.
 
 As controls, MLE goes on for longer than tuning takes, with the learning rate that suited it best on validation, and MLE
-models also answer in the way that suits them best. Writes runs/demo/: the tables, one picture, the models, and of each tuned
+models also answer in the way that suits them best. Writes runs/demo/: the tables, a picture of each, the models, and of each tuned
 one a page, report.html. docs/results.md has the whole experiments.
 """
 
@@ -38,7 +38,7 @@ from vision_rl.tasks import captioning, detection
 
 
 RESULTS = Path(__file__).parent / "results"
-NUM_DRAWN = 6
+NUM_DRAWN = 4
 
 
 @dataclass
@@ -214,7 +214,7 @@ def main(demo: DemoArguments) -> None:
     out = Path(demo.output_dir)
     torch.set_num_threads(demo.threads)
     results: dict[str, dict] = {}
-    pictures: list[Image.Image] = []
+    pictures: list[Path] = []
     pages: list[Path] = []
     for name, make in PIECES.items():
         piece = make(demo, out / name)
@@ -229,12 +229,12 @@ def main(demo: DemoArguments) -> None:
             columns, found[line.title] = piece.study.measure(folders[line.row], "test", **line.how)
             numbers = {column: round(float(columns[column][0]), 4) for column in piece.columns if column in columns}
             results[name][line.title] = {**numbers, **cost(folders[line.row])}
-        pictures += piece.draw(found)
+        pictures.append(out / f"{name}.png")
+        draw_grid(piece.draw(found), columns=NUM_DRAWN).save(pictures[-1])
         pages.append(write_report(folders[piece.lines[-1].row], piece.compare(found, results[name])))
         show(name, piece, results[name], demo)
     (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": results}, indent=1) + "\n")
-    draw_grid(pictures, columns=NUM_DRAWN).save(out / "before_after.png")
-    print(f"\nWritten: {out}/results.json, {out}/before_after.png and the models.")
+    print(f"\nWritten: {', '.join(map(str, [out / 'results.json', *pictures]))} and the models.")
     print(f"The largest gains and losses, in a browser: {', '.join(map(str, pages))}")
 
 
