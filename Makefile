@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints/known-good.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smoke demo-full results test test-app test-oldest test-newest constraints gpu-check quality format docs \
+.PHONY: help demo demo-smoke demo-full results tables test test-oldest test-newest constraints gpu-check quality format docs test-app \
   release-check clean
 
 help:  ## list the targets
@@ -24,9 +24,12 @@ demo-smoke: $(VENV)/.demo  ## every line of the demo in under a minute, on numbe
 demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts from, which take an hour and a half
 	$(BIN)/python experiments/demo.py --full true
 
-results: $(VENV)/.demo  ## the whole detection experiment, about two hours: experiments/results/; an interrupted one goes on
+results: $(VENV)/.demo  ## the whole detection experiment, some hours: experiments/results/; an interrupted one goes on
 	$(BIN)/python experiments/detection_study.py --situation crowded
-	$(BIN)/python experiments/detection_study.py --situation incomplete
+	$(BIN)/python experiments/detection_study.py --situation incomplete --rows mle_continued tuned_map tuned_map_64 tuned_map_continued
+
+tables: $(VENV)/.demo  ## the tables of README.md and docs/ anew from experiments/results/
+	$(BIN)/python experiments/write_tables.py
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

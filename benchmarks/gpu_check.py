@@ -32,7 +32,7 @@ from workload import Workload, make_model
 
 from vision_rl.models import cuda_graphs
 from vision_rl.models.completions import SampledCompletions
-from vision_rl.models.cuda_graphs import CudaGraphRunner, kept_rollouts
+from vision_rl.models.cuda_graphs import CudaGraphRunner, kept_writers
 from vision_rl.models.sampling import sample
 
 
@@ -180,7 +180,7 @@ def graphs_of(workload: Workload, rollouts: int) -> dict:
         alike.append(torch.equal(drawn.completion_ids, eager.completion_ids))
         logps, _ = gradients_of(workload, model, drawn.completion_ids)
         difference = max(difference, ((drawn.per_token_logps - logps) * drawn.completion_mask).abs().max().item())
-    runners = [rollout.runner for rollout in kept_rollouts(model.decoder).kept.values()]
+    runners = [rollout.runner for rollout in kept_writers(model.decoder).kept.values()]
     runs = {"eager": lambda: draw_eagerly(workload, model), "graphs": lambda: draw(workload, model)}
     seconds = in_turns(runs, rollouts, workload.now)
     found = {

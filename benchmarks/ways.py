@@ -20,7 +20,7 @@ from transformers import HfArgumentParser
 from turns import pixels
 from workload import PAD, Workload, make_model
 
-from vision_rl.models import rollout
+from vision_rl.models import writer
 from vision_rl.models.cast_weights import CastWeights
 from vision_rl.models.cuda_graphs import CudaGraphRunner
 from vision_rl.models.log_prob_head import FusedHead, label_tokens
@@ -41,9 +41,9 @@ def main(workload: Workload, args: WaysArguments) -> list[dict]:
     if workload.vit == "xs":  # a test
         small = half = words = workload
     rows = [
-        decoding("packed weights", workload, patch.object(rollout, "can_pack", lambda *_: False), args),
-        decoding("a step with less Python", workload, patch.object(rollout, "is_plain", lambda _: False), args),
-        decoding("a step with less Python", small, patch.object(rollout, "is_plain", lambda _: False), args),
+        decoding("packed weights", workload, patch.object(writer, "can_pack", lambda *_: False), args),
+        decoding("a step with less Python", workload, patch.object(writer, "is_plain", lambda _: False), args),
+        decoding("a step with less Python", small, patch.object(writer, "is_plain", lambda _: False), args),
         decoding("weights cast once a rollout", half, patch.object(CastWeights, "in_place", _cast_never), args, True),
         maximum_likelihood("fused head, MLE", words, args),
         maximum_likelihood("fused head, MLE on a frozen encoder", words, args, frozen=True),

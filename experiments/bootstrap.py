@@ -38,6 +38,7 @@ def differences(columns: Mapping[str, Columns], rows: Sequence[str], others: Seq
         f"{row} - {other}": {
             name: summary([np.mean(columns[row][name], axis=0) - np.mean(columns[other][name], axis=0)])
             for name in columns[row]
+            if name in columns[other]
         }
         for row in rows
         for other in others

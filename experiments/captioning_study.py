@@ -16,6 +16,7 @@ import numpy as np
 import tables
 import torch
 from bootstrap import resampled_weights
+from caption_measures import caption_columns
 from captioner import ModelArguments, captioner, splits
 from runs import SHORT_TRAINING
 from study import Study
@@ -25,8 +26,7 @@ from trl import TrlParser
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer, models
 from vision_rl.models.sampling import sample
 from vision_rl.tasks import captioning
-from vision_rl.tasks.captioning import coco_captions, ptb_tokenize
-from vision_rl.tasks.captioning.coco_captions import UNFINISHED
+from vision_rl.tasks.captioning import coco_captions
 
 
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
@@ -153,18 +153,8 @@ class CaptioningStudy(Study):
                 if name == "greedy_reward":
                     captions += texts
             references += truth
-        words = [caption.split() for caption in ptb_tokenize(captions)]
-        together = coco_captions(captions, references)
-        per_image = {
-            "cider": together["per_caption_cider"],
-            "rouge_l": together["per_caption_rouge_l"],
-            "unfinished": [bool(caption) and caption[-1] in UNFINISHED for caption in words],
-            "num_words": [len(caption) for caption in words],
-            **rewards,
-        }
         weights = resampled_weights(len(captions), NUM_RESAMPLES)
-        columns = {name: weights @ np.array(values) / len(captions) for name, values in per_image.items()}
-        columns["bleu_4"] = np.full(len(weights), together["bleu_4"])  # of the whole set: no interval
+        columns = caption_columns(captions, references, weights, rewards)
         return {name: columns[name] for name in COLUMNS}, captions
 
     def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:

@@ -1,24 +1,24 @@
 """What the detection experiment measures: answers image by image, and intervals by resampling the images."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from bootstrap import resampled_weights
 from datasets import Dataset
+from scipy.stats import rankdata
 from transformers import VisionEncoderDecoderModel
 
-from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.sampling import sample
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
 from vision_rl.tasks.detection.drawing import match_boxes
-from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS
+from vision_rl.tasks.detection.processing import SCORES
+from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, TOKENS_PER_BOX
 
 
-SCORES = ("confidence", "likelihood")
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -32,10 +32,10 @@ def both_rewards(
 
 @dataclass
 class Measured:
-    """The greedy boxes of N images under both scores, and numbers of each image."""
+    """The greedy boxes of N images under every score, and numbers of each image."""
 
-    boxes: dict[str, list[dict]]  # "confidence" and "likelihood": N predictions, as `coco_map` takes them
-    per_image: dict[str, np.ndarray]  # (N,) each: boxes, and the rewards of the greedy answer and of samples
+    boxes: dict[str, list[dict]]  # N predictions for each of SCORES, as `coco_map` takes them
+    per_image: dict[str, np.ndarray]  # (N,) each: boxes, those that are right, and the rewards
     references: list[dict]
 
 
@@ -45,17 +45,16 @@ def measure(
     processor: DetectionProcessor,
     scenes: Dataset,
     rewards: Mapping[str, RecallReward | AveragePrecisionReward],
-    forbid_absent: bool = False,
+    stop_threshold: float = 0.0,
     num_generations: int = 4,
     batch_size: int = 200,
 ) -> Measured:
-    """Decode greedily, score the boxes both ways, and reward greedy answers and samples.
+    """Decode greedily, score the boxes in every way, and reward greedy answers and `num_generations` samples.
 
-    With `forbid_absent` every answer has `max_boxes` boxes; their likelihood remains that of the model as it is, which
-    ranks them better than what is left when absence is ruled out.
+    A `stop_threshold` of 0 is plain greedy decoding, and with 1 every answer has `max_boxes` boxes.
     """
-    config, score_before = model.generation_config, processor.score
-    suppressed, config.suppress_tokens = config.suppress_tokens, [ABSENT] if forbid_absent else None
+    processor = copy.copy(processor)
+    processor.stop_threshold = stop_threshold
     torch.manual_seed(0)
     references, per_image, boxes = [], defaultdict(list), {score: [] for score in SCORES}
     for start in range(0, len(scenes), batch_size):
@@ -63,35 +62,74 @@ def measure(
         images, truth = [row["image"] for row in rows], processor.get_references(rows)
         pixel_values = processor(images=images)["pixel_values"]
         options = {"max_completion_length": processor.completion_length, "watched_ids": processor.watched_ids}
-        greedy = sample(model, pixel_values, do_sample=False, **options)
-        sampled = sample(model, pixel_values, num_generations, **options)
-        logps = model_logps(model, pixel_values, greedy)
+        greedy = sample(model, pixel_values, do_sample=False, logits_processor=processor.logits_processor, **options)
         for score in SCORES:
             processor.score = score
             boxes[score] += processor.decode_completions(
                 greedy.completion_ids[:, 0].tolist(),
-                per_token_logps=logps,
+                per_token_logps=greedy.per_token_logps[:, 0],
                 watched_logps=greedy.watched_logps[:, 0],
                 image_sizes=[image.size for image in images],
             )
-        for how, completions in (("greedy", greedy), ("sampled", sampled)):
+        answers = {"greedy": greedy}
+        if num_generations:
+            answers["sampled"] = sample(model, pixel_values, num_generations, **options)
+        for how, completions in answers.items():
             times = completions.completion_ids.shape[1]
             repeated = [reference for reference in truth for _ in range(times)]
             for name, reward in rewards.items():
                 scored = reward.score(completions.completion_ids.flatten(0, 1), repeated).rewards
                 per_image[f"{how}_{name}_reward"] += scored.view(-1, times).mean(1).tolist()
         references += truth
-    per_image["boxes_per_image"] = [len(found["labels"]) for found in boxes["likelihood"]]
-    config.suppress_tokens, processor.score = suppressed, score_before
+    found = boxes["class"]
+    per_image["boxes_per_image"] = [len(image["labels"]) for image in found]
+    per_image["right_boxes"] = [
+        (match_boxes(image, truth)[0] >= 0).sum() for image, truth in zip(found, references, strict=True)
+    ]
     return Measured(boxes, {name: np.array(values) for name, values in per_image.items()}, references)
 
 
-def model_logps(model, pixel_values: torch.Tensor, completions: SampledCompletions) -> torch.Tensor:
-    """Log-probabilities `(B, T)` of one completion an image under the model with nothing forbidden."""
-    ids = completions.completion_ids[:, 0]
-    start = model.generation_config.decoder_start_token_id
-    logits = model(pixel_values=pixel_values, decoder_input_ids=F.pad(ids[:, :-1], (1, 0), value=start)).logits
-    return logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+@torch.no_grad()
+def stopping(
+    model: VisionEncoderDecoderModel,
+    processor: DetectionProcessor,
+    scenes: Dataset,
+    stop_threshold: float = 0.95,
+    batch_size: int = 200,
+) -> dict[str, float]:
+    """What a model thinks of stopping at each place where it might: P(absent) at the first token of a box.
+
+    Looked at are the boxes up to the first absent one of `stop_threshold`, so that many models pass through like places.
+
+    Returns:
+        The mean P(absent) while a true box is still to be found (`left`), and when all are found (`none_left`); and how well it
+        tells the two apart: `auc`, the probability that it is higher at a place of the second kind.
+    """
+    processor = copy.copy(processor)
+    processor.stop_threshold = stop_threshold
+    absent, left = [], []
+    for start in range(0, len(scenes), batch_size):
+        rows = [scenes[i] for i in range(start, min(start + batch_size, len(scenes)))]
+        completions = sample(
+            model,
+            processor(images=[row["image"] for row in rows])["pixel_values"],
+            do_sample=False,
+            logits_processor=processor.logits_processor,
+            max_completion_length=processor.completion_length,
+            watched_ids=(ABSENT,),
+        )
+        at_first = completions.watched_logps[:, 0, ::TOKENS_PER_BOX, 0].exp()  # (B, boxes)
+        found = processor.batch_decode(completions.completion_ids[:, 0].tolist(), [row["image"].size for row in rows])
+        for p_absent, boxes, truth in zip(at_first, found, processor.get_references(rows), strict=True):
+            for place in range(min(len(boxes["labels"]) + 1, len(p_absent))):
+                before = {name: values[:place] for name, values in boxes.items()}
+                absent.append(float(p_absent[place]))
+                left.append((match_boxes(before, truth)[0] >= 0).sum() < len(truth["labels"]))
+    ranks, left_out = rankdata(absent), ~np.array(left)
+    pairs = left_out.sum() * (~left_out).sum()
+    auc = (ranks[left_out].sum() - left_out.sum() * (left_out.sum() + 1) / 2) / max(pairs, 1)
+    means = {"left": np.mean(np.array(absent)[~left_out]), "none_left": np.mean(np.array(absent)[left_out])}
+    return {name: round(float(value), 4) for name, value in {**means, "auc": auc}.items()}
 
 
 class Resampled:
@@ -141,10 +179,15 @@ def found_at_ious(prediction: Mapping, reference: Mapping) -> np.ndarray:
 
 
 def resampled_columns(measured: Measured, num_labels: int, num_resamples: int = 400) -> dict[str, np.ndarray]:
-    """All columns of the table, `(1 + R,)` each: of the images themselves, then of R resamples, the same for every model."""
+    """All columns of the table, `(1 + R,)` each: of the images themselves, then of R resamples, the same for every model.
+
+    `f1` counts every box that is written, whatever its score: right are those with an IoU above 0.5.
+    """
     count = len(measured.references)
     weights = resampled_weights(count, num_resamples)
     columns = {name: weights @ values / count for name, values in measured.per_image.items()}
+    true_boxes = weights @ [len(truth["labels"]) for truth in measured.references] / count
+    columns["f1"] = 2 * columns.pop("right_boxes") / (columns["boxes_per_image"] + true_boxes)
     for score in SCORES:
         resampled = Resampled(measured.boxes[score], measured.references, num_labels).scores(weights)
         columns |= {f"map_{score}": resampled["map"], "ar_100": resampled["ar_100"]}

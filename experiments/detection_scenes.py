@@ -9,8 +9,9 @@
 from typing import Literal
 
 from datasets import Dataset
+from torch.utils.data import Subset
 
-from vision_rl.data.digit_scenes import digit_scenes, with_missing_boxes
+from vision_rl.data.digit_scenes import DigitScenes, digit_scenes, with_missing_boxes
 
 
 Split = Literal["train", "validation", "test"]
@@ -34,3 +35,10 @@ def situation_scenes(situation: Situation, split: Split, num_images: int, size: 
     """Rows with `image` and `objects`; the first images of a larger set are those of a smaller one."""
     scenes = digit_scenes(split, num_images, size=size, **_SCENES[situation])
     return with_missing_boxes(scenes, 0.5) if (situation, split) == ("incomplete", "train") else scenes
+
+
+def unseen_scenes(situation: Situation, first: int, num_images: int, size: int = 48) -> Subset:
+    """Training scenes of the numbers `first` and up, drawn when they are asked for: behind those that MLE has seen."""
+    missing = 0.5 if situation == "incomplete" else 0.0
+    scenes = DigitScenes("train", first + num_images, size=size, missing_boxes=missing, **_SCENES[situation])
+    return Subset(scenes, range(first, first + num_images))

@@ -2,14 +2,17 @@
 
     python experiments/detection_study.py --situation crowded         # or incomplete; `make results` runs both
 
-Every row starts from the same checkpoint. Learning rates are chosen on validation scenes with the first seed, the table
-is of test scenes and all seeds. "Absence forbidden" has to fill all its boxes, so that decoding cannot stop early; "MLE
-continued" takes more steps than tuning and more time; "with confidence loss" learns the IoU of sampled boxes on top, as
-tuning for mAP does. "MLE on complete labels" tells, where labels are incomplete, what MLE reaches with all of them.
+Every row starts from the same checkpoint, and every model is decoded in three ways: greedily, with the stop threshold that
+is best on validation (`DetectionProcessor(stop_threshold=...)`), and with absence forbidden. Learning rates, thresholds
+and scores are chosen on validation scenes with the first seed, the table is of test scenes and all seeds. "MLE continued"
+takes more steps than tuning and more time; "with confidence loss" learns the IoU of sampled boxes on top, as tuning for
+mAP does.
 
 What is finished is kept in `work_dir`: an interrupted study goes on from there.
 """
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,58 +21,110 @@ import numpy as np
 import tables
 import torch
 from datasets import Dataset
-from detection_measures import Measured, both_rewards, measure, resampled_columns
-from detection_scenes import Situation, Split, situation_scenes
+from detection_measures import Measured, both_rewards, measure, resampled_columns, stopping
+from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
-from pretrain_detection import pretrain
-from runs import SHORT_TRAINING
+from pretrain_detection import NUM_TRAIN_IMAGES
+from runs import SHORT_TRAINING, commit, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.data.digit_scenes import with_missing_boxes
 from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
+from vision_rl.tasks.detection.processing import SCORES
 from vision_rl.tasks.detection.rewards import ABSENT, TOKENS_PER_BOX, confidence_targets
+from vision_rl.trainer.checkpoints import checkpoints_in
 from vision_rl.trainer.losses import token_target_weights
 
 
 CHECKPOINTS, RESULTS = (Path(__file__).parent / name for name in ("checkpoints", "results"))
-TUNED = ("tuned_recall", "tuned_map")
-TRAINED = ("mle_continued", "mle_confidence", *TUNED)  # the rows with a training of their own
-TUNE_DEFAULTS = {"per_device_train_batch_size": 16, "num_generations": 4}
 PATHS = ("checkpoint", "work_dir", "output")
-# A step of tuning takes longer than one of MLE: the controls make so many more that they take longer in all.
-STEPS_PER_TUNING_STEP = {"mle_continued": 3, "mle_confidence": 2}
-ROWS = {
+NUM_COUNTED = 5000  # images whose classes are counted
+NUM_CHECKPOINTS = 6  # of a training, for the curve; an interrupted one goes on from the last
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model with a training of its own.
+
+    Args:
+        title: in the tables.
+        learning_rates: the best of them on validation is taken; where there is one only, an earlier sweep chose it.
+        images, generations: of a step of tuning; the steps are so many that all tuned models see as many samples.
+        length: times as many steps. A step of MLE takes less time than one of tuning: MLE makes more, and takes longer.
+        all_seeds: otherwise the first only.
+        start: the row whose first model it starts from; else the checkpoint.
+    """
+
+    title: str
+    learning_rates: tuple[float, ...]
+    images: int = 16
+    generations: int = 4
+    length: float = 1.0
+    all_seeds: bool = True
+    start: str | None = None
+
+
+TUNED = {
+    "tuned_recall": Row("tuned for recall", (1e-4,)),
+    "tuned_map": Row("tuned for mAP", (1e-4,)),
+    "tuned_map_long": Row("tuned for mAP, three times as long", (1e-4,), length=3, all_seeds=False),
+    "tuned_map_64": Row("tuned for mAP, 64 images a step", (2e-4,), images=64, all_seeds=False),
+    "tuned_map_256": Row("tuned for mAP, 256 images a step", (4e-4,), images=256, all_seeds=False),
+    "tuned_map_continued": Row("tuned for mAP from MLE continued", (1e-4,), all_seeds=False, start="mle_continued"),
+    "tuned_map_g16": Row("tuned for mAP, 16 samples an image", (2e-4,), generations=16, all_seeds=False),
+}
+MLE = {
+    "mle_continued": Row("MLE continued", (1e-3,), length=1.5, all_seeds=False),
+    "mle_confidence": Row("MLE continued, with confidence loss", (1e-4,), all_seeds=False),
+}
+TRAINED = MLE | TUNED
+TITLES = {
     "mle": "MLE",
-    "mle_forbidden": "MLE, absence forbidden",
-    "mle_continued": "MLE continued",
-    "mle_confidence": "MLE continued, with confidence loss",
-    "tuned_recall": "tuned for recall",
-    "tuned_map": "tuned for mAP",
+    **{name: row.title for name, row in TRAINED.items()},
     "mle_complete_labels": "MLE on complete labels",
 }
 COLUMNS = {
     "map_confidence": "mAP, by confidence",
     "map_likelihood": "mAP, by likelihood",
+    "map_class": "mAP, by class",
     "ar_100": "AR@100",
+    "f1": "F1",
     "greedy_map_reward": "mAP reward, greedy",
     "sampled_map_reward": "mAP reward, sampled",
     "greedy_recall_reward": "recall reward, greedy",
     "sampled_recall_reward": "recall reward, sampled",
     "boxes_per_image": "boxes an image",
 }
-IN_SHORT = ("map_confidence", "map_likelihood", "ar_100", "boxes_per_image")
+IN_SHORT = ("map_confidence", "map_likelihood", "map_class", "ar_100", "f1", "boxes_per_image")
+COMPARED = {"map": "mAP, by the best score", "map_confidence": "mAP, by confidence"} | {
+    name: COLUMNS[name] for name in ("map_likelihood", "ar_100", "f1")
+}
+ON_CURVE = {
+    "sampled_map_reward": "mAP reward, sampled",
+    "greedy_map_reward": "greedy",
+    "map": "mAP, by the best score",
+    "ar_100": "AR@100",
+    "f1": "F1",
+    "boxes_per_image": "boxes an image",
+}
 
 
 @dataclass
 class StudyArguments:
     situation: Situation = "crowded"
+    rows: list[str] = field(
+        default_factory=lambda: ["mle_continued", "mle_confidence", "tuned_recall", "tuned_map"]
+    )  # of TRAINED
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4, 3e-4, 1e-3])
-    steps: int = 200  # of tuning, 16 images with 4 samples each
-    num_train_images: int = 40_000
+    learning_rates: list[float] | None = None  # of every row; None: each its own
+    stop_thresholds: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.5, 0.7, 0.9, 0.95, 1.0])
+    steps: int = 1000  # of tuning, 16 images with 4 samples each
+    num_train_images: int = 48_000  # none of which MLE has seen, and none of which a training sees twice
+    num_validation_images: int = 500
     num_eval_images: int = 1000
     num_resamples: int = 400  # of the test images, for the intervals
     checkpoint: str | None = None  # experiments/checkpoints/detection-{situation}
@@ -107,90 +162,259 @@ class DetectionStudy(Study):
         self.args = args
         self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
         self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
-        self.train_dataset = situation_scenes(args.situation, "train", args.num_train_images)
-        self.rewards = both_rewards(self.processor, self.train_dataset)
-        self._scenes: dict[Split, Dataset] = {}
+        self.train_dataset = unseen_scenes(args.situation, NUM_TRAIN_IMAGES, args.num_train_images)
+        counted = situation_scenes(args.situation, "train", min(NUM_COUNTED, args.num_train_images))
+        self.rewards = both_rewards(self.processor, counted)
+        self.scores: dict[str, str] = {}  # by which each tested row is best on validation
+        self._scenes: dict[str, Dataset] = {}
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
+        about = TRAINED[row]
+        steps, batch = self.args.steps, MLE_DEFAULTS
+        if row in TUNED:
+            at_once = min(about.images, 64)
+            batch = {"per_device_train_batch_size": at_once, "num_generations": about.generations}
+            batch |= {"gradient_accumulation_steps": about.images // at_once}
+            steps = max(1, round(steps * 16 * 4 / (about.images * about.generations)))
+        steps = round(steps * about.length)
         return {
-            **(TUNE_DEFAULTS if row in TUNED else MLE_DEFAULTS),
+            **batch,
             "learning_rate": learning_rate,
             "optim": "adamw_torch",
             "adam_beta2": 0.95,
             "max_grad_norm": 1.0,
-            "max_steps": self.args.steps * STEPS_PER_TUNING_STEP.get(row, 1),
+            "max_steps": steps,
             "seed": seed,
             **SHORT_TRAINING,
+            "save_strategy": "steps",
+            "save_steps": math.ceil(steps / NUM_CHECKPOINTS),
+            "save_total_limit": None,
         }
 
     def start(self, row: str, seed: int) -> Path:
-        return self.checkpoint
+        before = TRAINED[row].start
+        return (
+            self.checkpoint
+            if before is None
+            else self.trained(before, TRAINED[before].learning_rates[0], self.seeds[0])
+        )
 
     def other_settings(self) -> dict:
-        return {"situation": self.args.situation, "num_train_images": self.args.num_train_images}
+        images = [NUM_TRAIN_IMAGES, NUM_TRAIN_IMAGES + self.args.num_train_images]
+        return {"situation": self.args.situation, "train_images": images}
 
     def make_trainer(self, row: str, config: dict, start: Path | None) -> VisionMLETrainer | VisionRewardTrainer:
         data = {"train_dataset": self.train_dataset, "processing_class": self.processor}
         model = VisionEncoderDecoderModel.from_pretrained(start)
         if row in TUNED:
-            reward = self.rewards[row.removeprefix("tuned_")]
+            reward = self.rewards["recall" if row == "tuned_recall" else "map"]
             return VisionRewardTrainer(model, reward, VisionRewardConfig(**config), **data)
         if row == "mle_confidence":
             return ConfidenceMLETrainer(model, VisionMLEConfig(**config), reward=self.rewards["map"], **data)
         return VisionMLETrainer(model, VisionMLEConfig(**config), **data)
 
-    def scenes(self, split: Split) -> Dataset:
-        """The images that are measured, made once."""
+    def scenes(self, split: str) -> Dataset:
+        """The images that are measured, made once; `"validation, incomplete"` with half of their boxes missing."""
         if split not in self._scenes:
-            self._scenes[split] = situation_scenes(self.args.situation, split, self.args.num_eval_images)
+            name, _, incomplete = split.partition(", ")
+            count = self.args.num_eval_images if name == "test" else self.args.num_validation_images
+            scenes = situation_scenes(self.args.situation, name, count)  # type: ignore[arg-type]
+            self._scenes[split] = with_missing_boxes(scenes, 0.5) if incomplete else scenes
         return self._scenes[split]
 
-    def measure(
-        self, folder: Path, split: Split, forbid_absent: bool = False
-    ) -> tuple[dict[str, np.ndarray], Measured]:
+    def measure(self, folder: Path, split: str, stop_threshold: float = 0.0) -> tuple[dict[str, np.ndarray], Measured]:
         model = VisionEncoderDecoderModel.from_pretrained(folder)
-        measured = measure(model, self.processor, self.scenes(split), self.rewards, forbid_absent)
-        num_resamples = self.args.num_resamples if split == "test" else 0
-        columns = resampled_columns(measured, self.processor.num_labels, num_resamples)
-        return {name: columns[name] for name in COLUMNS}, measured
+        generations = 0 if stop_threshold else 4
+        measured = measure(model, self.processor, self.scenes(split), self.rewards, stop_threshold, generations)
+        return resampled_columns(measured, self.processor.num_labels, self.resamples(split)), measured
+
+    def resamples(self, split: str) -> int:
+        return self.args.num_resamples if split == "test" else 0
+
+    def columns_of(self, folder: Path, split: str, stop_threshold: float = 0.0) -> dict[str, np.ndarray]:
+        """What `measure` says, kept beside the models, by their weights."""
+        what = [weights_of(folder), split.replace(", ", "-"), len(self.scenes(split)), self.resamples(split)]
+        file = self.folder / "measured" / f"{'-'.join(map(str, what))}-{stop_threshold:g}.npz"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            columns, _ = self.measure(folder, split, stop_threshold)
+            np.savez(file.with_suffix(".part.npz"), **columns)
+            file.with_suffix(".part.npz").rename(file)
+        return dict(np.load(file))
 
     def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:
-        """mAP under the score that suits the model better; AR where it is tuned for recall."""
-        chosen_by = ("ar_100",) if row == "tuned_recall" else ("map_confidence", "map_likelihood")
-        return max(float(columns[name][0]) for name in chosen_by)
+        """mAP under the score that suits the model best; AR where it is tuned for recall."""
+        return float(columns["ar_100"][0]) if row == "tuned_recall" else max(map_by_score(columns).values())
+
+    def swept(self, folder: Path, split: str = "validation") -> dict[float, dict[str, np.ndarray]]:
+        """The columns at every threshold."""
+        return {threshold: self.columns_of(folder, split, threshold) for threshold in self.args.stop_thresholds}
+
+    def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict]:
+        """The rate whose model is best on validation at its best threshold, of the first seed; of recall greedily."""
+        swept = {rate: self.swept(self.trained(row, rate, self.seeds[0])) for rate in learning_rates}
+        reached = {
+            rate: max(self.quality(row, columns) for t, columns in by_t.items() if row != "tuned_recall" or t == 0)
+            for rate, by_t in swept.items()
+        }
+        chosen = max(reached, key=reached.__getitem__)
+        return chosen, {
+            "chosen": chosen,
+            "validation": {f"{rate:g}": round(best, 4) for rate, best in reached.items()},
+        }
+
+    def choose_threshold(self, row: str, folder: Path, split: str = "validation") -> tuple[float, dict]:
+        """The threshold above 0 that is best on validation, by mAP under any score, and what each reaches."""
+        swept = self.swept(folder, split)
+        chosen = max((t for t in swept if 0 < t < 1), key=lambda t: max(map_by_score(swept[t]).values()))
+        reached = {
+            f"{t:g}": {name: round(float(values[0]), 4) for name, values in columns.items()}
+            for t, columns in swept.items()
+        }
+        return chosen, {"chosen": chosen, split: reached}
+
+    def test_decoded(self, row: str, folders: Sequence[Path], stop_threshold: float) -> str:
+        """Measure the models of a row on the test images; `map` is by the score that was best on validation."""
+        name = f"{row}@{stop_threshold:g}" if stop_threshold else row
+        by_score = map_by_score(self.columns_of(folders[0], "validation", stop_threshold))
+        self.scores[name] = max(by_score, key=by_score.__getitem__)
+        measured = [self.columns_of(folder, "test", stop_threshold) for folder in folders]
+        measured = [{"map": columns[f"map_{self.scores[name]}"], **columns} for columns in measured]
+        self.columns[name] = {column: [columns[column] for columns in measured] for column in measured[0]}
+        self.costs[name] = [core_cost(folder) for folder in folders]
+        return name
+
+    def curve(self, folder: Path) -> list[dict[str, float]]:
+        """What a model was on validation after so many steps, decoded greedily."""
+        steps = {0: self.checkpoint} | {int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)}
+        steps[core_cost(folder)["steps"]] = folder
+        points = []
+        for step, saved in sorted(steps.items()):
+            columns = self.columns_of(saved, "validation")
+            best = max(map_by_score(columns).values())
+            numbers = {name: round(float(columns[name][0]), 4) for name in ON_CURVE if name != "map"}
+            points.append({"step": step, "map": round(best, 4), **numbers})
+        return points
+
+    def stopping(self, folder: Path) -> dict[str, float]:
+        """Whether a model knows when to stop, on validation images; see `detection_measures.stopping`."""
+        model = VisionEncoderDecoderModel.from_pretrained(folder)
+        return stopping(model, self.processor, self.scenes("validation"))
+
+
+def map_by_score(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {score: float(columns[f"map_{score}"][0]) for score in SCORES}
+
+
+def core_cost(folder: Path) -> dict[str, int]:
+    """Steps of a training, and seconds of its process, which do not grow where others use the cores too."""
+    run = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+    return {"steps": run.get("steps", 0), "seconds": run.get("cpu_seconds", 0)}
 
 
 def main(args: StudyArguments) -> dict:
     torch.set_num_threads(args.threads)
     study = DetectionStudy(args)
-    rates = {}
-    study.test("mle", [study.checkpoint])
-    study.test("mle_forbidden", [study.checkpoint], forbid_absent=True)
-    for row in TRAINED:
-        chosen, rates[row] = study.choose(row, args.learning_rates)
-        study.test(row, [study.trained(row, chosen, seed) for seed in args.seeds])
+    rates, thresholds, curves = {}, {}, {}
+    models: dict[str, list[Path]] = {"mle": [study.checkpoint]}
+    for row in args.rows:
+        chosen, rates[row] = study.choose(row, args.learning_rates or TRAINED[row].learning_rates)
+        seeds = args.seeds if TRAINED[row].all_seeds else args.seeds[:1]
+        models[row] = [study.trained(row, chosen, seed) for seed in seeds]
+        curves[row] = study.curve(models[row][0])
+    for row, folders in models.items():
+        best, thresholds[row] = study.choose_threshold(row, folders[0])
+        for threshold in (0.0, best, 1.0):
+            study.test_decoded(row, folders, threshold)
     if args.situation == "incomplete":
-        complete = Path(args.work_dir) / "complete"
-        pretrain("complete", complete)
-        study.test("mle_complete_labels", [complete])
+        _, thresholds["mle, by incomplete labels"] = study.choose_threshold(
+            "mle", study.checkpoint, "validation, incomplete"
+        )
+    tested = list(study.columns)
+    controls = [name for name in tested if name.split("@")[0] in ("mle", *MLE)]
     results = {
         "settings": {key: value for key, value in asdict(args).items() if key not in PATHS},
+        "commit": commit(),
         "learning_rates": rates,
-        **study.results(TUNED, ("mle", "mle_forbidden", "mle_continued", "mle_confidence")),
+        "thresholds": thresholds,
+        "stopping": {row: study.stopping(folders[0]) for row, folders in models.items()},
+        "scores": study.scores,
+        **study.results([name for name in tested if name not in controls and not name.endswith("@1")], controls),
+        "curves": curves,
     }
     tables.write_json(results, args.output or RESULTS / f"detection-{args.situation}.json")
     print(table(results), difference_table(results), sep="\n\n")
     return results
 
 
+def title(row: str) -> str:
+    """Of a row and how it is decoded: `tuned_map@0.9` leaves a box out only where P(absent) is above 0.9."""
+    name, _, threshold = row.partition("@")
+    how = {"": "", "1": ", absence forbidden"}.get(threshold, f", absent only above {threshold}")
+    return TITLES[name] + how
+
+
 def table(results: dict, columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """The rows as Markdown: means over the seeds."""
-    return tables.row_table(results, {name: COLUMNS[name] for name in columns}, ROWS.__getitem__, over_seeds=np.min)
+    measured = {name for values in results["rows"].values() for name in values}
+    shown = {name: COLUMNS[name] for name in columns if name in measured}
+    return tables.row_table(results, shown, title, over_seeds=np.min)
 
 
-def difference_table(results: dict, columns: Sequence[str] = IN_SHORT[:3]) -> str:
+def short_table(results: dict) -> str:
+    """MLE, more of it, and the model tuned for mAP, each as it decodes best on validation beside greedily."""
+    names = [name for name in results["rows"] if name.split("@")[0] in ("mle", "mle_continued", "tuned_map")]
+    return table({"rows": {name: results["rows"][name] for name in names}}, IN_SHORT)
+
+
+def difference_table(results: dict) -> str:
     """What tuning gains over each control, with intervals of 95 %, as Markdown."""
-    return tables.difference_table(results, {name: COLUMNS[name] for name in columns}, ROWS.__getitem__)
+    measured = {name for values in results["differences"].values() for name in values}
+    shown = {name: column for name, column in COMPARED.items() if name in measured}
+    return tables.difference_table(results, shown, title)
+
+
+def rate_table(results: dict) -> str:
+    """How good each learning rate was on validation, as Markdown."""
+    by_row = {row: about["validation"] for row, about in results["learning_rates"].items()}
+    rates = sorted({rate for reached in by_row.values() for rate in reached}, key=float)
+    rows = [
+        [TITLES[row], *(f"{reached[rate]:.3f}" if rate in reached else "" for rate in rates)]
+        for row, reached in by_row.items()
+    ]
+    return tables.markdown(["validation", *rates], rows)
+
+
+def threshold_table(results: dict) -> str:
+    """mAP by the best score, recall and boxes of each model at each threshold on validation, as Markdown."""
+    rows = []
+    for row, about in results["thresholds"].items():
+        reached = next(value for name, value in about.items() if name != "chosen")
+        label = TITLES.get(row, "MLE, measured with incomplete labels")
+        cells = [
+            f"{max(at[f'map_{score}'] for score in SCORES):.3f} / {at['ar_100']:.3f} / {at['boxes_per_image']:.1f}"
+            for at in reached.values()
+        ]
+        rows.append([label, *cells])
+    return tables.markdown(["mAP / AR@100 / boxes", *reached], rows)
+
+
+def stopping_table(results: dict) -> str:
+    """P(absent) where a box is still to be found and where none is, and how well it tells them apart, as Markdown."""
+    rows = [
+        [TITLES[row], *(f"{value:.3f}" for value in values.values())] for row, values in results["stopping"].items()
+    ]
+    return tables.markdown(["mean P(absent)", "a box is left", "none is left", "AUC"], rows)
+
+
+def curve_table(results: dict) -> str:
+    """What each model was on validation after so many steps, as Markdown."""
+    rows = [
+        [TITLES[row], str(point["step"]), *(f"{point[name]:.3f}" for name in ON_CURVE)]
+        for row, points in results["curves"].items()
+        for point in points
+    ]
+    return tables.markdown(["", "steps", *ON_CURVE.values()], rows)
 
 
 if __name__ == "__main__":

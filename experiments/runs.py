@@ -2,10 +2,14 @@
 
 import hashlib
 import json
+import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
+
+from vision_rl.trainer.checkpoints import checkpoints_in
 
 
 # A constant rate after the warm-up, as in the paper, would leave every row with the noise of its last steps.
@@ -19,15 +23,34 @@ SHORT_TRAINING = {
 SPENT = ("steps", "seconds")
 
 
+class Clock(TrainerCallback):
+    """Writes into each entry of the log how long the run has taken, also before it was interrupted.
+
+    `seconds` are the clock's, `cpu_seconds` those of this process, which do not grow where others use the cores too.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        before = state.log_history[-1] if state.log_history else {}
+        self._began = {name: now - before.get(name, 0.0) for name, now in self._now().items()}
+
+    def on_log(self, args, state, control, **kwargs):
+        spent = {name: round(now - self._began[name], 2) for name, now in self._now().items()}
+        state.log_history[-1].update(spent)
+
+    def _now(self) -> dict[str, float]:
+        return {"seconds": time.monotonic(), "cpu_seconds": time.process_time()}
+
+
 def is_trained(folder: Path, settings: Mapping) -> bool:
     """Whether the folder has a finished model of these settings; see `record`.
 
     Raises:
-        ValueError: if its model was trained with other settings, with those that differ.
+        ValueError: if its model, finished or not, is one of other settings, with those that differ.
     """
     if not (folder / "run.json").exists():
         return False
-    recorded = json.loads((folder / "run.json").read_text()).get("settings", {})
+    run = json.loads((folder / "run.json").read_text())
+    recorded = run.get("settings", {})
     wanted = json.loads(json.dumps(settings))  # as it would be read back
     different = [
         f"{name} was {recorded.get(name, 'not recorded')!r} and is {wanted.get(name, 'not given')!r}"
@@ -38,13 +61,18 @@ def is_trained(folder: Path, settings: Mapping) -> bool:
         raise ValueError(
             f"{folder} has a model of other settings: {'; '.join(different)}. Choose another work_dir, or remove the folder."
         )
-    return True
+    return "steps" in run
 
 
 def train_and_save(trainer: Trainer, settings: Mapping) -> None:
-    """Train and save, with a record of it."""
-    trainer.train()
+    """Train, from the last checkpoint if it was interrupted, and save, with a record of it."""
+    folder = Path(trainer.args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"settings": settings}, indent=1))
+    trainer.add_callback(Clock())
+    trainer.train(resume_from_checkpoint=bool(checkpoints_in(folder)))
     trainer.save_model()
+    trainer.state.save_to_json(str(folder / "trainer_state.json"))
     record(trainer, settings)
 
 
@@ -54,9 +82,18 @@ def record(trainer: Trainer, settings: Mapping) -> None:
     The steps are those to the best model if that is loaded.
     """
     steps = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
-    seconds = next(log["train_runtime"] for log in reversed(trainer.state.log_history) if "train_runtime" in log)
-    run = {"steps": steps, "seconds": round(seconds), "settings": settings}
+    end = next(log for log in reversed(trainer.state.log_history) if "train_runtime" in log)
+    run = {"steps": steps, "seconds": round(end.get("seconds", end["train_runtime"]))}
+    run |= {"cpu_seconds": round(end["cpu_seconds"])} if "cpu_seconds" in end else {}
+    run |= {"commit": commit(), "settings": settings}
     (Path(trainer.args.output_dir) / "run.json").write_text(json.dumps(run, indent=1))
+
+
+def commit() -> str:
+    """The commit of this code, with a + where files differ from it."""
+    described = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(described, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def weights_of(folder: Path) -> str:

@@ -14,6 +14,11 @@ def write_json(results: dict, path: str | Path) -> None:
     Path(path).write_text(json.dumps(results, indent=1) + "\n")
 
 
+def read_json(path: str | Path) -> dict:
+    """What `write_json` has written, or any other JSON."""
+    return json.loads(Path(path).read_text())
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table."""
     lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in (header, *rows)]

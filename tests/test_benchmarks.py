@@ -151,8 +151,9 @@ def test_sampling_runs(benchmark, decoder):
 
 
 def test_gradient_noise_runs(benchmark):
-    rows = benchmark("gradient_noise").main("incomplete", batches=2, images=2, times=2)
-    assert len(rows) == 6 and all(row["variance"] >= 0 for row in rows)
+    for reward, count in (("recall", 11), ("map_vocabulary", 12)):  # which has token targets
+        rows = benchmark("gradient_noise").main("incomplete", None, reward, batches=4, images=2, times=2)
+        assert len(rows) == count and all(row["noise"] >= 0 for row in rows)
 
 
 def test_learning_runs(benchmark):

@@ -11,7 +11,7 @@ from test_sampling import pixels
 from tiny import tiny_model
 
 from vision_rl.models import cuda_graphs
-from vision_rl.models.cuda_graphs import MAX_KEPT, CudaGraphRunner, kept_rollouts
+from vision_rl.models.cuda_graphs import MAX_KEPT, CudaGraphRunner, kept_writers
 from vision_rl.models.sampling import sample
 
 
@@ -65,7 +65,7 @@ def test_graphs_draw_what_eager_steps_draw_in_every_rollout(gpu, decoder, own_fo
     assert gpu.current is gpu.default
 
 
-def test_a_rollout_of_shapes_that_were_seen_captures_nothing(gpu):
+def test_a_writer_of_shapes_that_were_seen_captures_nothing(gpu):
     model = model_of()
     first = drawn(model)
     captured = list(RecordedGraph.captured)
@@ -134,9 +134,9 @@ def test_few_rollouts_stay_in_memory_and_none_in_a_copy_of_the_model(gpu):
     model = model_of()
     for images in (1, 2, 3):
         drawn(model, images=images)
-    assert len(kept_rollouts(model.decoder).kept) == MAX_KEPT
-    assert not kept_rollouts(copy.deepcopy(model).decoder).kept
-    assert not kept_rollouts(pickle.loads(pickle.dumps(model)).decoder).kept
+    assert len(kept_writers(model.decoder).kept) == MAX_KEPT
+    assert not kept_writers(copy.deepcopy(model).decoder).kept
+    assert not kept_writers(pickle.loads(pickle.dumps(model)).decoder).kept
 
 
 def test_what_has_ended_is_dropped_by_halves():
@@ -199,4 +199,4 @@ def test_a_gpu_replays_the_samples_of_a_cpu(decoder):
         difference = (drawn.per_token_logps.cpu() - expected.per_token_logps)[alike]
         assert difference.abs().max() < 1e-3
     assert CudaGraphRunner.works
-    assert any(rollout.runner.graphs for rollout in kept_rollouts(model.decoder).kept.values())
+    assert any(rollout.runner.graphs for rollout in kept_writers(model.decoder).kept.values())

@@ -20,11 +20,11 @@ from vision_rl.models.decoder import VisionDecoderSelfAttention
 from vision_rl.models.decoding import EagerRunner
 from vision_rl.models.fast_step import is_plain
 from vision_rl.models.packed_linear import PackedLinear
-from vision_rl.models.rollout import Rollout, Work
 from vision_rl.models.sampling import encode, sample
 from vision_rl.models.shared_images import share_images
 from vision_rl.models.special_ids import special_ids
 from vision_rl.models.token_draw import draw, inverse_cdf, policy_logits
+from vision_rl.models.writer import Work, Writer
 
 
 B, G, T = 3, 4, 16  # long enough for weights to be packed
@@ -89,13 +89,14 @@ def rollout(model, runner, do_sample=True, watched=()):
         synced=False,
     )
     share_images(model)
-    return Rollout(model.decoder, work, runner)
+    return Writer(model.decoder, work, runner)
 
 
 @torch.no_grad()
 def written(rollout, model, seed=0):
     """Copies of the ids, their log-probabilities and those of the watched."""
-    decoding = rollout.write(encode(model, pixels(B)), uniforms(seed).flatten(0, 1))
+    images = encode(model, {"pixel_values": pixels(B)})["encoder_outputs"]
+    decoding = rollout.write(images, uniforms(seed).flatten(0, 1))
     return decoding.ids.clone(), decoding.logps.clone(), decoding.watched_logps.clone()
 
 

@@ -141,6 +141,27 @@ def test_a_box_that_overlaps_nothing_costs_nothing():
     assert score([TRUE, (600, 600, 800, 800, 7, HIGH)], [TRUE]).rewards.item() == 1
 
 
+def test_with_a_price_a_box_that_finds_nothing_costs_it_at_each_threshold_that_it_misses():
+    near, far, hole = (0, 0, 300, 400, 7, LOW), (600, 600, 800, 800, 3, HIGH), (0, 0, 0, 0, 0, ABSENT)
+    options = {"thresholds": (0.5, 0.9), "false_positive_weight": 0.2}  # near has an IoU of 0.75
+    assert score([near, hole], [TRUE], **options).rewards.item() == pytest.approx((1 - 0.2) / 2)
+    assert score([TRUE, far], [TRUE], **options).rewards.item() == pytest.approx(1 - 0.2)
+    assert score([far], [], **options).rewards.item() == pytest.approx(-0.2)
+    # behind the box that finds it, near is a duplicate at 0.5 and a false positive at 0.9
+    assert score([TRUE, near], [TRUE], **options).rewards.item() == pytest.approx(1 - (0.3 + 0.2) / 2)
+    weights = torch.ones(80)
+    weights[3] = 2.0
+    assert score([far], [], class_weights=weights, **options).rewards.item() == pytest.approx(-0.4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(box, max_size=8), st.lists(box, max_size=4))
+def test_every_box_is_a_match_a_duplicate_or_a_false_positive(found, true):
+    plain, priced = (score(found, true, false_positive_weight=price) for price in (0.0, 0.25))
+    false = plain.present.sum() - plain.num_matches - plain.num_duplicates  # at each threshold
+    torch.testing.assert_close(plain.rewards_per_threshold - priced.rewards_per_threshold, 0.25 * false)
+
+
 def test_an_iou_of_exactly_the_threshold_is_no_match():
     half = (0, 0, 200, 400, 7, HIGH)  # IoU 0.5
     assert score([half], [TRUE], thresholds=(0.5,)).rewards.item() == 0
@@ -252,6 +273,17 @@ def test_average_precision_reward_teaches_confidences_the_iou():
     assert targets.probabilities.tolist() == [pytest.approx([0.25, 0.75]), [0, 0]]
 
 
+def test_both_rewards_of_the_trainer_give_false_positives_their_price():
+    references = [{"target_ids": tokens(TRUE).tolist()}]
+    completion_ids = [tokens(TRUE, (600, 600, 800, 800, 3, 1)).tolist()]
+    for reward in (RecallReward, AveragePrecisionReward):
+        priced = reward(1000, 80, false_positive_weight=0.1)(completion_ids=completion_ids, references=references)
+        assert priced.rewards == pytest.approx([0.9])
+        assert priced.prefix_rewards[0, ::6].tolist() == pytest.approx([0.0, 1.0])
+        with pytest.raises(ValueError, match="false_positive_weight"):
+            reward(1000, 80, false_positive_weight=-0.1)
+
+
 def test_the_released_confidence_loss_is_there_by_name():
     reward = AveragePrecisionReward(num_bins=1000, num_labels=80, confidence_among="vocabulary")
     near, hole = (0, 0, 300, 400, 7, LOW), (0, 0, 0, 0, 0, ABSENT)
@@ -293,3 +325,5 @@ def test_the_evaluate_module_gives_the_same_numbers():
     weighted = module.compute(predictions=found, references=true, num_labels=80, class_counts=[1] * 80)
     assert weighted["rewards"] == pytest.approx([0.7, 0, 0])
     assert result["reward"] == pytest.approx(0.7 / 3)
+    priced = module.compute(predictions=found, references=true, thresholds=[0.5], false_positive_weight=0.5)
+    assert priced["rewards"] == pytest.approx([0.7, -0.5, 0])

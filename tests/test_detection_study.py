@@ -1,6 +1,5 @@
 """The detection experiment: its intervals resample what `coco_map` measures, its control learns confidences."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from test_detection_processor import box_dataset, options, processor, tiny_detec
 
 from vision_rl import VisionMLEConfig
 from vision_rl.tasks.detection import AveragePrecisionReward, RecallReward, coco_map
+from vision_rl.tasks.detection.drawing import match_boxes
 
 
 ROOT = Path(__file__).parents[1]
@@ -58,19 +58,40 @@ def test_a_class_that_no_resampled_image_has_does_not_count(experiment):
     assert scores["map"].tolist() == pytest.approx([0.5, 1.0]) and scores["ar_100"].tolist() == [0.5, 1.0]
 
 
-def test_forbidding_absence_fills_every_box_and_leaves_the_model_as_it_was(experiment):
+def test_forbidding_absence_fills_every_box_and_leaves_the_processor_as_it_was(experiment):
     measures = experiment("detection_measures")
     p = processor(num_bins=32)
     torch.manual_seed(0)
     model = tiny_detector(p).eval()
     rewards = {"recall": RecallReward(p.num_bins, p.num_labels)}
-    free, forced = (measures.measure(model, p, box_dataset(), rewards, forbid) for forbid in (False, True))
+    free, forced = (measures.measure(model, p, box_dataset(), rewards, threshold) for threshold in (0.0, 1.0))
     assert (forced.per_image["boxes_per_image"] == p.max_boxes).all()
     assert (free.per_image["boxes_per_image"] < p.max_boxes).any()
-    assert model.generation_config.suppress_tokens is None
+    assert p.stop_threshold == 0 and p.score == "confidence"
     assert {score: len(found) for score, found in forced.boxes.items()} == dict.fromkeys(
         measures.SCORES, len(box_dataset())
     )
+
+
+def test_f1_counts_every_box_that_is_written_whatever_its_score(experiment):
+    measures = experiment("detection_measures")
+    predictions, references = random_answers(np.random.default_rng(0), num_images=10)
+    right = [(match_boxes(a, b)[0] >= 0).sum() for a, b in zip(predictions, references, strict=True)]
+    numbers = {"boxes_per_image": np.array([len(a["labels"]) for a in predictions]), "right_boxes": np.array(right)}
+    measured = measures.Measured(dict.fromkeys(measures.SCORES, predictions), numbers, references)
+    columns = measures.resampled_columns(measured, num_labels=4, num_resamples=3)
+    found, true = sum(len(a["labels"]) for a in predictions), sum(len(b["labels"]) for b in references)
+    assert columns["f1"][0] == pytest.approx(2 * sum(right) / (found + true)) and columns["f1"].shape == (4,)
+
+
+def test_unseen_scenes_are_those_behind_the_first_of_the_table(experiment):
+    scenes = experiment("detection_scenes")
+    for situation in ("incomplete", "crowded"):
+        table, unseen = scenes.situation_scenes(situation, "train", 6), scenes.unseen_scenes(situation, 4, 2)
+        assert len(unseen) == 2
+        for row, expected in zip(unseen, table.select([4, 5]), strict=True):
+            assert row["objects"] == expected["objects"]
+            assert np.array_equal(np.asarray(row["image"]), np.asarray(expected["image"]))
 
 
 def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(experiment, tmp_path):
@@ -96,24 +117,11 @@ def test_the_confidence_control_teaches_confidences_what_tuning_teaches_them(exp
     assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("situation", ["crowded", "incomplete"])
-def test_the_tables_in_readme_and_docs_are_those_of_the_recorded_results(experiment, situation):
-    study = experiment("detection_study")
-    results = json.loads((ROOT / "experiments" / "results" / f"detection-{situation}.json").read_text())
-    docs, readme = (ROOT / "docs" / "results.md").read_text(), (ROOT / "README.md").read_text()
-    assert study.table(results) in docs
-    assert study.difference_table(results) in docs
-    assert study.table(results, study.IN_SHORT) in readme
-
-
-def test_the_demos_checkpoints_are_small_and_hold_nothing_but_the_model():
+def test_the_demos_checkpoints_are_small_and_hold_nothing_but_model_and_processor():
     folders = sorted((ROOT / "experiments" / "checkpoints").iterdir())
-    assert [folder.name for folder in folders] == ["detection-crowded", "detection-incomplete"]
-    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 10e6
+    assert [folder.name for folder in folders] == ["detection-crowded", "detection-incomplete", "scene-captions"]
     for folder in folders:
-        assert {file.name for file in folder.iterdir()} == {
-            "config.json",
-            "generation_config.json",
-            "model.safetensors",
-            "processor_config.json",
-        }
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6
+        model = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"}
+        words = {"tokenizer.json", "tokenizer_config.json"} if folder.name == "scene-captions" else set()
+        assert {file.name for file in folder.iterdir()} == model | words

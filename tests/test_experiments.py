@@ -24,12 +24,14 @@ def run(script: str, *options: str | Path) -> None:
 SMALL = ["--steps", "1", "--num_train_images", "32", "--num_eval_images", "4"]
 
 
-def test_the_demo_compares_three_models_in_two_situations_and_draws_them(tmp_path):
+def test_the_demo_compares_tuning_with_decoding_and_more_mle_in_two_pieces_and_draws_them(tmp_path):
     run("demo.py", *SMALL, "--output_dir", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
-    assert list(results) == ["crowded", "incomplete"]
-    assert all(list(rows) == ["mle", "mle_continued", "tuned_map"] for rows in results.values())
-    assert (tmp_path / "before_after.png").stat().st_size > 50_000
+    assert list(results) == ["incomplete", "captions"]
+    for rows, tuned in zip(results.values(), ("tuned for mAP", "tuned for CIDEr"), strict=True):
+        assert {"MLE", "MLE continued", tuned} < set(rows) and len(rows) == 5
+        assert rows["MLE"]["steps"] == 0 and rows["MLE continued"]["steps"] > rows[tuned]["steps"] == 1
+    assert all((tmp_path / f"{name}.png").stat().st_size > 30_000 for name in results)
 
 
 def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
@@ -37,9 +39,16 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     command = ["detection_study.py", *SMALL, *out, "--seeds", "0", "1", "--learning_rates", "1e-4"]
     run(*command)
     first = json.loads((tmp_path / "results.json").read_text())
-    assert len(first["rows"]) == 6 and len(first["rows"]["tuned_map"]["map_confidence"]["seeds"]) == 2
+    decoded = first["thresholds"]["tuned_map"]["chosen"]
+    assert len(first["rows"]) == 5 * 3 and len(first["rows"][f"tuned_map@{decoded}"]["map_class"]["seeds"]) == 2
+    assert {pair.split(" - ")[1].split("@")[0] for pair in first["differences"]} == {
+        "mle",
+        "mle_continued",
+        "mle_confidence",
+    }
+    assert [point["step"] for point in first["curves"]["tuned_map"]] == [0, 1]
     trained = {path: path.stat().st_mtime for path in (tmp_path / "work").rglob("model.safetensors")}
-    assert len(trained) == 8
+    assert len(list((tmp_path / "work").rglob("run.json"))) == 2 * 1 + 2 * 2
     run(*command)
     assert {path: path.stat().st_mtime for path in trained} == trained
     assert json.loads((tmp_path / "results.json").read_text()) == first

@@ -51,6 +51,14 @@ def test_the_trainer_imports_no_task():
         assert not imports(path, "vision_rl.tasks", "vision_rl.data"), path
 
 
+def test_analysis_imports_no_task_and_nothing_below_imports_analysis():
+    assert under("analysis")
+    for path in under("analysis"):
+        assert not imports(path, "vision_rl.tasks", "vision_rl.data", "vision_rl.cli"), path
+    for path in [path for room in ("models", "trainer", "tasks", "data") for path in under(room)]:
+        assert not imports(path, "vision_rl.analysis"), path
+
+
 def test_preferences_know_no_task_no_model_and_no_trainer():
     assert under("preferences")
     for path in under("preferences"):

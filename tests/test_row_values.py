@@ -439,8 +439,8 @@ def forgets_to_return(predictions, references):
         (lambda predictions: {"n": 1}, r"compute_metrics takes \(predictions\)"),
         (lambda predictions, references: None, "compute_metrics has no `return` with a value"),
         (forgets_to_return, "compute_metrics has no `return` with a value"),
-        ("cer", "compute_metrics is a str; it must be"),
-        ([len], "compute_metrics is a list; it must be"),
+        (3, "compute_metrics is a int; it must be"),
+        ([len], r"compute_metrics takes \(obj, /\)"),
     ],
 )
 def test_a_metric_of_another_form_is_refused_at_construction(tmp_path, metric, told):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tiny import text_dataset, text_processor, tiny_model
+from transformers import TrainerCallback
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 
@@ -45,6 +46,33 @@ def test_a_model_that_does_not_say_its_settings_is_refused(experiment, tmp_path)
     (tmp_path / "run.json").write_text('{"steps": 1, "seconds": 1}')
     with pytest.raises(ValueError, match="row was 'not recorded'"):
         experiment("runs").is_trained(tmp_path, SETTINGS)
+
+
+def test_an_interrupted_training_goes_on_from_its_last_checkpoint(experiment, tmp_path):
+    runs = experiment("runs")
+
+    class Interruption(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    def train(*callbacks):
+        options = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
+        args = VisionMLEConfig(str(tmp_path), **options, report_to="none", use_cpu=True)
+        data = {"train_dataset": text_dataset(4), "processing_class": text_processor()}
+        trainer = VisionMLETrainer(tiny_model(), args, callbacks=list(callbacks), **data)
+        runs.train_and_save(trainer, SETTINGS)
+        return trainer.state
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Interruption())
+    assert not runs.is_trained(tmp_path, SETTINGS)
+    with pytest.raises(ValueError, match="has a model of other settings: row was 'mle' and is 'tuned'"):
+        runs.is_trained(tmp_path, {**SETTINGS, "row": "tuned"})
+    state = train()
+    assert runs.is_trained(tmp_path, SETTINGS) and runs.cost(tmp_path)["steps"] == 4
+    logged = [(log["step"], log["cpu_seconds"]) for log in state.log_history if "loss" in log]
+    assert [step for step, _ in logged] == [1, 2, 3, 4]
+    assert sorted(logged) == logged and 0 < logged[0][1] < logged[-1][1]  # the clock goes on too
 
 
 def test_what_is_trained_from_other_weights_has_other_settings(experiment, tmp_path):

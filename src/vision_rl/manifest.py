@@ -11,6 +11,7 @@ from typing import Any
 
 
 MANIFEST = "manifest.json"
+CARD = "README.md"  # a model's, which its owner may edit: no manifest lists it
 TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt")  # what only a resumed training reads of a checkpoint
 _VERSION = 1
 _CHUNK = 1 << 22
@@ -30,8 +31,7 @@ def write_manifest(folder: str | Path, **facts: Any) -> None:
         facts: what else is to be known about it, in JSON's types.
     """
     folder = Path(folder)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if name != MANIFEST]
+    names = names_below(folder)
     with ThreadPoolExecutor(_num_threads()) as threads:
         files = dict(zip(names, threads.map(lambda name: _entry(folder / name, flush=True), names), strict=True))
     content = json.dumps({"version": _VERSION, **facts, "files": files}, indent=1) + "\n"
@@ -42,6 +42,12 @@ def write_manifest(folder: str | Path, **facts: Any) -> None:
     for path in [*folder.rglob("*"), folder]:
         if path.is_dir():
             flush_folder(path)
+
+
+def names_below(folder: Path) -> list[str]:
+    """Of the files that a manifest of the folder lists."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in names if name not in (MANIFEST, CARD)]
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -64,6 +70,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{folder} has a {MANIFEST} of version {content.get('version')!r}, this vision_rl reads {_VERSION}."
         )
     return content
+
+
+def part_of(folder: str | Path, names: Iterable[str]) -> dict[str, Any]:
+    """The content of the manifest that the folder would have with these of its files alone."""
+    files = read_manifest(folder)["files"]
+    return {"version": _VERSION, "files": {name: files[name] for name in names}}
 
 
 def check_whole(folder: str | Path, within: str = "", without: Iterable[str] = ()) -> dict[str, Any]:
@@ -168,7 +180,9 @@ def _entry(path: Path, flush: bool = False) -> dict[str, int | str]:
 def _damage(folder: Path, name: str, expected: dict) -> str | None:
     """What is wrong with a file that the manifest lists; `None`: nothing."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.normpath(path)).is_relative_to(
+        os.path.normpath(folder)
+    ):  # by name: the Hub's cache is of links
         return "lies outside of the folder"
     if not path.is_file():
         return "is missing"

@@ -32,18 +32,28 @@ class VisionPipeline:
         task: one of ours by its name, or the file of yours; None: told from the processor.
         batch_size: pictures that are answered at once.
         use_cpu: also where there is a GPU.
+        revision: branch, tag or commit of a model on the Hub.
 
     Raises:
         ValueError: for a model of another task.
     """
 
-    def __init__(self, model: str | os.PathLike, task: str | None = None, batch_size: int = 16, use_cpu: bool = False):
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        task: str | None = None,
+        batch_size: int = 16,
+        use_cpu: bool = False,
+        revision: str | None = None,
+    ):
         name = os.fspath(model)
-        self.task = task_of(name) if task is None else load_task(task)
-        self.processor = load_processor(name, self.task)
+        self.task = task_of(name, revision) if task is None else load_task(task)
+        self.processor = load_processor(name, self.task, revision)
         decoder = None
         if isinstance(self.processor, DenseProcessor):
-            decoder = UViMDecoder(UViMModel.from_pretrained(name, subfolder="stage1"), self.processor)
+            decoder = UViMDecoder(
+                UViMModel.from_pretrained(name, subfolder="stage1", revision=revision), self.processor
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="vision_rl")  # Trainer wants one; nothing is written
         args = VisionMLEConfig(
             self._folder.name,
@@ -51,6 +61,7 @@ class VisionPipeline:
             use_cpu=use_cpu,
             report_to="none",
             disable_tqdm=True,
+            model_init_kwargs=None if revision is None else {"revision": revision},
         )
         self.trainer = VisionMLETrainer(name, args, processing_class=self.processor, completion_decoder=decoder)
 
@@ -84,7 +95,11 @@ class VisionPipeline:
 
 
 def pipeline(
-    model: str | os.PathLike, task: str | None = None, batch_size: int = 16, use_cpu: bool = False
+    model: str | os.PathLike,
+    task: str | None = None,
+    batch_size: int = 16,
+    use_cpu: bool = False,
+    revision: str | None = None,
 ) -> VisionPipeline:
     """A saved model as a function of pictures; see `VisionPipeline`."""
-    return VisionPipeline(model, task, batch_size, use_cpu)
+    return VisionPipeline(model, task, batch_size, use_cpu, revision)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, LogitsProcessorList, PreTrainedTokenizerBase, ProcessorMixin
 
 from vision_rl.arguments import id_rows, naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
@@ -44,9 +44,14 @@ class VisionProcessor(ProcessorMixin):
     """
 
     target_columns: tuple[str, ...] = ()
+    pipeline_tag = "image-to-text"  # the Hub's name of the task, for model cards
+    input_columns: tuple[str, ...] = ()  # which `__call__` takes with every image, such as a prompt
     id2label: Any = None  # names of the classes by their ids, for the model's config
     completion_length: int | None = None  # tokens of every completion, where all have the same number
     watched_ids: tuple[int, ...] = ()  # whose log-probabilities `decode_completions` wants at every position
+    logits_processor: LogitsProcessorList | None = (
+        None  # by which greedy decoding chooses; `generate` is given it, too
+    )
     suppress_tokens: tuple[
         int, ...
     ] = ()  # which a new model is not to write, such as an id that only starts the decoder
@@ -467,3 +472,10 @@ def check_return_tensors(return_tensors: str | None) -> None:
 def image_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image as it is in the data set, also where its pixels have been resized beforehand."""
     return image.info.get(ORIGINAL_SIZE, image.size)
+
+
+def as_in_data_set(image: Any, row: int) -> Image.Image:
+    """The RGB picture of a row at the size that completions are in, also where it has been resized beforehand."""
+    picture = rgb_image(image, row)
+    size = image_size(picture)
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)

@@ -26,12 +26,14 @@ def keyed_generator(seed: int, purpose: int, *address: int) -> np.random.Generat
     return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=counter))
 
 
-def uniform_table(seed: int, step: int, row_index: torch.Tensor, num_generations: int, length: int) -> torch.Tensor:
+def uniform_table(
+    seed: int, step: int, row_index: torch.Tensor, num_generations: int, length: int, first_generation: int = 0
+) -> torch.Tensor:
     """The uniforms in [0, 1) from which the completions of one step are drawn: `FloatTensor (B, G, length)`.
 
     `row_index (B,)` is the images' place in the data set. Row (b, g) is keyed by (seed, step, row_index[b], g): it is
-    what `keyed_generator(seed, SAMPLING, step, row_index[b], g).random(length, dtype=float32)` gives. It is computed
-    where `row_index` is, so that no host waits for a GPU.
+    what `keyed_generator(seed, SAMPLING, step, row_index[b], g).random(length, dtype=float32)` gives, g counted from
+    `first_generation`. It is computed where `row_index` is, so that no host waits for a GPU.
     """
     device = row_index.device
     blocks = -(-length // FLOATS_A_BLOCK)
@@ -39,7 +41,7 @@ def uniform_table(seed: int, step: int, row_index: torch.Tensor, num_generations
         torch.arange(1, blocks + 1, device=device),  # raised before its first use
         step,
         row_index.long()[:, None, None],
-        torch.arange(num_generations, device=device)[:, None],
+        torch.arange(first_generation, first_generation + num_generations, device=device)[:, None],
     )
     words = _philox(counter, (seed, SAMPLING))  # four of (B, G, blocks)
     halves = [half for word in words for half in (word & LOW, (word >> 32) & LOW)]  # low comes first

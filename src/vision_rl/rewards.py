@@ -1,10 +1,11 @@
 """What a reward may return. Neutral ground: tasks make these objects, the trainer reads them."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -92,6 +93,37 @@ class RewardOutput:
     rewards: list[float | None]
     token_targets: TokenTargets | None = None
     prefix_rewards: torch.Tensor | None = None
+
+
+class OfProcessor:
+    """A reward or metric whose arguments repeat facts of the processor, such as how many classes there are.
+
+    The trainers use `for_processor(processor)` of it: what was left out (`None`) is taken from the processor, what was given
+    is compared with it. No other sizes than the model's are scored with in silence.
+    """
+
+    processor_facts: tuple[str, ...] = ()  # attributes of both
+
+    def for_processor(self, processor: Any) -> Self:
+        """A copy that knows them. Raises `ValueError` for one that the processor knows otherwise, or that neither knows."""
+        fitted = copy.copy(self)
+        for name in self.processor_facts:
+            given, fact = getattr(self, name), getattr(processor, name, None)
+            if given is None and fact is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs {name}, which {type(processor).__name__} does not have: give it {name}=."
+                )
+            if given is None:
+                setattr(fitted, name, fact)
+            elif fact is not None:
+                check_same_fact(type(self).__name__, name, given, fact)
+        return fitted
+
+
+def check_same_fact(whose: str, name: str, given: Any, fact: Any) -> None:
+    """An argument that repeats a fact of the processor repeats it rightly. Raises `ValueError`."""
+    if given != fact:
+        raise ValueError(f"{whose} has {name}={given!r}, the processor {name}={fact!r}: give it the processor's.")
 
 
 # TRL's contract: reward(completions=, completion_ids=, **columns) -> one float (or None) a completion.

@@ -86,13 +86,13 @@ def load_task(name_or_path: str) -> Any:
     return module
 
 
-def task_of(model: str) -> Any:
-    """Which of our tasks a saved model is for, by the class of its processor.
+def task_of(model: str, revision: str | None = None) -> Any:
+    """Which of our tasks a saved model is for, by the class of its processor; `revision` is of a model on the Hub.
 
     Raises:
         ValueError: where it is none of ours, or `model` has no processor.
     """
-    saved = saved_processor_class(model)
+    saved = saved_processor_class(model, revision)
     for name in our_tasks():
         module = load_task(name)
         if module.Processor.__name__ == saved:
@@ -103,8 +103,17 @@ def task_of(model: str) -> Any:
     )
 
 
-def load_processor(model: str, task: Any) -> Any:
-    """The processor that was saved with a model, which must be one of the task's.
+def names_a_task(model: str) -> bool:
+    """Whether the processor of a saved model is that of one of our tasks."""
+    try:
+        task_of(model)
+    except ValueError:
+        return False
+    return True
+
+
+def load_processor(model: str, task: Any, revision: str | None = None) -> Any:
+    """The processor that was saved with a model, which must be one of the task's; `revision` is of a model on the Hub.
 
     Raises:
         ValueError: for a model of another task.
@@ -113,8 +122,8 @@ def load_processor(model: str, task: Any) -> Any:
 
     from vision_rl.processing import TextProcessor, VisionProcessor
 
-    saved = saved_processor_class(model)
-    processor = AutoProcessor.from_pretrained(model) if saved is not None else None
+    saved = saved_processor_class(model, revision)
+    processor = AutoProcessor.from_pretrained(model, revision=revision) if saved is not None else None
     reads_text = issubclass(task.Processor, TextProcessor) and not isinstance(processor, VisionProcessor)
     if isinstance(processor, task.Processor) or (reads_text and isinstance(processor, ProcessorMixin)):
         return processor
@@ -124,21 +133,19 @@ def load_processor(model: str, task: Any) -> Any:
     )
 
 
-def saved_processor_class(model: str) -> str | None:
+def saved_processor_class(model: str, revision: str | None = None) -> str | None:
     """The name of the class of a model's processor, by its configuration alone."""
-    from transformers import ProcessorMixin
+    from transformers.utils import cached_file
 
-    if Path(model).is_dir() and not any(
-        (Path(model) / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")
-    ):
-        return None
-    try:
-        found = ProcessorMixin.get_processor_dict(model)[0].get("processor_class")
-    except OSError:
-        return None
-    if found is None and (Path(model) / "preprocessor_config.json").is_file():
-        found = json.loads((Path(model) / "preprocessor_config.json").read_text()).get("processor_class")
-    return found
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        try:
+            path: Any = cached_file(model, name, revision=revision)
+        except OSError:  # there is no such file, or no such model
+            continue
+        found = json.loads(Path(path).read_text()).get("processor_class")
+        if found is not None:
+            return found
+    return None
 
 
 def load_file(path: Path) -> ModuleType:

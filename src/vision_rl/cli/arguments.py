@@ -51,7 +51,8 @@ class ModelArguments:
     model: str | None = option(
         "Go on from this model, a folder or Hub name, at the sizes that are given here. None: a new one."
     )
-    stage1: str | None = option("A task with codes: the folder of stage I. None: that of `model`.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    stage1: str | None = option("A task with codes: folder or Hub name of stage I. None: that of `model`.")
     image_size: int | None = option("Pixels of a side. None: those of `model` or stage I; 224 for a new one.")
     encoder: str = option("Size of a new encoder: vit-ti16, vit-s16, vit-b16, vit-l16.", "vit-b16")
     encoder_init: str | None = option(
@@ -98,6 +99,7 @@ class TuneArguments:
     _argument_group_name = "Reward tuning"
 
     model: str | None = option("The MLE model that is tuned: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     reward: list[str] | None = field(
         default=None,
         metadata={
@@ -113,6 +115,7 @@ class EvalArguments:
     _argument_group_name = "Evaluation"
 
     model: str | None = option("What is evaluated: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     split: str = option("Of the task's folders: train, validation or test.", "validation")
     output_dir: str | None = option("Folder of the results. None: `eval` in the model's folder.")
     shard_size: int = option("Images after which results are written; an interrupted evaluation goes on there.", 500)
@@ -127,10 +130,51 @@ class PredictArguments:
     _argument_group_name = "Prediction"
 
     model: str | None = option("The model: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     images: list[str] | None = field(default=None, metadata={"help": "Files, folders and globs of images."})
     output_dir: str = option("Folder of the results and the drawings.", "predictions")
     draw: bool = option("Draw each answer into its image.", True)
     batch_size: int = option("Images that are answered at once.", 16)
+    use_cpu: bool = option("Also where there is a GPU.", False)
+
+
+@dataclass
+class AnalyzeArguments:
+    _argument_group_name = "Analysis"
+
+    model: str | None = option("What is looked at: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    before: str | None = option("Another model to compare it with, such as the one that it was tuned from.")
+    reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    split: str = option("Of the task's folders: train, validation or test.", "validation")
+    num_images: int = option("Look at the first so many rows.", 64)
+    num_samples: int = option("Samples an image; the paper's figure has 10,000.", 100)
+    completions_at_once: int = option("Most of them that are in memory at the same time; of large maps, fewer.", 256)
+    noise: bool = option("In their place, how noisy the gradients of tuning are, on training images.", False)
+    num_batches: int = option("Of the noise: batches whose gradients are compared.", 60)
+    num_generations: int = option("Of the noise: samples an image.", 4)
+    batch_size: int = option("Images that are answered at once; of the noise, those of a batch.", 16)
+    output_dir: str | None = option("Folder of the figures and numbers. None: `analysis` in the model's folder.")
+    seed: int = option("Of the samples.", 42)
+    bf16: bool = option("Compute in bfloat16.", False)
+    use_cpu: bool = option("Also where there is a GPU.", False)
+
+
+@dataclass
+class ReportArguments:
+    _argument_group_name = "Report"
+
+    model: str | None = option("The model whose answers are shown. None: that of the run.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    before: str | None = option("The one that it is compared with. None: the one that the run started from.")
+    reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`. None: the run's."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    split: str = option("Of the task's folders: train, validation or test.", "validation")
+    num_images: int = option("Answer the first so many rows.", 200)
+    output_file: str | None = option("Of the page. None: report.html in the run's folder.")
+    batch_size: int = option("Images that a device answers at once.", 32)
+    bf16: bool = option("Compute in bfloat16.", False)
     use_cpu: bool = option("Also where there is a GPU.", False)
 
 

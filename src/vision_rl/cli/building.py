@@ -5,26 +5,28 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, VisionEncoderDecoderModel, ViTImageProcessorPil
+from transformers import PreTrainedModel, ViTImageProcessorPil
 
 from vision_rl.cli.arguments import ModelArguments, Stage1Arguments
 from vision_rl.models import adaptation, description, load_image_processor
 from vision_rl.models.uvim import UViMConfig, UViMDecoder, UViMModel
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.task import load_processor
+from vision_rl.trainer.loading import load_policy
+from vision_rl.trainer.optim import encoder_parameters
 
 
 DEFAULT_IMAGE_SIZE, DEFAULT_LENGTH = 224, 128
 
 
 def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> VisionProcessor:
-    """Of a new model, or that of the model that goes on, with what the options change."""
+    """The processor of a new model, or of the model that goes on, changed as the options say."""
     if args.stage1 is not None and args.model is None:
         return with_options(load_processor(args.stage1, task), options)
     if args.model is None:
         return task.make_processor(options, image_processor(args), rows)
     _refuse_description(args)
-    old = load_processor(args.model, task)
+    old = load_processor(args.model, task, args.model_revision)
     if isinstance(old, DenseProcessor) or not isinstance(old, VisionProcessor):
         return with_options(old, options)
     kept = {
@@ -40,7 +42,7 @@ def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> 
 
 
 def with_options(processor: Any, options: Any) -> Any:
-    """A saved processor with what the options say otherwise: how it reads, augments and scores, not what its tokens mean.
+    """A saved processor, changed as the options say: how it reads, augments and scores, but not what its tokens mean.
 
     Raises:
         ValueError: for options that would change its tokens, whose model has others.
@@ -74,7 +76,7 @@ def _refuse_description(args: ModelArguments) -> None:
 
 
 def image_processor(args: ModelArguments | Stage1Arguments) -> ViTImageProcessorPil:
-    """For images of the size asked for, normalised as the encoder's weights want them."""
+    """The image processor for images of the wanted size, normalised as the encoder's weights want them."""
     size = args.image_size or DEFAULT_IMAGE_SIZE
     init = getattr(args, "encoder_init", None)
     if init is not None and not str(init).endswith(".npz"):
@@ -99,20 +101,22 @@ def make_model(
         weights: False: sizes alone, of a new encoder and decoder, without reading any.
     """
     model: Any
-    length = processor.completion_length or max_completion_length
+    ours = isinstance(processor, VisionProcessor)  # and not one of transformers, which a model that goes on may have
+    length = (processor.completion_length if ours else None) or max_completion_length
     if args.model is not None:
-        model = VisionEncoderDecoderModel.from_pretrained(args.model)
-        old = load_processor(args.model, task)
+        model = load_policy(args.model, at_revision(args))
+        old = load_processor(args.model, task, args.model_revision)
         if isinstance(old, VisionProcessor) and not isinstance(old, DenseProcessor):
             adaptation.adapt(model, old, processor, length)
-        elif args.image_size not in (None, dict(processor.image_processor.size).get("height")):
+        elif args.image_size not in (None, dict(processor.image_processor.size or {}).get("height")):
             raise ValueError(
-                f"{args.model} reads images of {dict(processor.image_processor.size)}, and image_size is {args.image_size}: "
+                f"{args.model} reads images of {processor.image_processor.size}, and image_size is {args.image_size}: "
                 f"{'stage I must be trained at that size first' if isinstance(old, DenseProcessor) else 'leave it out'}."
             )
     else:
         model = _new_model(args, processor, length or DEFAULT_LENGTH, weights)
-    model.encoder.requires_grad_(not args.freeze_encoder)
+    for parameter in encoder_parameters(model):
+        parameter.requires_grad_(not args.freeze_encoder)
     return model
 
 
@@ -177,8 +181,14 @@ def make_stage1(args: Stage1Arguments, processor: VisionProcessor) -> UViMModel:
     )
 
 
-def completion_decoder(processor: VisionProcessor, model: str | None, stage1: str | None = None) -> UViMDecoder | None:
-    """Of a task with codes: stage I by its own folder, or from that of the model."""
+def at_revision(args: Any, options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Options for `from_pretrained`, with the revision of `args.model` added."""
+    return {**(options or {}), **({} if args.model_revision is None else {"revision": args.model_revision})}
+
+
+def completion_decoder(processor: VisionProcessor, args: Any, stage1: str | None = None) -> UViMDecoder | None:
+    """The decoder of a task with codes: stage I from its own folder, or from the folder of `args.model`."""
+    model = args.model
     if not isinstance(processor, DenseProcessor):
         return None
     if stage1 is not None:
@@ -189,4 +199,5 @@ def completion_decoder(processor: VisionProcessor, model: str | None, stage1: st
         )
     if Path(model).is_dir() and not (Path(model) / "stage1").is_dir():
         raise ValueError(f"{model} has no folder stage1 with the network that reads codes.")
-    return UViMDecoder(UViMModel.from_pretrained(model, subfolder="stage1"), processor)
+    stage1_of_model = UViMModel.from_pretrained(model, subfolder="stage1", revision=args.model_revision)
+    return UViMDecoder(stage1_of_model, processor)

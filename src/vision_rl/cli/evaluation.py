@@ -7,11 +7,14 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
+
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
 from vision_rl.cli.data import cheap_columns, load_rows, require
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
+from vision_rl.cli.recipe import require_folders
 from vision_rl.processing import image_size, rgb_image
 from vision_rl.task import load_processor
 
@@ -20,13 +23,17 @@ def evaluate(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.model is None:
         raise ValueError("vision-rl eval needs a model: the output_dir of `vision-rl mle` or `tune`.")
+    require_folders([args.model])
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
-    processor = building.with_options(load_processor(args.model, given.task), given.options)
+    processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     rows = require(
         load_rows(given.task, data, given.options, args.split), f"of the split {args.split}", data, given.task
     )
-    folder = Path(args.output_dir or Path(args.model) / "eval")
+    of_model = (
+        Path(args.model) if Path(args.model).is_dir() else Path("runs", args.model.replace("/", "--"))
+    )  # on the Hub
+    folder = Path(args.output_dir or of_model / "eval")
     folder.mkdir(parents=True, exist_ok=True)
     trainer = VisionMLETrainer(
         model=args.model,
@@ -38,12 +45,14 @@ def evaluate(given: Read) -> Callable[[], None]:
             use_cpu=args.use_cpu,
             report_to="none",
             disable_tqdm=True,
+            model_init_kwargs=building.at_revision(args),
         ),
         eval_dataset=rows,  # looked at before an hour of answers
         processing_class=processor,
-        completion_decoder=building.completion_decoder(processor, args.model),
+        completion_decoder=building.completion_decoder(processor, args),
     )
-    shards = Shards(folder / "shards", _identity(args.model, rows, args.shard_size), len(rows), args.shard_size)
+    identity = _identity(args.model, args.model_revision, rows, args.shard_size)
+    shards = Shards(folder / "shards", identity, len(rows), args.shard_size)
     return lambda: _evaluate(trainer, given, rows, folder, shards)
 
 
@@ -112,7 +121,7 @@ class Shards:
         return map(load_plain, self.paths)
 
     def metrics(self, metric: Any) -> dict[str, Any]:
-        """Over all images."""
+        """The metrics over all images."""
         if hasattr(metric, "per_image"):  # of maps it keeps matches, so that one shard's maps are in memory
             return metric.summary([image for shard in self.read() for image in metric.per_image(**shard)])
         predictions, references = [], []
@@ -150,9 +159,10 @@ def _described(rows: Any, processor: Any) -> list[dict]:
     return described
 
 
-def _identity(model: str, rows: Any, shard_size: int) -> str:
-    """Of model, data and shards: their names, sizes and times, not their bytes."""
+def _identity(model: str, revision: str | None, rows: Any, shard_size: int) -> str:
+    """What an evaluation is of: names, sizes and times of model, data and shards, and the commit of a model on the Hub."""
     weights = sorted(Path(model).glob("*.safetensors"))
-    facts = [str(model), rows._fingerprint, len(rows), shard_size]
+    commit = None if Path(model).is_dir() else HfApi().resolve_revision(model, revision=revision).resolved
+    facts = [str(model), commit, rows._fingerprint, len(rows), shard_size]
     facts += [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()

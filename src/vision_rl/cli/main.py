@@ -16,6 +16,8 @@ COMMANDS = {
     "tune": commands.tune,
     "eval": commands.evaluate,
     "predict": commands.predict,
+    "analyze": commands.analyze,
+    "report": commands.report,
     "convert-uvim": commands.convert_uvim,
     "env": commands.env,
 }

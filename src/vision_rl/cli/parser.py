@@ -11,7 +11,10 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from vision_rl.recording import plain, without_secrets
 
+
+LOOKING = ("eval", "predict", "analyze", "report")  # commands that look at what a training has made
 PER_RUN = ("bf16", "use_cpu")  # a training's, which an evaluation has too
 
 
@@ -36,6 +39,7 @@ class CommandParser(TrlParser):
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
         )
         self.command = command
+        self.given: dict[str, Any] = {}  # what the command line and its config have said, as a recipe says it
         for group in self._action_groups:
             group.title = {"options": "Others"}.get(str(group.title), group.title)
 
@@ -61,9 +65,11 @@ class CommandParser(TrlParser):
         ]
         given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
         self._check_known("option", given, taken)
+        given = [name.replace("-", "_") for name in given if name not in ("config", "help")]
         path = config_path(arguments)
         if path is not None:
             config, is_own = config_for(self.command, arguments)
+            self.given = {key: said for key, said in read_config(arguments).items() if key in ("env", "eval")}
             os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
             if is_own:
                 self._check_known("key", list(config), known, f" of {path}")
@@ -74,10 +80,15 @@ class CommandParser(TrlParser):
                     raise ValueError(f"{path}: the option `{name}` must be a number; it is {config[name]!r:.100}.")
             lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
             several = {key: [config[key]] for key in lists & set(config) if not isinstance(config[key], list | None)}
+            given += [name for name in config if name not in given]
             self.set_defaults_with_config(**config | several)
             place = arguments.index("--config")
             del arguments[place : place + 2]
-        return self.parse_args_into_dataclasses(arguments)
+        parsed = self.parse_args_into_dataclasses(arguments)
+        values = {name: value for each in parsed for name, value in vars(each).items()}
+        self.given |= {name: plain(values[name]) for name in given if name in values}
+        self.given = without_secrets(self.given)
+        return parsed
 
     def _check_known(self, noun: str, names: list[str], known: list[str], where: str = "") -> None:
         for name in names:
@@ -90,16 +101,17 @@ class CommandParser(TrlParser):
 def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
     """The options that a command takes from its `--config`, and whether this is one of its own.
 
-    `eval` and `predict` also take the config of a training: its data, and its output as their model.
+    Those that look at a model also take the config of a training: its data, and its output as their model, with the model
+    that it started from as what was `before`.
     """
     content = read_config(arguments)
     made_for, of_eval = content.pop("command", command), content.pop("eval", {})
     if made_for == command:
         return content, True
-    if command not in ("eval", "predict") or made_for == "stage1":
+    if command not in LOOKING or made_for == "stage1":
         raise ValueError(f"{config_path(arguments)} is a run of `vision-rl {made_for}`.")
     of_run = {key: value for key, value in content.items() if key not in ("model", "output_dir", *PER_RUN)}
-    return {**of_run, **of_eval, "model": content["output_dir"]}, False
+    return {**of_run, **of_eval, "model": content["output_dir"], "before": content.get("model")}, False
 
 
 def value_of(command: str, arguments: Sequence[str], name: str) -> Any:

@@ -3,8 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vision_rl.cli.arguments import (
     DataArguments,
@@ -15,6 +18,7 @@ from vision_rl.cli.arguments import (
     TuneArguments,
 )
 from vision_rl.cli.parser import CommandParser, value_of
+from vision_rl.cli.recipe import require_folders
 from vision_rl.task import load_task, task_of
 
 
@@ -23,6 +27,8 @@ TRAINING: dict[str, tuple[type, str]] = {
     "mle": (ModelArguments, "VisionMLEConfig"),
     "tune": (TuneArguments, "VisionRewardConfig"),
 }
+
+COMMAND_FILE = "command.yaml"
 
 
 @dataclass
@@ -34,6 +40,15 @@ class Read:
     options: Any
     own: tuple[Any, ...]
     training: Any = None
+    given: dict[str, Any] = field(default_factory=dict)  # what was said, by option, as a recipe says it
+
+    def record(self, command: str, folder: Path) -> None:
+        """The command as a recipe in `folder`, which `--config` takes: to run it again, or to look at what it made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {"command": command, **self.given}
+        if self.training is not None:
+            said["output_dir"] = str(self.training.output_dir)
+        (folder / COMMAND_FILE).write_text(yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
 
 
 def read(
@@ -60,11 +75,11 @@ def read(
     asked = [flag for flag in ("--help", "-h", "--help_all") if flag in arguments]
     if asked:
         arguments = [argument for argument in arguments if argument not in asked]
-    name, model = (value_of(command, arguments, option) for option in ("task", "model"))
+    name, model, revision = (value_of(command, arguments, option) for option in ("task", "model", "model_revision"))
     kinds: list[type] = [TaskArguments, *own]
     task = options_type = None
     if name is not None or not asked:
-        task = load_task(name) if name is not None else _task_of(model, command)
+        task = load_task(name) if name is not None else _task_of(model, revision, command)
         if with_options:
             options_type = task.Options
             options_type._argument_group_name = f"Task: {task.__name__.rpartition('.')[2]}"
@@ -94,19 +109,21 @@ def read(
         options,
         tuple(parsed[kind] for kind in own),
         None if training is None else parsed[kinds[-1]],
+        parser.given,
     )
 
 
 def read_training(command: str, arguments: Sequence[str], description: str | None = None) -> Read:
-    """Of `stage1`, `mle` and `tune`: model, data and run, with the trainer's config."""
+    """Read the options of `stage1`, `mle` or `tune`: model, data and run, with the trainer's config."""
     kind, config = TRAINING[command]
     return read(command, arguments, (kind, DataArguments, RunArguments), description, config)
 
 
-def _task_of(model: str | None, command: str) -> Any:
+def _task_of(model: str | None, revision: str | None, command: str) -> Any:
     if model is None:
         raise ValueError(f"vision-rl {command} needs a task: --task detection, or --task my_task.py for one of yours.")
-    return task_of(model)
+    require_folders([model])
+    return task_of(model, revision)
 
 
 def _epilog(command: str, training: str | None, task: Any) -> str:

@@ -1,10 +1,11 @@
-"""Writing completions token by token, all rows at once; what has ended is dropped from the work."""
+"""Write completions token by token, all rows at once; rows that have ended are dropped from the work."""
 
 from collections.abc import Callable, Hashable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from vision_rl.models.decode_step import DecodeStep
 from vision_rl.models.row_buffer import RowBuffer
@@ -12,14 +13,14 @@ from vision_rl.models.token_draw import draw, policy_logits
 
 
 class EagerRunner:
-    """Runs every step as it is called. Attention is given the tokens so far and needs no mask.
+    """Runs every step by calling it. Attention is given exactly the tokens so far, and needs no mask.
 
     Args:
-        check_every: steps between two looks at what has ended: on a GPU each look waits for it.
+        check_every: number of steps between two checks of which rows have ended; each check waits for the GPU.
     """
 
-    bucket = 1  # attention is given a multiple of so many tokens
-    shrink = 0.85  # rows are dropped where at most this share of them is left
+    bucket = 1  # attention is given a multiple of `bucket` tokens
+    shrink = 0.85  # ended rows are dropped once at most this share of the rows is left
 
     def __init__(self, check_every: int = 1):
         self.check_every = check_every
@@ -28,27 +29,29 @@ class EagerRunner:
         step()
 
     def size(self, needed: int, current: int) -> int:
-        """How many of `current` images, or rows of an image, to go on with where at least `needed` are."""
+        """Return how many of `current` images, or rows of an image, to keep, where at least `needed` must be kept."""
         return needed
 
 
 class Decoding:
-    """The completions of some images while they are written, one token of all rows at a time.
+    """The completions of some images while they are being written, one token of every row at a time.
 
-    The rows still at work are a rectangle: the same number for each image still at work. `origin` says which
-    completions they are. A row that has ended goes on with padding until it is dropped. Every tensor stays at its place
-    in memory, in the next rollout too.
+    All images that are still at work have the same number of rows at work. `origin` holds the index of the completion
+    that each of these rows writes. A row that has ended is filled with padding until it is dropped. Every tensor stays
+    at its place in memory, in the next rollout too.
 
     Args:
-        step: gives the logits of the next token; its position counts.
-        num_images: B, or B*G for a decoder that wants images repeated.
+        step: gives the logits of the next token; its `position` is the position of the token that is written.
+        num_images: B, or B*G for a decoder that needs each image repeated.
         num_rows: B*G.
         start, pad: the ids before and behind a completion.
-        ends: (E,) the ids that end one.
+        ends: (E,) the ids that end a completion.
         suppressed: ids that are never drawn.
         temperature: divides the logits.
-        do_sample: False takes the most likely token each time.
+        do_sample: if False, the most likely token is taken at each step.
         watched: (C,) ids whose log-probabilities are kept at every position.
+        logits_processor: changes the logits from which greedy decoding chooses; the recorded log-probabilities stay
+            those of the unchanged logits. It is called with the ids so far, whose number differs from step to step.
     """
 
     def __init__(
@@ -64,11 +67,12 @@ class Decoding:
         temperature: float,
         do_sample: bool,
         watched: Tensor,
+        logits_processor: LogitsProcessorList | None = None,
     ):
         self.next_logits, self.position = step, step.position
         self.all_images, self.start_id, self.pad = num_images, start, pad
         self.ends, self.suppressed, self.watched = ends, suppressed, watched
-        self.temperature = temperature
+        self.temperature, self.logits_processor = temperature, logits_processor
         device, length = self.position.index.device, self.position.length
         self.rows = torch.arange(num_rows, device=device)
         self.ids = torch.empty(num_rows, length, dtype=torch.long, device=device)
@@ -81,11 +85,11 @@ class Decoding:
         if do_sample:
             self.uniforms = RowBuffer(torch.empty(num_rows, length, device=device, dtype=torch.float32))
 
-    def start(self, images: Tensor, uniforms: Tensor | None) -> None:
-        """Begin a rollout about `images`, with `uniforms (B*G, >= length)` if it samples."""
+    def start(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> None:
+        """Begin a rollout about `images`. Sampling needs `uniforms (B*G, >= length)`; `mask (B, N)` hides padding."""
         self.num_images = self.all_images
         self.position.restart()
-        self.next_logits.start(images)
+        self.next_logits.start(images, mask)
         self.origin.restart(self.rows)
         self.tokens.restart(self.start_id)
         self.done.restart()
@@ -96,11 +100,11 @@ class Decoding:
         self.watched_logps.zero_()
 
     def write(self, runner: EagerRunner, synced: bool = False) -> None:
-        """All tokens of all completions; `synced` goes on until every rank has ended, with all rows."""
+        """Write all tokens of all completions; with `synced`, keep all rows until every rank has ended."""
         for t in range(self.position.length):
             self.position.set(t, runner.bucket)
             if t == 0:
-                self.step()  # projects the images, so it is another program than the steps that follow
+                self.step()  # the first step projects the images, so it is another program than later steps
             else:
                 runner.run((self.num_images, len(self.done.rows), self.position.kv_length), self.step)
             if len(self.ends) and (t + 1) % runner.check_every == 0:
@@ -111,12 +115,14 @@ class Decoding:
                     self.drop_ended(runner)
 
     def step(self) -> None:
-        """The next token of every row, drawn and recorded; no value of it is read by the host."""
+        """Draw and record the next token of every row; the host reads no value of any tensor."""
         index, done, origin = self.position.index, self.done.rows, self.origin.rows
         logits = self.next_logits(self.tokens.rows)
         logits = policy_logits(logits, self.temperature, self.suppressed)  # (R, V)
         uniforms = None if self.uniforms is None else self.uniforms.rows.index_select(1, index).squeeze(1)
         drawn, log_normalizer = draw(logits, uniforms)
+        if self.logits_processor is not None:
+            drawn = self.logits_processor(self.written(), logits).argmax(-1)  # type: ignore[arg-type]
         drawn = drawn.masked_fill(done, self.pad)
         logps = (logits.gather(-1, drawn[:, None]) - log_normalizer).squeeze(1)
         self.ids[origin, index] = drawn
@@ -128,11 +134,16 @@ class Decoding:
         done |= (drawn[:, None] == self.ends).any(-1)
         index += 1
 
-    def drop_ended(self, runner: EagerRunner) -> None:
-        """Go on with the rows that have not ended, if few enough of the rows are left.
+    def written(self) -> Tensor:
+        """Return the ids so far `(R, 1 + t)` of the rows at work, behind the start token, as in `generate`."""
+        ids = self.ids[self.origin.rows, : self.position.step]
+        return torch.nn.functional.pad(ids, (1, 0), value=self.start_id)
 
-        An image keeps as many rows as the one with the most open rows, so that they stay a rectangle; images without
-        an open row are dropped with their keys and values.
+    def drop_ended(self, runner: EagerRunner) -> None:
+        """Drop rows that have ended, if at most a share `runner.shrink` of the rows is left.
+
+        Every image keeps as many rows as the image with the most open rows has, so that all images have the same
+        number of rows. Images without an open row are dropped together with their keys and values.
         """
         is_open = ~self.done.rows.view(self.num_images, -1)  # (images, rows of each)
         num_open = is_open.sum(1)
@@ -140,7 +151,7 @@ class Decoding:
         num_images = runner.size(int((num_open > 0).sum()), self.num_images)
         if num_images * rows_each > runner.shrink * len(self.done.rows):
             return
-        images = _true_first(num_open > 0)[:num_images].sort().values  # all of them: as they are
+        images = _true_first(num_open > 0)[:num_images].sort().values  # sorted: if all are kept, none moves
         order = _true_first(is_open[images])[:, :rows_each]
         rows = (images[:, None] * is_open.shape[1] + order).flatten()
         self.next_logits.keep(images if num_images < self.num_images else None, rows)
@@ -157,5 +168,5 @@ class Decoding:
 
 
 def _true_first(flags: Tensor) -> Tensor:
-    """Indices along the last dimension, those of True before those of False, each in order."""
+    """Return the indices along the last dimension: first those of True, then those of False, each in order."""
     return flags.int().argsort(dim=-1, descending=True, stable=True)

@@ -1,11 +1,11 @@
-"""Completions through transformers' `generate`, for encoder-decoders that are no `VisionEncoderDecoderModel`."""
+"""Sample completions through transformers' `generate`, for encoder-decoders that `sample` cannot draw from itself."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from vision_rl.models.completions import SampledCompletions, mask_to_the_end
 from vision_rl.models.special_ids import special_ids
@@ -21,11 +21,13 @@ def sample_with_generate(
     do_sample: bool = True,
     temperature: float = 1.0,
     watched_ids: Sequence[int] = (),
+    logits_processor: LogitsProcessorList | None = None,
 ) -> SampledCompletions:
-    """The distribution that `sample` draws from, by torch's randomness and not a table's: so not batch-invariant.
+    """Draw completions from the distribution that `sample` draws from, but with torch's global generator.
 
-    A fresh GenerationConfig, because a model's own may hold top_k=50 or forced tokens, which sampling would follow
-    and scoring would not know of. Arguments as of `vision_rl.models.sampling.sample`.
+    The result depends on the batch, because there is no table of uniforms. The GenerationConfig is a new one, because
+    a model's own may hold top_k=50 or forced tokens, which sampling would follow and scoring would not know of. The
+    arguments are those of `vision_rl.models.sampling.sample`; `length` is its `max_completion_length`.
     """
     ids = special_ids(policy)
     config = GenerationConfig(
@@ -39,7 +41,10 @@ def sample_with_generate(
         suppress_tokens=ids.suppressed or None,
     )
     with evaluation_mode(policy), torch.no_grad():
-        completion_ids = policy.generate(pixel_values=pixel_values, generation_config=config)[:, 1:].clone()
+        written = policy.generate(
+            pixel_values=pixel_values, generation_config=config, logits_processor=logits_processor
+        )
+        completion_ids = written[:, 1:].clone()
         mask = mask_to_the_end(completion_ids, torch.tensor(ids.ends, device=completion_ids.device))
         starts = torch.full_like(completion_ids[:, :1], ids.decoder_start)
         logits = policy(

@@ -1,8 +1,8 @@
-"""Drawing completions: each image is encoded and projected once, a cache is kept, log-probabilities too.
+"""Draw completions with their log-probabilities; each image is encoded and projected once, and a cache is kept.
 
-The samples are exact: they come from softmax(logits / temperature) and from nothing else, by inverse CDF of given
-uniforms. transformers' `generate(do_sample=True)` would draw from the 50 most likely tokens unless told otherwise,
-and keeps no log-probabilities; it is the fallback for models that are no `VisionEncoderDecoderModel`.
+The samples are exact: they come from softmax(logits / temperature) alone, by the inverse CDF of given uniforms.
+transformers' `generate(do_sample=True)` by default draws from the 50 most likely tokens only, and returns no
+log-probabilities; it is the fallback for encoder-decoders of a user's own (`vision_rl.models.served`).
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedModel, VisionEncoderDecoderModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 from vision_rl.models.completions import SampledCompletions, mask_to_the_end
 from vision_rl.models.decoding import Decoding
 from vision_rl.models.generate_fallback import sample_with_generate
 from vision_rl.models.lengths import completion_length
-from vision_rl.models.rollout import Work, rollout_of
+from vision_rl.models.served import encode, projected
 from vision_rl.models.shared_images import images_for, share_images
 from vision_rl.models.special_ids import special_ids
 from vision_rl.models.unwrapping import (
@@ -25,8 +25,9 @@ from vision_rl.models.unwrapping import (
     call_inside_forward,
     decoder_of,
     evaluation_mode,
-    is_vision_encoder_decoder,
+    is_served,
 )
+from vision_rl.models.writer import Work, writer_of
 
 
 def sample(
@@ -34,51 +35,73 @@ def sample(
     pixel_values: Tensor | None = None,
     num_generations: int = 1,
     *,
+    prompt_ids: Tensor | None = None,
     encoder_outputs: Tensor | None = None,
+    encoder_attention_mask: Tensor | None = None,
     max_completion_length: int | None = None,
     do_sample: bool = True,
     temperature: float = 1.0,
     uniforms: Tensor | None = None,
     watched_ids: Sequence[int] = (),
     synced: bool = False,
+    logits_processor: LogitsProcessorList | None = None,
 ) -> SampledCompletions:
     """Draw `num_generations` completions for each image from the model's own distribution, without gradient.
 
-    Dropout is off while sampling whatever the model's mode. The special ids and the forbidden ones
-    (`suppress_tokens`) are those of `model.generation_config`; without an end token every completion has
+    Dropout is off while sampling, whatever the model's mode. The special ids and the suppressed ids
+    (`suppress_tokens`) come from `model.generation_config`; without an end token every completion has
     `max_completion_length` tokens.
 
     Args:
-        model: a `VisionEncoderDecoderModel` (also inside PEFT); other encoder-decoders go through `generate`.
-        pixel_values: `(B, C, H, W)`.
+        model: a model of `vision_rl.models.served` (also inside PEFT), or a user's own encoder-decoder, which is
+            sampled through `generate`.
+        pixel_values: `(B, C, H, W)`; for Pix2Struct its flattened patches `(B, N, 2 + pixels)`.
         num_generations: G.
-        encoder_outputs: `(B, N, d)`, the encoder's last hidden state, in place of `pixel_values`.
-        max_completion_length: most tokens a completion; default: `generation_config.max_new_tokens`, else 128.
-        do_sample: `False` takes the most likely token each time.
-        temperature: divides the logits; `per_token_logps` are those of the tempered distribution.
-        uniforms: `(B, G, >= max_completion_length)` in [0, 1): the randomness; default: torch's global generator.
+        prompt_ids: `(B, P)`, the ids that Florence-2 reads beside the images, its image tokens included.
+        encoder_outputs: `(B, N, d)`, the encoder's last hidden state, in place of `pixel_values` and `prompt_ids`.
+        encoder_attention_mask: `(B, N)`, 0 where `encoder_outputs` are padding; needed only if some are.
+        max_completion_length: largest number of tokens of a completion; default: `generation_config.max_new_tokens`,
+            else the number of the decoder's positions, at most 128.
+        do_sample: if `False`, the most likely token is taken at each step.
+        temperature: divides the logits; `per_token_logps` belong to the tempered distribution.
+        uniforms: `(B, G, >= max_completion_length)` in [0, 1), the random numbers; default: torch's global generator
+            draws them.
         watched_ids: C ids whose log-probabilities are kept at every position, drawn or not (a score may need them).
-        synced: go on until every rank is done, as ZeRO-3 and FSDP need, which gather weights at each forward.
+        logits_processor: transformers' means to change the choice of greedy decoding, such as a processor's
+            `logits_processor`. Log-probabilities stay the model's own.
+        synced: whether to go on until every rank is done, as ZeRO-3 and FSDP need, which gather weights at each
+            forward.
 
     Returns:
-        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, T the longest completion (of all
-        ranks if `synced`); with `watched_ids` also `watched_logps (B, G, T, C)`.
+        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, where T is the length of the
+        longest completion (of all ranks if `synced`); with `watched_ids` also `watched_logps (B, G, T, C)`.
 
     Raises:
-        ValueError: for more tokens than the decoder has positions, or a missing special id.
+        ValueError: for more tokens than the decoder has positions, for a missing special id, and for a
+            `logits_processor` while sampling.
         FloatingPointError: for logits that are NaN.
     """
+    if logits_processor and do_sample:
+        raise ValueError("Samples come from the model's own distribution: a logits_processor needs do_sample=False.")
+    logits_processor = logits_processor or None
     length = completion_length(model, max_completion_length)
     policy: Any = base_model(model)
-    if not is_vision_encoder_decoder(model):
+    if not is_served(model):
         if pixel_values is None:
             raise ValueError(f"{type(policy).__name__} is sampled through generate, which takes pixel_values only.")
-        return sample_with_generate(policy, pixel_values, num_generations, length, do_sample, temperature, watched_ids)
+        return sample_with_generate(
+            policy, pixel_values, num_generations, length, do_sample, temperature, watched_ids, logits_processor
+        )
     share_images(model)
     ids = special_ids(model)
 
     def write() -> Decoding:
-        images = encode(policy, pixel_values, encoder_outputs)  # (B, N, d)
+        images, mask = encoder_outputs, encoder_attention_mask  # (B, N, d), (B, N)
+        if images is None:
+            read = {"pixel_values": pixel_values, "prompt_ids": prompt_ids}
+            encoded = encode(policy, {name: value for name, value in read.items() if value is not None})
+            images, mask = encoded["encoder_outputs"], encoded.get("encoder_attention_mask")
+        images = projected(policy, images)
         num_rows, device = len(images) * num_generations, images.device
         table = None
         if do_sample:
@@ -86,6 +109,7 @@ def sample(
             table = (torch.rand(new, device=device) if uniforms is None else uniforms).flatten(0, 1)  # (B*G, length)
         decoder = decoder_of(policy)
         images = images_for(decoder, images, num_rows)
+        mask = None if mask is None else images_for(decoder, mask, num_rows)
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         work = Work(
             num_images=len(images),
@@ -101,31 +125,16 @@ def sample(
             device=device,
             autocast=autocast,
             synced=synced,
+            logits_processor=logits_processor,
         )
-        return rollout_of(decoder, work).write(images, table)
+        return writer_of(decoder, work).write(images, table, mask)
 
     with evaluation_mode(policy), torch.no_grad():
         return _completions(call_inside_forward(model, write), num_generations, synced)
 
 
-def encode(
-    policy: VisionEncoderDecoderModel, pixel_values: Tensor | None, encoder_outputs: Tensor | None = None
-) -> Tensor:
-    """The images `(B, N, d)` as the decoder's cross-attention reads them."""
-    if encoder_outputs is None:
-        encoder_outputs = policy.encoder(pixel_values=pixel_values, return_dict=True).last_hidden_state
-    encoder_outputs = encoder_outputs.to(policy.dtype)  # a data set may hold them in float32
-    return policy.enc_to_dec_proj(encoder_outputs) if projects_images(policy) else encoder_outputs
-
-
-def projects_images(policy: VisionEncoderDecoderModel) -> bool:
-    """Whether the model maps the encoder's width to the decoder's: the condition of its own forward."""
-    encoder, decoder = policy.encoder.config, policy.decoder.config
-    return encoder.hidden_size != decoder.hidden_size and getattr(decoder, "cross_attention_hidden_size", None) is None
-
-
 def _completions(decoding: Decoding, num_generations: int, synced: bool) -> SampledCompletions:
-    """What has been written, cut to the longest completion, out of the buffers that the next rollout writes."""
+    """Copy the completions out of the buffers, which the next rollout overwrites, and cut them to the longest one."""
     mask = mask_to_the_end(decoding.ids, decoding.ends)
     longest = mask.sum(-1).max()
     if synced and dist.is_initialized():

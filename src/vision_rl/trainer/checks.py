@@ -1,23 +1,19 @@
 """Mistakes that can be seen before an hour of training, each told in a sentence that says what to do."""
 
 import difflib
-import dis
 import inspect
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from types import FunctionType
+from os import PathLike
 from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
 from torch import nn
-from transformers import TrainingArguments, VisionEncoderDecoderModel
+from transformers import TrainingArguments
 
 from vision_rl.compatibility import checkpointing, checkpointing_kwargs
-from vision_rl.models.lengths import completion_length, num_positions
-from vision_rl.models.special_ids import special_ids
-from vision_rl.models.unwrapping import base_model, decoder_of
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer.collator import CODES, VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
@@ -27,6 +23,7 @@ from vision_rl.trainer.vision_config import VisionConfig
 logger = logging.getLogger(__name__)
 
 NUM_READ_BACK = 8  # rows whose labels are decoded before training
+PROMPT = " It is what the model reads beside the image: dataset.add_column('prompt', ['<CAPTION>'] * len(dataset))."
 # What every reward is given beside the data set's columns (TRL's names).
 REWARD_ARGUMENTS = (
     "prompts",
@@ -45,37 +42,6 @@ def check_config(trainer: object, args: Any, kind: type) -> None:
         raise TypeError(f"args is a {type(args).__name__}; {type(trainer).__name__} takes a {kind.__name__}.")
 
 
-def check_model(model: nn.Module, processor: VisionProcessor, max_completion_length: int | None) -> None:
-    """A decoder with cross-attention, its special ids, a vocabulary and positions that suffice."""
-    policy = base_model(model)
-    ids = special_ids(policy)
-    if not isinstance(policy, VisionEncoderDecoderModel):
-        return
-    decoder = decoder_of(policy)
-    accepts_images = "encoder_hidden_states" in inspect.signature(decoder.forward).parameters
-    attends = any("cross" in name or "encoder_attn" in name for name, _ in decoder.named_modules())
-    if not (accepts_images and attends):
-        raise ValueError(
-            f"{type(decoder).__name__} has no cross-attention, so it cannot read the image. Use a decoder that has it, "
-            "built with is_decoder=True, add_cross_attention=True: GPT-2, BERT, TrOCR, BART, or "
-            "vision_rl.models.VisionDecoderForCausalLM."
-        )
-    vocab_size = decoder.config.vocab_size
-    if processor.vocab_size is not None and processor.vocab_size > vocab_size:
-        raise ValueError(
-            f"The processor writes {processor.vocab_size} different ids, the decoder's vocabulary has {vocab_size}. "
-            f"Build the decoder with vocab_size={processor.vocab_size} or call "
-            f"model.decoder.resize_token_embeddings({processor.vocab_size})."
-        )
-    outside = [i for i in (ids.decoder_start, ids.pad, *ids.ends, *ids.suppressed) if i >= vocab_size]
-    if outside:
-        raise ValueError(f"The special ids {outside} lie outside of the decoder's vocabulary of {vocab_size}.")
-    positions = num_positions(policy)
-    length = completion_length(model, max_completion_length)
-    if positions is not None and length > positions:
-        raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")
-
-
 def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
     """Every data set that was given, under the name that error messages use."""
     evals = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
@@ -84,7 +50,12 @@ def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
 
 
 def check_dataset(name: str, dataset) -> None:
-    """A map-style data set with at least one row."""
+    """A map-style data set with at least one row, which is a dict."""
+    if isinstance(dataset, str | PathLike | Image.Image):
+        raise TypeError(
+            f"{name} is a {type(dataset).__name__}; it must hold rows, such as [{{'image': 'a.png'}}]. datasets.load_dataset "
+            "loads one by its name, and vision_rl.pipeline(folder)('a.png') answers a picture."
+        )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
             f"{name} is a {type(dataset).__name__} without length and index, which only a train_dataset may be, as a "
@@ -93,6 +64,11 @@ def check_dataset(name: str, dataset) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: it has no rows.")
+    if isinstance(dataset, list | tuple) and not isinstance(dataset[0], Mapping):
+        raise TypeError(
+            f"{name} is a list of {type(dataset[0]).__name__}; a row is a dict, such as {{'image': 'a.png'}}: "
+            f"[{{'image': each}} for each in {name}]."
+        )
 
 
 def check_stream(args: VisionConfig) -> None:
@@ -142,6 +118,7 @@ def check_columns(name: str, columns: list[str], wanted: Iterable[str]) -> None:
         if column not in columns:
             close = difflib.get_close_matches(column, columns, n=1)
             hint = f" Did you mean `{close[0]}`?" if close else ""
+            hint += PROMPT if column == "prompt" else ""
             raise ValueError(
                 f"{name} has no column `{column}`; it has {', '.join(f'`{c}`' for c in columns)}.{hint} Column names "
                 "are set by `image_column` and `target_columns` of the config."
@@ -208,8 +185,8 @@ def check_reward_signature(
     )
 
 
-def check_first_row(collator: VisionCollator, rows, processor: VisionProcessor, vocab_size: int | None) -> None:
-    """One row through the processor: shape and range of what it makes."""
+def check_first_row(collator: VisionCollator, rows, processor: VisionProcessor, vocab_size: int | None) -> dict:
+    """One row through the processor: shape and range of what it makes, which is returned."""
     batch = collator([rows[RowKey(0, 0)]])
     if "pixel_values" not in batch and "encoder_outputs" not in batch:
         raise ValueError(f"{type(processor).__name__} made no pixel_values; it made {sorted(batch)}.")
@@ -226,44 +203,7 @@ def check_first_row(collator: VisionCollator, rows, processor: VisionProcessor, 
         raise ValueError(
             f"Row 0 has the label {int(labels.max())}, but the decoder's vocabulary has only {vocab_size} ids."
         )
-
-
-def check_metric(compute_metrics: Any) -> None:
-    """It is a function of predictions and references that returns something, as an evaluate module's `compute`."""
-    if compute_metrics is None:
-        return
-    form = "compute_metrics(predictions=, references=) -> dict, such as the `compute` of an evaluate module"
-    if not callable(compute_metrics):
-        raise TypeError(f"compute_metrics is a {type(compute_metrics).__name__}; it must be {form}.")
-    signature = inspect.signature(compute_metrics)
-    try:
-        signature.bind(predictions=[], references=[])
-    except TypeError as error:
-        raise TypeError(
-            f"compute_metrics takes {signature}; it must be {form}: it is given the decoded completions of the whole "
-            "evaluation set, not transformers' EvalPrediction."
-        ) from error
-    if inspect.isfunction(compute_metrics) and _returns_nothing(compute_metrics):
-        raise TypeError(f"compute_metrics has no `return` with a value; it must be {form}.")
-
-
-def _returns_nothing(function: FunctionType) -> bool:
-    """Whether each of its returns is of None: a forgotten `return`, which would be noticed at the first evaluation only."""
-    instructions = list(dis.get_instructions(function))
-    returned = [i.argval for i in instructions if i.opname == "RETURN_CONST"]
-    for before, after in itertools.pairwise(instructions):
-        if after.opname == "RETURN_VALUE":
-            returned.append(before.argval if before.opname == "LOAD_CONST" else before)
-    return not inspect.isgeneratorfunction(function) and all(value is None for value in returned)
-
-
-def check_metric_result(metrics: Any) -> None:
-    """What a metric gives is a dict."""
-    if not isinstance(metrics, Mapping):
-        raise TypeError(
-            f"compute_metrics returned a {type(metrics).__name__}; it must return a dict of numbers by name, such as "
-            "{'accuracy': 0.5}."
-        )
+    return batch
 
 
 def check_rows(

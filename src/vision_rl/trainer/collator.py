@@ -31,13 +31,13 @@ class BatchColumns:
     bad_rows: list[str] = field(default_factory=list)
 
     def __getitem__(self, which: slice) -> "BatchColumns":
-        """Those of some of the images."""
+        """The columns of some of the images."""
         columns = {name: values[which] for name, values in self.columns.items()}
         return BatchColumns(columns, self.references and self.references[which], self.image_sizes[which])
 
     @staticmethod
     def joined(batches: list["BatchColumns"]) -> "BatchColumns":
-        """Those of several batches' images, in order; columns that a batch lacks are left out."""
+        """The columns of several batches' images, in order. A column that one of the batches lacks is left out."""
         names = [name for name in batches[0].columns if all(name in batch.columns for batch in batches)]
         references = [batch.references for batch in batches]
         return BatchColumns(
@@ -115,11 +115,12 @@ class VisionCollator:
     def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:
         """What the processor makes of the rows: model inputs and references."""
         seeds = [row.seed for row in rows if row.seed is not None] or None
+        given = {name: [row.columns[name] for row in rows] for name in self.processor.input_columns}
         if set(self.learned.values()) <= set(rows[0].columns):
             learned = {key: [row.columns[name] for row in rows] for key, name in self.learned.items()}
-            inputs = self.process(images=images, seeds=seeds, **learned)
+            inputs = self.process(images=images, seeds=seeds, **given, **learned)
         else:
-            inputs = self.processor(images=images, seeds=seeds)
+            inputs = self.processor(images=images, seeds=seeds, **given)
         if not self.processor.makes_references or len(targets) < len(self.processor.target_columns):
             return inputs, None
         named = [
@@ -129,7 +130,7 @@ class VisionCollator:
         return inputs, self.processor.get_references(named)
 
     def _explained(self, error: Exception, rows: list[Row], images: list, targets: dict[str, str]) -> ValueError:
-        """The error of the first row that fails alone too, with its number; else that of the batch."""
+        """Name the first row that fails by itself in the error; if no single row fails, return the error of the whole batch."""
         name = type(self.processor).__name__
         columns = ", ".join(f"`{column}`" for column in [self.image_column, *targets.values()])
         for row, image in zip(rows, images, strict=True):

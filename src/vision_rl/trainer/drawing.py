@@ -8,7 +8,8 @@ import torch
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.models.log_prob_head import WeightedTokens
-from vision_rl.models.unwrapping import is_vision_encoder_decoder
+from vision_rl.models.served import takes_encoder_outputs
+from vision_rl.models.unwrapping import is_served
 from vision_rl.trainer.encoding import SharedEncoding, images_of
 from vision_rl.trainer.rollout import chunks_of
 from vision_rl.trainer.scoring import Scores
@@ -39,7 +40,8 @@ class Drawing:
         """
         args, once = self.trainer.args, len(batches) == 1 and self.trainer.args.updates_per_rollout == 1
         self.forget()
-        self._encodes_to_learn = once and args.disable_dropout and not self.trainer.shards_weights()
+        goes_on = takes_encoder_outputs(self.trainer.unwrap(self.trainer.model)) and not self.trainer.shards_weights()
+        self._encodes_to_learn = once and args.disable_dropout and goes_on
         count, size = sum(len(batch["row_index"]) for batch in batches), args.per_device_generation_batch_size
         if size is None:
             size = (count + 1) // 2 if args.reward_num_workers else count
@@ -51,7 +53,7 @@ class Drawing:
         return drawn
 
     def _draw(self, inputs: dict) -> tuple[SampledCompletions, dict]:
-        """The rewards of these completions have been started, where there are threads for them."""
+        """Sample one chunk and, where there are threads for rewards, start its rewards."""
         trainer = self.trainer
         trainer.clock.enter("sample")
         try:
@@ -72,28 +74,28 @@ class Drawing:
         """The inputs with `encoder_outputs (B, N, d)`, the images encoded once for whoever asks."""
         trainer = self.trainer
         policy = trainer.unwrap(trainer.model_wrapped)
-        if "encoder_outputs" in inputs or not is_vision_encoder_decoder(policy) or trainer.gathers_weights():
+        if "encoder_outputs" in inputs or not is_served(policy) or trainer.gathers_weights():
             return inputs
         trainer.clock.enter("encode")
-        encoder_outputs = self.encoding(policy, inputs["pixel_values"], self._encodes_to_learn)
+        encoded = self.encoding(policy, inputs, self._encodes_to_learn)
         trainer.clock.enter("sample")
-        return {**inputs, "encoder_outputs": encoder_outputs}
+        return {**inputs, **encoded}
 
     def scores_of(self, completions: SampledCompletions, inputs: dict) -> Scores:
-        """Those of the very completions that threads have begun to score, or of others, from now on."""
+        """The scores of the completions: wait for the threads that score these very ones, or score them now."""
         started = next((finish for each, finish in self._pending if each is completions), None)
         finish = started or self._begin_rewards(completions, inputs)
         self.trainer.clock.enter("reward")
         return finish().to(self.trainer.args.device)
 
     def greedy_rewards(self, rewards: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """Of the greedy completions: `(B,)`, or their returns `(B, T)` where the samples' are given, `(B, G, T)`."""
+        """The rewards of the greedy completions, `(B,)`; or their returns `(B, T)`, if `rewards` are returns `(B, G, T)`."""
         greedy = inputs["greedy"] if "greedy" in inputs else self.trainer.complete(inputs, do_sample=False)
         scores = self.scores_of(greedy, inputs)
         return scores.rewards if rewards.ndim == 2 else scores.returns_of(rewards.shape[2])
 
     def forget(self) -> None:
-        """What was drawn has been learned from: no encoding is kept, nor a score that nobody asked for."""
+        """Drop encodings and scores, once what was drawn has been learned from."""
         self.encoding.forget()
         self._pending.clear()
 
@@ -110,7 +112,7 @@ class Drawing:
 
     @torch.no_grad()
     def _watched(self, completions: SampledCompletions, inputs: dict) -> SampledCompletions:
-        """With the log-probabilities that the processor wants, of completions that an override has made without them."""
+        """Add the log-probabilities that the processor watches, which an override of `_sample` may have left out."""
         trainer, (ids, mask, _) = self.trainer, completions
         watched = torch.tensor(trainer.processor.watched_ids, device=ids.device)  # (C,)
         rows, positions = mask.flatten(0, 1).nonzero(as_tuple=True)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin, VisionEncoderDecoderModel
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, VisionEncoderDecoderModel
 from transformers.utils import find_adapter_config_file
 
+from vision_rl.manifest import naming
 from vision_rl.models.lengths import completion_length
 from vision_rl.models.preparation import (
     align_special_ids,
@@ -17,10 +18,12 @@ from vision_rl.models.preparation import (
     forbid_uncounted_id,
     freeze_unused_parameters,
 )
+from vision_rl.models.served import SERVED, SERVED_CONFIGS, check_served, not_served, prepare_special_ids
 from vision_rl.models.shared_images import share_images
-from vision_rl.models.unwrapping import base_model, is_vision_encoder_decoder
+from vision_rl.models.unwrapping import base_model, is_served
 from vision_rl.processing import VisionProcessor, as_vision_processor
-from vision_rl.trainer import checks
+from vision_rl.prompting import reading_processor
+from vision_rl.trainer.model_checks import check_model
 
 
 logger = logging.getLogger(__name__)
@@ -28,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:
     """The model of a name or path; of saved adapters, the model that they belong to with the adapters, to train on."""
-    where = {name: options[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in options}
+    where = _where(options)
     if find_adapter_config_file(name_or_path, **where) is None:
-        return VisionEncoderDecoderModel.from_pretrained(name_or_path, **options)
+        return _load_model(name_or_path, options)
     base = PeftConfig.from_pretrained(name_or_path, **where).base_model_name_or_path
     if not base:
         raise ValueError(
@@ -39,24 +42,53 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
         )
     revision = where.pop("revision", None)  # of the adapters; the base has a history of its own
     options = {name: value for name, value in options.items() if name != "revision"}
-    model = VisionEncoderDecoderModel.from_pretrained(base, **options)
+    model = _load_model(base, options)
     return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
 
 
-def load_processor(name_or_path: str, trust_remote_code: bool = False) -> Any:
-    """The processor of a name or path. `AutoProcessor` knows one that is not transformers' once its module is imported.
+def _load_model(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel:
+    """One of the models that are served, of the class that its config names; others are refused before their weights come."""
+    download = (
+        "revision",
+        "subfolder",
+        "token",
+        "cache_dir",
+        "local_files_only",
+        "force_download",
+        "trust_remote_code",
+    )
+    known = {"trust_remote_code": False, **{name: options[name] for name in download if name in options}}
+    config = AutoConfig.from_pretrained(name_or_path, **known)
+    kinds = zip(SERVED, SERVED_CONFIGS, strict=True)
+    kind = next((kind for kind, of_kind in kinds if isinstance(config, of_kind)), None)
+    saved = (config.architectures or [type(config).__name__])[0]
+    of_config = kind is VisionEncoderDecoderModel or saved in (type(config).__name__, kind and kind.__name__)
+    if kind is None or not of_config:  # such as BLIP's model that answers questions
+        raise TypeError(f"{name_or_path}: {not_served(saved, config)}")
+    return kind.from_pretrained(name_or_path, **options)
+
+
+def load_processor(name_or_path: str, options: dict[str, Any]) -> Any:
+    """The processor of a name or path. `AutoProcessor` knows one of neither transformers nor ours once its module is imported.
 
     Code that comes with the folder runs only if asked for (`model_init_kwargs={"trust_remote_code": True}`): transformers
     would otherwise ask on standard input, where a pipe may answer.
     """
-    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-    saved = ProcessorMixin.get_processor_dict(name_or_path)[0].get("processor_class")
+    where = _where(options)
+    trust_remote_code = options.get("trust_remote_code", False)
+    processor = AutoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **where)
+    saved = ProcessorMixin.get_processor_dict(name_or_path, **where)[0].get("processor_class")
     if isinstance(processor, ProcessorMixin) or saved is None:
         return processor
     raise ValueError(
-        f"{name_or_path} has a {saved}, whose module nothing has imported: import it before "
-        "(vision_rl.tasks.detection, ...), or give the trainer a processing_class."
+        f"{name_or_path} has a {saved}, whose module nothing has imported: import it before, or give the trainer a "
+        "processing_class."
     )
+
+
+def _where(options: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of `from_pretrained` those that say where the files are, of model and processor alike."""
+    return {name: options[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in options}
 
 
 def name_of_model(model: str | PreTrainedModel | PeftModel) -> str:
@@ -73,20 +105,23 @@ def prepared_policy(
     Returns:
         The processor in the form that the trainers use, and the most tokens of a completion.
     """
+    check_served(policy)
+    prepare_special_ids(policy)
     align_special_ids(policy, processing_class)
     drop_generation_options(policy)
-    processor = as_vision_processor(processing_class, policy.generation_config.decoder_start_token_id)
+    start = policy.generation_config.decoder_start_token_id
+    processor = as_vision_processor(reading_processor(processing_class, start), start)
     if processor.id2label is not None:
         policy.config.id2label = processor.id2label
         policy.config.label2id = {label: i for i, label in processor.id2label.items()}
     length = max_completion_length or processor.completion_length
-    if is_vision_encoder_decoder(policy):
+    if is_served(policy):
         forbid_uncounted_id(policy)
-    checks.check_model(policy, processor, length)
+    check_model(policy, processor, length)
     length = completion_length(policy, length)
     policy.generation_config.max_new_tokens = length  # saved: `generate` would stop at 20
     freeze_unused_parameters(policy)
-    if is_vision_encoder_decoder(policy):
+    if is_served(policy):
         share_images(policy)
     else:
         logger.warning(
@@ -103,6 +138,15 @@ def saved_tensors(folder: str, names: set[str]) -> dict[str, torch.Tensor]:
         with safe_open(path, "pt") as file:
             tensors |= {name: file.get_tensor(name) for name in names & set(file.keys())}
     return tensors
+
+
+def restore_weights(model: Any, folder: str) -> None:
+    """All weights of a checkpoint, the encoder's too: Trainer's own way misses those saved under their older names."""
+    with naming(folder):
+        restored = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    names = set(model.state_dict())
+    restored |= saved_tensors(folder, names - set(restored))  # parts that a subclass has added
+    model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
 
 
 def with_adapters(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:

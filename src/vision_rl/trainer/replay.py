@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +18,11 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import find_adapter_config_file
 
-from vision_rl.models.sampling import base_model, special_ids
+from vision_rl.models.served import image_inputs, token_inputs
+from vision_rl.models.special_ids import special_ids
+from vision_rl.models.unwrapping import base_model
 from vision_rl.models.uvim import UViMConfig, UViMModel
+from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.finite import not_finite, scores_of
 from vision_rl.trainer.loading import load_policy
 from vision_rl.trainer.losses import mle_loss
@@ -28,7 +30,7 @@ from vision_rl.trainer.losses import mle_loss
 
 @dataclass
 class ReplayedRow:
-    """One row of a batch, forward and back.
+    """The result of passing one row of a batch forward and back.
 
     Args:
         batch: the file's name.
@@ -48,7 +50,7 @@ class ReplayedRow:
 
     @property
     def finite(self) -> bool:
-        """Whether loss, gradient and scores are; rewards that are NaN do not apply."""
+        """Whether loss, gradient and scores are finite. A reward of NaN means that it does not apply."""
         values = torch.tensor([self.loss, self.grad_norm])
         rewards, advantages = (torch.tensor(self.scores.get(name, [])) for name in ("rewards", "advantages"))
         return bool(values.isfinite().all() and advantages.isfinite().all() and not rewards.isinf().any())
@@ -60,7 +62,7 @@ class ReplayedRow:
 
 
 def replay(folder: str | Path) -> Iterator[ReplayedRow]:
-    """Each row of a fault that a trainer wrote to `output_dir/faults/step-<n>`.
+    """Pass each row of a fault forward and back; a trainer wrote it to `output_dir/faults/step-<n>`.
 
     Raises:
         ValueError: if this is no such folder.
@@ -85,7 +87,7 @@ def _load(folder: Path) -> nn.Module:
 
 
 def _of_row(tensors: dict[str, torch.Tensor], place: int) -> dict[str, torch.Tensor]:
-    """What has one entry a row, of one row."""
+    """The part of a batch that belongs to one row."""
     count = len(tensors["row_index"])
     return {name: value[place : place + 1] for name, value in tensors.items() if value.ndim and len(value) == count}
 
@@ -118,41 +120,31 @@ def _replayed(model: nn.Module, batch: str, row: int, tensors: dict[str, torch.T
 
 
 def _loss(model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What the row adds to the loss: of stage I, of labels, or of its samples."""
+    """The row's share of the loss: of stage I, of labels, or of its samples."""
     if isinstance(model, UViMModel):
         targets = {name.removeprefix("targets."): v for name, v in tensors.items() if name.startswith("targets.")}
         return model(tensors["pixel_values"], targets).loss
-    images: dict[str, Any]
-    if "encoder_outputs" in tensors:
-        images = {"encoder_outputs": (tensors["encoder_outputs"].float(),)}
-    else:
-        images = {"pixel_values": tensors["pixel_values"]}
+    images = images_of(tensors)
     if "labels" in tensors:
         labels, weights = tensors["labels"], tensors.get("label_weights")
         return mle_loss(_logits(model, images, labels), labels, label_weights=weights).sum()
     ids = _named(tensors, "completion_ids").flatten(0, 1)  # (G, T)
     labels = ids.masked_fill(_named(tensors, "completion_mask").flatten(0, 1) == 0, -100)
-    images = {name: _repeated(value, len(ids)) for name, value in images.items()}
+    images = {name: value.repeat_interleave(len(ids), dim=0) for name, value in images.items()}
     advantages = _named(tensors, "advantages")[0].view(len(ids), -1)  # (G, 1), or of each token (G, T)
     return (mle_loss(_logits(model, images, labels), labels) * advantages).sum()
 
 
 def _named(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """A tensor by the end of its name: before it stands what held it."""
+    """The tensor whose name ends like this; the name begins with the object that held the tensor."""
     return next(value for whole, value in tensors.items() if whole.rpartition(".")[2] == name)
 
 
-def _repeated(value, times: int):
-    if isinstance(value, tuple):
-        return tuple(_repeated(item, times) for item in value)
-    return value.repeat_interleave(times, dim=0)
-
-
 def _logits(model: nn.Module, images: dict, labels: torch.Tensor) -> torch.Tensor:
-    ids = special_ids(base_model(model))
+    policy, ids = base_model(model), special_ids(model)
     decoder_input_ids = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start)
     decoder_input_ids = decoder_input_ids.masked_fill(decoder_input_ids == -100, ids.pad)
-    return model(**images, decoder_input_ids=decoder_input_ids, use_cache=False).logits
+    return model(**image_inputs(policy, images), **token_inputs(policy, decoder_input_ids)).logits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

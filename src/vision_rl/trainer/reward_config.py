@@ -212,6 +212,15 @@ class VisionRewardConfig(VisionConfig):
         if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.greater_is_better:
             self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
         self._resolve_rollout()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "label_smoothing_factor is of labels, and tuning learns from rewards: leave it out. It is for VisionMLEConfig."
+            )
+        if self.neftune_noise_alpha:
+            raise ValueError(
+                "neftune_noise_alpha would let another policy learn than the one that sampled: leave it out. It is for "
+                "VisionMLEConfig."
+            )
         if self.num_generations < 1:
             raise ValueError(f"num_generations must be at least 1, got {self.num_generations}.")
         if self.baseline not in (*SIBLING_BASELINES, "greedy", "none"):

@@ -3,25 +3,55 @@
 import functools
 import inspect
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from vision_rl.rewards import SavedReward
+from vision_rl.rewards import OfProcessor, SavedReward
+from vision_rl.trainer.modules import (
+    for_processor,
+    gives_rewards,
+    is_combination,
+    is_evaluate_module,
+    is_ours,
+    load_module,
+    module_path,
+    of_compute,
+)
 from vision_rl.trainer.reward_models import TextRewardModel
 
 
-def is_evaluate_module(reward) -> bool:
-    """Where nobody has imported evaluate, nothing is a module of it; it is not imported for the question."""
-    evaluate = sys.modules.get("evaluate")
-    return evaluate is not None and isinstance(reward, evaluate.EvaluationModule)
+class ModuleReward(OfProcessor):
+    """An evaluate module as a reward in TRL's form: its computation on the batch, without the Arrow files of `compute`."""
+
+    def __init__(self, module: Any, name: str):
+        self.module, self.name = module, name
+
+    def __call__(self, completions, completion_ids, references=None, **kwargs) -> list:
+        if is_ours(self.module):
+            result = self.module.of_completions(completions, completion_ids, references)
+        else:
+            result = self.module._compute(predictions=completions, references=references)
+        if "rewards" not in result:
+            raise TypeError(_no_rewards(self.name, ", ".join(sorted(result))))
+        return result["rewards"]
+
+    def for_processor(self, processor) -> "ModuleReward":
+        return ModuleReward(for_processor(self.module, processor), self.name)
 
 
 def as_function(reward, name: str, processing_class=None) -> Callable:
-    """A callable in TRL's form; of an evaluate module its computation on the batch, without the Arrow files of `compute`."""
+    """A callable in TRL's form.
+
+    Raises:
+        TypeError: for what is no reward, an evaluate module without `rewards` among them.
+    """
+    reward = of_compute(reward)
+    path = module_path(reward) if isinstance(reward, str) else None
+    if path is not None:
+        reward = load_module(path)
     if isinstance(reward, PreTrainedModel | str):
         return TextRewardModel(reward, processing_class)
     if processing_class is not None:
@@ -29,20 +59,25 @@ def as_function(reward, name: str, processing_class=None) -> Callable:
             f"reward_processing_classes has one for the reward `{name}`, a {type(reward).__name__}: only a model of "
             "transformers, or the name of one, takes it. Write None in its place."
         )
+    if is_combination(reward):
+        raise TypeError(
+            f"The reward `{name}` is a combination of several: give its modules one by one, reward_funcs=[first, second], "
+            "and what each weighs as reward_weights."
+        )
     if is_evaluate_module(reward):
-
-        def reward_of_module(completions, references=None, **kwargs):
-            result = reward._compute(predictions=completions, references=references)
-            if "rewards" not in result:
-                raise TypeError(
-                    f"The evaluate module `{name}` gives {', '.join(sorted(result))}; a reward needs `rewards`, one a completion."
-                )
-            return result["rewards"]
-
-        return reward_of_module
+        if not gives_rewards(reward):
+            raise TypeError(_no_rewards(name, "numbers of the whole set"))
+        return ModuleReward(reward, name)
     if not callable(reward):
         raise TypeError(f"The reward `{name}` is a {type(reward).__name__}, not a function of completions.")
     return reward
+
+
+def _no_rewards(name: str, given: str) -> str:
+    return (
+        f"The evaluate module `{name}` gives {given}; a reward needs `rewards`, one number a completion. Give a metric as "
+        "compute_metrics."
+    )
 
 
 def names_of(rewards: Sequence) -> list[str]:
@@ -60,6 +95,8 @@ def source_of(function: Callable) -> str:
         return source_of(function.func)
     if isinstance(function, TextRewardModel):
         return function.name
+    if isinstance(function, ModuleReward):
+        return source_of(function.module)
     named: Any = function if inspect.isroutine(function) else type(function)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -78,14 +115,15 @@ def _saved_reward(reward) -> SavedReward | None:
     """The reward that is saved: itself, or the one inside a partial function or an evaluate module's `reward`."""
     if isinstance(reward, functools.partial):
         return _saved_reward(reward.func)
-    if is_evaluate_module(reward):
-        reward = getattr(reward, "reward", None)
+    if isinstance(reward, ModuleReward):
+        reward = getattr(reward.module, "reward", None)
     return reward if isinstance(reward, SavedReward) else None
 
 
 def _name_of(reward) -> str:
     if isinstance(reward, functools.partial):
         return _name_of(reward.func)
+    reward = of_compute(reward)
     if isinstance(reward, PreTrainedModel):
         reward = reward.config._name_or_path or type(reward).__name__
     if isinstance(reward, str):

@@ -10,9 +10,10 @@ from torch import nn
 
 from vision_rl.models.lengths import num_positions
 from vision_rl.models.log_prob_head import FusedHead, WeightedTokens, can_be_fused, weigh_logits
+from vision_rl.models.served import token_inputs
 from vision_rl.models.special_ids import special_ids
 from vision_rl.models.token_draw import policy_logits
-from vision_rl.models.unwrapping import evaluation_mode, is_vision_encoder_decoder
+from vision_rl.models.unwrapping import evaluation_mode, is_served
 from vision_rl.trainer.losses import mle_loss
 
 
@@ -25,7 +26,7 @@ Reweigh = Callable[[torch.Tensor], torch.Tensor]  # log-probabilities (E,) of to
 
 @dataclass
 class Reading:
-    """What a pass over completions gives, of `E` tokens of them.
+    """The result of a pass over completions, for `E` of their tokens.
 
     Args:
         loss: the sum of `tokens.weights` times log-probability, with gradient.
@@ -69,11 +70,11 @@ class TeacherForcing:
         """
         policy = self.trainer.unwrap(model)
         special = special_ids(policy)
-        if not is_vision_encoder_decoder(policy):
+        if not is_served(policy):
             images = {name: value.repeat_interleave(completion_ids.shape[1], dim=0) for name, value in images.items()}
         completion_ids = completion_ids.flatten(0, 1)  # (B*L, T)
         decoder_input_ids = F.pad(completion_ids[:, :-1], (1, 0), value=special.decoder_start)
-        inputs = {**self.trainer.model_inputs(images), "decoder_input_ids": decoder_input_ids, "use_cache": False}
+        inputs = {**self.trainer.model_inputs(images), **token_inputs(policy, decoder_input_ids)}
         if self.fuses_head is None:
             self.fuses_head = can_fuse_head(self.trainer, policy, images)
         if self.fuses_head and not with_logits:
@@ -91,19 +92,19 @@ class TeacherForcing:
 
 def can_fuse_head(trainer: "VisionTrainer", policy: Any, images: dict[str, torch.Tensor]) -> bool:
     """Whether the model's head may form the loss; that of a compiled model may not, nor that of a scaled loss (fp16)."""
-    if trainer.args.torch_compile or trainer.args.fp16 or not is_vision_encoder_decoder(policy):
+    if trainer.args.torch_compile or trainer.args.fp16 or not is_served(policy):
         return False
     inputs = trainer.model_inputs({name: value[:1] for name, value in images.items()})
     device = next(iter(images.values())).device
     start = torch.full((1, 1), special_ids(policy).decoder_start, device=device)
     with evaluation_mode(policy), trainer.accelerator.autocast():
-        return can_be_fused(policy, {**inputs, "decoder_input_ids": start})
+        return can_be_fused(policy, {**inputs, **token_inputs(policy, start)})
 
 
 def without_idle_images(
     images: dict[str, torch.Tensor], completion_ids: torch.Tensor, tokens: WeightedTokens
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, WeightedTokens]:
-    """What is left where images without a token are dropped, and what lies behind the last token: the same gradient.
+    """Drop images without a token to learn, and positions behind the last such token: the gradient stays the same.
 
     `completion_ids (B, L, T)` become `(B', L, T')`; the order of the tokens stays, their rows are numbered anew.
     """
@@ -136,7 +137,7 @@ def read_labels(policy: Any, model: nn.Module, images: dict[str, Any], batch: di
         )
     before = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start)
     decoder_input_ids = before.masked_fill(before == -100, ids.pad)
-    return model(**images, decoder_input_ids=decoder_input_ids, use_cache=False)
+    return model(**images, **token_inputs(policy, decoder_input_ids))
 
 
 def label_loss(policy: Any, model: nn.Module, images: dict[str, Any], batch: dict) -> torch.Tensor:
@@ -146,6 +147,6 @@ def label_loss(policy: Any, model: nn.Module, images: dict[str, Any], batch: dic
 
 
 def label_weights(batch: dict) -> torch.Tensor:
-    """`(B, T)`: what each label counts in the mean, 0 for -100."""
+    """The weight of each label in the mean, `(B, T)`; 0 for labels of -100."""
     learned = (batch["labels"] != -100).float()
     return learned * batch["label_weights"] if "label_weights" in batch else learned

@@ -1,9 +1,12 @@
 """The options that both steps share."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
+
+from vision_rl.trainer.other_names import OF_CONFIGS, refuse_other_names
+from vision_rl.trainer.processes import check_processes, choose_deepspeeds_device, join_deepspeed
 
 
 BIG_VISION_ADAFACTOR = "big_vision_adafactor"
@@ -87,6 +90,28 @@ class VisionConfig(TrainingArguments):
         },
     )
 
+    # Options of TrainingArguments that nothing here reads: their defaults, and what does it instead.
+    _WITHOUT_EFFECT: ClassVar[dict[str, tuple[Any, str]]] = {
+        "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
+        "length_column_name": ("length", "the order is that of `shuffle_dataset`"),
+        "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
+        "include_for_metrics": ([], "compute_metrics is given predictions and references"),
+        "batch_eval_metrics": (False, "compute_metrics is given the whole evaluation set at once"),
+        "prediction_loss_only": (False, "leave out compute_metrics instead"),
+        "eval_do_concat_batches": (True, "completions are objects, which are listed"),
+        "eval_use_gather_object": (False, "completions are always gathered as objects"),
+        "eval_accumulation_steps": (None, "completions are on the CPU as soon as they are decoded"),
+        "label_names": (None, "what is learned of a row are the processor's targets: `target_columns`"),
+        "average_tokens_across_devices": (True, "the loss is always a mean over the tokens of all processes"),
+        "use_liger_kernel": (False, "the head and the loss are one pass already"),
+        "liger_kernel_config": (None, "the head and the loss are one pass already"),
+        "optim_target_modules": (None, "it is for optimisers that build their own parameter groups"),
+    }
+    _HARMFUL: ClassVar[dict[str, str]] = {
+        "split_batches": "per_device_train_batch_size is of each process",
+        "dispatch_batches": "every process reads its own rows",
+    }
+
     @property
     def images_in_step(self) -> int:
         """Images of an update step, over all processes."""
@@ -105,34 +130,52 @@ class VisionConfig(TrainingArguments):
     # TrainingArguments parses these from JSON on the command line.
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs", "target_columns"]
 
+    def __new__(cls, *args, **kwargs):
+        refuse_other_names(cls, kwargs, VisionConfig, OF_CONFIGS)
+        return super().__new__(cls)
+
     def __post_init__(self):
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval are not supported: evaluation follows bf16 and fp16.")
+        choose_deepspeeds_device(self)
         paper_optimizer = self.optim == BIG_VISION_ADAFACTOR
         if paper_optimizer:
             self.optim = "adafactor"  # a name that TrainingArguments accepts; put back below
         super().__post_init__()
         if paper_optimizer:
             self.optim = BIG_VISION_ADAFACTOR
+        check_processes(self)
+        join_deepspeed(self)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: rewards and metrics read the data set's columns.")
         if self.dataloader_drop_last:
             raise ValueError(
                 "dataloader_drop_last must be False: training takes whole steps anyway, and an evaluation would lose rows."
             )
-        ignored = {
-            "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
-            "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
-            "include_for_metrics": ([], "compute_metrics is given predictions and references"),
-            "batch_eval_metrics": (False, "compute_metrics is given the whole evaluation set at once"),
-            "prediction_loss_only": (False, "leave out compute_metrics instead"),
-        }
-        for name, (default, instead) in ignored.items():
+        for name, (default, instead) in self._WITHOUT_EFFECT.items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect here: {instead}. Leave it out.")
+        for name, why in self._HARMFUL.items():
+            if getattr(self.accelerator_config, name, None):
+                raise ValueError(f"accelerator_config has {name}: {why}. Leave it out.")
+        if not self.dataloader_in_order:
+            raise ValueError(
+                "dataloader_in_order must be True: which images a step has would depend on how long each takes."
+            )
+        if self.parallelism_config is not None:
+            raise ValueError("parallelism_config is not supported: models are trained under DDP, FSDP2 and ZeRO.")
+        if (
+            self.ddp_find_unused_parameters is None
+        ):  # what gets no gradient has been frozen; DDP need not look, nor warn
+            self.ddp_find_unused_parameters = False
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size changes the batch in the middle of training; set per_device_train_batch_size."
+            )
+        if self.target_columns is not None and not isinstance(self.target_columns, dict):
+            raise ValueError(
+                f"target_columns is {self.target_columns!r}; it says which column holds what the processor calls by a keyword, "
+                "as a dict: target_columns={'text': 'transcription'}."
             )
         if self.encoder_learning_rate is not None and self.encoder_learning_rate < 0:
             raise ValueError(f"encoder_learning_rate must not be negative, got {self.encoder_learning_rate}.")

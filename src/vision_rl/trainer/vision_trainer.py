@@ -24,15 +24,24 @@ from vision_rl.models.preparation import (
     prepare_for_fsdp,
 )
 from vision_rl.models.sampling import sample
-from vision_rl.models.unwrapping import base_model, decoder_of, is_vision_encoder_decoder
+from vision_rl.models.served import image_inputs
+from vision_rl.models.unwrapping import base_model, decoder_of, is_served
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer import checkpoints, checks, evaluation
+from vision_rl.trainer import checkpoints, checks, evaluation, hub, resuming
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
-from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
-from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, saved_tensors, with_adapters
+from vision_rl.trainer.encoding import images_of
+from vision_rl.trainer.finite import FiniteCheck
+from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, restore_weights, with_adapters
+from vision_rl.trainer.metric_functions import as_metric
+from vision_rl.trainer.model_card import write_card
+from vision_rl.trainer.model_checks import check_encoder
 from vision_rl.trainer.optimizer import make_optimizer
+from vision_rl.trainer.other_names import OF_TRAINERS, refuse_other_names
+from vision_rl.trainer.progress import ProgressLine
 from vision_rl.trainer.ranks import check_same_data, wait_for_gloo_at_exit
+from vision_rl.trainer.run_record import RunRecord
+from vision_rl.trainer.shown_answers import ShownAnswers
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
 
@@ -56,6 +65,7 @@ class VisionTrainer(Trainer):
     eval_dataset: Any
     compute_metrics: Any
     deepspeed: Any
+    push_in_progress: Any
     processor: VisionProcessor
     target_columns: dict[str, str]
     max_completion_length: int
@@ -64,9 +74,16 @@ class VisionTrainer(Trainer):
     stream: StreamRows | None = None  # of a train_dataset that is one, once training has begun
     loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's items itself
     _tag_names: list[str]
+    learned_by: str  # for the model card
+    rewards_learned: dict[str, float] = {}  # by their names, with their weights
+    dataset_name: str | None = None  # for the model card; the last one that it was given
     _predicting = False
     holds_all_weights = False  # for now, although they are sharded (`whole_weights`)
     _save_failed = False
+
+    def __new__(cls, *args, **kwargs):
+        refuse_other_names(cls, kwargs, VisionTrainer, OF_TRAINERS)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -75,7 +92,7 @@ class VisionTrainer(Trainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class=None,
-        compute_metrics: Callable[..., dict] | None = None,
+        compute_metrics: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
@@ -85,18 +102,20 @@ class VisionTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        started_from = model if isinstance(model, str) else base_model(model).config._name_or_path
         # Load
         if isinstance(model, str):
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
             with loading(model, without=TRAINING_STATE):
                 if processing_class is None:
-                    processing_class = load_processor(model, options.get("trust_remote_code", False))
+                    processing_class = load_processor(model, options)
                 model = load_policy(model, options)
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
+        compute_metrics = as_metric(compute_metrics, self.processor)
         model = with_adapters(model, peft_config)
-        if isinstance(model, PeftModel) and is_vision_encoder_decoder(model):
+        if isinstance(model, PeftModel):
             drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
@@ -118,7 +137,6 @@ class VisionTrainer(Trainer):
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
         checks.check_best_metric(args, eval_dataset)
-        checks.check_metric(compute_metrics)
         # Hand over to Trainer
         super().__init__(
             model=model,
@@ -135,9 +153,13 @@ class VisionTrainer(Trainer):
             prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         check_same_data(self.accelerator, datasets)
         wait_for_gloo_at_exit()
+        self.shown_answers = ShownAnswers(args.image_column)
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
+        rows = {name: len(each) for name, each in datasets.items() if not isinstance(each, StreamHead)}
+        self._progress = ProgressLine.take_place(self)
+        self.add_callback(RunRecord({"trainer": type(self).__name__, "model": started_from, "rows": rows}))
         self._bad_rows: set[str] = set()
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.unwrap(self.model).add_model_tags(self._tag_names)
@@ -178,14 +200,14 @@ class VisionTrainer(Trainer):
         return VisionCollator(self.processor, args.image_column, columns, self.learns_from_labels, process, learned)
 
     def _check_data(self, args: VisionConfig, datasets: dict, collator: VisionCollator, policy) -> None:
-        vocab_size = decoder_of(policy).config.vocab_size if is_vision_encoder_decoder(policy) else None
+        vocab_size = decoder_of(policy).config.vocab_size if is_served(policy) else None
         for name, dataset in datasets.items():
             columns = checks.column_names(dataset)
             needed: Any = self.target_columns if self.learns_from_labels else args.target_columns or {}
-            checks.check_columns(name, columns, [args.image_column, *needed.values()])
+            checks.check_columns(name, columns, [args.image_column, *self.processor.input_columns, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
             present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
-            reads = self.learns_from_labels and is_vision_encoder_decoder(policy)
+            reads = self.learns_from_labels and is_served(policy)
             positions = num_positions(policy) if reads else None
             checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
             if isinstance(self.completion_decoder, CompletionDecoder) and rows is not dataset:
@@ -193,7 +215,8 @@ class VisionTrainer(Trainer):
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
                 )
             readable = RowDataset(dataset, check=collator.check_image if args.on_bad_row == "skip" else None)
-            checks.check_first_row(collator, readable, self.processor, vocab_size)
+            batch = checks.check_first_row(collator, readable, self.processor, vocab_size)
+            check_encoder(policy, batch)
             if self.completion_decoder is None:
                 checks.check_first_labels(name, collator, readable)
             self._check_rewards(name, columns)
@@ -280,22 +303,22 @@ class VisionTrainer(Trainer):
 
     def model_inputs(self, batch: dict) -> dict[str, Any]:
         """The images of a batch as the model takes them; a batch may carry `encoder_outputs (B, N, d)` instead."""
-        if "encoder_outputs" in batch:
-            return {"encoder_outputs": (batch["encoder_outputs"].to(self.unwrap(self.model).dtype),)}
-        return {"pixel_values": batch["pixel_values"]}
+        return image_inputs(self.unwrap(self.model), batch)
 
     # --- completions, and their evaluation --------------------------------------------------------------------------
 
-    def complete(self, batch: dict, num_generations: int = 1, **how) -> SampledCompletions:
+    def complete(self, batch: dict, num_generations: int = 1, do_sample: bool = True, **how) -> SampledCompletions:
         """Completions of the batch from the model as it stands; `how` goes to `vision_rl.models.sampling.sample`."""
+        images: dict[str, Any] = images_of(batch)
         with self.accelerator.autocast():
             return sample(
                 self.unwrap(self.model_wrapped),
-                batch.get("pixel_values"),
-                num_generations,
-                encoder_outputs=batch.get("encoder_outputs"),
+                num_generations=num_generations,
+                **images,
                 max_completion_length=self.max_completion_length,
+                do_sample=do_sample,
                 watched_ids=self.processor.watched_ids,
+                logits_processor=None if do_sample else self.processor.logits_processor,
                 synced=self.gathers_weights(),
                 **how,
             )
@@ -311,15 +334,19 @@ class VisionTrainer(Trainer):
             key, dataset = "eval", self.eval_dataset
         else:
             key, dataset = None, eval_dataset  # one that the constructor has not seen
-            self._check_evaluated("eval_dataset", dataset, [self.args.image_column, *self.target_columns.values()])
+            self._check_evaluated("eval_dataset", dataset, [*self._inputs(), *self.target_columns.values()])
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
         kept = getattr(self, "_eval_dataloaders", {})  # with their workers, if those are persistent
         return kept[key] if key in kept else self._evaluation_dataloader(dataset, key)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
-        self._check_evaluated("test_dataset", test_dataset, [self.args.image_column])
+        self._check_evaluated("test_dataset", test_dataset, self._inputs())
         return self._evaluation_dataloader(test_dataset, None)
+
+    def _inputs(self) -> list[str]:
+        """The columns that a completion is written about."""
+        return [self.args.image_column, *self.processor.input_columns]
 
     def _check_evaluated(self, name: str, dataset, columns: list[str]) -> None:
         """What the constructor checks of its own data sets, for one that evaluation or prediction brings."""
@@ -352,6 +379,8 @@ class VisionTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Every row once, on all ranks together; the metrics see the whole set."""
         in_step, self.num_images_in_step = self.num_images_in_step, None  # a loss in evaluation is that of its batch
+        if not self._predicting:
+            self.shown_answers.begin(self.state)
         records = evaluation.records_of(self, dataloader)
         self.num_images_in_step = in_step
         metrics = evaluation.on_main_process(lambda: self._evaluation_metrics(records), self.is_world_process_zero())
@@ -432,42 +461,22 @@ class VisionTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As Trainer's; without an argument `args.resume_from_checkpoint` counts, which Trainer leaves to scripts."""
-        if resume_from_checkpoint is None:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        if str(resume_from_checkpoint).lower() in ("true", "false"):  # from a command line
-            resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(checkpoints.newest_whole(self, Path(str(self.args.output_dir))))
-        elif resume_from_checkpoint:
-            checkpoints.check_resumable(self, Path(resume_from_checkpoint))
-        if resume_from_checkpoint:
-            checkpoints.compare_runs(self, Path(resume_from_checkpoint))
+        resume_from_checkpoint = resuming.folder_to_resume(self, resume_from_checkpoint)
         self.finite_check.forget()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
-            self._keep_what_was_done(error)
+            checkpoints.keep_what_was_done(self, self._boundary, error)
             raise
         finally:
             self.num_images_in_step = None
+            if self._progress is not None:
+                self._progress.stop()
 
     def _run_epoch(self, *args, **kwargs):
         """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
-
-    def _keep_what_was_done(self, error: Exception) -> None:
-        """A run that ends by an error leaves a checkpoint of its last whole step, where all ranks are there to write it."""
-        all_ranks = self.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
-        if not all_ranks or isinstance(error, checkpoints.SaveError):
-            return
-        try:
-            folder = self._boundary.save(self)
-        except Exception as again:
-            logger.warning("What was done since the last checkpoint is lost: %s", again)
-        else:
-            if folder is not None:
-                logger.warning("The run ends by an error; %s has what was done before.", folder)
 
     def _save_checkpoint(self, model, trial):
         """Aside, then renamed. With `save_retry` the run goes on without one, if the next can be written."""
@@ -494,16 +503,12 @@ class VisionTrainer(Trainer):
         """All weights, the encoder's too: Trainer's own way misses those that are saved under their older names."""
         model = self.model if model is None else model
         if isinstance(model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            with naming(resume_from_checkpoint):
-                restored = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype).state_dict()
-            names = set(model.state_dict())
-            restored |= saved_tensors(resume_from_checkpoint, names - set(restored))  # parts that a subclass has added
-            model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
+            restore_weights(model, resume_from_checkpoint)
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        checkpoints.check_best(self, Path(str(self.state.best_model_checkpoint)))
+        resuming.check_best(self, Path(str(self.state.best_model_checkpoint)))
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
@@ -537,6 +542,36 @@ class VisionTrainer(Trainer):
         if stage1 is not None and self.args.should_save:
             output_dir = output_dir if output_dir is not None else self.args.output_dir
             stage1.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
+
+        if self.args.should_save and self.args.hub_token is not None:
+            hub.save_arguments_without_token(
+                self.args, str(self.args.output_dir if output_dir is None else output_dir)
+            )
+
+    # --- the Hub ----------------------------------------------------------------------------------------------------
+
+    def create_model_card(  # type: ignore[override]
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Writes `README.md` into `args.output_dir`: `vision_rl.trainer.model_card`. Arguments as in TRL.
+
+        Args:
+            model_name: default: the folder's.
+            dataset_name: Hub name or another one of what it was trained on; default: the one of the last call.
+            tags: beside those of the trainer.
+        """
+        self.dataset_name = dataset_name or self.dataset_name
+        given = [tags] if isinstance(tags, str) else list(tags or ())
+        if self.is_world_process_zero():
+            folder = Path(str(self.args.output_dir))
+            write_card(self, folder, model_name, self.dataset_name, [*dict.fromkeys([*given, *self._tag_names])])
+
+    def init_hf_repo(self, token: str | None = None, **how) -> None:  # type: ignore[override]
+        super().init_hf_repo(token=token, **how)
+        hub.create_branch(self, token)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        hub.push_checkpoint(self, Path(checkpoint_folder))
 
     def floating_point_ops(self, inputs) -> int:
         return 0  # Trainer's estimate counts the tokens of a language model's input

@@ -84,30 +84,20 @@ def _scores(candidates, references, document_frequency, append_eos, tokenize, cl
             f"The document frequencies were counted with append_eos={document_frequency.append_eos}, the captions are "
             f"compared with append_eos={ends}: both must be the same."
         )
-    # The samples of an image share its references: these are read once.
-    index_of: dict[tuple[str, ...], int] = {}
-    image = np.array([index_of.setdefault(tuple(texts), len(index_of)) for texts in references])  # (N,)
-    num_references = np.array([len(texts) for texts in index_of])  # (I,)
-    count = len(candidates)
+    images, image = _distinct(references)
+    count, num_references = len(candidates), np.array([len(texts) for texts in images])  # (I,)
     texts = tokenized(candidates, tokenize)
-    true_texts = tokenized_references([text for texts_of_image in index_of for text in texts_of_image], tokenize)
+    true_texts = tokenized_references([text for texts_of_image in images for text in texts_of_image], tokenize)
     ngrams = count_ngrams(with_end(texts, append_eos) + with_end(true_texts, ends))  # C captions
 
     if document_frequency is None:
         num_images = len(references)
-        image_of_reference = np.repeat(np.arange(len(index_of)), num_references)
+        image_of_reference = np.repeat(np.arange(len(images)), num_references)
         frequency = images_with(ngrams.from_caption(count), image_of_reference, np.bincount(image))
     else:
         num_images, frequency = document_frequency.num_images, document_frequency.of_hashes(ngrams.hashes)
-    rarity = np.log(num_images) - np.log(np.maximum(frequency, 1))  # (K,)
-    weight = ngrams.count * rarity[ngrams.ngram]  # (P,)
-    vector = ngrams.caption * MAX_ORDER + ngrams.order[ngrams.ngram]  # (P,) each caption has one of every order
-    norm = np.sqrt(np.bincount(vector, weight**2, len(ngrams.num_words) * MAX_ORDER)).reshape(-1, MAX_ORDER)  # (C, 4)
-
-    # Every candidate with each of its references: R pairs of captions.
-    candidate = np.repeat(np.arange(count), num_references[image])  # (R,)
-    first_reference = count + np.cumsum(num_references) - num_references  # (I,)
-    reference = first_reference[image][candidate] + _counted_up(num_references[image])  # (R,)
+    weight, norm = _tf_idf(ngrams, np.log(num_images) - np.log(np.maximum(frequency, 1)))
+    candidate, reference = _pairs(count, num_references, image)
     product = _products(ngrams, weight, candidate, reference, clip=clip_and_compare_lengths)  # (R, 4)
     norms = norm[candidate] * norm[reference]
     similarity = np.divide(product, norms, out=np.zeros_like(product), where=norms != 0).mean(1)
@@ -117,10 +107,32 @@ def _scores(candidates, references, document_frequency, append_eos, tokenize, cl
     return 10 * np.bincount(candidate, similarity, count) / num_references[image]
 
 
+def _distinct(references: list[list[str]]) -> tuple[list[tuple[str, ...]], np.ndarray]:
+    """The references of the I images, and each candidate's image `(N,)`: samples of one image share them, read once."""
+    index_of: dict[tuple[str, ...], int] = {}
+    image = np.array([index_of.setdefault(tuple(texts), len(index_of)) for texts in references])
+    return list(index_of), image
+
+
+def _tf_idf(ngrams: NgramCounts, rarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each caption's n-grams, counted and weighed by `rarity (K,)`: `(P,)`; and the norms of its four vectors, `(C, 4)`."""
+    weight = ngrams.count * rarity[ngrams.ngram]
+    vector = ngrams.caption * MAX_ORDER + ngrams.order[ngrams.ngram]  # (P,) each caption has one of every order
+    norm = np.sqrt(np.bincount(vector, weight**2, len(ngrams.num_words) * MAX_ORDER)).reshape(-1, MAX_ORDER)
+    return weight, norm
+
+
+def _pairs(count: int, num_references: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every candidate with each of its references, R pairs of captions, by their places: `(R,)` each."""
+    candidate = np.repeat(np.arange(count), num_references[image])
+    first_reference = count + np.cumsum(num_references) - num_references  # (I,)
+    return candidate, first_reference[image][candidate] + _counted_up(num_references[image])
+
+
 def _products(
     ngrams: NgramCounts, weight: np.ndarray, candidate: np.ndarray, reference: np.ndarray, clip: bool
 ) -> np.ndarray:
-    """`(R, 4)`: for each pair of captions, the scalar products of their vectors of one to four words."""
+    """The scalar products `(R, 4)` of each pair of captions, for their vectors of one to four words."""
     referenced = np.zeros(len(ngrams.hashes), bool)
     referenced[ngrams.ngram[ngrams.caption >= reference.min()]] = True  # most n-grams are in no reference
     entries = np.flatnonzero((ngrams.caption <= candidate.max()) & referenced[ngrams.ngram])
@@ -140,5 +152,5 @@ def _products(
 
 
 def _counted_up(lengths: np.ndarray) -> np.ndarray:
-    """`[2, 3]` to `[0, 1, 0, 1, 2]`."""
+    """Count up to each length: `[2, 3]` gives `[0, 1, 0, 1, 2]`."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

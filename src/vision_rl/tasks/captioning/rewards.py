@@ -1,15 +1,18 @@
 """CIDEr as the reward of captioning (paper, section 4.4)."""
 
+import copy
 import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
+from huggingface_hub import snapshot_download
 
 from vision_rl.arguments import naming_arguments
 from vision_rl.manifest import loading
-from vision_rl.rewards import SavedReward, completion_texts
+from vision_rl.rewards import OfProcessor, SavedReward, check_same_fact, completion_texts
 from vision_rl.tasks.captioning.cider import cider_d, plain_cider
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 
@@ -20,7 +23,7 @@ _SCORES: dict[str, Callable[..., np.ndarray]] = {"cider_d": cider_d, "plain_cide
 _FOLDER = Path("reward", "cider")
 
 
-class CiderReward(SavedReward):
+class CiderReward(SavedReward, OfProcessor):
     """CIDEr-D of each caption, with the training set's document frequencies.
 
     The end of a caption counts as a word: without that, tuned models learn to break off, "a man with a", since the
@@ -29,8 +32,8 @@ class CiderReward(SavedReward):
     Args:
         document_frequency: `DocumentFrequency.from_references(train_captions, append_eos=True)`.
         append_eos: as the frequencies were counted.
-        eos_token_id: the tokenizer's. Without it a caption that was cut off at `max_completion_length` counts as ended,
-            which a training with `append_eos` warns of.
+        eos_token_id: the tokenizer's; `None`: that of the trainer's processor. Without any, a caption that was cut off at
+            `max_completion_length` counts as ended, which a training with `append_eos` warns of.
         score: `cider_d` or `plain_cider`.
 
     Raises:
@@ -59,6 +62,14 @@ class CiderReward(SavedReward):
         self.document_frequency, self.append_eos = document_frequency, append_eos
         self.eos_token_id, self.score = eos_token_id, score
         self._warned = False
+
+    def for_processor(self, processor) -> Self:
+        fitted, end = copy.copy(self), processor.tokenizer.eos_token_id
+        if self.eos_token_id is None:
+            fitted.eos_token_id = end
+        elif end is not None:
+            check_same_fact("CiderReward", "eos_token_id", self.eos_token_id, end)
+        return fitted
 
     @naming_arguments
     def __call__(
@@ -103,14 +114,21 @@ class CiderReward(SavedReward):
         self.document_frequency.save(folder / "document_frequency.npz")
 
     @classmethod
-    def from_pretrained(cls, save_directory: str | Path) -> "CiderReward":
-        """The reward that was saved in a model's folder.
+    def from_pretrained(cls, save_directory: str | Path, revision: str | None = None) -> "CiderReward":
+        """The reward that was saved in a model's folder, or pushed with the model to the Hub.
+
+        Args:
+            save_directory: the folder or the Hub name.
+            revision: branch, tag or commit on the Hub.
 
         Raises:
             FileNotFoundError: if there is none.
             DamagedFolder: if its files are not those that the trainer saved.
         """
         folder = Path(save_directory) / _FOLDER
+        if not Path(save_directory).is_dir() and str(save_directory).count("/") == 1:
+            pattern = f"{_FOLDER.as_posix()}/*"
+            folder = Path(snapshot_download(str(save_directory), revision=revision, allow_patterns=pattern)) / _FOLDER
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(f"{save_directory} has no {_FOLDER}: no CiderReward was saved there.")
         with loading(folder):

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature
+from transformers import BatchFeature, LogitsProcessorList
 
 from vision_rl.arguments import check_rows, check_sizes, id_rows, naming_arguments
 from vision_rl.columns import sampled_rows
@@ -19,11 +19,13 @@ from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered
 from vision_rl.tasks.detection.drawing import draw as draw_boxes
 from vision_rl.tasks.detection.objects import Objects, read_column, read_objects
 from vision_rl.tasks.detection.rewards import ABSENT, HIGH, LOW, NUM_SPECIAL, TOKENS_PER_BOX, read_tokens
+from vision_rl.tasks.detection.stopping import StopThreshold
 from vision_rl.tasks.detection.units import other_form, other_unit
 
 
 logger = logging.getLogger(__name__)
 
+SCORES = ("confidence", "likelihood", "class")
 PADDING = (128, 128, 128)  # of a letterboxed image
 
 
@@ -51,7 +53,13 @@ class DetectionProcessor(VisionProcessor):
         box_order: "random", anew each epoch, or "sorted" by y0 and then x0.
         resize: "stretch" the image to the frame, or "letterbox" it: keep its shape and fill up on the right or below.
         score: of a decoded box. "confidence": p(high) / (p(low) + p(high)). "likelihood": the geometric mean of the
-            probabilities of its six tokens, for models that have not learned confidences.
+            probabilities of its six tokens, for models that have not learned confidences. "class": the probability of
+            its class times that of a box at all, which is 1 - P(absent) at its first token; it needs no learned
+            confidences either, and the corners may be as uncertain as they are.
+        stop_threshold: greedy decoding leaves a box out only where the model gives that more than this probability. 0:
+            wherever absent is the likeliest id. 1: never, all `max_boxes` are written. MLE spreads the probability of a box
+            over many corners, so that absent may be the likeliest id long before it is likely. `generate` is given
+            `logits_processor`; samples are drawn without.
         absent_weight: of the tokens of absent boxes in the MLE loss, where others weigh 1.
         trust_boxes: take boxes for what they should be also where they look like another unit or form.
         category_ids: COCO's id of each category, for its results; `None`: their places.
@@ -63,8 +71,9 @@ class DetectionProcessor(VisionProcessor):
         ValueError: for options out of range; in use, for rows that cannot be learned from.
     """
 
+    pipeline_tag = "object-detection"
     target_columns = ("objects",)
-    watched_ids = (LOW, HIGH)
+    watched_ids = (LOW, HIGH, ABSENT)
 
     def __init__(
         self,
@@ -74,12 +83,13 @@ class DetectionProcessor(VisionProcessor):
         max_boxes: int = 100,
         box_order: Literal["random", "sorted"] = "random",
         resize: Literal["stretch", "letterbox"] = "stretch",
-        score: Literal["confidence", "likelihood"] = "confidence",
+        score: Literal["confidence", "likelihood", "class"] = "confidence",
         absent_weight: float = 1.0,
         trust_boxes: bool = False,
         category_ids: Sequence[int | str] | None = None,
         flip: bool = False,
         scale_jitter: Sequence[float] | None = None,
+        stop_threshold: float = 0.0,
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
@@ -100,10 +110,11 @@ class DetectionProcessor(VisionProcessor):
         for name, choices in (
             ("box_order", ("random", "sorted")),
             ("resize", ("stretch", "letterbox")),
-            ("score", ("confidence", "likelihood")),
+            ("score", SCORES),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, it is {getattr(self, name)!r}.")
+        self.stop_threshold = StopThreshold(stop_threshold).threshold
         size = dict(image_processor.size)
         if not {"width", "height"} <= set(size):
             raise ValueError(
@@ -127,6 +138,11 @@ class DetectionProcessor(VisionProcessor):
     @property
     def completion_length(self) -> int:  # type: ignore[override]
         return TOKENS_PER_BOX * self.max_boxes
+
+    @property
+    def logits_processor(self) -> LogitsProcessorList | None:  # type: ignore[override]
+        """For `model.generate(pixel_values, logits_processor=...)`: what `stop_threshold` says. None where it is 0."""
+        return LogitsProcessorList([StopThreshold(self.stop_threshold)]) if self.stop_threshold else None
 
     def tokens_from(self, old: "DetectionProcessor") -> list[int]:  # type: ignore[override]
         """Levels of another number of bins are the nearest ones; classes are told by their names, in any case."""
@@ -168,7 +184,7 @@ class DetectionProcessor(VisionProcessor):
         return image, {"bbox": bbox.tolist(), "category": row.labels.tolist(), "iscrowd": row.iscrowd.tolist()}
 
     def _framed(self, image: Image.Image) -> Image.Image:
-        """What the image processor is given: the image itself to be stretched, or on a canvas of the frame's shape."""
+        """The image for the image processor: itself, to be stretched, or on a canvas of the frame's shape."""
         if self.resize == "stretch":
             return image
         scale = self.frame[0] / self._extent(image.size)[0]
@@ -243,7 +259,7 @@ class DetectionProcessor(VisionProcessor):
         return references
 
     def says_the_same(self, completion: dict[str, np.ndarray], reference: dict[str, Any]) -> bool:
-        """As many boxes as are learned, each with an IoU above 0.5 with a true one of its class: the bins suffice."""
+        """Whether decoded labels are the true boxes: as many, each with an IoU above 0.5 with one of its class."""
         true, found = reference["boxes"][~reference["iscrowd"]], completion["boxes"]
         if len(found) != min(len(true), self.max_boxes):
             return False
@@ -258,7 +274,7 @@ class DetectionProcessor(VisionProcessor):
         return bool(good.any(1).all())
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
-        """What a look at the boxes tells before training: categories, values, too many boxes, other units and forms."""
+        """Check the boxes before training: categories, values, too many boxes, other units and forms."""
         if "objects" not in columns:
             return
         column = columns["objects"]
@@ -350,7 +366,8 @@ class DetectionProcessor(VisionProcessor):
         """Boxes with scores, in the form that transformers' detectors have.
 
         Args:
-            outputs: of `model.generate(pixel_values, return_dict_in_generate=True, output_scores=True)`.
+            outputs: of `model.generate(pixel_values, logits_processor=processor.logits_processor,
+                return_dict_in_generate=True, output_logits=True)`; without a `stop_threshold`, `output_scores=True` does.
             threshold: boxes with a score above it are kept.
             target_sizes: (height, width) of each image. Default: boxes are in 0..1 of the model's frame.
 
@@ -358,14 +375,17 @@ class DetectionProcessor(VisionProcessor):
             A dict an image: `scores (n,)`, `labels (n,)` and `boxes (n, 4)`, x0, y0, x1, y1.
 
         Raises:
-            ValueError: for outputs without scores.
+            ValueError: for outputs without them.
         """
-        if getattr(outputs, "scores", None) is None:
+        logits = getattr(outputs, "logits", None)
+        if logits is None and not self.stop_threshold:  # which would have changed the scores
+            logits = getattr(outputs, "scores", None)
+        if logits is None:
             raise ValueError(
                 "The scores are made of the model's probabilities: call model.generate(pixel_values, "
-                "return_dict_in_generate=True, output_scores=True)."
+                f"return_dict_in_generate=True, output_{'logits' if self.stop_threshold else 'scores'}=True)."
             )
-        logps = torch.stack(outputs.scores, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)
+        logps = torch.stack(logits, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)
         ids = outputs.sequences[:, -logps.shape[1] :].cpu()  # (N, T)
         if target_sizes is not None:
             check_sizes("target_sizes", target_sizes)
@@ -391,8 +411,8 @@ class DetectionProcessor(VisionProcessor):
     ) -> list[dict[str, np.ndarray]]:
         """Boxes in the image's pixels: `boxes (n, 4)` x0, y0, x1, y1, `labels (n,)`, `scores (n,)`.
 
-        Corners are put in order and clipped to the image. With a watched confidence the score is
-        p(high) / (p(low) + p(high)).
+        Corners are put in order and clipped to the image. The scores are made as `score` says, of `per_token_logps (N, T)`
+        and of `watched_logps (N, T, 3)`, those of low, high and absent.
         """
         check_sizes("image_sizes", image_sizes)
         extents = [self._extent(size) for size in image_sizes]
@@ -401,12 +421,7 @@ class DetectionProcessor(VisionProcessor):
     def _decode_scored(self, sequences, per_token_logps, watched_logps, extents, sizes) -> list[dict[str, np.ndarray]]:
         decoded, sequences = [], id_rows("sequences", sequences)
         for i, (ids, extent, size) in enumerate(zip(sequences, extents, sizes, strict=True)):
-            num_tokens = len(ids) // TOKENS_PER_BOX * TOKENS_PER_BOX
-            if self.score == "confidence":
-                low, high = watched_logps[i, :num_tokens].double()[5::TOKENS_PER_BOX].unbind(-1)
-                scores = torch.sigmoid(high - low)
-            else:
-                scores = per_token_logps[i, :num_tokens].double().unflatten(0, (-1, TOKENS_PER_BOX)).mean(1).exp()
+            scores = self._scores(i, len(ids) // TOKENS_PER_BOX, per_token_logps, watched_logps)
             if scores.isnan().any():
                 raise ValueError(
                     f"The log-probabilities of completion {i} are not finite (per_token_logps, watched_logps): its boxes "
@@ -414,6 +429,19 @@ class DetectionProcessor(VisionProcessor):
                 )
             decoded.append(self._decode(ids, extent, size, scores.numpy()))
         return decoded
+
+    def _scores(self, i: int, num_boxes: int, per_token_logps, watched_logps) -> torch.Tensor:
+        """The scores of the `num_boxes` boxes of completion `i`."""
+
+        def of_boxes(logps: torch.Tensor) -> torch.Tensor:
+            return logps[i, : num_boxes * TOKENS_PER_BOX].double().unflatten(0, (num_boxes, TOKENS_PER_BOX))
+
+        if self.score == "likelihood":
+            return of_boxes(per_token_logps).mean(1).exp()  # (n, 6) before the mean
+        watched = of_boxes(watched_logps)  # (n, 6, 3)
+        if self.score == "confidence":
+            return torch.sigmoid(watched[:, 5, 1] - watched[:, 5, 0])
+        return of_boxes(per_token_logps)[:, 4].exp() * -torch.expm1(watched[:, 0, 2])  # P(class) (1 - P(absent))
 
     def _decode(self, ids, extent, size=(1.0, 1.0), scores: np.ndarray | None = None) -> dict[str, np.ndarray]:
         tokens = read_tokens(torch.from_numpy(ids), self.num_bins, self.num_labels)

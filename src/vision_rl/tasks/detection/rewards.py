@@ -2,17 +2,17 @@
 
 The matching is that of the authors' `configs/proj/reward_tune/detection_reward.py` in big_vision, which is not COCO's:
 a prediction keeps the true box that it overlaps most, a true box keeps the prediction that overlaps it most, and every
-other prediction of it is a duplicate. Predictions that overlap nothing cost nothing.
+other prediction of it is a duplicate. Predictions that overlap nothing cost nothing, unless `false_positive_weight` says so.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
 from vision_rl.arguments import check_number, check_rows, described, id_rows, naming_arguments
-from vision_rl.rewards import RewardOutput, TokenTargets
+from vision_rl.rewards import OfProcessor, RewardOutput, TokenTargets
 
 
 TOKENS_PER_BOX = 6  # y0, x0, y1, x1, class, confidence
@@ -49,7 +49,7 @@ def read_tokens(ids: torch.Tensor, num_bins: int = 1000, num_labels: int = 80) -
 
 @dataclass
 class DetectionRewards:
-    """What the predicted boxes are worth. B images, G completions, N boxes each, K thresholds.
+    """The worth of predicted boxes, for B images, G completions, N boxes each and K thresholds.
 
     Args:
         rewards: `(B, G)`, the total over the thresholds.
@@ -71,7 +71,7 @@ class DetectionRewards:
     present: torch.Tensor
 
     def prefix_rewards(self, length: int) -> torch.Tensor:
-        """What the reward would be if the completion ended before token t, `(B, G, length)`: that of the boxes before t."""
+        """The reward of the boxes before each token t, `(B, G, length)`: as if the completion ended there."""
         return _earned(self.rewards_per_box).repeat_interleave(TOKENS_PER_BOX, dim=-1)[..., :length]
 
 
@@ -85,8 +85,11 @@ def detection_reward(
     thresholds: Sequence[float] = THRESHOLDS,
     duplicate_weight: float = 0.3,
     released_total: bool = False,
+    false_positive_weight: float = 0.0,
 ) -> DetectionRewards:
     """The sum of `w[class]` over the matched true boxes, minus `duplicate_weight` times that of the duplicates.
+
+    And minus `false_positive_weight` times that of the predictions which are neither, as the released code does not.
 
     A match is of the same class with an IoU above the threshold (strictly). The total is the mean over the thresholds, not
     divided by the number of boxes. Source: `reward_fn` of the authors' `detection_reward.py`.
@@ -100,6 +103,8 @@ def detection_reward(
         thresholds: K of the IoU.
         duplicate_weight: 0.3 in the paper.
         released_total: as released, where keys collide: (r.5 + 2 r.6 + 2 r.7 + 3 r.85 + 2 r.95) / 10 of the ten thresholds.
+        false_positive_weight: the price of a prediction that overlaps no true box of its class enough; 0 in the paper.
+            Where labels are incomplete it also punishes what is merely not labelled.
 
     Raises:
         ValueError: for shapes that do not fit, and for `released_total` with other thresholds.
@@ -112,7 +117,8 @@ def detection_reward(
     for name, ids in (("completion_ids", completion_ids), ("target_ids", target_ids)):
         if ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"{name} must be integers; it is {described(ids)}.")
-    _check_options(num_bins, num_labels, thresholds, duplicate_weight)
+    _check_sizes(num_bins, num_labels)
+    _check_options(thresholds, duplicate_weight, false_positive_weight)
     if class_weights is not None and class_weights.shape != (num_labels,):
         raise ValueError(f"class_weights must be ({num_labels},), one a class; it is {tuple(class_weights.shape)}.")
     if released_total and tuple(thresholds) != THRESHOLDS:
@@ -129,7 +135,9 @@ def detection_reward(
     finds, repeats = above & ~found_before, above & found_before
     weights = torch.ones(num_labels) if class_weights is None else class_weights.float()
     weight = weights.to(kept_iou.device)[found.labels][..., None]  # (B, G, N, 1)
-    worth = weight * (finds.float() - duplicate_weight * repeats.float())  # (B, G, N, K)
+    false = found.present[..., None] & ~above
+    worth = finds.float() - duplicate_weight * repeats.float() - false_positive_weight * false.float()
+    worth = weight * worth  # (B, G, N, K)
     if released_total:
         shares = torch.tensor([RELEASED_SHARES.get(t, 0) / 10 for t in thresholds], device=kept_iou.device)
         per_box = (worth * shares).sum(-1)
@@ -146,10 +154,14 @@ def detection_reward(
     )
 
 
-def _check_options(num_bins: int, num_labels: int, thresholds: Sequence[float], duplicate_weight: float) -> None:
+def _check_sizes(num_bins: int, num_labels: int) -> None:
     check_number("num_bins", num_bins, least=1, most=2**24, whole=True)  # levels are exact in float32
     check_number("num_labels", num_labels, least=1, most=2**31 - 1, whole=True)
+
+
+def _check_options(thresholds: Sequence[float], duplicate_weight: float, false_positive_weight: float) -> None:
     check_number("duplicate_weight", duplicate_weight)
+    check_number("false_positive_weight", false_positive_weight, least=0)
     if not isinstance(thresholds, Sequence) or not thresholds:
         raise ValueError(f"thresholds must be IoUs, at least one; they are {described(thresholds)}.")
     for threshold in thresholds:
@@ -157,7 +169,7 @@ def _check_options(num_bins: int, num_labels: int, thresholds: Sequence[float], 
 
 
 def _kept_truth(found: BoxTokens, true: BoxTokens, num_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each prediction the true box of its class that it overlaps most, the first of equals: IoU and index `(B, G, N)`."""
+    """The true box of its class that each prediction overlaps most, the first of equals: IoU and index `(B, G, N)`."""
     if true.labels.shape[-1] == 0:
         return torch.zeros(found.labels.shape, device=found.labels.device), torch.zeros_like(found.labels)
     # In levels, whose areas are exact: the IoU at a threshold is not above it. The constant is the released one.
@@ -199,20 +211,30 @@ def _box_iou(a: torch.Tensor, b: torch.Tensor, epsilon: float) -> torch.Tensor:
 # --- as rewards of the trainer --------------------------------------------------------------------------------------
 
 
-class _DetectionReward:
-    """What both rewards share: each completion is scored against its own reference."""
+class _DetectionReward(OfProcessor):
+    """The base of both rewards: scores each completion against its own reference."""
 
+    processor_facts = ("num_bins", "num_labels")
     thresholds: tuple[float, ...]
 
-    def __init__(self, num_bins: int, num_labels: int, duplicate_weight: float):
-        self.num_bins, self.num_labels, self.duplicate_weight = num_bins, num_labels, duplicate_weight
-        _check_options(num_bins, num_labels, self.thresholds, duplicate_weight)
+    def __init__(
+        self, num_bins: int | None, num_labels: int | None, duplicate_weight: float, false_positive_weight: float
+    ):
+        self.num_bins, self.num_labels = num_bins, num_labels
+        self.duplicate_weight, self.false_positive_weight = duplicate_weight, false_positive_weight
+        _check_sizes(1 if num_bins is None else num_bins, 1 if num_labels is None else num_labels)
+        _check_options(self.thresholds, duplicate_weight, false_positive_weight)
         self.class_weights: torch.Tensor | None = None
         self.released_total = False
 
     def score(self, completion_ids, references, log_metric=None) -> DetectionRewards:
-        """As B images with one completion each; the counts at the first threshold are logged."""
+        """Score B completions, each against its own reference. The counts at the first threshold are logged."""
         check_rows(completion_ids=completion_ids, references=references)
+        if self.num_bins is None or self.num_labels is None:
+            raise ValueError(
+                f"{type(self).__name__} does not know its num_bins and num_labels: a trainer takes them from its processor; "
+                "elsewhere give them."
+            )
         scored = detection_reward(
             _stack("completion_ids", completion_ids)[:, None],
             _stack("references", [reference["target_ids"] for reference in references]),
@@ -222,6 +244,7 @@ class _DetectionReward:
             self.thresholds,
             self.duplicate_weight,
             self.released_total,
+            self.false_positive_weight,
         )
         if log_metric is not None:
             log_metric("boxes/mean", scored.present.sum(-1).float().mean())
@@ -240,18 +263,23 @@ class RecallReward(_DetectionReward):
     The references are those of `DetectionProcessor`.
 
     Args:
-        num_bins: of the processor.
-        num_labels: of the processor.
+        num_bins, num_labels: of the processor; `None`: the trainer's, which others must equal.
         thresholds: of the IoU; the mean is taken over them. The paper does not say which it used.
         duplicate_weight: 0.3 in the paper.
+        false_positive_weight: of a box that is neither; see `detection_reward`.
     """
 
     @naming_arguments
     def __init__(
-        self, num_bins: int, num_labels: int, thresholds: Sequence[float] = (0.5,), duplicate_weight: float = 0.3
+        self,
+        num_bins: int | None = None,
+        num_labels: int | None = None,
+        thresholds: Sequence[float] = (0.5,),
+        duplicate_weight: float = 0.3,
+        false_positive_weight: float = 0.0,
     ):
         self.thresholds = tuple(thresholds)
-        super().__init__(num_bins, num_labels, duplicate_weight)
+        super().__init__(num_bins, num_labels, duplicate_weight, false_positive_weight)
 
     @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
@@ -266,36 +294,49 @@ class AveragePrecisionReward(_DetectionReward):
     measured: it is to be `HIGH` with that probability (paper, section 4.2; `detection_reward.py`).
 
     Args:
-        num_bins: of the processor.
-        num_labels: of the processor.
+        num_bins, num_labels: of the processor; `None`: the trainer's, which others must equal.
         class_counts: how often each class occurs in the training set, for the weights; `None`: all classes weigh 1.
         thresholds: of the IoU.
         duplicate_weight: 0.3 in the paper.
         confidence_weight: of the confidence loss, 0.3 as released; 0 turns it off.
         confidence_among: `"candidates"`, or `"vocabulary"` as released; see `confidence_targets`.
         released_total: the total as released; see `detection_reward`.
+        false_positive_weight: of a box that is neither match nor duplicate; see `detection_reward`.
     """
 
     @naming_arguments
     def __init__(
         self,
-        num_bins: int,
-        num_labels: int,
+        num_bins: int | None = None,
+        num_labels: int | None = None,
         class_counts: Sequence[int] | None = None,
         thresholds: Sequence[float] = THRESHOLDS,
         duplicate_weight: float = 0.3,
         confidence_weight: float = 0.3,
         released_total: bool = False,
         confidence_among: Literal["candidates", "vocabulary"] = "candidates",
+        false_positive_weight: float = 0.0,
     ):
         self.thresholds = tuple(thresholds)
-        super().__init__(num_bins, num_labels, duplicate_weight)
+        super().__init__(num_bins, num_labels, duplicate_weight, false_positive_weight)
         check_number("confidence_weight", confidence_weight, least=0)
-        if class_counts is not None and len(class_counts) != num_labels:
-            raise ValueError(f"class_counts has {len(class_counts)} numbers for {num_labels} classes.")
         self.class_weights = None if class_counts is None else class_weights(class_counts)
+        self._check_class_counts()
         self.confidence_weight, self.confidence_among = confidence_weight, confidence_among
         self.released_total = released_total
+
+    def for_processor(self, processor) -> Self:
+        fitted = super().for_processor(processor)
+        fitted._check_class_counts()
+        return fitted
+
+    def _check_class_counts(self) -> None:
+        if (
+            self.class_weights is not None
+            and self.num_labels is not None
+            and len(self.class_weights) != self.num_labels
+        ):
+            raise ValueError(f"class_counts has {len(self.class_weights)} numbers for {self.num_labels} classes.")
 
     @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
@@ -327,7 +368,7 @@ def confidence_targets(
     weight: float = 0.3,
     among: Literal["candidates", "vocabulary"] = "candidates",
 ) -> TokenTargets:
-    """What the confidence tokens of `R` completions learn from `match_iou (R, N)` and `present (R, N)`.
+    """The targets of the confidence tokens of `R` completions, from `match_iou (R, N)` and `present (R, N)`.
 
     A box that is present: `HIGH` with the probability of its IoU, else `LOW`. Among these two candidates an absent box
     learns nothing. Among the whole `"vocabulary"`, as released, an absent box also learns to be absent and a present one
@@ -350,7 +391,7 @@ def confidence_targets(
 
 
 def _stack(name: str, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """`(R, T)`, the shorter ones filled with `ABSENT`."""
+    """Stack completions to `(R, T)`; shorter ones are filled with `ABSENT`."""
     if isinstance(sequences, torch.Tensor):
         return sequences
     rows = [torch.from_numpy(ids) for ids in id_rows(name, sequences)]

@@ -43,9 +43,13 @@ class Options:
     resize: Literal["stretch", "letterbox"] | None = field(
         default=None, metadata={"help": "How an image comes into the model's square; None: stretch."}
     )
-    score: Literal["confidence", "likelihood"] | None = field(
+    score: Literal["confidence", "likelihood", "class"] | None = field(
         default=None,
         metadata={"help": "Of a box; None: likelihood, until tuning for mAP has taught confidences."},
+    )
+    stop_threshold: float | None = field(
+        default=None,
+        metadata={"help": "Leave a box out only where the model gives that more than this probability. None: 0."},
     )
     absent_weight: float | None = field(
         default=None, metadata={"help": "Of the tokens of absent boxes in the MLE loss. None: 1."}
@@ -108,7 +112,17 @@ def _category_names(options: Options, rows: Dataset | None) -> list[str]:
     return names
 
 
-_OF_PROCESSOR = ("num_bins", "max_boxes", "box_order", "resize", "score", "absent_weight", "flip", "scale_jitter")
+_OF_PROCESSOR = (
+    "num_bins",
+    "max_boxes",
+    "box_order",
+    "resize",
+    "score",
+    "absent_weight",
+    "flip",
+    "scale_jitter",
+    "stop_threshold",
+)
 
 
 def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
@@ -116,7 +130,8 @@ def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
 
 
 def _average_precision(processor: DetectionProcessor, rows: Any, **as_released: Any) -> AveragePrecisionReward:
-    processor.score = "confidence"  # which this reward teaches
+    if processor.score == "likelihood":  # what is chosen where nothing else is asked for
+        processor.score = "confidence"  # which this reward teaches
     if isinstance(rows, IterableDataset):
         rows = list(rows.select_columns("objects"))
     counts = processor.count_classes(rows)
@@ -135,7 +150,7 @@ def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
 
 
 def save_results(predictions: Sequence, rows: list[dict], processor: DetectionProcessor, folder: Path) -> None:
-    """`detections.json`, as COCO's server and pycocotools' `loadRes` read it; with the name of each category."""
+    """Write `detections.json` for COCO's server and pycocotools' `loadRes`, with the name of each category."""
     frames = [row["frame"] for row in rows if "frame" in row] or None  # of a folder in COCO's form
     results = coco_results(predictions, [row["image_id"] for row in rows], processor.category_ids, frames)
     name_of = dict(zip(processor.category_ids, processor.categories, strict=True))

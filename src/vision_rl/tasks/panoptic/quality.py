@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from vision_rl.arguments import naming_arguments
+from vision_rl.rewards import OfProcessor
 from vision_rl.tasks.panoptic.segments import (
     VOID,
     Segmentation,
@@ -141,7 +142,7 @@ def panoptic_quality(
     return _summary(_totals(_matches(predictions, references), categories), categories)
 
 
-class PanopticQuality:
+class PanopticQuality(OfProcessor):
     """Panoptic quality in the form that trainers call: `compute_metrics=PanopticQuality(processor.categories)`.
 
     A prediction of another size than its reference is brought to the reference's, as the authors evaluate: trainers'
@@ -154,6 +155,19 @@ class PanopticQuality:
 
     def __init__(self, categories: Sequence[Mapping[str, Any]]):
         self.categories = _checked(categories)
+
+    def for_processor(self, processor: Any) -> Self:
+        """Return this metric if its categories are the processor's, or raise a `ValueError`."""
+        known = getattr(processor, "categories", self.categories)
+        own, fact = (
+            {each["id"]: bool(each["isthing"]) for each in categories} for categories in (self.categories, known)
+        )
+        if own != fact:
+            raise ValueError(
+                f"PanopticQuality has {len(own)} categories, the processor {len(fact)}, and they differ: give it the "
+                "processor's, PanopticQuality(processor.categories)."
+            )
+        return self
 
     @naming_arguments
     def __call__(self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]) -> dict[str, Any]:
@@ -170,7 +184,7 @@ class PanopticQuality:
     def per_image(
         self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]
     ) -> list[SegmentMatches]:
-        """What `summary` needs of each image."""
+        """The numbers of each image that `summary` needs."""
         if len(predictions) == len(references):
             predictions = [
                 resized(prediction, map_and_segments(reference)[0].shape)
@@ -189,7 +203,7 @@ class PanopticQuality:
         }
 
     def totals(self, matches: Sequence[SegmentMatches]) -> np.ndarray:
-        """What PQ of some images is made of, and of more images the sum of it: add those of the images that you choose.
+        """The totals of which PQ is made, for each image: add up the totals of the images that you choose.
 
         Returns:
             `(4, C)`: of each category the sum of IoUs, the numbers of true positives, false positives, false negatives.
@@ -197,7 +211,7 @@ class PanopticQuality:
         return _totals(matches, self.categories)
 
     def of_totals(self, totals: np.ndarray) -> dict[str, Any]:
-        """The numbers of `__call__` but for those of each image, from `totals` `(4, C)`."""
+        """The numbers that `__call__` returns, without the numbers of each image, from `totals` `(4, C)`."""
         result, occurs = _summary(totals, self.categories), totals[1:].any(0)
         per_class = {
             f"per_class_{key}": [result["per_class"][category["id"]][key] for category in self.categories]
@@ -233,7 +247,7 @@ def _matches(predictions: Sequence[Segmentation], references: Sequence[Segmentat
 
 
 def _totals(matches: Sequence[SegmentMatches], categories: list[dict[str, Any]]) -> np.ndarray:
-    """`(4, C)`: the sum of IoUs and the numbers of true positives, false positives, false negatives of each category."""
+    """Each category's sum of IoUs and numbers of true positives, false positives and false negatives, `(4, C)`."""
     ids = np.array([category["id"] for category in categories])
     totals = np.zeros((4, len(ids)))
     for image, found in enumerate(matches):

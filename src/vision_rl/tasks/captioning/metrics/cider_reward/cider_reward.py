@@ -1,5 +1,7 @@
 """The CIDEr reward as an evaluate module: `evaluate.load(metric_path("cider_reward"), document_frequency=file)`."""
 
+import copy
+
 import datasets
 import evaluate
 
@@ -64,6 +66,16 @@ class CiderRewardModule(metric_module.MetricModule):
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({"predictions": texts, "references": datasets.Sequence(texts)}),
         )
+
+    def for_processor(self, processor):
+        fitted = copy.copy(self)
+        fitted.reward = self.reward.for_processor(processor)
+        return fitted
+
+    def of_completions(self, completions, completion_ids, references):
+        return {
+            "rewards": self.reward(completions, references, completion_ids)
+        }  # which tell whether a caption has ended
 
     def _compute(self, predictions, references):
         rewards = self.reward(predictions, references)

@@ -1,12 +1,18 @@
 """The detection reward as an evaluate module: `evaluate.load(vision_rl.metric_path("detection_reward"))`."""
 
+import copy
+
 import datasets
 import evaluate
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from vision_rl import metric_module
+from vision_rl.rewards import check_same_fact
 from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, class_weights, detection_reward
+
+
+OPTIONS = ("num_bins", "num_labels", "class_counts", "thresholds", "duplicate_weight", "released_total")
 
 
 _DESCRIPTION = """
@@ -24,6 +30,12 @@ Args:
     thresholds (list of float): of the IoU. Default 0.5, 0.55, ..., 0.95.
     duplicate_weight (float): default 0.3.
     released_total (bool): the total of the authors' code, whose keys collide. Default False.
+<<<<<<< HEAD
+    false_positive_weight (float): of a box that is neither match nor duplicate. Default 0, the paper's.
+=======
+    All but the first two may also be given to `evaluate.load`. As a reward of a trainer the module scores the tokens of its
+    completions, with the processor's num_bins and num_labels.
+>>>>>>> main
 Returns:
     reward (float): the mean reward.
     rewards (list of float): the reward of each answer.
@@ -55,7 +67,29 @@ class DetectionReward(metric_module.MetricModule):
             features=datasets.Features({"predictions": ids, "references": ids}),
         )
 
-    def _compute(
+    def __init__(self, *args, **kwargs):
+        self.options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+        super().__init__(*args, **kwargs)
+
+    def for_processor(self, processor):
+        fitted = copy.copy(self)
+        fitted.options = {**self.options}
+        for name in ("num_bins", "num_labels"):
+            fact = getattr(processor, name, None)
+            if fact is None:
+                raise ValueError(
+                    f"detection_reward needs the {name} of a DetectionProcessor, not {type(processor).__name__}."
+                )
+            check_same_fact("detection_reward", name, fitted.options.setdefault(name, fact), fact)
+        return fitted
+
+    def of_completions(self, completions, completion_ids, references):
+        return self._compute(predictions=completion_ids, references=[truth["target_ids"] for truth in references])
+
+    def _compute(self, predictions, references, **options):
+        return self._scored(predictions, references, **(self.options | options))
+
+    def _scored(
         self,
         predictions,
         references,
@@ -65,6 +99,7 @@ class DetectionReward(metric_module.MetricModule):
         thresholds=THRESHOLDS,
         duplicate_weight=0.3,
         released_total=False,
+        false_positive_weight=0.0,
     ):
         found, true = (
             pad_sequence(
@@ -76,7 +111,15 @@ class DetectionReward(metric_module.MetricModule):
         if weights is not None and len(weights) != num_labels:
             raise ValueError(f"class_counts has {len(weights)} numbers for num_labels={num_labels} classes.")
         scored = detection_reward(
-            found[:, None], true, num_bins, num_labels, weights, tuple(thresholds), duplicate_weight, released_total
+            found[:, None],
+            true,
+            num_bins,
+            num_labels,
+            weights,
+            tuple(thresholds),
+            duplicate_weight,
+            released_total,
+            false_positive_weight,
         )
         rewards = scored.rewards[:, 0].tolist()
         return {"reward": sum(rewards) / len(rewards), "rewards": rewards}

@@ -55,6 +55,10 @@ class PanopticQualityModule(arrow.SegmentationMetric):
             )
         self.quality = PanopticQuality(categories)
 
+    def for_processor(self, processor):
+        self.quality.for_processor(processor)
+        return self
+
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

@@ -1,15 +1,16 @@
-"""One decoder, one shape of work, and the fastest way to run it here: what `sample` starts and writes."""
+"""Write completions with one decoder for work of one shape, in the fastest way that the device and model allow."""
 
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList
 
 from vision_rl.models import cuda_graphs
 from vision_rl.models.cache_position import CachePosition
 from vision_rl.models.cast_weights import CastWeights
-from vision_rl.models.cuda_graphs import CudaGraphRunner, addresses, kept_rollouts
+from vision_rl.models.cuda_graphs import CudaGraphRunner, addresses, kept_writers
 from vision_rl.models.decode_step import ModelStep, takes_positions
 from vision_rl.models.decoding import Decoding, EagerRunner
 from vision_rl.models.fast_step import VisionStep, is_plain
@@ -17,9 +18,9 @@ from vision_rl.models.packed_linear import can_pack, packed_linears
 
 
 class Work(NamedTuple):
-    """All that a rollout depends on beside the decoder, the images' content and the uniforms."""
+    """Everything that writing depends on, except the decoder, the content of the images and the uniforms."""
 
-    num_images: int  # B, or B*G for a decoder that wants images repeated
+    num_images: int  # B, or B*G for a decoder that needs each image repeated
     num_rows: int  # B*G
     length: int
     start: int
@@ -30,12 +31,17 @@ class Work(NamedTuple):
     temperature: float
     watched_ids: tuple[int, ...]
     device: torch.device
-    autocast: torch.dtype | None  # of the matrix products
+    autocast: torch.dtype | None  # the dtype of matrix products under autocast
     synced: bool
+    logits_processor: LogitsProcessorList | None = None  # changes the choice of greedy decoding
 
 
-def rollout_of(decoder: Any, work: Work) -> "Rollout":
-    """A new rollout; on a GPU, where the step can be a CUDA graph, the one that did such work before."""
+def writer_of(decoder: Any, work: Work) -> "Writer":
+    """Return a new writer, or on a GPU, if the steps can be CUDA graphs, the kept writer of the same work.
+
+    Raises:
+        ValueError: for completions that are longer than the decoder's learned positions.
+    """
     if work.length > getattr(decoder.config, "max_position_embeddings", work.length) and takes_positions(decoder):
         raise ValueError(
             f"Completions of {work.length} tokens do not fit the decoder's {decoder.config.max_position_embeddings} "
@@ -43,22 +49,27 @@ def rollout_of(decoder: Any, work: Work) -> "Rollout":
         )
     if can_capture(decoder, work):
         key = (work, addresses(decoder), is_plain(decoder))
-        return kept_rollouts(decoder).get(key, lambda: Rollout(decoder, work, CudaGraphRunner()))
-    return Rollout(decoder, work, EagerRunner(check_every=1 if work.device.type == "cpu" else 8))
+        return kept_writers(decoder).get(key, lambda: Writer(decoder, work, CudaGraphRunner()))
+    return Writer(decoder, work, EagerRunner(check_every=1 if work.device.type == "cpu" else 8))
 
 
 def can_capture(decoder: Any, work: Work) -> bool:
-    """Whether the steps can be CUDA graphs: weights that are gathered when a module is called must see the calls."""
+    """Return whether the steps can be CUDA graphs.
+
+    They cannot if `synced`: ZeRO-3 and FSDP gather weights when a module is called, and a replay calls no module. They
+    cannot with a `logits_processor` either, which is given one id more at each step.
+    """
     return (
         work.device.type == cuda_graphs.DEVICE
         and takes_positions(decoder)
         and not work.synced
+        and work.logits_processor is None
         and CudaGraphRunner.works
     )
 
 
-class Rollout:
-    """A `Decoding`, and what its steps run with."""
+class Writer:
+    """Writes completions by a `Decoding`, whose steps run with cast or packed weights where that is faster."""
 
     def __init__(self, decoder: Any, work: Work, runner: EagerRunner):
         self.decoder, self.work, self.runner = decoder, work, runner
@@ -68,8 +79,11 @@ class Rollout:
         self.fast = is_plain(decoder) and not work.synced
         self.decoding: Decoding | None = None
 
-    def write(self, images: Tensor, uniforms: Tensor | None) -> Decoding:
-        """The completions about `images (B, N, d)`; `uniforms (B*G, >= length)` where it samples."""
+    def write(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> Decoding:
+        """Write the completions about `images (B, N, d)`; sampling needs `uniforms (B*G, >= length)`.
+
+        `mask (B, N)` is 0 where an image is padding. The result is overwritten by the next call.
+        """
         with ExitStack() as stack:
             if self.casts is not None:
                 stack.enter_context(self.casts.in_place())
@@ -77,7 +91,7 @@ class Rollout:
                 stack.enter_context(packed_linears(self.decoder))
             if self.decoding is None:
                 self.decoding = self._make_decoding()
-            self.decoding.start(images, uniforms)
+            self.decoding.start(images, uniforms, mask)
             self.decoding.write(self.runner, self.work.synced)
         return self.decoding
 
@@ -100,4 +114,5 @@ class Rollout:
             temperature=work.temperature,
             do_sample=work.do_sample,
             watched=watched,
+            logits_processor=work.logits_processor,
         )

@@ -1,0 +1,137 @@
+"""What a captioner reaches: its answers under several decodings, their metrics, and how many forms of sentence it has left."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import VisionEncoderDecoderModel
+
+from vision_rl.data.scene_drawing import COLOURS
+from vision_rl.models.sampling import sample
+from vision_rl.tasks.captioning import CaptioningProcessor, CiderReward, coco_captions, ptb_tokenize
+from vision_rl.tasks.captioning.coco_captions import UNFINISHED
+
+
+BATCH = 100  # images at once
+NUM_SAMPLES = 8  # of the mean reward of a sample
+# How an answer is found: the most likely word each time, beams, or of 16 samples the one that the others agree with most,
+# by CIDEr with the end of a sentence as a word, as tuning is paid for, and without, as CIDEr is reported.
+DECODINGS = ("greedy", "beam 2", "beam 4", "beam 8", "mbr 16 with end", "mbr 16 without end")
+
+_PLACEHOLDERS = [
+    (re.compile(r"\b(an?) "), "a "),
+    (re.compile(rf"\b({'|'.join(COLOURS)}) \d\b"), "COLOUR DIGIT"),
+    (re.compile(r"\b(left of|right of|above|below)\b"), "BESIDE"),
+    (re.compile(r"\b(brick|grass|gravel|a photo)\b"), "GROUND"),
+]
+
+
+class Answers(NamedTuple):
+    captions: list[str]
+    ids: list[list[int]]  # with the end token, if there is one
+    milliseconds: float  # of this process, an image
+
+
+def sentence_form(caption: str) -> str:
+    """ "a red 3 left of a blue 7" to "a COLOUR DIGIT BESIDE a COLOUR DIGIT"."""
+    for pattern, placeholder in _PLACEHOLDERS:
+        caption = pattern.sub(placeholder, caption)
+    return caption
+
+
+def num_forms(captions: Sequence[str]) -> int:
+    return len(set(map(sentence_form, captions)))
+
+
+def effective_forms(captions: Sequence[str]) -> float:
+    """The exponential of the entropy of the forms: as many equally frequent ones would be as various."""
+    counts = np.array(list(Counter(map(sentence_form, captions)).values()))
+    shares = counts / counts.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+@torch.no_grad()
+def answers(
+    model: VisionEncoderDecoderModel,
+    processor: CaptioningProcessor,
+    pixel_values: torch.Tensor,
+    decoding: str,
+    rewards: Mapping[str, CiderReward],
+    max_tokens: int,
+) -> Answers:
+    """One caption an image; the milliseconds are of encoding, writing and choosing."""
+    name, count, by = (*decoding.split(maxsplit=2), "1", "")[:3]
+    torch.manual_seed(0)
+    captions: list[str] = []
+    all_ids: list[list[int]] = []
+    began = time.process_time()
+    for images in pixel_values.split(BATCH):
+        if name == "beam":
+            written = model.generate(
+                pixel_values=images, num_beams=int(count), do_sample=False, max_new_tokens=max_tokens
+            )
+            ids = [of_image[1:] for of_image in written.tolist()]  # without the start
+        else:
+            how = {"num_generations": int(count), "do_sample": name == "mbr", "max_completion_length": max_tokens}
+            ids = sample(model, images, **how).completion_ids.flatten(0, 1).tolist()
+        texts = processor.batch_decode(ids)
+        if name == "mbr":
+            chosen = consensus(texts, ids, int(count), rewards[by])
+            texts, ids = ([values[place] for place in chosen] for values in (texts, ids))
+        captions += texts
+        all_ids += ids
+    return Answers(captions, all_ids, 1000 * (time.process_time() - began) / len(pixel_values))
+
+
+def consensus(texts: list[str], ids: list[list[int]], count: int, reward: CiderReward) -> np.ndarray:
+    """Of each image's `count` samples the place of the one with the highest mean CIDEr against all of them.
+
+    Minimum Bayes risk decoding for the reward: the samples stand for what people might have written. A sample's score
+    against itself is the same for each, and changes no order.
+    """
+    pools = [texts[start : start + count] for start in range(0, len(texts), count) for _ in range(count)]
+    scores = reward(texts, pools, ids)
+    return np.reshape(scores, (-1, count)).argmax(1) + np.arange(0, len(texts), count)
+
+
+@torch.no_grad()
+def samples(
+    model: VisionEncoderDecoderModel, processor: CaptioningProcessor, pixel_values: torch.Tensor, max_tokens: int
+) -> tuple[list[str], list[list[int]]]:
+    """`NUM_SAMPLES` captions an image, one image after the other."""
+    torch.manual_seed(0)
+    ids: list[list[int]] = []
+    for images in pixel_values.split(BATCH):
+        written = sample(model, images, NUM_SAMPLES, max_completion_length=max_tokens)
+        ids += written.completion_ids.flatten(0, 1).tolist()
+    return processor.batch_decode(ids), ids
+
+
+def caption_columns(
+    captions: list[str],
+    references: list[list[str]],
+    weights: np.ndarray,
+    more: Mapping[str, Sequence[float]],
+) -> dict[str, np.ndarray]:
+    """Means over the images and over their resamples, `(1 + R,)` each; BLEU-4 is of the whole set, and has none.
+
+    Args:
+        captions, references: one of each an image.
+        weights: `(1 + R, N)`, how often each image counts.
+        more: other values, one an image.
+    """
+    words = [caption.split() for caption in ptb_tokenize(captions)]
+    together = coco_captions(captions, references)
+    per_image = {
+        "cider": together["per_caption_cider"],
+        "rouge_l": together["per_caption_rouge_l"],
+        "unfinished": [bool(caption) and caption[-1] in UNFINISHED for caption in words],
+        "num_words": [len(caption) for caption in words],
+        **more,
+    }
+    columns = {name: weights @ np.array(values) / len(captions) for name, values in per_image.items()}
+    return columns | {"bleu_4": np.full(len(weights), together["bleu_4"])}

@@ -1,0 +1,86 @@
+"""The tables of README.md and docs/, written anew from the recorded results: `make tables`.
+
+A table stands between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`, where NAME is a key of
+`all_tables`. Whatever else these files say is not touched.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import captioning_study
+import colorization_hacking
+import dense_study
+import detection_study
+import scene_captioning_study
+
+
+ROOT = Path(__file__).parents[1]
+FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MARKED = re.compile(r"<!-- table: (.+?) -->.*?<!-- end of table -->", re.DOTALL)
+
+
+def recorded(name: str) -> dict:
+    """The results of an experiment."""
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text())
+
+
+def all_tables() -> dict[str, str]:
+    """Each table as Markdown, by the name under which a file has it."""
+    tables = {}
+    for name in ("detection-incomplete", "detection-crowded", "detection-short"):
+        tables[name] = detection_study.table(recorded(name))
+    for name in ("detection-incomplete", "detection-crowded"):
+        tables[f"{name}, in short"] = detection_study.short_table(recorded(name))
+        tables[f"{name}, differences"] = detection_study.difference_table(recorded(name))
+    incomplete = recorded("detection-incomplete")
+    tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
+    tables["detection-incomplete, learning rates"] = detection_study.rate_table(incomplete)
+    tables["detection-incomplete, stopping"] = detection_study.stopping_table(incomplete)
+    tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
+    for name in ("panoptic", "colorization"):
+        tables[name] = dense_study.table(recorded(name))
+        tables[f"{name}, differences"] = dense_study.difference_table(recorded(name))
+    tables["colorization-hacking"] = colorization_hacking.table(recorded("colorization-hacking"))
+    captions = recorded("captioning")
+    tables["captioning"] = captioning_study.table(captions)
+    tables["captioning, differences"] = captioning_study.difference_table(captions)
+    tables["captioning, sentences"] = captioning_study.caption_table(captions)
+    scenes = recorded("scene-captions")
+    tables["scene-captions"] = scene_captioning_study.table(scenes)
+    tables["scene-captions, in short"] = scene_captioning_study.short_table(scenes)
+    tables["scene-captions, differences"] = scene_captioning_study.difference_table(scenes)
+    tables["scene-captions, learning rates"] = scene_captioning_study.rate_table(scenes)
+    tables["scene-captions, curves"] = scene_captioning_study.curve_table(scenes)
+    return tables
+
+
+def rewritten(text: str, tables: dict[str, str]) -> str:
+    """The text with each of its marked tables replaced.
+
+    Raises:
+        KeyError: for a name that no table has.
+        ValueError: for a table whose end is not marked.
+    """
+    if not text.count("<!-- table: ") == text.count("<!-- end of table -->") == len(MARKED.findall(text)):
+        raise ValueError("Each `<!-- table: NAME -->` needs its own `<!-- end of table -->`.")
+    return MARKED.sub(lambda found: marked(found[1], tables[found[1]]), text)
+
+
+def marked(name: str, table: str) -> str:
+    """A table between its comments, with the empty lines that Markdown needs."""
+    return f"<!-- table: {name} -->\n\n{table}\n\n<!-- end of table -->"
+
+
+def main() -> None:
+    tables = all_tables()
+    for file in FILES:
+        before = file.read_text()
+        after = rewritten(before, tables)
+        if after != before:
+            file.write_text(after)
+            print(f"Written: {file.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
