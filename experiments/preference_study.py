@@ -43,7 +43,7 @@ SCENES = {"size": 32, "max_digits": 2, "min_height": 14, "max_height": 22, "anno
 COMMON = {"per_device_train_batch_size": 16, "adam_beta2": 0.95, "report_to": "none", "disable_tqdm": True}
 COMMON |= {"use_cpu": True, "save_strategy": "no"}
 WIDTH = 64
-NUM_TRAIN, NUM_EVAL = 2000, 300
+NUM_TRAIN = 2000
 TONE = (20.0, 8.0)  # a rose, in a and b of CIELAB; the MLE model's mean is (6, 17)
 SURE = 5.0  # of distance in CIELAB: pictures so much apart are told in the right order 73 % of the time
 
@@ -56,6 +56,7 @@ class StudyArguments:
     learning_rate: float = 1e-4
     counts: list[int] = field(default_factory=lambda: [50, 100, 200, 400, 800])
     tuned_counts: list[int] = field(default_factory=lambda: [50, 200, 800])
+    num_eval: int = 300  # scenes on which models are compared
     num_fresh: int = 1000  # choices that no reward is fitted to
     work_dir: str = "runs/preference"
     output: str = "experiments/results/preference.json"
@@ -171,7 +172,7 @@ def against(rater: str, images: Sequence[Image.Image], tuned: list, mle: list) -
 
 def main(args: StudyArguments) -> None:
     model = make_mle_model(args)
-    images = list(scenes("validation", NUM_EVAL)["image"])
+    images = list(scenes("validation", args.num_eval)["image"])
     mle = vision_rl.pipeline(model, use_cpu=True)
     greedy, sampled = mle(images), [answers[0] for answers in mle.sample(images, 1, seed=7)]
     results: dict = {"settings": asdict(args), "raters": {}}
@@ -195,7 +196,7 @@ def main(args: StudyArguments) -> None:
     write_json(results, args.output)
     strips = [
         draw(images[row], {name: pictures[row] for name, pictures in shown.items()}, images[row], 96)
-        for row in range(8)
+        for row in range(min(8, len(images)))
     ]
     draw_grid(strips, columns=2).save(args.pictures)
     print(table(results))
@@ -236,7 +237,7 @@ def make_mle_model(args: StudyArguments) -> str:
     if is_trained(folder, settings):
         return str(folder)
     set_seed(0)
-    data = {"train_dataset": scenes("train", NUM_TRAIN), "eval_dataset": scenes("validation", NUM_EVAL)}
+    data = {"train_dataset": scenes("train", NUM_TRAIN), "eval_dataset": scenes("validation", args.num_eval)}
     image_processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     data["processing_class"] = processor = ColorizationProcessor(
         image_processor, num_codes=64, code_len=16, keep_luminance=True

@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from vision_rl.manifest import write_manifest
+from vision_rl.models.uvim import UViMModel
 
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -95,24 +99,19 @@ def test_colorization_is_studied_and_hacked(photos_folder, tmp_path):
     assert (tmp_path / "reward_hacking.png").exists() and (tmp_path / "reward_hacking_curves.png").exists()
 
 
-def test_the_preference_of_simulated_raters_is_fitted_and_tuned_for(tmp_path):
-    """In steps that show nothing; then the example tunes for the choices that the experiment has kept."""
-    few = [
-        "--stage1_steps",
-        "2",
-        "--mle_steps",
-        "2",
-        "--tune_steps",
-        "1",
-        "--counts",
-        "30",
-        "--tuned_counts",
-        "30",
-        "--num_fresh",
-        "10",
-    ]
-    paths = ("--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/found.json", "--pictures", f"{tmp_path}/a.png")
-    run("preference_study.py", *few, *paths)
+def test_the_preference_of_simulated_raters_is_fitted_and_tuned_for(tmp_path, experiment):
+    """With a stage I of chance weights, whose colours differ from code to code, as one of two steps has them not yet."""
+    preference_study = experiment("preference_study")
+    few = {"stage1_steps": 2, "mle_steps": 2, "num_eval": 4, "work_dir": f"{tmp_path}/work"}
+    model = Path(preference_study.make_mle_model(preference_study.StudyArguments(**few)))
+    stage1 = UViMModel.from_pretrained(model, subfolder="stage1")
+    for weights in stage1.parameters():
+        torch.nn.init.normal_(weights, std=0.3)
+    stage1.save_pretrained(model / "stage1")
+    write_manifest(model)
+    options = [str(word) for name, value in few.items() for word in (f"--{name}", value)]
+    options += ["--tune_steps", "1", "--counts", "30", "--tuned_counts", "30", "--num_fresh", "10"]
+    run("preference_study.py", *options, "--output", f"{tmp_path}/found.json", "--pictures", f"{tmp_path}/a.png")
     found = json.loads((tmp_path / "found.json").read_text())["raters"]
     assert list(found) == ["tone", "truth"]
     assert all(0 <= row["greedy"]["win_rate"] <= 1 for rater in found.values() for row in rater["choices"].values())
