@@ -367,10 +367,22 @@ def short_table(results: dict) -> str:
 
 
 def difference_table(results: dict) -> str:
-    """What tuning gains over each control, with intervals of 95 %, as Markdown."""
-    measured = {name for values in results["differences"].values() for name in values}
-    shown = {name: column for name, column in COMPARED.items() if name in measured}
-    return tables.difference_table(results, shown, title)
+    """What greedily decoded tuned models gain over each control, with intervals of 95 %, as Markdown.
+
+    Absence forbidden is a control where no threshold was measured, which is better.
+    """
+    pairs = {pair: tuple(pair.split(" - ")) for pair in results["differences"]}
+    thresholded = {control.split("@")[0] for _, control in pairs.values() if "@0" in control}
+    kept = [
+        pair
+        for pair, (tuned, control) in pairs.items()
+        if "@" not in tuned and not (control.endswith("@1") and control.split("@")[0] in thresholded)
+    ]
+    differences = {pair: results["differences"][pair] for pair in kept}
+    shown = {
+        name: column for name, column in COMPARED.items() if all(name in values for values in differences.values())
+    }
+    return tables.difference_table({"differences": differences}, shown, title)
 
 
 def rate_table(results: dict) -> str:
