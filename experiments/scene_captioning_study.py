@@ -305,12 +305,17 @@ def sentences(study: SceneCaptioningStudy) -> list[dict]:
 
 
 def picture(results: dict) -> Image.Image:
-    """The first test images with what each model says of them greedily, and the five sentences."""
-    shown = {"mle": "MLE", "mle_continued": "more", "tuned": "tuned"}
+    """The first test images with what is said of each, and the five sentences."""
+    shown = {
+        "mle, greedy": "MLE",
+        "mle, beam 8": "beam 8",
+        "tuned, greedy": "tuned",
+        "tuned_without_end, greedy": "no end",
+    }
     scenes = captioned_scenes("test", len(results["captions"]))
     return draw_grid(
         [
-            draw(scene["image"], {name: said[f"{row}, greedy"] for row, name in shown.items()}, scene["captions"])
+            draw(scene["image"], {name: said[row] for row, name in shown.items()}, scene["captions"])
             for scene, said in zip(scenes, results["captions"], strict=True)
         ]
     )
