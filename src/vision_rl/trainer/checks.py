@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
 
@@ -64,7 +64,7 @@ def check_dataset(name: str, dataset) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: it has no rows.")
-    if isinstance(dataset, list | tuple) and not isinstance(dataset[0], Mapping):
+    if isinstance(dataset, list | tuple) and isinstance(dataset[0], str | PathLike | Image.Image):
         raise TypeError(
             f"{name} is a list of {type(dataset[0]).__name__}; a row is a dict, such as {{'image': 'a.png'}}: "
             f"[{{'image': each}} for each in {name}]."

@@ -102,7 +102,7 @@ class VisionTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
-        started_from = model if isinstance(model, str) else base_model(model).config._name_or_path
+        given = model
         # Load
         if isinstance(model, str):
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
@@ -113,6 +113,7 @@ class VisionTrainer(Trainer):
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
+        started_from = given if isinstance(given, str) else base_model(given).config._name_or_path
         compute_metrics = as_metric(compute_metrics, self.processor)
         model = with_adapters(model, peft_config)
         if isinstance(model, PeftModel):
