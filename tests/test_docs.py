@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import tomllib
@@ -68,6 +69,34 @@ def test_every_python_block_of_the_documentation_runs(desk):
     for page in sorted(path.name for path in DOCS.glob("*.md")):
         if page != "index.md" and blocks(page):
             run(page, {"__name__": "docs"} if page in ON_THEIR_OWN else dict(quickstart))
+
+
+# --- the README -------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_its_code_runs_as_it_stands(desk):
+    assert len((ROOT / "README.md").read_text().split()) < 700
+    run("../README.md", {"__name__": "readme"})
+    assert (desk / "runs" / "boxes.png").is_file()
+
+
+def test_the_readme_says_what_was_measured():
+    def mean(results: str, row: str, column: str) -> float:
+        recorded = json.loads((ROOT / "experiments" / "results" / f"{results}.json").read_text())
+        return recorded["rows"][row][column]["mean"]
+
+    captions = [
+        mean("scene-captions", f"{row}", "cider")
+        for row in ("mle, greedy", "tuned_without_end, greedy", "mle_continued, greedy", "mle, beam 8")
+    ]
+    boxes = [mean("detection-incomplete", row, "map") for row in ("mle", "tuned_map", "mle_continued", "mle@0.95")]
+    maps = [mean("panoptic", row, "pq") for row in ("mle", "tuned 3e-05", "mle_continued 0.0001")]
+    colours = [mean("colorization", row, name) for name in ("colorfulness", "psnr") for row in ("mle", "tuned 0.0003")]
+    readme = (ROOT / "README.md").read_text()
+    assert "CIDEr {:.2f} → {:.2f}; more MLE {:.2f}; 8 beams {:.2f}".format(*captions) in readme
+    assert "mAP {:.2f} → {:.2f}; more MLE {:.2f}; a stop threshold {:.2f}".format(*boxes) in readme
+    assert "PQ {:.3f} → {:.3f}; more MLE {:.3f}".format(*maps) in readme
+    assert "{:.2f} → {:.2f}; PSNR falls {:.1f} → {:.1f}".format(*colours) in readme
 
 
 # --- the tutorials ----------------------------------------------------------------------------------------------------
