@@ -283,9 +283,11 @@ class DetectionStudy(Study):
         self.costs[name] = [core_cost(folder) for folder in folders]
         return name
 
-    def curve(self, folder: Path) -> list[dict[str, float]]:
+    def curve(self, row: str, folder: Path) -> list[dict[str, float]]:
         """What a model was on validation after so many steps, decoded greedily."""
-        steps = {0: self.checkpoint} | {int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)}
+        steps = {0: self.start(row, self.seeds[0])} | {
+            int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)
+        }
         steps[core_cost(folder)["steps"]] = folder
         points = []
         for step, saved in sorted(steps.items()):
@@ -320,7 +322,7 @@ def main(args: StudyArguments) -> dict:
         chosen, rates[row] = study.choose(row, args.learning_rates or TRAINED[row].learning_rates)
         seeds = args.seeds if TRAINED[row].all_seeds else args.seeds[:1]
         models[row] = [study.trained(row, chosen, seed) for seed in seeds]
-        curves[row] = study.curve(models[row][0])
+        curves[row] = study.curve(row, models[row][0])
     for row, folders in models.items():
         best, thresholds[row] = study.choose_threshold(row, folders[0])
         for threshold in (0.0, best, 1.0):
@@ -383,17 +385,6 @@ def difference_table(results: dict) -> str:
         name: column for name, column in COMPARED.items() if all(name in values for values in differences.values())
     }
     return tables.difference_table({"differences": differences}, shown, title)
-
-
-def rate_table(results: dict) -> str:
-    """How good each learning rate was on validation, as Markdown."""
-    by_row = {row: about["validation"] for row, about in results["learning_rates"].items()}
-    rates = sorted({rate for reached in by_row.values() for rate in reached}, key=float)
-    rows = [
-        [TITLES[row], *(f"{reached[rate]:.3f}" if rate in reached else "" for rate in rates)]
-        for row, reached in by_row.items()
-    ]
-    return tables.markdown(["validation", *rates], rows)
 
 
 def threshold_table(results: dict) -> str:

@@ -35,7 +35,6 @@ def all_tables() -> dict[str, str]:
         tables[f"{name}, differences"] = detection_study.difference_table(recorded(name))
     incomplete = recorded("detection-incomplete")
     tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
-    tables["detection-incomplete, learning rates"] = detection_study.rate_table(incomplete)
     tables["detection-incomplete, stopping"] = detection_study.stopping_table(incomplete)
     tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
     for name in ("panoptic", "colorization"):
