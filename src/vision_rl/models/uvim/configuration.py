@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import field
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -72,6 +73,21 @@ class UViMConfig(PreTrainedConfig):
         # Sort the outputs as config.json does, so that a reloaded model has its parameters in the same order.
         self.outputs = dict(sorted(self.outputs.items()))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """Make a configuration of saved values, and refuse those of another model before 224 M weights are made for them.
+
+        Raises:
+            ValueError: for the configuration of a model that is not stage I.
+        """
+        saved = config_dict.get("model_type", cls.model_type)
+        if saved != cls.model_type:
+            raise ValueError(
+                f"This is the configuration of a model of the type {saved!r}, not of stage I: name the output_dir of "
+                '`vision-rl stage1`, or a tuned model with subfolder="stage1".'
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def grid_size(self) -> int:
