@@ -98,7 +98,6 @@ COLUMNS = {
     "sampled_recall_reward": "recall reward, sampled",
     "boxes_per_image": "boxes an image",
 }
-IN_SHORT = ("map_confidence", "map_likelihood", "map_class", "ar_100", "f1", "boxes_per_image")
 COMPARED = {"map": "mAP, by the best score", "map_confidence": "mAP, by confidence"} | {
     name: COLUMNS[name] for name in ("map_likelihood", "ar_100", "f1")
 }
@@ -355,17 +354,11 @@ def title(row: str) -> str:
     return TITLES[name] + how
 
 
-def table(results: dict, columns: Sequence[str] = tuple(COLUMNS)) -> str:
+def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
     measured = {name for values in results["rows"].values() for name in values}
-    shown = {name: COLUMNS[name] for name in columns if name in measured}
+    shown = {name: column for name, column in COLUMNS.items() if name in measured}
     return tables.row_table(results, shown, title, over_seeds=np.min)
-
-
-def short_table(results: dict) -> str:
-    """MLE, more of it, and the model tuned for mAP, each as it decodes best on validation beside greedily."""
-    names = [name for name in results["rows"] if name.split("@")[0] in ("mle", "mle_continued", "tuned_map")]
-    return table({"rows": {name: results["rows"][name] for name in names}}, IN_SHORT)
 
 
 def difference_table(results: dict) -> str:

@@ -31,7 +31,6 @@ def all_tables() -> dict[str, str]:
     for name in ("detection-incomplete", "detection-crowded", "detection-short"):
         tables[name] = detection_study.table(recorded(name))
     for name in ("detection-incomplete", "detection-crowded"):
-        tables[f"{name}, in short"] = detection_study.short_table(recorded(name))
         tables[f"{name}, differences"] = detection_study.difference_table(recorded(name))
     incomplete = recorded("detection-incomplete")
     tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
