@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints/known-good.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smoke demo-full results tables test test-oldest test-newest constraints gpu-check quality format docs \
+.PHONY: help demo demo-smoke demo-full results tables test test-oldest test-newest constraints gpu-check quality format docs test-app \
   release-check clean
 
 help:  ## list the targets
@@ -34,6 +34,9 @@ tables: $(VENV)/.demo  ## the tables of README.md and docs/ anew from experiment
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-app: $(VENV)-app/.test  ## the two pages, in an environment of its own, for gradio holds Pillow below 13
+	OMP_NUM_THREADS=1 $(VENV)-app/bin/python -m pytest tests/test_preferences.py
 
 test-oldest: $(VENV)-oldest/.test  ## what touches other libraries, with their lowest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/python -m pytest -m compatibility
@@ -80,7 +83,7 @@ release-check: $(VENV)/.created  ## sdist and wheel built; the wheel, installed 
 	$(VENV)-release/bin/python -c 'import vision_rl; assert "site-packages" in vision_rl.__file__, vision_rl.__file__'
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-release dist runs site .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VENV)-app $(VENV)-oldest $(VENV)-newest $(VENV)-release dist runs site .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -92,6 +95,12 @@ $(VENV)-oldest/.test: $(VENV)/.created pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(PYTHON) constraints/oldest.py > $(VENV)-oldest/oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -c $(VENV)-oldest/oldest.txt -e ".[test]"
+	@touch $@
+
+$(VENV)-app/.test: $(VENV)/.created pyproject.toml constraints/cpu.txt
+	rm -rf $(VENV)-app
+	$(PYTHON) -m venv $(VENV)-app
+	$(VENV)-app/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[app,test]"
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.created pyproject.toml

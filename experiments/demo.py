@@ -10,8 +10,8 @@ Scenes of handwritten digits, none of which is in both training and test, and ML
 * captions: each scene has five true sentences, and nothing in the image says which of them. A captioner is tuned for CIDEr.
 
 As controls, MLE goes on for longer than tuning takes, with the learning rate that suited it best on validation, and MLE
-models also answer in the way that suits them best. Writes runs/demo/: the tables, one picture, the models. docs/results.md
-has the whole experiments.
+models also answer in the way that suits them best. Writes runs/demo/: the tables, a picture of each, the models, and of each tuned
+one a page, report.html. docs/results.md has the whole experiments.
 """
 
 import json
@@ -32,12 +32,13 @@ from study import Study
 from tables import read_json
 from trl import TrlParser
 
+from vision_rl.analysis import Answers, Comparison, write_report
 from vision_rl.drawing import draw_grid
 from vision_rl.tasks import captioning, detection
 
 
 RESULTS = Path(__file__).parent / "results"
-NUM_DRAWN = 6
+NUM_DRAWN = 4
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Piece:
     lines: list[Line]
     columns: dict[str, str]
     draw: Callable[[dict], list[Image.Image]]  # of what each line predicts
+    compare: Callable[[dict, dict], Comparison]  # MLE with the tuned model, of what each line predicts and its numbers
 
 
 def incomplete_labels(demo: DemoArguments, out: Path) -> Piece:
@@ -113,13 +115,25 @@ def incomplete_labels(demo: DemoArguments, out: Path) -> Piece:
         scenes = study.scenes("test").select(range(min(NUM_DRAWN, demo.num_eval_images)))
         return [
             detection.draw(
-                scene["image"], of_line.boxes["likelihood"][place], of_line.references[place], scale=6, title=title
+                scene["image"], of_line.boxes["likelihood"][place], of_line.references[place], width=288, title=title
             )
             for title, of_line in ((title, found[title]) for title in ("MLE", "tuned for mAP"))
             for place, scene in enumerate(scenes)
         ]
 
-    return Piece(study, study.checkpoint, chosen_rates(known), lines, columns, draw)
+    def compare(found: dict[str, Measured], numbers: dict[str, dict]) -> Comparison:
+        mle, tuned = (
+            Answers(
+                found[title].boxes["likelihood"],
+                detection.draw,
+                found[title].per_image["greedy_map_reward"],
+                {columns[name]: value for name, value in numbers[title].items() if name in columns},
+            )
+            for title in ("MLE", "tuned for mAP")
+        )
+        return Comparison(study.scenes("test")["image"], found["MLE"].references, tuned, mle, "mAP reward")
+
+    return Piece(study, study.checkpoint, chosen_rates(known), lines, columns, draw, compare)
 
 
 def captions_of_scenes(demo: DemoArguments, out: Path) -> Piece:
@@ -172,8 +186,21 @@ def captions_of_scenes(demo: DemoArguments, out: Path) -> Piece:
             for place, scene in enumerate(scenes)
         ]
 
-    rates = chosen_rates(known)
-    return Piece(study, mle, rates | {"tuned_without_end": rates["tuned"]}, lines, columns, draw)
+    def compare(found: dict[str, list[str]], numbers: dict[str, dict]) -> Comparison:
+        scenes = captioned_scenes("test", demo.num_eval_images)
+        mle, tuned = (
+            Answers(
+                found[title],
+                captioning.draw,
+                captioning.coco_captions(found[title], scenes["captions"][:])["per_caption_cider"],
+                {columns[name]: value for name, value in numbers[title].items() if name in columns},
+            )
+            for title in ("MLE", "tuned for CIDEr")
+        )
+        return Comparison(scenes["image"], scenes["captions"], tuned, mle, "CIDEr")
+
+    rates = chosen_rates(known) | {"tuned_without_end": chosen_rates(known)["tuned"]}
+    return Piece(study, mle, rates, lines, columns, draw, compare)
 
 
 PIECES = {"incomplete": incomplete_labels, "captions": captions_of_scenes}
@@ -188,7 +215,8 @@ def main(demo: DemoArguments) -> None:
     out = Path(demo.output_dir)
     torch.set_num_threads(demo.threads)
     results: dict[str, dict] = {}
-    pictures: list[Image.Image] = []
+    pictures: list[Path] = []
+    pages: list[Path] = []
     for name, make in PIECES.items():
         piece = make(demo, out / name)
         folders = {"mle": piece.checkpoint}
@@ -202,11 +230,13 @@ def main(demo: DemoArguments) -> None:
             columns, found[line.title] = piece.study.measure(folders[line.row], "test", **line.how)
             numbers = {column: round(float(columns[column][0]), 4) for column in piece.columns if column in columns}
             results[name][line.title] = {**numbers, **cost(folders[line.row])}
-        pictures += piece.draw(found)
+        pictures.append(out / f"{name}.png")
+        draw_grid(piece.draw(found), columns=NUM_DRAWN).save(pictures[-1])
+        pages.append(write_report(folders[piece.lines[-1].row], piece.compare(found, results[name])))
         show(name, piece, results[name], demo)
     (out / "results.json").write_text(json.dumps({"settings": vars(demo), "results": results}, indent=1) + "\n")
-    draw_grid(pictures, columns=NUM_DRAWN).save(out / "before_after.png")
-    print(f"\nWritten: {out}/results.json, {out}/before_after.png and the models.")
+    print(f"\nWritten: {', '.join(map(str, [out / 'results.json', *pictures]))} and the models.")
+    print(f"The largest gains and losses, in a browser: {', '.join(map(str, pages))}")
 
 
 def show(name: str, piece: Piece, rows: dict[str, dict], demo: DemoArguments) -> None:

@@ -221,20 +221,22 @@ class DenseStudy(Study):
 
     def draw(self, predictions: dict[str, list]) -> Image.Image:
         """Some test images, a row each: what the first seed's models make of them."""
-        strips = []
-        for index in range(min(NUM_DRAWN, len(self.rows["test"]))):
+        cells, count = [], min(NUM_DRAWN, len(self.rows["test"]))
+        for index in range(count):
             made = {name: of_row[index] for name, of_row in predictions.items()}
-            strips.append(_strip(self.args.task, self.processor, self.rows["test"][index], made))
-        return draw_grid(strips, columns=1, gap=6)
+            cells += _cells(self.args.task, self.processor, self.rows["test"][index], made)
+        if self.args.task == "colorization":
+            return draw_grid(cells, columns=1, gap=6)  # photos of several shapes, named one by one
+        return draw_grid(cells, columns=len(cells) // count, gap=6, headings=("truth", *predictions))
 
 
-def _strip(task: str, processor, row: dict, made: dict) -> Image.Image:
+def _cells(task: str, processor, row: dict, made: dict) -> list[Image.Image]:
+    """A picture of the truth and one of each model's answer; of photos, which have several shapes, all in one."""
     reference = processor.get_references([row])[0]
     if task == "colorization":
-        return colorization.draw(row["image"], made, reference, width=160)
+        return [colorization.draw(row["image"], made, reference, width=160)]
     cells = [panoptic.draw(row["image"], reference, width=256, categories=processor.categories)]
-    cells += [panoptic.draw(row["image"], one, reference, 256, processor.categories) for one in made.values()]
-    return draw_grid(cells, columns=len(cells), gap=6)
+    return cells + [panoptic.draw(row["image"], one, reference, 256, processor.categories) for one in made.values()]
 
 
 def main(args: StudyArguments, model_args: ModelArguments, data_args: DataArguments) -> dict:

@@ -12,9 +12,9 @@ from datasets import Dataset
 from torch.utils.data import Subset
 
 from vision_rl.data.digit_scenes import DigitScenes, digit_scenes, with_missing_boxes
+from vision_rl.data.handwriting import Split
 
 
-Split = Literal["train", "validation", "test"]
 Situation = Literal["complete", "incomplete", "crowded"]
 _FEW = {"max_digits": 4, "min_height": 14, "max_height": 26}
 _SCENES: dict[Situation, dict] = {

@@ -25,7 +25,7 @@ from detection_measures import Measured, both_rewards, measure, resampled_column
 from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
 from pretrain_detection import NUM_TRAIN_IMAGES
-from runs import SHORT_TRAINING, commit, weights_of
+from runs import SHORT_TRAINING, checkpoints_in, commit, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
@@ -36,7 +36,6 @@ from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
 from vision_rl.tasks.detection.processing import SCORES
 from vision_rl.tasks.detection.rewards import ABSENT, TOKENS_PER_BOX, confidence_targets
-from vision_rl.trainer.checkpoints import checkpoints_in
 from vision_rl.trainer.losses import token_target_weights
 
 
@@ -284,9 +283,11 @@ class DetectionStudy(Study):
         self.costs[name] = [core_cost(folder) for folder in folders]
         return name
 
-    def curve(self, folder: Path) -> list[dict[str, float]]:
+    def curve(self, row: str, folder: Path) -> list[dict[str, float]]:
         """What a model was on validation after so many steps, decoded greedily."""
-        steps = {0: self.checkpoint} | {int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)}
+        steps = {0: self.start(row, self.seeds[0])} | {
+            int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)
+        }
         steps[core_cost(folder)["steps"]] = folder
         points = []
         for step, saved in sorted(steps.items()):
@@ -321,7 +322,7 @@ def main(args: StudyArguments) -> dict:
         chosen, rates[row] = study.choose(row, args.learning_rates or TRAINED[row].learning_rates)
         seeds = args.seeds if TRAINED[row].all_seeds else args.seeds[:1]
         models[row] = [study.trained(row, chosen, seed) for seed in seeds]
-        curves[row] = study.curve(models[row][0])
+        curves[row] = study.curve(row, models[row][0])
     for row, folders in models.items():
         best, thresholds[row] = study.choose_threshold(row, folders[0])
         for threshold in (0.0, best, 1.0):
@@ -368,21 +369,22 @@ def short_table(results: dict) -> str:
 
 
 def difference_table(results: dict) -> str:
-    """What tuning gains over each control, with intervals of 95 %, as Markdown."""
-    measured = {name for values in results["differences"].values() for name in values}
-    shown = {name: column for name, column in COMPARED.items() if name in measured}
-    return tables.difference_table(results, shown, title)
+    """What greedily decoded tuned models gain over each control, with intervals of 95 %, as Markdown.
 
-
-def rate_table(results: dict) -> str:
-    """How good each learning rate was on validation, as Markdown."""
-    by_row = {row: about["validation"] for row, about in results["learning_rates"].items()}
-    rates = sorted({rate for reached in by_row.values() for rate in reached}, key=float)
-    rows = [
-        [TITLES[row], *(f"{reached[rate]:.3f}" if rate in reached else "" for rate in rates)]
-        for row, reached in by_row.items()
+    Absence forbidden is a control where no threshold was measured, which is better.
+    """
+    pairs = {pair: tuple(pair.split(" - ")) for pair in results["differences"]}
+    thresholded = {control.split("@")[0] for _, control in pairs.values() if "@0" in control}
+    kept = [
+        pair
+        for pair, (tuned, control) in pairs.items()
+        if "@" not in tuned and not (control.endswith("@1") and control.split("@")[0] in thresholded)
     ]
-    return tables.markdown(["validation", *rates], rows)
+    differences = {pair: results["differences"][pair] for pair in kept}
+    shown = {
+        name: column for name, column in COMPARED.items() if all(name in values for values in differences.values())
+    }
+    return tables.difference_table({"differences": differences}, shown, title)
 
 
 def threshold_table(results: dict) -> str:

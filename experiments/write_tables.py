@@ -31,11 +31,9 @@ def all_tables() -> dict[str, str]:
     for name in ("detection-incomplete", "detection-crowded", "detection-short"):
         tables[name] = detection_study.table(recorded(name))
     for name in ("detection-incomplete", "detection-crowded"):
-        tables[f"{name}, in short"] = detection_study.short_table(recorded(name))
         tables[f"{name}, differences"] = detection_study.difference_table(recorded(name))
     incomplete = recorded("detection-incomplete")
     tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
-    tables["detection-incomplete, learning rates"] = detection_study.rate_table(incomplete)
     tables["detection-incomplete, stopping"] = detection_study.stopping_table(incomplete)
     tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
     for name in ("panoptic", "colorization"):
@@ -48,7 +46,6 @@ def all_tables() -> dict[str, str]:
     tables["captioning, sentences"] = captioning_study.caption_table(captions)
     scenes = recorded("scene-captions")
     tables["scene-captions"] = scene_captioning_study.table(scenes)
-    tables["scene-captions, in short"] = scene_captioning_study.short_table(scenes)
     tables["scene-captions, differences"] = scene_captioning_study.difference_table(scenes)
     tables["scene-captions, learning rates"] = scene_captioning_study.rate_table(scenes)
     tables["scene-captions, curves"] = scene_captioning_study.curve_table(scenes)

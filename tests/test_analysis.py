@@ -18,7 +18,7 @@ from vision_rl.analysis import best_of_n, gradient_noise, likeliest_of_n, noise_
 from vision_rl.analysis.charts import Line, line_chart, ticks
 from vision_rl.analysis.curves import read_log, running_mean
 from vision_rl.analysis.gradient_noise import TOKEN_TARGETS, WHOLE_UPDATE, losses_of
-from vision_rl.analysis.noise import WIDTH, Sketch
+from vision_rl.analysis.noise import WIDTH, Sketch, images_text
 from vision_rl.analysis.order_statistics import rank_weights, sizes_up_to
 from vision_rl.cli import main
 
@@ -184,6 +184,15 @@ def test_a_sketch_keeps_products_of_gradients_that_are_longer_than_it():
         Sketch(10)([short[:9]])
 
 
+def test_a_number_of_images_that_cannot_be_told_is_not_given():
+    assert [images_text(images) for images in (8.216, 131.5, 12345.6, None)] == [
+        "8.22",
+        "132",
+        "12,346",
+        "beyond telling",
+    ]
+
+
 def test_fewer_than_four_batches_say_nothing(tmp_path):
     with pytest.raises(ValueError, match="at least 4"):
         noise_of("", [torch.ones(2)] * 3, 1)
@@ -313,7 +322,7 @@ def tuned(tmp_path_factory) -> Path:
     sizes = " ".join(f"{SIZES} ".replace("--", f"--{side}_") for side in ("encoder", "decoder"))
     new = f"--image_size 32 --patch_size 16 {sizes} --output_dir {folder}/mle"
     assert main(f"mle --task {COUNTING} {new} {FEW}".split()) == 0
-    watched = "--eval_strategy steps --eval_steps 1 --eval_on_start true --logging_steps 1"
+    watched = "--learning_rate 3e-2 --eval_strategy steps --eval_steps 1 --eval_on_start true --logging_steps 1"
     command = f"tune --task {COUNTING} --model {folder}/mle {FEW} {watched} --output_dir {folder}/tuned"
     assert main(command.split()) == 0
     return folder / "tuned"

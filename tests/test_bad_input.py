@@ -74,6 +74,27 @@ class TestColumns:
         mle_trainer(tmp_path, dataset, target_columns={"text": "transcription"}).train()
         reward_trainer(tmp_path, character_accuracy_reward, dataset, target_columns={"text": "transcription"}).train()
 
+    def test_target_columns_is_a_dict(self):
+        for given in (["text"], "text"):
+            with pytest.raises(ValueError, match=r"target_columns is .*text.*as a dict: target_columns=\{'text'"):
+                VisionMLEConfig("out", target_columns=given)
+
+    def test_what_is_no_row_is_told_what_a_row_is(self, tmp_path):
+        trainer = reward_trainer(tmp_path)
+        for given, told in (
+            ("a.png", r"test_dataset is a str; it must hold rows.*vision_rl.pipeline\(folder\)\('a.png'\)"),
+            (tiny_images(1)[0], "test_dataset is a Image; it must hold rows"),
+            (
+                ["a.png"],
+                r"test_dataset is a list of str; a row is a dict.*\[\{'image': each\} for each in test_dataset\]",
+            ),
+            (tiny_images(2), "test_dataset is a list of Image; a row is a dict"),
+        ):
+            with pytest.raises(TypeError, match=told):
+                trainer.predict(given)
+        with pytest.raises(TypeError, match="train_dataset is a str; it must hold rows.*load_dataset loads one"):
+            mle_trainer(tmp_path, "ocr/words")
+
     def test_a_target_that_the_processor_does_not_know(self, tmp_path):
         with pytest.raises(ValueError, match=r"\['boxes'\], but TextProcessor takes \['text'\]"):
             mle_trainer(tmp_path, text_dataset(8), target_columns={"boxes": "text"})

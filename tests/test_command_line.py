@@ -288,3 +288,44 @@ def test_models_of_transformers_go_through_mle_tune_and_predict(tmp_path, kind):
     folder = scenes_folder(tmp_path / "scenes")
     run(f"predict --task ocr --model {tmp_path}/tuned --images {folder} --use_cpu true --output_dir {tmp_path}/out")
     assert len(json.loads((tmp_path / "out" / "texts.json").read_text())) == 3
+
+
+# --- what comes before ------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_says_which_comes_before_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, recipe, before in (
+        ("tune", "captioning_b_cider", "mle --config captioning_b_mle"),
+        ("eval", "captioning_b_cider", "tune --config captioning_b_cider"),
+        ("mle", "panoptic_mle", "stage1 --config panoptic_stage1"),
+    ):
+        data = "" if recipe == "panoptic_mle" else "--images_dir coco --karpathy_file coco.json"
+        told = fails(capsys, f"{command} --config {recipe} {data} --use_cpu true")
+        assert f"is not there yet: run `vision-rl {before}` first" in told or "annotation file" in told
+    told = fails(capsys, "predict --model ./runs/none --images .")
+    assert "There is no folder ./runs/none with a model" in told
+
+
+def test_a_data_set_without_rows_to_evaluate_on_says_how_to_have_some(capsys, tmp_path):
+    from tiny import text_dataset
+
+    text_dataset(8).save_to_disk(tmp_path / "rows")
+    options = f"--task ocr --alphabet abcd --dataset_name {tmp_path}/rows --image_size 32 {ENCODER} {DECODER} {FEW}"
+    told = fails(capsys, f"mle {options} --eval_strategy steps --output_dir {tmp_path}/out")
+    assert "has no split 'validation'; it has train." in told and "set eval_strategy to no" in told
+
+
+def test_fewer_processes_than_were_asked_for_is_an_error(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("VISION_RL_NUM_PROCESSES", "2")  # as `--accelerate_config` sets it
+    told = fails(capsys, f"mle --task ocr --alphabet 01 --scenes 8 {FEW} --output_dir {tmp_path}")
+    assert "2 processes were asked for, and 1 would train. On CPUs" in told and "MULTI_GPU" in told
+
+
+def test_the_number_of_processes_is_that_of_the_users_file_or_of_the_gpus(tmp_path):
+    from vision_rl.cli.launch import _num_processes
+    from vision_rl.cli.parser import package_file
+
+    (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
+    assert _num_processes(tmp_path / "two.yaml") == 2
+    assert _num_processes(package_file("zero2", "cli/accelerate_configs", "launch configuration")) >= 1

@@ -1,45 +1,181 @@
-"""The documentation's Python blocks run: those of the quickstart first, as every other page builds on them."""
+"""The documentation's blocks run: the quickstart's first, as every other page builds on them; a tutorial from end to end."""
 
+import ast
+import importlib.util
+import json
 import re
+import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
+from tiny import image_processor
+
+from vision_rl.cli import main
+from vision_rl.models import vision_encoder_decoder, vit_encoder
+from vision_rl.tasks.ocr import character_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+ON_THEIR_OWN = {"add-a-task.md", "captioning.md", "colorization.md", "detection.md", "models.md", "panoptic.md"}
 SHORTER = [
-    (r"max_steps=\d+", "max_steps=2"),
-    (r'"max_steps": \d+', '"max_steps": 2'),
+    (r"max_steps([=\s\":]+)\d+", r"max_steps\g<1>2"),
     (r"printed_numbers\(\d+", "printed_numbers(64"),
+    (r'"train", \d+', '"train", 64'),
+    (r'"validation", \d+', '"validation", 24'),
+    (r'"height": 640, "width": 480', '"height": 64, "width": 64'),
 ]
 
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the installed package")
 
-def blocks(page: str) -> list[str]:
-    code = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
+
+def blocks(page: str, languages: str = "python") -> list[tuple[str, str]]:
+    """Language and code of each block in one of the languages, with fewer rows and steps than a reader takes."""
+    found = re.findall(rf"^```({languages})\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
     for pattern, replacement in SHORTER:
-        code = [re.sub(pattern, replacement, block) for block in code]
-    return code
+        found = [(language, re.sub(pattern, replacement, code)) for language, code in found]
+    return found
 
 
-def run(page: str, names: dict) -> None:
-    for number, block in enumerate(blocks(page)):
-        exec(compile(block, f"{page}[{number}]", "exec"), names)
+def run(page: str, names: dict, languages: str = "python", first: str = "") -> None:
+    """Run the blocks of a page, from the one that has `first` in it on. Of the shell it runs our own commands."""
+    code = blocks(page, languages)
+    start = next(place for place, block in enumerate(code) if first in block[1])
+    for number, (language, block) in enumerate(code[start:], start):
+        if language == "python":
+            exec(compile(block, f"{page}[{number}]", "exec"), names)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("vision-rl "):
+                assert main(shlex.split(line, comments=True)[1:]) == 0, line
 
 
-@pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the installed package")
-def test_every_python_block_of_the_documentation_runs(tmp_path, monkeypatch):
+@pytest.fixture
+def desk(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in, with the checkpoints that a checkout has."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    return tmp_path
+
+
+def test_every_python_block_of_the_documentation_runs(desk):
     quickstart: dict = {"__name__": "docs"}
     run("index.md", quickstart)
     for page in sorted(path.name for path in DOCS.glob("*.md")):
-        if page != "index.md":
-            run(page, dict(quickstart) if page != "add-a-task.md" else {"__name__": "docs"})
+        if page != "index.md" and blocks(page):
+            run(page, {"__name__": "docs"} if page in ON_THEIR_OWN else dict(quickstart))
 
 
-@pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the installed package")
+# --- the README -------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short_and_its_code_runs_as_it_stands(desk):
+    assert len((ROOT / "README.md").read_text().split()) < 700
+    run("../README.md", {"__name__": "readme"})
+    assert (desk / "runs" / "boxes.png").is_file()
+
+
+def test_the_readme_says_what_was_measured():
+    def mean(results: str, row: str, column: str) -> float:
+        recorded = json.loads((ROOT / "experiments" / "results" / f"{results}.json").read_text())
+        return recorded["rows"][row][column]["mean"]
+
+    captions = [
+        mean("scene-captions", f"{row}", "cider")
+        for row in ("mle, greedy", "tuned_without_end, greedy", "mle_continued, greedy", "mle, beam 8")
+    ]
+    boxes = [mean("detection-incomplete", row, "map") for row in ("mle", "tuned_map", "mle_continued", "mle@0.95")]
+    maps = [mean("panoptic", row, "pq") for row in ("mle", "tuned 3e-05", "mle_continued 0.0001")]
+    colours = [mean("colorization", row, name) for name in ("colorfulness", "psnr") for row in ("mle", "tuned 0.0003")]
+    readme = (ROOT / "README.md").read_text()
+    assert "CIDEr {:.2f} → {:.2f}; more MLE {:.2f}; 8 beams {:.2f}".format(*captions) in readme
+    assert "mAP {:.2f} → {:.2f}; more MLE {:.2f}; a stop threshold {:.2f}".format(*boxes) in readme
+    assert "PQ {:.3f} → {:.3f}; more MLE {:.3f}".format(*maps) in readme
+    assert "{:.2f} → {:.2f}; PSNR falls {:.1f} → {:.1f}".format(*colours) in readme
+
+
+# --- the tutorials ----------------------------------------------------------------------------------------------------
+
+
+def test_the_tutorial_on_a_coco_folder_runs_from_its_first_block_to_its_last(desk):
+    run("tutorials/coco-folder.md", {"__name__": "docs"}, "python|bash")
+    assert (desk / "found" / "detections.json").is_file() and (desk / "first.png").is_file()
+
+
+def reader_of_the_hub(folder: Path, kind: type, encoder: torch.nn.Module) -> None:
+    """A tiny model of random weights at the place where transformers looks first for one of the Hub."""
+    tokenizer = character_tokenizer("0123456789")
+    layers = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64}
+    config = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "forced_eos_token_id": None, **layers}
+    if kind is transformers.DonutProcessor:
+        decoder = transformers.MBartForCausalLM(transformers.MBartConfig(encoder_layers=1, **config))
+        images = transformers.DonutImageProcessor(size={"height": 64, "width": 64})
+    else:
+        decoder = transformers.TrOCRForCausalLM(transformers.TrOCRConfig(**config))
+        images = image_processor()
+    model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    model.save_pretrained(folder)
+    kind(images, tokenizer).save_pretrained(folder)
+
+
+def test_the_tutorial_on_trocr_and_donut_runs_from_its_first_block_to_its_last_with_either(desk):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    trocr = vit_encoder(32, patch_size=16, **sizes)
+    reader_of_the_hub(desk / "microsoft/trocr-small-handwritten", transformers.TrOCRProcessor, trocr)
+    swin = {"image_size": 64, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    donut = transformers.DonutSwinModel(transformers.DonutSwinConfig(**swin))
+    reader_of_the_hub(desk / "naver-clova-ix/donut-base", transformers.DonutProcessor, donut)
+
+    names = {"__name__": "docs"}
+    run("tutorials/trocr.md", names)
+    names |= {"model": names["donut"], "processor": names["donut_processor"]}
+    run("tutorials/trocr.md", names, first="def good_reading")
+
+
+def test_the_notebook_has_the_cells_of_its_page():
+    spec = importlib.util.spec_from_file_location("notebook", DOCS / "tutorials" / "notebook.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for path in DOCS.glob("tutorials/*.ipynb"):
+        assert path.read_text() == script.notebook(path.with_suffix(".md").read_text()), f"run {script.__doc__}"
+
+
+# --- the sentences of the page on troubles ------------------------------------------------------------------------------
+
+
+def sentences_of(path: Path) -> Iterator[str]:
+    """The texts in a file, with a mark for each value that is put into them."""
+    tree = ast.parse(path.read_text())
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield re.sub(r"%[-.\dsdrgf]+", "…", node.value)
+
+
+def test_each_sentence_that_the_page_explains_is_one_that_the_library_says():
+    said = [text.replace("`", "") for path in (ROOT / "src").rglob("*.py") for text in sentences_of(path)]
+    page = (DOCS / "troubleshooting.md").read_text().split("## Starting a run")[1]
+    explained = re.findall(r"^\| `(.+?)` \|", page, re.M)
+    explained = [sentence for sentence in explained if not sentence.startswith("torch.")]
+    unsaid = []
+    for sentence in explained:
+        parts = [part for part in re.split(r"…", sentence) if part.strip()]
+        if not any(re.search(".*".join(map(re.escape, parts)), text, re.S) for text in said):
+            unsaid.append(sentence)
+    assert len(explained) > 50 and not unsaid
+
+
+# --- what a page says of files and versions ----------------------------------------------------------------------------
+
+
 def test_the_walks_through_the_house_name_files_that_are_there():
     named = re.findall(r"`([\w./*]+\.(?:py|yaml))[`:,]", (DOCS / "architecture.md").read_text())
     folder = ""

@@ -18,6 +18,8 @@ from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 
 
+pytestmark = pytest.mark.compatibility
+
 SCRIPTS = Path(__file__).with_name("scripts")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}
 
@@ -119,7 +121,8 @@ def test_the_card_names_task_data_base_model_and_library(hub, pushed):
     assert "[user/boxes-mle](https://huggingface.co/user/boxes-mle)" in text and "REINFORCE" in text
     assert "2302.08242" in text and "@inproceedings{pinto2023tuning" in text
     assert re.search(r"Versions: vision_rl \d.*torch.*transformers", text)
-    assert "base_model" not in card(hub, "user/boxes-mle")[0]  # a new one
+    assert card(hub, "user/boxes-mle")[0]["base_model"] == "user/vit"  # its encoder; the decoder is new
+    assert "base_model" not in card(hub, "user/captions")[0]
     adapter = card(hub, "user/read-lora")[0]
     assert adapter["base_model"] == "user/read-mle" and adapter["library_name"] == "peft"
     assert card(hub, "user/colours")[0]["pipeline_tag"] == "image-to-image"

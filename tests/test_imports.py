@@ -59,6 +59,12 @@ def test_analysis_imports_no_task_and_nothing_below_imports_analysis():
         assert not imports(path, "vision_rl.analysis"), path
 
 
+def test_preferences_know_no_task_no_model_and_no_trainer():
+    assert under("preferences")
+    for path in under("preferences"):
+        assert not imports(path, "vision_rl.tasks", "vision_rl.models", "vision_rl.trainer", "transformers"), path
+
+
 @pytest.mark.parametrize(
     "task", sorted(path.name for path in (SOURCE / "tasks").iterdir() if path.is_dir() and path.name != "__pycache__")
 )

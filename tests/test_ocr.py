@@ -319,6 +319,16 @@ def test_grid_has_as_many_columns_as_it_needs(count, columns, rows):
     assert grid.convert("L").point(lambda value: value == 0).getcolors(2)[-1] == (count * 10 * 20, 1)
 
 
+def test_headings_stand_above_their_columns_and_move_nothing_else():
+    pictures = [Image.new("RGB", (60, 20))] * 4
+    plain, named = draw_grid(pictures, columns=2, gap=2), draw_grid(pictures, columns=2, gap=2, headings=("a", "b"))
+    top = named.height - plain.height
+    assert top > 0 and named.crop((0, top, *named.size)).tobytes() == plain.tobytes()
+    for column in (0, 1):
+        above = named.crop((2 + column * 62, 0, 62 + column * 62, top)).convert("L")
+        assert above.getextrema()[0] < 128  # ink
+
+
 def test_empty_grid_is_refused():
     with pytest.raises(ValueError, match="no pictures"):
         draw_grid([])

@@ -1,13 +1,19 @@
 """The encoder-decoders of transformers beside VisionEncoderDecoderModel: Pix2Struct, Florence-2, BLIP's captioner."""
 
 import copy
+import math
+from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib
 import pytest
 import torch
+from peft import LoraConfig
 from served_models import KINDS, dataset, served
 from tiny import share_of_a
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models.sampling import sample
 from vision_rl.models.served import encode, image_inputs, takes_encoder_outputs, token_inputs
 from vision_rl.randomness import uniform_table
@@ -51,6 +57,7 @@ def teacher_forced(model, images, ids):
     return logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
 
 
+@pytest.mark.compatibility
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_samplers_log_probabilities_are_those_of_the_models_own_forward(tmp_path, kind):
     trainer = tuning(tmp_path, kind)
@@ -128,6 +135,53 @@ def test_every_way_to_tune_runs(tmp_path, kind):
     trainer = tuning(tmp_path, kind, max_steps=2, **options, **chunks)
     trainer.train()
     assert "kl" in trainer.state.log_history[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("task_type", [None, "SEQ_2_SEQ_LM"])
+def test_adapters_are_tuned(tmp_path, kind, task_type):
+    model, processor = served(kind)
+    args = VisionRewardConfig(
+        str(tmp_path), max_steps=2, max_completion_length=6, beta=0.1, learning_rate=1e-2, **SHARED
+    )
+    lora = LoraConfig(r=2, target_modules="all-linear", task_type=task_type)
+    tuned = VisionRewardTrainer(model, share_of_a, args, dataset(kind), processing_class=processor, peft_config=lora)
+    tuned.train()
+    assert tuned.state.log_history[0]["sampling/sampling_logp_difference/max"] < 1e-5
+    assert tuned.state.log_history[1]["kl"] != 0
+    tuned.save_model(tmp_path)
+    assert (tmp_path / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"optim": "big_vision_adafactor"}, {CHECKPOINTING: True}, {"bf16": True}])
+def test_other_ways_to_train_them_run(tmp_path, kind, options):
+    if kind == "pix2struct" and CHECKPOINTING in options:
+        pytest.skip("transformers' Pix2Struct keeps all activations, and says so")
+    mle(tmp_path, kind, max_steps=2, **options).train()
+    trainer = tuning(tmp_path, kind, max_steps=2, **options)
+    trainer.train()
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
+def test_a_question_is_drawn_above_what_pix2struct_reads(tmp_path, monkeypatch):
+    model, processor = served("pix2struct")
+    processor.image_processor.is_vqa = True
+    font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    hub = SimpleNamespace(hf_hub_download=lambda *args: str(font))  # where the font comes from
+    monkeypatch.setattr(f"{type(processor.image_processor).__module__}.hf_api", lambda: hub)
+    rows = dataset("pix2struct").add_column("prompt", ["which?", "how many?"] * 8)
+    seen = []
+
+    def asked(completions, prompts, **kwargs):
+        seen.extend(prompts)
+        return [1.0] * len(completions)
+
+    args = VisionRewardConfig(str(tmp_path), max_steps=1, max_completion_length=4, num_generations=2, **SHARED)
+    VisionRewardTrainer(model, asked, args, rows, processing_class=processor).train()
+    assert set(seen) == {"which?", "how many?"}
+    with pytest.raises(ValueError, match="train_dataset has no column `prompt`"):
+        VisionRewardTrainer(model, asked, args, dataset("pix2struct"), processing_class=processor)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -663,3 +663,9 @@ def test_inputs_that_are_not_the_model_s_are_refused():
     colour, (_, colours) = tiny_model("color"), tiny_batch("color")
     with pytest.raises(ValueError, match=r"it must be floats \(2, 16, 16, 3\)"):
         colour(pixel_values, {"color": colours["color"].permute(0, 3, 1, 2)})
+
+
+def test_the_configuration_of_another_model_is_refused_before_weights_are_made(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vision-encoder-decoder"}')
+    with pytest.raises(ValueError, match="type 'vision-encoder-decoder', not of stage I"):
+        UViMModel.from_pretrained(tmp_path)

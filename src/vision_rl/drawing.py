@@ -33,16 +33,23 @@ def at_width(image: Image.Image, width: int | None = None) -> Image.Image:
     return image.convert("RGB").resize((width, max(1, height)), enlarges)
 
 
-def draw_grid(pictures: list[Image.Image], columns: int = 4, gap: int = 16) -> Image.Image:
-    """Pictures side by side, row after row, each in a cell as large as the largest of them."""
+def draw_grid(
+    pictures: list[Image.Image], columns: int = 4, gap: int = 16, headings: Sequence[str] = ()
+) -> Image.Image:
+    """Pictures side by side, row after row, each in a cell as large as the largest of them; `headings` name the columns."""
     if not pictures:
         raise ValueError("There are no pictures to lay out: pass at least one.")
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     width, height = max(p.width for p in pictures) + gap, max(p.height for p in pictures) + gap
-    grid = Image.new("RGB", (columns * width + gap, rows * height + gap), PAPER)
+    size = max(12, width // 16)
+    top = round(1.6 * size) if headings else 0
+    grid = Image.new("RGB", (columns * width + gap, top + rows * height + gap), PAPER)
+    canvas, font = ImageDraw.Draw(grid), ImageFont.load_default(size)
+    for column, heading in enumerate(headings):
+        canvas.text((gap + column * width + (width - gap) // 2, gap + top // 2), heading, UNJUDGED, font, anchor="mm")
     for index, picture in enumerate(pictures):
-        grid.paste(picture, (gap + index % columns * width, gap + index // columns * height))
+        grid.paste(picture, (gap + index % columns * width, top + gap + index // columns * height))
     return grid
 
 

@@ -9,7 +9,7 @@ import evaluate
 
 
 def compute_json(script: str | os.PathLike, predictions: str, references: str, options: str = "{}") -> dict[str, Any]:
-    """What a module gives for texts of JSON, in JSON's types.
+    """Compute a module on texts of JSON, and return its result in JSON's types.
 
     Args:
         script: its file; a Space's folder has not its name.
@@ -36,7 +36,7 @@ def compute_json(script: str | os.PathLike, predictions: str, references: str, o
 
 
 def make_page(script: str | os.PathLike) -> Any:
-    """A gradio page of the module, which its `app.py` launches; a Space of its kind has gradio."""
+    """Make the gradio page that a module's `app.py` launches. A Space of the kind gradio has that library."""
     import gradio
 
     def answer(predictions: str, references: str, options: str) -> dict[str, Any]:

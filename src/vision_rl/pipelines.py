@@ -9,6 +9,7 @@ from PIL import Image
 
 from vision_rl.models.uvim import UViMDecoder, UViMModel
 from vision_rl.processing import DenseProcessor, rgb_image
+from vision_rl.randomness import uniform_table
 from vision_rl.task import load_processor, load_task, task_of
 from vision_rl.trainer.mle_config import VisionMLEConfig
 from vision_rl.trainer.mle_trainer import VisionMLETrainer
@@ -70,6 +71,23 @@ class VisionPipeline:
             return self([images])[0]
         rows = [{"image": rgb_image(image, row)} for row, image in enumerate(images)]
         return self.trainer.predict(rows).predictions if rows else []
+
+    def sample(self, images: Sequence[Picture], num_generations: int, seed: int = 0) -> list[list]:
+        """`num_generations` answers to each picture, drawn as while a model is tuned: for comparing, and choosing among them.
+
+        The same seed draws the same for the same list, whatever `batch_size`. Models that are sampled by `generate` draw from
+        torch's generator instead.
+        """
+        rows = [{"image": rgb_image(image, row)} for row, image in enumerate(images)]
+        answers: list[list] = []
+        for batch in self.trainer.get_test_dataloader(rows) if rows else []:
+            batch = self.trainer._prepare_inputs(batch)
+            length = self.trainer.max_completion_length
+            uniforms = uniform_table(seed, 0, batch["row_index"], num_generations, length)
+            drawn = self.trainer.complete(batch, num_generations, uniforms=uniforms)
+            objects, _ = self.trainer.decode(drawn, batch)
+            answers += [objects[start : start + num_generations] for start in range(0, len(objects), num_generations)]
+        return answers
 
     def draw(self, image: Picture, completion: Any, reference: Any = None, width: int | None = None) -> Image.Image:
         """The picture with an answer to it drawn in, `width` pixels wide; with a reference, what of it is right."""

@@ -472,3 +472,10 @@ def check_return_tensors(return_tensors: str | None) -> None:
 def image_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image as it is in the data set, also where its pixels have been resized beforehand."""
     return image.info.get(ORIGINAL_SIZE, image.size)
+
+
+def as_in_data_set(image: Any, row: int) -> Image.Image:
+    """The RGB picture of a row at the size that completions are in, also where it has been resized beforehand."""
+    picture = rgb_image(image, row)
+    size = image_size(picture)
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.BICUBIC)

@@ -1,6 +1,6 @@
 """After `import vision_rl`, transformers' Auto classes find our models and processors by name.
 
-Neither import is slower for it: this loads no transformers, and what is of ours is imported when it is first asked for.
+Neither import is slower for it: this module loads no transformers, and our classes are imported when they are first used.
 """
 
 import sys
@@ -43,7 +43,7 @@ def _name_configs(configuration_auto: ModuleType) -> None:
 
 
 def _name_processors(processing_auto: ModuleType) -> None:
-    """A processor that nobody knows may be of a task of ours, which registers it when it is imported."""
+    """Import our tasks when transformers does not know a processor: each registers its own."""
     find = processing_auto.processor_class_from_name
 
     def find_also_ours(class_name: str) -> type | None:
@@ -66,7 +66,7 @@ _AFTER: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _AfterImport:
-    """Finds the modules of `_AFTER` as Python does, and has each followed by its function."""
+    """Finds the modules of `_AFTER` as Python does, and calls the function of each once it is loaded."""
 
     def find_spec(self, fullname, path=None, target=None):
         spec = PathFinder.find_spec(fullname, path, target) if fullname in _AFTER else None
@@ -83,7 +83,7 @@ class _AfterImport:
 
 
 def register() -> None:
-    """Now, with the modules of transformers that are there, and when they are imported, with the others."""
+    """Make our classes known to the modules of transformers that are loaded, and to the others when they are."""
     sys.meta_path.insert(0, _AfterImport())
     for name, then in _AFTER.items():
         if name in sys.modules:

@@ -103,6 +103,15 @@ def task_of(model: str, revision: str | None = None) -> Any:
     )
 
 
+def names_a_task(model: str) -> bool:
+    """Whether the processor of a saved model is that of one of our tasks."""
+    try:
+        task_of(model)
+    except ValueError:
+        return False
+    return True
+
+
 def load_processor(model: str, task: Any, revision: str | None = None) -> Any:
     """The processor that was saved with a model, which must be one of the task's; `revision` is of a model on the Hub.
 

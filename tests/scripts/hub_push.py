@@ -167,7 +167,8 @@ def push_by_commands() -> None:
     command("prepare --task detection --dataset_name user/boxes-raw --output_dir rows --push_to_hub user/scenes")
     shutil.rmtree("rows")
     rows = "--dataset_name user/scenes"
-    sizes = f"--image_size 32 {ENCODER} {DECODER}"
+    tiny_model().encoder.push_to_hub("user/vit")
+    sizes = f"--image_size 32 --encoder_init user/vit {DECODER}"
     command(f"mle --task detection {rows} --num_bins 20 --max_boxes 3 {sizes} {pushed('boxes-mle')}")
     shutil.rmtree("runs")
     huggingface_hub.create_tag("user/boxes-mle", tag="v1")
@@ -187,7 +188,7 @@ def push_by_commands() -> None:
     shutil.rmtree("runs")
     command(f"mle {codes} --stage1 user/colours-stage1 {ENCODER} {DECODER} {pushed('colours-mle')}")
     shutil.rmtree("runs")
-    command(f"tune {codes} --model user/colours-mle --reward colorfulness {pushed('colours')}")
+    command(f"tune {codes} --model user/colours-mle --reward fidelity {pushed('colours')}")
     shutil.rmtree("runs")
 
 

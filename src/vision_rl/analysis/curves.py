@@ -87,12 +87,17 @@ def reward_chart(log: Sequence[dict[str, Any]]) -> str | None:
     return line_chart("Reward", lines, "update step") if lines else None
 
 
-def metric_charts(log: Sequence[dict[str, Any]]) -> list[str]:
-    """What evaluations have measured besides the reward, a chart each."""
-    names = [name for name in evaluated_names(log) if name != "eval_reward"]
+def metric_charts(log: Sequence[dict[str, Any]], first: Sequence[str] = ()) -> list[str]:
+    """What evaluations have measured besides the reward, a chart each of what has changed.
+
+    `first` are names, without `eval_`, that come before others.
+    """
+    place = {f"eval_{name}": number for number, name in enumerate(first)}
+    names = sorted(evaluated_names(log), key=lambda name: place.get(name, len(place)))
     return [
         line_chart(name.removeprefix("eval_"), [Line("", *curve(log, name), colour=2)], "update step")
         for name in names
+        if name != "eval_reward" and len(set(curve(log, name)[1])) > 1
     ]
 
 

@@ -30,8 +30,10 @@ def gradient_noise(
         told: is called with how many batches are done.
 
     Raises:
-        ValueError: for fewer than 4 batches of training images, or a single sample an image.
+        ValueError: for fewer than 4 batches of training images, a single sample an image, or several processes.
     """
+    if trainer.accelerator.num_processes > 1:
+        raise ValueError("Gradients are compared on one process: start without `accelerate launch` or torchrun.")
     if trainer.num_generations < 2:
         raise ValueError("num_generations must be at least 2: most baselines are made of an image's other samples.")
     model, step = trainer.model, trainer.state.global_step

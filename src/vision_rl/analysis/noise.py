@@ -95,6 +95,11 @@ class GradientNoise:
         }
 
 
+def images_text(images: float | None) -> str:
+    """A number of images as people read it; None is one that these batches cannot tell."""
+    return "beyond telling" if images is None else f"{images:,.3g}" if images < 1000 else f"{images:,.0f}"
+
+
 def noise_of(name: str, gradients: Sequence[torch.Tensor], images: int) -> GradientNoise:
     """Of independent gradients `(P,)`, or their sketches, each the mean over `images` images.
 

@@ -5,16 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vision_rl import VisionRewardConfig, VisionRewardTrainer
+from vision_rl import VisionRewardTrainer
 from vision_rl.analysis import curves, figures
 from vision_rl.analysis.gradient_noise import gradient_noise
-from vision_rl.analysis.noise import GradientNoise
+from vision_rl.analysis.noise import GradientNoise, images_text
 from vision_rl.analysis.reward_samples import sample_rewards
-from vision_rl.cli import building
 from vision_rl.cli.data import load_rows, require
+from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
-from vision_rl.cli.rewards import load_rewards
-from vision_rl.task import load_processor
 
 
 def analyze(given: Read) -> Callable[[], None]:
@@ -26,7 +24,8 @@ def analyze(given: Read) -> Callable[[], None]:
             raise ValueError(f"{name} must be at least 1, it is {getattr(args, name)}.")
     if args.noise and (args.num_batches < 4 or args.num_generations < 2):
         raise ValueError("The noise needs num_batches of at least 4 and num_generations of at least 2.")
-    folder = Path(args.output_dir or Path(args.model) / "analysis")
+    of_model = Path(args.model) if Path(args.model).is_dir() else Path("runs", args.model.replace("/", "--"))
+    folder = Path(args.output_dir or of_model / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
     rows = None if args.noise else load_rows(given.task, data, given.options, args.split)
     train = load_rows(given.task, data, given.options, "train")
@@ -35,30 +34,12 @@ def analyze(given: Read) -> Callable[[], None]:
     else:
         rows = require(rows, f"of the split {args.split}", data, given.task)
         rows = rows.select(range(min(args.num_images, len(rows))))
-    trainers = {}
-    for name, model in models_of(args).items():
-        processor = building.with_options(load_processor(model, given.task), given.options)
-        counted = train if train is not None else rows  # from which some rewards take counts
-        trainers[name] = VisionRewardTrainer(
-            model=model,
-            reward_funcs=load_rewards(args.reward, given.task, processor, counted),
-            args=VisionRewardConfig(
-                str(folder),
-                per_device_train_batch_size=args.batch_size,
-                per_device_eval_batch_size=args.batch_size,
-                num_generations=args.num_generations,
-                reward_weights=args.reward_weights,
-                seed=args.seed,
-                bf16=args.bf16,
-                use_cpu=args.use_cpu,
-                report_to="none",
-                disable_tqdm=True,
-            ),
-            train_dataset=train if args.noise else None,
-            eval_dataset=rows,
-            processing_class=processor,
-            completion_decoder=building.completion_decoder(processor, model),
-        )
+    counted = train if train is not None else rows  # from which some rewards take counts
+    options = {"num_generations": args.num_generations, "seed": args.seed}
+    trainers: dict[str, Any] = {
+        name: judging_trainer(given, model, str(folder), rows, counted, train if args.noise else None, **options)
+        for name, model in models_of(args).items()
+    }
     if args.noise:
         return lambda: _noise(trainers, args, folder)
     return lambda: _samples(trainers, args, rows, folder)
@@ -131,18 +112,14 @@ def noise_table(name: str, noises: list[GradientNoise]) -> str:
     lines = [head, "|---|---:|---:|---:|---:|"]
     for each in noises:
         low, high = each.images_needed_interval
-        interval = f"{_count(low)} to {_count(high)}" if low is not None else "no signal seen"
+        interval = f"{images_text(low)} to {images_text(high)}" if low is not None else "no signal seen"
         signal = f"{each.signal:.3g} ± {each.signal_error:.2g}"
-        lines.append(f"| {each.name} | {signal} | {each.noise:.3g} | {_count(each.images_needed)} | {interval} |")
+        lines.append(f"| {each.name} | {signal} | {each.noise:.3g} | {images_text(each.images_needed)} | {interval} |")
     return "\n".join(lines)
 
 
-def _count(images: float | None) -> str:
-    return "beyond telling" if images is None else f"{images:,.3g}" if images < 1000 else f"{images:,.0f}"
-
-
 def _teller(name: str, total: int, noun: str) -> Callable[[int], None]:
-    """Prints how far it is, some ten times."""
+    """Return a function that prints the progress, some ten times in all."""
     said = [0]
 
     def tell(done: int) -> None:

@@ -143,6 +143,7 @@ class AnalyzeArguments:
     _argument_group_name = "Analysis"
 
     model: str | None = option("What is looked at: a folder or Hub name.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     before: str | None = option("Another model to compare it with, such as the one that it was tuned from.")
     reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
@@ -156,6 +157,23 @@ class AnalyzeArguments:
     batch_size: int = option("Images that are answered at once; of the noise, those of a batch.", 16)
     output_dir: str | None = option("Folder of the figures and numbers. None: `analysis` in the model's folder.")
     seed: int = option("Of the samples.", 42)
+    bf16: bool = option("Compute in bfloat16.", False)
+    use_cpu: bool = option("Also where there is a GPU.", False)
+
+
+@dataclass
+class ReportArguments:
+    _argument_group_name = "Report"
+
+    model: str | None = option("The model whose answers are shown. None: that of the run.")
+    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    before: str | None = option("The one that it is compared with. None: the one that the run started from.")
+    reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`. None: the run's."})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    split: str = option("Of the task's folders: train, validation or test.", "validation")
+    num_images: int = option("Answer the first so many rows.", 200)
+    output_file: str | None = option("Of the page. None: report.html in the run's folder.")
+    batch_size: int = option("Images that a device answers at once.", 32)
     bf16: bool = option("Compute in bfloat16.", False)
     use_cpu: bool = option("Also where there is a GPU.", False)
 

@@ -20,7 +20,7 @@ DEFAULT_IMAGE_SIZE, DEFAULT_LENGTH = 224, 128
 
 
 def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> VisionProcessor:
-    """Of a new model, or that of the model that goes on, with what the options change."""
+    """The processor of a new model, or of the model that goes on, changed as the options say."""
     if args.stage1 is not None and args.model is None:
         return with_options(load_processor(args.stage1, task), options)
     if args.model is None:
@@ -42,7 +42,7 @@ def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> 
 
 
 def with_options(processor: Any, options: Any) -> Any:
-    """A saved processor with what the options say otherwise: how it reads, augments and scores, not what its tokens mean.
+    """A saved processor, changed as the options say: how it reads, augments and scores, but not what its tokens mean.
 
     Raises:
         ValueError: for options that would change its tokens, whose model has others.
@@ -76,7 +76,7 @@ def _refuse_description(args: ModelArguments) -> None:
 
 
 def image_processor(args: ModelArguments | Stage1Arguments) -> ViTImageProcessorPil:
-    """For images of the size asked for, normalised as the encoder's weights want them."""
+    """The image processor for images of the wanted size, normalised as the encoder's weights want them."""
     size = args.image_size or DEFAULT_IMAGE_SIZE
     init = getattr(args, "encoder_init", None)
     if init is not None and not str(init).endswith(".npz"):
@@ -182,12 +182,12 @@ def make_stage1(args: Stage1Arguments, processor: VisionProcessor) -> UViMModel:
 
 
 def at_revision(args: Any, options: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The options of `from_pretrained`, such as those of a config, with the revision of `args.model`."""
+    """Options for `from_pretrained`, with the revision of `args.model` added."""
     return {**(options or {}), **({} if args.model_revision is None else {"revision": args.model_revision})}
 
 
 def completion_decoder(processor: VisionProcessor, args: Any, stage1: str | None = None) -> UViMDecoder | None:
-    """Of a task with codes: stage I by its own folder, or from that of `args.model`."""
+    """The decoder of a task with codes: stage I from its own folder, or from the folder of `args.model`."""
     model = args.model
     if not isinstance(processor, DenseProcessor):
         return None

@@ -2,9 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from vision_rl.cli import arguments as kinds
-from vision_rl.cli.reading import read, read_training
+from vision_rl.cli.parser import read_config
+from vision_rl.cli.reading import COMMAND_FILE, read, read_training
+from vision_rl.task import names_a_task
 
 
 Run = Callable[[], None]
@@ -64,6 +67,31 @@ def analyze(arguments: Sequence[str]) -> Run:
     from vision_rl.cli import analysis
 
     return analysis.analyze(given)
+
+
+def report(arguments: Sequence[str]) -> Run:
+    """Make one page of a run's folder, RUN_DIR: whether it worked, answers before and after, curves, settings."""
+    own, command = (kinds.ReportArguments, kinds.DataArguments), list(arguments)
+    if {"-h", "--help"} & set(command):
+        read("report", command, own, report.__doc__)
+    if not command or command[0].startswith("-"):
+        raise ValueError("vision-rl report needs the folder of a run first: vision-rl report runs/map.")
+    folder = Path(command.pop(0))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run folder {folder}.")
+    if "--config" not in command and (folder / COMMAND_FILE).is_file():
+        command += ["--config", str(folder / COMMAND_FILE)]
+    of_stage1 = read_config(command).get("command") == "stage1"  # whose model answers no image
+    if of_stage1 or (not command and not names_a_task(str(folder))):
+        from vision_rl.cli.report import report_of_log
+
+        return report_of_log(folder)
+    if not any(part.split("=")[0] == "--model" for part in command):
+        command += ["--model", str(folder)]
+    given = read("report", command, own, report.__doc__)
+    from vision_rl.cli import report as reports
+
+    return reports.report(given, folder)
 
 
 def convert_uvim(arguments: Sequence[str]) -> Run:

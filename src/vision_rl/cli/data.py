@@ -47,9 +47,10 @@ def require(rows: Any, what: str, data: DataArguments, task: Any) -> Any:
 def _of(data: DataArguments, split: str, streaming: bool) -> Any:
     splits = splits_of(data, streaming)
     if split not in splits:
+        held_out = " Where none is held out, hold one out (train_test_split of datasets), or set eval_strategy to no."
         raise ValueError(
             f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. dataset_train_split and "
-            "dataset_test_split name what is read."
+            f"dataset_test_split name what is read.{held_out if set(splits) == {data.dataset_train_split} else ''}"
         )
     return splits[split]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,35 +10,20 @@ from typing import Any
 
 import huggingface_hub.constants
 import torch
-import yaml
 from transformers import AutoConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vision_rl.cli import building, memory
 from vision_rl.cli.arguments import ModelArguments
 from vision_rl.cli.data import load_rows
-from vision_rl.cli.parser import recipe_files
 from vision_rl.cli.reading import Read, read_training
+from vision_rl.cli.recipe import Recipe
+from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models.description import count_parameters
 from vision_rl.models.uvim import UViMModel
 from vision_rl.task import load_processor
 
 
 GB = 1e9
-
-
-@dataclass
-class Recipe:
-    """A recipe of the package, by what chains it to others."""
-
-    name: str
-    content: dict[str, Any]
-
-    @classmethod
-    def all(cls) -> list["Recipe"]:
-        return [cls(path.stem, yaml.safe_load(path.read_text())) for path in recipe_files()]
-
-    def starts_from(self, folder: str) -> bool:
-        return folder in (self.content.get("model"), self.content.get("stage1"))
 
 
 def dry_run(command: str, given: Read) -> None:
@@ -115,7 +100,7 @@ def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
 
 
 def _described(command: str, given: Read, missing: list[str]) -> tuple[ModelArguments, Any]:
-    """The options of the model and of its processor: the run's own, or those of the run that it goes on from."""
+    """The options of the model and its processor: the run's own, or the options of the run before, whose model goes on."""
     args = given.own[0]
     if args.model is None:
         for init in (args.encoder_init, args.decoder_init):
@@ -166,7 +151,7 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
 
 @contextmanager
 def _hub_not_asked() -> Iterator[None]:
-    """What is in the cache is found, and the rest is missing at once: without a network the Hub is retried for a minute."""
+    """Find only what is in the cache. Without a network the Hub would be retried for a minute."""
     before, huggingface_hub.constants.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE, True
     try:
         yield
@@ -236,10 +221,13 @@ def _memory(command: str, model: Any, optimizer: int, given: Read) -> list[tuple
         cache = memory.cache_floats(model.config.decoder, tokens, patches, samples) if command == "tune" else 0
     lines = [("memory", ", ".join(f"{name} {size / GB:.2f} GB" for name, size in parts.items()) + ", a device")]
     held = f"activations of {images} images {images * learning * width / GB:.1f} GB"
-    held += f", with gradient_checkpointing {images * recomputed * width / GB:.1f} GB"
+    held += f", with {CHECKPOINTING} {images * recomputed * width / GB:.1f} GB"
+    lines.append(("", held))
     if cache:
-        held += f"; keys and values of their rollout {images * cache * width / GB:.1f} GB"
-    return [*lines, ("", held)]
+        rollout = args.per_device_generation_batch_size or images * args.steps_per_generation
+        held = f"keys and values of {rollout} images that are sampled at once {rollout * cache * width / GB:.1f} GB"
+        lines.append(("", f"{held}; per_device_generation_batch_size makes them fewer"))
+    return lines
 
 
 def _with_layers(config: Any, layers: int) -> SimpleNamespace:

@@ -14,6 +14,7 @@ from vision_rl.cli import building
 from vision_rl.cli.data import cheap_columns, load_rows, require
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
+from vision_rl.cli.recipe import require_folders
 from vision_rl.processing import image_size, rgb_image
 from vision_rl.task import load_processor
 
@@ -22,6 +23,7 @@ def evaluate(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.model is None:
         raise ValueError("vision-rl eval needs a model: the output_dir of `vision-rl mle` or `tune`.")
+    require_folders([args.model])
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
@@ -119,7 +121,7 @@ class Shards:
         return map(load_plain, self.paths)
 
     def metrics(self, metric: Any) -> dict[str, Any]:
-        """Over all images."""
+        """The metrics over all images."""
         if hasattr(metric, "per_image"):  # of maps it keeps matches, so that one shard's maps are in memory
             return metric.summary([image for shard in self.read() for image in metric.per_image(**shard)])
         predictions, references = [], []
@@ -158,7 +160,7 @@ def _described(rows: Any, processor: Any) -> list[dict]:
 
 
 def _identity(model: str, revision: str | None, rows: Any, shard_size: int) -> str:
-    """Of model, data and shards: their names, sizes and times, not their bytes; of a model on the Hub the commit."""
+    """What an evaluation is of: names, sizes and times of model, data and shards, and the commit of a model on the Hub."""
     weights = sorted(Path(model).glob("*.safetensors"))
     commit = None if Path(model).is_dir() else HfApi().resolve_revision(model, revision=revision).resolved
     facts = [str(model), commit, rows._fingerprint, len(rows), shard_size]

@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": commands.evaluate,
     "predict": commands.predict,
     "analyze": commands.analyze,
+    "report": commands.report,
     "convert-uvim": commands.convert_uvim,
     "env": commands.env,
 }

@@ -17,7 +17,7 @@ from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR
 
 
 def optimizer_bytes(model: nn.Module, args: Any) -> int:
-    """Of the optimizer's state, from a step that is taken without numbers: `model` is on the meta device."""
+    """Bytes of the optimizer's state, found by taking a step without numbers: `model` is on the meta device."""
     groups = parameter_groups(
         model, args.learning_rate, args.encoder_learning_rate, args.weight_decay, kernel_names(model)
     )
@@ -38,7 +38,7 @@ def optimizer_bytes(model: nn.Module, args: Any) -> int:
 
 
 def training_bytes(model: nn.Module) -> tuple[int, int]:
-    """Of the weights and of their gradients, in float32."""
+    """Bytes of the weights, and of their gradients, in float32."""
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return 4 * count_parameters(model), 4 * learned
 
@@ -51,7 +51,7 @@ def encoder_floats(config: Any, num_patches: int) -> tuple[int, int]:
 
 
 def decoder_floats(config: Any, num_tokens: int, num_patches: int) -> tuple[int, int]:
-    """The same of a sequence: self-attention, attention to the image with its keys and values, the MLP."""
+    """Activations of a sequence that the backward pass needs: self-attention, cross-attention to the image, and MLP."""
     layer = (
         num_tokens * (12 * config.hidden_size + 2 * config.intermediate_size) + 2 * num_patches * config.hidden_size
     )

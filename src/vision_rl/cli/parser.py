@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 import yaml
 from trl import TrlParser
 
+from vision_rl.recording import plain, without_secrets
 
-LOOKING = ("eval", "predict", "analyze")  # commands that look at what a training has made
+
+LOOKING = ("eval", "predict", "analyze", "report")  # commands that look at what a training has made
 PER_RUN = ("bf16", "use_cpu")  # a training's, which an evaluation has too
 
 
@@ -37,6 +39,7 @@ class CommandParser(TrlParser):
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
         )
         self.command = command
+        self.given: dict[str, Any] = {}  # what the command line and its config have said, as a recipe says it
         for group in self._action_groups:
             group.title = {"options": "Others"}.get(str(group.title), group.title)
 
@@ -62,9 +65,11 @@ class CommandParser(TrlParser):
         ]
         given = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
         self._check_known("option", given, taken)
+        given = [name.replace("-", "_") for name in given if name not in ("config", "help")]
         path = config_path(arguments)
         if path is not None:
             config, is_own = config_for(self.command, arguments)
+            self.given = {key: said for key, said in read_config(arguments).items() if key in ("env", "eval")}
             os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
             if is_own:
                 self._check_known("key", list(config), known, f" of {path}")
@@ -75,10 +80,15 @@ class CommandParser(TrlParser):
                     raise ValueError(f"{path}: the option `{name}` must be a number; it is {config[name]!r:.100}.")
             lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
             several = {key: [config[key]] for key in lists & set(config) if not isinstance(config[key], list | None)}
+            given += [name for name in config if name not in given]
             self.set_defaults_with_config(**config | several)
             place = arguments.index("--config")
             del arguments[place : place + 2]
-        return self.parse_args_into_dataclasses(arguments)
+        parsed = self.parse_args_into_dataclasses(arguments)
+        values = {name: value for each in parsed for name, value in vars(each).items()}
+        self.given |= {name: plain(values[name]) for name in given if name in values}
+        self.given = without_secrets(self.given)
+        return parsed
 
     def _check_known(self, noun: str, names: list[str], known: list[str], where: str = "") -> None:
         for name in names:

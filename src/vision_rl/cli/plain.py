@@ -24,7 +24,7 @@ def save_plain(value: Any, path: Path) -> None:
 
 
 def load_plain(path: Path) -> Any:
-    """What `save_plain` was given. Raises ValueError, with the file, for anything else."""
+    """Load what `save_plain` has written. Anything else raises a ValueError that names the file."""
     try:
         return _restored(torch.load(path, weights_only=True))
     except Exception as error:  # torch raises errors of many kinds for a damaged file

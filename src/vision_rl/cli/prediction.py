@@ -7,6 +7,7 @@ from typing import Any
 
 from vision_rl import VisionPipeline, pipeline
 from vision_rl.cli.reading import Read
+from vision_rl.cli.recipe import require_folders
 from vision_rl.processing import rgb_image
 
 
@@ -19,6 +20,7 @@ def predict(given: Read) -> Callable[[], None]:
         raise ValueError(
             "vision-rl predict needs a model and images: --model FOLDER --images photo.jpg folder 'more/*.png'."
         )
+    require_folders([args.model])
     paths = find_images(args.images)
     pipe = pipeline(args.model, given.named, args.batch_size, args.use_cpu, args.model_revision)
     return lambda: _predict(pipe, paths, Path(args.output_dir), args.batch_size, args.draw)
@@ -63,7 +65,7 @@ def _predict(pipe: VisionPipeline, paths: list[Path], folder: Path, batch_size: 
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:
-    """The files' names without ending; with a number where two have the same."""
+    """The files' names without their endings. Equal names get a number."""
     names: list[str] = []
     for path in paths:
         name, number = path.stem, 2

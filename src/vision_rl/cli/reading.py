@@ -3,8 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vision_rl.cli.arguments import (
     DataArguments,
@@ -15,6 +18,7 @@ from vision_rl.cli.arguments import (
     TuneArguments,
 )
 from vision_rl.cli.parser import CommandParser, value_of
+from vision_rl.cli.recipe import require_folders
 from vision_rl.task import load_task, task_of
 
 
@@ -23,6 +27,8 @@ TRAINING: dict[str, tuple[type, str]] = {
     "mle": (ModelArguments, "VisionMLEConfig"),
     "tune": (TuneArguments, "VisionRewardConfig"),
 }
+
+COMMAND_FILE = "command.yaml"
 
 
 @dataclass
@@ -34,6 +40,15 @@ class Read:
     options: Any
     own: tuple[Any, ...]
     training: Any = None
+    given: dict[str, Any] = field(default_factory=dict)  # what was said, by option, as a recipe says it
+
+    def record(self, command: str, folder: Path) -> None:
+        """The command as a recipe in `folder`, which `--config` takes: to run it again, or to look at what it made."""
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {"command": command, **self.given}
+        if self.training is not None:
+            said["output_dir"] = str(self.training.output_dir)
+        (folder / COMMAND_FILE).write_text(yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
 
 
 def read(
@@ -94,11 +109,12 @@ def read(
         options,
         tuple(parsed[kind] for kind in own),
         None if training is None else parsed[kinds[-1]],
+        parser.given,
     )
 
 
 def read_training(command: str, arguments: Sequence[str], description: str | None = None) -> Read:
-    """Of `stage1`, `mle` and `tune`: model, data and run, with the trainer's config."""
+    """Read the options of `stage1`, `mle` or `tune`: model, data and run, with the trainer's config."""
     kind, config = TRAINING[command]
     return read(command, arguments, (kind, DataArguments, RunArguments), description, config)
 
@@ -106,6 +122,7 @@ def read_training(command: str, arguments: Sequence[str], description: str | Non
 def _task_of(model: str | None, revision: str | None, command: str) -> Any:
     if model is None:
         raise ValueError(f"vision-rl {command} needs a task: --task detection, or --task my_task.py for one of yours.")
+    require_folders([model])
     return task_of(model, revision)
 
 

@@ -1,6 +1,7 @@
 """`vision-rl mle`, `stage1` and `tune`: the paper's steps, each from its options to a saved model."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
@@ -12,6 +13,7 @@ from vision_rl.cli.data import load_rows, require
 from vision_rl.cli.dry_run import dry_run
 from vision_rl.cli.pace import PaceCallback
 from vision_rl.cli.reading import Read
+from vision_rl.cli.recipe import require_folders
 from vision_rl.cli.rewards import load_rewards
 from vision_rl.task import load_processor
 from vision_rl.trainer.optim import encoder_parameters
@@ -21,6 +23,7 @@ def mle(given: Read) -> Callable[[], None]:
     model_args, data, run = given.own
     if run.dry_run:
         return lambda: dry_run("mle", given)
+    require_folders([model_args.model, model_args.stage1])
     set_seed(given.training.seed)
     train, evaluated = _rows(given, data)
     processor = building.make_processor(given.task, model_args, given.options, train)
@@ -29,7 +32,7 @@ def mle(given: Read) -> Callable[[], None]:
         **_parts(given, train, evaluated, processor),
         completion_decoder=building.completion_decoder(processor, model_args, model_args.stage1),
     )
-    return lambda: _train(trainer, data)
+    return lambda: _train(trainer, data, "mle", given)
 
 
 def stage1(given: Read) -> Callable[[], None]:
@@ -42,7 +45,7 @@ def stage1(given: Read) -> Callable[[], None]:
     trainer = Stage1Trainer(
         model=building.make_stage1(model_args, processor), **_parts(given, train, evaluated, processor)
     )
-    return lambda: _train(trainer, data)
+    return lambda: _train(trainer, data, "stage1", given)
 
 
 def tune(given: Read) -> Callable[[], None]:
@@ -51,6 +54,7 @@ def tune(given: Read) -> Callable[[], None]:
         raise ValueError("vision-rl tune needs a model: the output_dir of `vision-rl mle`.")
     if run.dry_run:
         return lambda: dry_run("tune", given)
+    require_folders([args.model])
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     given.training.model_init_kwargs = building.at_revision(args, given.training.model_init_kwargs)
     train, evaluated = _rows(given, data)
@@ -65,11 +69,11 @@ def tune(given: Read) -> Callable[[], None]:
     if args.freeze_encoder:
         for parameter in encoder_parameters(trainer.model):
             parameter.requires_grad_(False)
-    return lambda: _train(trainer, data)
+    return lambda: _train(trainer, data, "tune", given)
 
 
 def _parts(given: Read, train: Any, evaluated: Any, processor: Any) -> dict[str, Any]:
-    """What every trainer is given."""
+    """The arguments that every trainer is given."""
     return {
         "args": given.training,
         "train_dataset": train,
@@ -95,8 +99,10 @@ def _by_keyword(rows: Any, target_columns: dict[str, str] | None) -> Any:
     return rows.rename_columns(renamed) if renamed else rows
 
 
-def _train(trainer: Any, data: DataArguments) -> None:
+def _train(trainer: Any, data: DataArguments, command: str, given: Read) -> None:
     trainer.dataset_name = data.dataset_name
+    if trainer.is_world_process_zero():
+        given.record(command, Path(str(trainer.args.output_dir)))
     trainer.train()
     trainer.save_state()
     trainer.push_to_hub() if trainer.args.push_to_hub else trainer.save_model()  # the first saves as well

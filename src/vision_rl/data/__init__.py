@@ -1,1 +1,1 @@
-"""Data sets that need no download, and readers of data that is on disk."""
+"""Data sets that need no download, and loaders of data that is on disk."""

@@ -1,4 +1,4 @@
-"""What is done about rows that cannot be used: one policy for all loaders."""
+"""The policy of all loaders for rows that cannot be used: raise one error about all of them, or skip them."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -7,15 +7,19 @@ from typing import Literal, TypeAlias, get_args
 
 OnBadRow: TypeAlias = Literal["raise", "skip"]
 
-_NUM_NAMED = 3  # of each kind
+_NUM_NAMED = 3  # how many rows of each kind are named
 
 
 class BadRows:
-    """Collects what is wrong with the rows of a file, by kind; at the end it is all told at once.
+    """Collects the faults of the rows of a file, by kind, and reports all of them together in `settle`.
 
     Args:
-        file: that the rows are from.
-        on_bad_row: "raise" an error that counts them all and names the first of each kind, or "skip" them and say so.
+        file: the file of the rows, which every report names.
+        on_bad_row: "raise" an error that counts all bad rows and names the first of each kind, or "skip" the rows and
+            return the same report as sentences.
+
+    Raises:
+        ValueError: for another `on_bad_row`.
     """
 
     def __init__(self, file: str | Path, on_bad_row: OnBadRow):
@@ -27,7 +31,11 @@ class BadRows:
         self._missing: set[tuple[str, str]] = set()
 
     def add(self, noun: str, what: str, where: str, count: int = 1, missing: bool = False) -> None:
-        """One more: "images", "are not there", "a.jpg". `missing`: a file is, which has an error class of its own."""
+        """Record `count` rows with a fault, for example "images", "are not there", "a.jpg".
+
+        `missing` says that the fault is a missing file. If every fault is a missing file, `settle` raises
+        `FileNotFoundError`.
+        """
         kind = (noun, what)
         self._counts[kind] += count
         if len(self._named[kind]) < _NUM_NAMED:
@@ -36,7 +44,11 @@ class BadRows:
             self._missing.add(kind)
 
     def settle(self, totals: dict[str, int]) -> list[str]:
-        """Raises, or tells what is left out, a sentence a kind; `totals` says of how many, by noun."""
+        """Raise an error about all faults, or with "skip" return one sentence for each kind of fault.
+
+        `totals` is the number of all rows of each noun, which the sentences give. The error is a `FileNotFoundError`
+        if only files are missing, else a `ValueError`.
+        """
         sentences = [
             f"{count} of {totals[noun]} {noun} {what}; the first: {'; '.join(self._named[noun, what])}"
             for (noun, what), count in self._counts.items()

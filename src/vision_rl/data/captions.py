@@ -24,23 +24,24 @@ def load_coco_captions(
     on_bad_row: OnBadRow = "raise",
     follow_symlinks: bool = False,
 ) -> datasets.Dataset:
-    """The rows of a COCO captions file, one an image that has a caption, in the order of the JSON.
+    """Load a COCO captions file: one row for each image that has a caption, in the order of the JSON.
 
-    They are made once and kept on disk, as those of `load_coco_detection`.
+    The rows are made once and kept on disk, as in `load_coco_detection`.
 
     Args:
-        images_dir: the folder that the JSON's `file_name`s are in.
+        images_dir: the folder of the images, to which the JSON's `file_name`s are relative.
         annotation_file: JSON with `images` (`id`, `file_name`) and `annotations` (`image_id`, `caption`).
-        on_bad_row: "raise" an error that counts captions without a text or a known image, and images that are not there or
-            no pictures; or "skip" them, with a warning that does.
+        on_bad_row: "raise" an error that counts all captions without a text or a known image, and all images that are
+            missing or unreadable; or "skip" them, with a warning that counts them.
         follow_symlinks: whether images may be symbolic links to files outside of `images_dir`.
 
     Returns:
         A data set with the columns `image` (opened when a row is read), `image_id` and `captions`, a list of strings.
 
     Raises:
-        ValueError: for another file, two images of one id, and bad rows.
-        FileNotFoundError: where nothing is wrong but that images are not there.
+        ValueError: for a file that is no COCO captions file, for two images of one id, and for bad rows.
+        FileNotFoundError: if there is no such folder or annotation file, or if the only fault is that images are
+            missing.
     """
     settings = {"images": os.path.abspath(images_dir), "bad": on_bad_row, "links": follow_symlinks}
     bad_rows = BadRows(annotation_file, on_bad_row)
@@ -70,24 +71,27 @@ def load_karpathy_captions(
     on_bad_row: OnBadRow = "raise",
     follow_symlinks: bool = False,
 ) -> datasets.Dataset:
-    """The rows of a part of Karpathy's split, `dataset_coco.json` or `dataset_flickr8k.json`.
+    """Load a part of Karpathy's split, from `dataset_coco.json` or `dataset_flickr8k.json`.
 
-    Published captioning results on COCO, the paper's too, are trained on `("train", "restval")` and tested on `"test"`,
-    5000 images.
+    Published captioning results on COCO, the paper's too, are trained on `("train", "restval")` and tested on
+    `"test"`, 5000 images.
 
     Args:
-        images_dir: the folder of the images; in COCO's file each has a `filepath` below it, such as `val2014`.
+        images_dir: the folder of the images; in COCO's file each image has a `filepath` below the folder, such as
+            `val2014`.
         annotation_file: Karpathy's JSON.
-        split: one or several of those that the file names; `None`: "train", and "restval" where the file has it.
-        on_bad_row: as of `load_coco_captions`.
+        split: one or several of the splits that the file names; `None` takes "train", and "restval" if the file has
+            it.
+        on_bad_row: "raise" or "skip", as in `load_coco_captions`.
         follow_symlinks: whether images may be symbolic links to files outside of `images_dir`.
 
     Returns:
-        A data set with the columns `image`, `image_id` (COCO's where the file has it) and `captions`.
+        A data set with the columns `image`, `image_id` (COCO's id if the file has it) and `captions`.
 
     Raises:
-        ValueError: for a split that the file does not have, for another file, and bad rows.
-        FileNotFoundError: where nothing is wrong but that images are not there.
+        ValueError: for a split that the file does not have, for a file that is not Karpathy's, and for bad rows.
+        FileNotFoundError: if there is no such folder or annotation file, or if the only fault is that images are
+            missing.
     """
     if split is None:
         wanted = {"train", "restval"}
@@ -111,7 +115,7 @@ def load_karpathy_captions(
 
 
 class _Captions:
-    """The annotations of a captions file; a text that cannot be used is `None`, and `bad_rows` knows of it."""
+    """The annotations of a captions file. A text that cannot be used is `None`, and its fault goes to `bad_rows`."""
 
     def __init__(self, bad_rows: BadRows):
         self.bad_rows = bad_rows
@@ -121,7 +125,7 @@ class _Captions:
         self.other_fields: set[str] = set()
 
     def add(self, entry: Any) -> None:
-        """One entry of the list."""
+        """Add one entry of `annotations`."""
         fields = entry if isinstance(entry, dict) else {}
         self.ids.append(fields.get("id"))
         self.image_ids.append(fields.get("image_id"))
@@ -130,7 +134,7 @@ class _Captions:
         self.texts.append(_text(fields.get("caption"), "caption", shortened(entry), "annotations", self.bad_rows))
 
     def check(self, annotation_file: str | Path) -> None:
-        """There are captions."""
+        """Raise `ValueError` if the file has no captions."""
         if any(text is not None for text in self.texts):
             return
         if "bbox" in self.other_fields:
@@ -145,14 +149,14 @@ class _Captions:
 
 
 class _KarpathyEntries:
-    """The images of some splits of Karpathy's file; of those that cannot be used only `bad_rows` knows."""
+    """The images of some splits of Karpathy's file. Unusable images are left out, and added to `bad_rows`."""
 
     def __init__(self, wanted: set[str], bad_rows: BadRows):
         self.wanted, self.bad_rows = wanted, bad_rows
         self.names: list[str] = []
         self.ids: list[Any] = []
         self.texts: list[list[str]] = []
-        self.splits: set[str] = set()  # that the file has
+        self.splits: set[str] = set()  # all splits of the file
         self.num_sentences = self.count = 0
         self.fields: set[str] = set()
 
@@ -161,7 +165,7 @@ class _KarpathyEntries:
         return {"images": self.count, "sentences": self.num_sentences}
 
     def add(self, entry: Any) -> None:
-        """One entry of `images`."""
+        """Add one entry of `images`."""
         self.count += 1
         where = f"number {self.count}: {shortened(entry)}"
         try:
@@ -189,7 +193,7 @@ class _KarpathyEntries:
         self.texts.append([text for text in texts if text is not None])
 
     def check(self, annotation_file: str | Path, optional: set[str]) -> None:
-        """It is Karpathy's file, with images of these splits."""
+        """Raise `ValueError` if the file is not Karpathy's, repeats ids, or lacks a wanted split not in `optional`."""
         if not self.count:
             raise ValueError(f"{annotation_file} has no images.")
         if not {"split", "sentences"} <= self.fields:
@@ -206,7 +210,7 @@ class _KarpathyEntries:
 
 
 def _text(value: Any, key: str, where: str, noun: str, bad_rows: BadRows) -> str | None:
-    """The caption in one line: some of COCO's hold a line break."""
+    """Return a caption in one line, as some of COCO's have a line break, or None for a fault, added to `bad_rows`."""
     try:
         return " ".join(as_text(value).split())
     except BadField as error:
@@ -224,7 +228,7 @@ def _rows(
     totals: dict[str, int],
     follow_symlinks: bool,
 ) -> Rows:
-    """A row an image that has a name, a readable file and a caption."""
+    """Make one row for each image that has a name, a readable file and a caption."""
     paths = find_images(images_dir, names, bad_rows, follow_symlinks=follow_symlinks)
     readable = read_headers(paths, bad_rows).readable
     notes = bad_rows.settle(totals)

@@ -1,4 +1,4 @@
-"""Object detection data: folders in COCO's JSON form, and the class names of data sets in the Hub's."""
+"""Object detection data: a loader of folders in COCO's JSON form, and the class names of data sets on the Hub."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from vision_rl.data.frames import Frame
 from vision_rl.data.stored_rows import stored_rows
 
 
-CLASS_FIELDS = ("category", "categories", "label", "labels", "category_id")  # what Hub data sets call it
+CLASS_FIELDS = ("category", "categories", "label", "labels", "category_id")  # the names of the class in Hub data sets
 
 
 def load_coco_detection(
@@ -25,40 +25,46 @@ def load_coco_detection(
     frame: Frame = "auto",
     follow_symlinks: bool = False,
 ) -> datasets.Dataset:
-    """The rows of a COCO-style folder, an image each, images without a box included, in the order of the JSON.
+    """Load a COCO-style folder: one row for each image, images without a box included, in the order of the JSON.
 
-    The JSON and the headers of the images are read once. The rows then lie on disk, in the cache of `datasets`, and are
-    found again by path, size and time of the JSON, and made anew when an image has changed.
+    The JSON and the headers of the images are read once. The rows are then stored in the cache of `datasets`, where
+    the path, size and time of the JSON identify them, and are made anew when an image has changed.
 
-    Boxes are brought to the picture as `datasets` shows it: it turns photos by their EXIF orientation, and the JSON may be
-    for the pixels as stored, or for a larger copy. They are turned or scaled where one reading makes them all fit, with a
-    warning; see `frame`. A box that leaves its picture is clipped to it, with a warning. Crowd boxes stay, with their flag.
-    Segmentations are not read.
+    Boxes are converted to pixels of the picture as `datasets` shows it. `datasets` turns photos by their EXIF
+    orientation, while the boxes of the JSON may belong to the pixels as stored, or to a larger copy. Boxes are turned
+    or scaled, with a warning, if exactly one such reading makes all of them fit; see `frame`. A box that leaves its
+    picture is clipped to the picture, with a warning. Crowd boxes stay, with their flag. Segmentations are not read.
 
     Args:
-        images_dir: the folder that the JSON's `file_name`s are in. Names with other slashes, with folders that it does not
-            have, or quoted as in a URL are found too, and LVIS's `coco_url`.
+        images_dir: the folder of the images, to which the JSON's `file_name`s are relative. A name with other slashes,
+            with folders that `images_dir` does not have, or quoted as in a URL is found too, and so is LVIS's
+            `coco_url`.
         annotation_file: JSON with `images`, `annotations` and `categories`.
-        on_bad_row: "raise" an error that counts the annotations and images that cannot be used, and names the first of each
-            kind; or "skip" them, with a warning that does. An annotation without a box of some width and height in the
-            picture is one, or of an unknown image or category, or the same one once more; and an image that is not there.
-        frame: what boxes are measured in, where file and JSON disagree. "auto" compares; otherwise the picture as "shown",
-            as "stored", before EXIF turns it, or the "json"'s width and height.
+        on_bad_row: "raise" an error that counts the annotations and images that cannot be used, and names the first of
+            each kind; or "skip" them, with a warning that does the same. An annotation is bad if it has no box of some
+            width and height in the picture, if its image or category is unknown, or if it repeats another annotation.
+            An image is bad if its file is missing or unreadable.
+        frame: the pixels in which boxes are measured, where file and JSON disagree. "shown" is the picture as shown,
+            "stored" is the picture before EXIF turns it, "json" is a picture of the JSON's width and height, and
+            "auto" takes the only reading that the boxes fit.
         follow_symlinks: whether images may be symbolic links to files outside of `images_dir`.
 
     Returns:
-        A data set with the columns `image` (opened when a row is read), `image_id` (COCO's), `objects`, lists with
-        an entry a box: `bbox` as x, y, width, height in pixels, `category`, `iscrowd`, and `area`, the object's in
-        pixels (the box's where the JSON has none); and `frame`, where the JSON measures, which `coco_results` needs:
-        `size` (width, height), the EXIF `orientation` that turns it into the picture (1: none), and the picture's
-        `image_size`. `category` is an index 0 to C - 1 in the order of COCO's ids, and a
-        `ClassLabel`, so that the names travel with the data set: `category_names(dataset)`. COCO's own ids, which
-        have gaps, are `category_ids(annotation_file)`: the id of each index.
+        A data set with the columns `image`, `image_id`, `objects` and `frame`. `image` is opened when a row is read,
+        and `image_id` is COCO's id. `objects` has lists with an entry for each box: `bbox` as x, y, width, height in
+        pixels, `category`, `iscrowd`, and `area`, the object's area in pixels (the box's area where the JSON has
+        none). `category` is an index 0 to C - 1 in the order of COCO's ids, and a `ClassLabel`, which keeps the names
+        for `category_names(dataset)`. COCO's own ids, which have gaps, are `category_ids(annotation_file)`: the id of
+        each index. `frame` tells in which pixels the JSON measures, which `coco_results` needs: `size` (width,
+        height), the EXIF `orientation` that turns this frame into the picture (1: none), and the picture's
+        `image_size`.
 
     Raises:
-        ValueError: for another file, two images or categories of one id, two categories of one name, boxes that look like
-            x0, y0, x1, y1 or like shares of the image, and bad rows.
-        FileNotFoundError: where nothing is wrong but that images are not there.
+        ValueError: for a file that is no COCO detection file, for two images or categories of one id, for two
+            categories of one name, for boxes that look like x0, y0, x1, y1 or like shares of the image, and for bad
+            rows.
+        FileNotFoundError: if there is no such folder or annotation file, or if the only fault is that images are
+            missing.
     """
     settings = {"images": os.path.abspath(images_dir), "bad": on_bad_row, "frame": frame, "links": follow_symlinks}
     bad_rows = BadRows(annotation_file, on_bad_row)
@@ -71,15 +77,18 @@ def load_coco_detection(
 
 
 def category_ids(annotation_file: str | Path) -> list[int | str]:
-    """COCO's id of each category index that `load_coco_detection` gives, as results for COCO's server need them."""
+    """Return COCO's id of each category index of `load_coco_detection`; COCO's evaluation server expects these ids."""
     return [category["id"] for category in read_categories(annotation_file)]
 
 
 def category_names(dataset: datasets.Dataset | datasets.IterableDataset, column: str = "objects") -> list[str] | None:
-    """The class names that a data set brings, in order of index; None where it has bare numbers.
+    """Return the class names in a data set's features, in the order of their index; None if classes are bare numbers.
 
-    They are found where the Hub's data sets have them: in a `ClassLabel` called `category` or `label` (or the plural,
-    or `category_id`) inside `objects`, whether that is a dict of lists or a list of dicts.
+    The names are those of a `ClassLabel` called `category` or `label` (or the plural, or `category_id`) in the column
+    `objects`, as data sets on the Hub have it. The column may be a dict of lists or a list of dicts.
+
+    Raises:
+        ValueError: for a column that does not exist or has no fields.
     """
     features = dataset.features
     if features is None:  # a stream of unknown type

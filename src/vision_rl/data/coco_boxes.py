@@ -1,4 +1,4 @@
-"""The boxes of a COCO file: read as columns, checked, brought to their pictures, and made rows of."""
+"""Read the boxes of a COCO file as columns, check them, convert them to pixels of their pictures, and make rows."""
 
 import math
 from array import array
@@ -20,18 +20,18 @@ from vision_rl.data.json_entries import read_entries
 from vision_rl.data.stored_rows import Rows
 
 
-_ROUNDING = 0.1  # pixels: COCO's own boxes end up to a hundredth outside their image, which is no news
+_ROUNDING = 0.1  # pixels: COCO's own boxes end up to a hundredth of a pixel outside their image, without a warning
 
 
 class BoxAnnotations:
-    """The annotations of a file as columns. Those that cannot be used are told to `bad_rows`, and have boxes of NaN."""
+    """The annotations of a file as columns. An unusable annotation is added to `bad_rows`, and its box is NaN."""
 
     def __init__(self, bad_rows: BadRows):
         self.bad_rows = bad_rows
         self.ids: list[Any] = []
         self.image_ids: list[Any] = []
         self.category_ids: list[Any] = []
-        self.other_fields: set[str] = set()  # of annotations without a box
+        self.other_fields: set[str] = set()  # all fields of annotations without a box
         self._boxes, self._areas, self._crowds = array("d"), array("d"), array("q")
 
     def __len__(self) -> int:
@@ -39,12 +39,12 @@ class BoxAnnotations:
 
     @property
     def boxes(self) -> np.ndarray:
-        """`(m, 4)` as x, y, width, height."""
+        """The boxes `(m, 4)` as x, y, width, height."""
         return np.array(self._boxes, np.float64).reshape(-1, 4)
 
     @property
     def areas(self) -> np.ndarray:
-        """`(m,)`; NaN where the file has none."""
+        """The areas `(m,)`; NaN where the file has none."""
         return np.array(self._areas, np.float64)
 
     @property
@@ -52,7 +52,7 @@ class BoxAnnotations:
         return np.array(self._crowds, np.int64)
 
     def check(self, annotation_file: str | Path) -> None:
-        """There are boxes, unless the annotations are of another kind."""
+        """Raise `ValueError` if the file has no boxes because its annotations are captions or panoptic segments."""
         other = [kind for kind in ("caption", "segments_info") if kind in self.other_fields]
         if other and np.isnan(self.boxes).all():
             loader = {"caption": "load_coco_captions", "segments_info": "load_coco_panoptic"}[other[0]]
@@ -64,7 +64,7 @@ class BoxAnnotations:
         return _named({"id": self.ids[index]})
 
     def add(self, entry: Any) -> None:
-        """One entry of the list."""
+        """Add one entry of `annotations`."""
         if not isinstance(entry, dict):
             self.bad_rows.add("annotations", "have no fields", f"number {len(self) + 1}: {shortened(entry)}")
             entry, box, area, crowd = {}, None, math.nan, 0
@@ -112,28 +112,28 @@ def _named(entry: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Boxes:
-    """Boxes that can be used, k of them."""
+    """The k boxes of a file that can be used."""
 
     bbox: np.ndarray  # (k, 4) as x, y, width, height
     area: np.ndarray  # (k,), NaN where the file has none
     crowd: np.ndarray  # (k,)
-    label: np.ndarray  # (k,), the place of the category
-    image: np.ndarray  # (k,), the place of the image in the file
-    number: np.ndarray  # (k,), the place of the annotation in the file
+    label: np.ndarray  # (k,), the index of the category
+    image: np.ndarray  # (k,), the index of the image in the file
+    number: np.ndarray  # (k,), the index of the annotation in the file
 
     def __getitem__(self, which: np.ndarray) -> "_Boxes":
         return _Boxes(*(getattr(self, field.name)[which] for field in fields(self)))
 
     @property
     def corners(self) -> np.ndarray:
-        """`(k, 4)` as x0, y0, x1, y1."""
+        """The boxes `(k, 4)` as x0, y0, x1, y1."""
         return np.concatenate([self.bbox[:, :2], self.bbox[:, :2] + self.bbox[:, 2:]], axis=1)
 
 
 def make_box_rows(
     images_dir: str | Path, annotation_file: str | Path, bad_rows: BadRows, frame: Frame, follow_symlinks: bool
 ) -> Rows:
-    """The rows of `load_coco_detection`."""
+    """Make the rows of `load_coco_detection`, whose arguments these are."""
     entries: list[Any] = []
     images, annotations = CocoImages(bad_rows), BoxAnnotations(bad_rows)
     handlers = {"images": images.add, "annotations": annotations.add, "categories": entries.append}
@@ -202,7 +202,7 @@ def _distinct_names(categories: list[dict[str, Any]], annotation_file: str | Pat
 
 
 def _joined(annotations: BoxAnnotations, image_ids: list[Any], category_ids: list[Any]) -> _Boxes:
-    """The annotations that have a box, an image and a category, each once."""
+    """Return the annotations that have a box, a known image and a known category, without repeated ones."""
     name_of, bad_rows = annotations.name_of, annotations.bad_rows
     image = places("an image", "image_id", annotations.image_ids, image_ids, name_of, bad_rows)
     label = places("a category", "category_id", annotations.category_ids, category_ids, name_of, bad_rows)
@@ -238,7 +238,11 @@ def _sizes_told(place: int, paths: list[str | None], headers: Headers, json_size
 
 
 def _leaving(boxes: _Boxes, frames: Frames, annotations: BoxAnnotations, annotation_file: str | Path) -> list[str]:
-    """What is to be said of boxes that leave their frame; an error where they would not if they were corners."""
+    """Return a note about boxes that leave their frame, or no note if none does.
+
+    Raises:
+        ValueError: if more than half of the boxes leave their frame, but would not if they were x0, y0, x1, y1.
+    """
     size = frames.size[boxes.image]
     x, y, w, h = boxes.bbox.T
     leaves = (boxes.corners[:, :2] < -_ROUNDING).any(1) | (boxes.corners[:, 2:] > size + _ROUNDING).any(1)
@@ -257,7 +261,11 @@ def _leaving(boxes: _Boxes, frames: Frames, annotations: BoxAnnotations, annotat
 
 
 def _in_pictures(boxes: _Boxes, frames: Frames, shown: np.ndarray, annotations: BoxAnnotations) -> _Boxes:
-    """The boxes in pixels of their pictures, as far as they lie in them, with an area; those that do not are bad."""
+    """Convert boxes to pixels of their pictures and clip them; boxes outside of their picture go to `bad_rows`.
+
+    The area of a box that changes is scaled with the box, up to the box's own area. An area that is missing or 0
+    becomes the box's own area.
+    """
     own = Frames(frames.size[boxes.image], frames.orientation[boxes.image])
     size = shown[boxes.image]
     moved = ((own.size != size).any(1) | (own.orientation != 1))[:, None]
@@ -284,7 +292,7 @@ def _box_told(boxes: _Boxes, place: int, annotations: BoxAnnotations) -> str:
 
 
 def _objects(boxes: _Boxes, kept: np.ndarray) -> pa.StructArray:
-    """The boxes as lists, one a picture that is kept."""
+    """Return the boxes as lists, with one list for each picture that is kept."""
     boxes = boxes[np.argsort(boxes.image, kind="stable")]
     ends = np.append(0, np.cumsum(np.bincount(boxes.image, minlength=len(kept))[kept]))
     values = {

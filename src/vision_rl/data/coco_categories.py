@@ -1,4 +1,4 @@
-"""The `categories` of a COCO file."""
+"""Read the `categories` of a COCO file."""
 
 import json
 from pathlib import Path
@@ -14,12 +14,14 @@ from vision_rl.data.stored_rows import Rows, stored_rows
 
 
 def read_categories(annotation_file: str | Path, entries: list[Any] | None = None) -> list[dict[str, Any]]:
-    """The categories of a file in the order of their ids: dicts with `id`, `name`, and `isthing` where the file has it.
+    """Return the categories of a file in the order of their ids: dicts with `id`, `name`, and `isthing` if present.
 
-    They are kept on disk, so that a large file is not read for them again; `entries`: of the list, where it has been read.
+    The categories are kept on disk, so that a large file is read for them only once. `entries` are the entries of the
+    list `categories`, if the caller has read the file already.
 
     Raises:
-        ValueError: for one without an id or a name, two of one id, or ids of which some are texts.
+        ValueError: for a category without an id or a name, for two categories of one id, and for ids of which some are
+            texts and others numbers.
     """
 
     def make() -> Rows:

@@ -1,4 +1,4 @@
-"""The `images` of a COCO file, and the ids by which annotations find them."""
+"""Read the `images` of a COCO file, and find the image of each annotation by its id."""
 
 import os
 from array import array
@@ -16,10 +16,10 @@ from vision_rl.data.frames import FRAME_FEATURE, Frames
 
 
 class CocoImages:
-    """What a JSON says of its images: `ids`, file `names`, and `sizes`, width and height, 0 where it does not say.
+    """The images of a JSON: `ids`, file `names`, and `sizes`, width and height, which are 0 where the JSON has none.
 
     Args:
-        bad_rows: is told of entries without an id, which are left out, and without a name, whose name is `None`.
+        bad_rows: collects entries without an id, which are left out, and entries without a name, whose name is `None`.
     """
 
     def __init__(self, bad_rows: BadRows):
@@ -30,7 +30,7 @@ class CocoImages:
         self.count = 0
 
     def add(self, entry: Any) -> None:
-        """One entry of the list."""
+        """Add one entry of `images`."""
         self.count += 1
         where = f"number {self.count}: {shortened(entry)}"
         if not isinstance(entry, dict):
@@ -50,11 +50,11 @@ class CocoImages:
 
     @property
     def sizes(self) -> np.ndarray:
-        """`(n, 2)`."""
+        """Width and height of the images as the JSON has them, `(n, 2)`."""
         return np.array(self._sizes, np.int64).reshape(-1, 2)
 
     def check(self, file: str | Path) -> None:
-        """There are images, and no two have one id."""
+        """Raise `ValueError` if there are no images, or if two images have the same id."""
         if not self.count:
             raise ValueError(f"{file} has no images.")
         if len(set(self.ids)) < len(self.ids):
@@ -62,19 +62,22 @@ class CocoImages:
 
 
 def left_out(folder: str | Path, names: Sequence[str | None], kept: np.ndarray) -> list[str]:
-    """The files of the names that are not `kept (n,)`, whether they are there or not."""
+    """Return the paths of the named files that are not `kept (n,)`, whether these files exist or not."""
     named = [name for name, is_kept in zip(names, kept, strict=True) if name is not None and not is_kept]
     return [os.path.join(os.path.abspath(folder), name) for name in named]
 
 
 def image_column(paths: Sequence[str | None], pictures: Sequence[bytes | None] | None = None) -> pa.StructArray:
-    """Files as `datasets.Image` holds them, which opens them when a row is read; or `pictures`, encoded, in their place."""
+    """Make a column as `datasets.Image` stores it, which opens a file when its row is read.
+
+    A row whose entry of `pictures` is not None has this encoded picture in place of the file.
+    """
     held = pa.nulls(len(paths), pa.binary()) if pictures is None else pa.array(pictures, pa.binary())
     return pa.StructArray.from_arrays([held, pa.array(paths, pa.string())], ["bytes", "path"])
 
 
 def frame_column(frames: Frames, shown: np.ndarray, rows: np.ndarray) -> pa.StructArray:
-    """The frames of these rows as `FRAME_FEATURE` has them; `shown (n, 2)` are the sizes of the pictures."""
+    """Make a column of type `FRAME_FEATURE` of the frames of `rows`; `shown (n, 2)` are the sizes of the pictures."""
     size, image_size = (
         pa.FixedSizeListArray.from_arrays(pa.array(sizes[rows].reshape(-1)), 2) for sizes in (frames.size, shown)
     )
@@ -88,7 +91,7 @@ def _file_name(entry: dict[str, Any]) -> str:
 
 
 def _side(value: Any) -> int:
-    """Width or height; 0 where a tool wrote -1, null or a word."""
+    """Return a width or height; 0 where a tool wrote -1, null or a word."""
     try:
         return max(0, min(round(as_number(value)), 2**31))
     except BadField:
@@ -104,9 +107,18 @@ def places(
     bad_rows: BadRows,
     noun: str = "annotations",
 ) -> np.ndarray:
-    """Where each value stands in `known`; -1 where it does not, which `bad_rows` is told: `what` is "an image".
+    """Return the index of each value in `known`, or -1 for an unknown value, which is added to `bad_rows`.
 
-    A number and a text are never the same: "1" is not 1.
+    A number never equals a text: "1" is not 1.
+
+    Args:
+        what: the noun of a value in the report, such as "an image".
+        key: the field of the values, such as "image_id".
+        values: the values to find.
+        known: the values in which they are sought.
+        name_of: the name of the value's annotation in the report, by the value's index.
+        bad_rows: collects the unknown values.
+        noun: the noun of the annotations in the report.
     """
     place_of = {value: place for place, value in enumerate(known)}
     found = np.full(len(values), -1, np.int64)
@@ -123,12 +135,16 @@ def places(
 
 
 def _whole(value: Any) -> int | None:
-    """The number that a text is."""
+    """Return the whole number that a text spells, or None."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 else None
 
 
 def id_feature(ids: Sequence[Any], file: str | Path) -> datasets.Value:
-    """COCO's ids are numbers, those of others may be texts; a column cannot hold both."""
+    """Return the type of a column of image ids: COCO's ids are numbers, ids of other data sets may be texts.
+
+    Raises:
+        ValueError: for texts and numbers together, which a column cannot hold.
+    """
     kinds = {type(value) for value in ids}
     if str in kinds and len(kinds) > 1:
         number = next(value for value in ids if not isinstance(value, str))
@@ -140,6 +156,6 @@ def id_feature(ids: Sequence[Any], file: str | Path) -> datasets.Value:
 
 
 def shortened(value: Any, length: int = 100) -> str:
-    """A value as an error shows it."""
+    """Return the text of a value in an error, cut to `length` characters."""
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."

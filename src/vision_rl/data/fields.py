@@ -1,4 +1,4 @@
-"""Values as annotation tools write them: numbers and flags that are also text, missing ones that are null or NaN."""
+"""Read values as annotation tools write them: numbers and flags may be texts, and missing values null or NaN."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -8,19 +8,19 @@ import numpy as np
 
 
 class BadField(ValueError):
-    """A value that cannot be what its field is to hold; `str()` says why, without the place."""
+    """Raised for a value that does not fit its field. The message tells why, but not where the value stands."""
 
 
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no", ""}
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a field has no value: null, or the NaN that tables make of it."""
+    """Return whether a field has no value: null, or the NaN into which tables turn null."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_number(value: Any) -> float:
-    """A finite number, also where it is text."""
+    """Return a finite number from a number or a text, or raise `BadField`."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise BadField("is no number")
     try:
@@ -33,11 +33,11 @@ def as_number(value: Any) -> float:
 
 
 def as_flag(value: Any) -> int:
-    """0 or 1 of a number, a bool or a text such as "true"; 0 for no value."""
+    """Return 0 or 1 from a number, a bool or a text such as "true"; 0 for a missing value. Else raise `BadField`."""
     if is_missing(value):
         return 0
     text = value.strip().lower() if isinstance(value, str) else value
-    if text in (0, 1):  # True and 1.0 too
+    if text in (0, 1):  # True and 1.0 are in the tuple, too
         return int(text)
     if isinstance(text, str) and text in _TRUE | _FALSE:
         return int(text in _TRUE)
@@ -45,7 +45,7 @@ def as_flag(value: Any) -> int:
 
 
 def as_id(value: Any) -> int | str | float:
-    """An id as the file has it: text stays text, and 7.0 is 7."""
+    """Return an id as the file has it: a text stays a text, and 7.0 becomes 7. Else raise `BadField`."""
     if isinstance(value, str):
         return as_text(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -56,7 +56,7 @@ def as_id(value: Any) -> int | str | float:
 
 
 def as_text(value: Any) -> str:
-    """A text that is not blank."""
+    """Return a text that is not blank, or raise `BadField`."""
     if not isinstance(value, str) or not value.strip():
         raise BadField("is no text")
     if any("\ud800" <= letter <= "\udfff" for letter in value):  # half a character, which JSON can spell
@@ -65,7 +65,7 @@ def as_text(value: Any) -> str:
 
 
 def read_field(entry: Mapping[str, Any], key: str, read: Callable[[Any], Any]) -> Any:
-    """What `read` makes of an entry's field; the error tells which field: "no `id`", "an `id` that is no text"."""
+    """Return `read(entry.get(key))`; a `BadField` names the field: "no `id`", "an `id` that is no text"."""
     try:
         return read(entry.get(key))
     except BadField as error:
@@ -73,12 +73,16 @@ def read_field(entry: Mapping[str, Any], key: str, read: Callable[[Any], Any]) -
 
 
 def a_field(key: str) -> str:
-    """ "an `id`", "a `bbox`"."""
+    """Return the field with its article: "an `id`", "a `bbox`"."""
     return f"{'an' if key[0] in 'aeiou' else 'a'} `{key}`"
 
 
 def ids_of(name: str, values: Iterable[Any]) -> list[int | str | float]:
-    """The ids that a caller gives as `name`: a list, an array or a tensor."""
+    """Return the ids that a caller gives as the argument `name`: a list, an array or a tensor.
+
+    Raises:
+        ValueError: for a value that is no id.
+    """
     ids = []
     for place, value in enumerate(values):
         try:
@@ -89,7 +93,11 @@ def ids_of(name: str, values: Iterable[Any]) -> list[int | str | float]:
 
 
 def distinct_ids(name: str, values: Iterable[Any]) -> list[int | str | float]:
-    """The same, of images, each once."""
+    """Return the image ids that a caller gives as the argument `name`, which must all differ.
+
+    Raises:
+        ValueError: for a value that is no id, and for an id that occurs twice.
+    """
     ids = ids_of(name, values)
     if len(set(ids)) != len(ids):
         raise ValueError(f"{name} has an id more than once: COCO wants all of an image together.")

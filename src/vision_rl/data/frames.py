@@ -1,8 +1,9 @@
-"""Which pixels boxes are measured in: those of the picture as shown, as stored, or of the size that the JSON names.
+"""The frame in which boxes are measured: the picture as shown, the picture as stored, or the size in the JSON.
 
-A photo may be stored on its side with an EXIF orientation that says how to turn it, and `datasets` turns it. Some tools
-measure boxes before, others after, and the size in the JSON may be either, or that of a larger copy. So three sources
-are compared, the file, the JSON's size and the boxes; boxes are brought to the picture as shown where one reading fits them.
+A photo may be stored on its side with an EXIF orientation that says how to turn it, and `datasets` turns the photo.
+Some tools measure boxes before the turn and others after it. The size in the JSON may also be the size before or after
+the turn, or the size of a larger copy. So this module compares three sources: the file, the JSON's size and the boxes.
+If one reading of them fits the boxes, the boxes are converted to pixels of the picture as shown.
 """
 
 from collections.abc import Mapping
@@ -24,13 +25,13 @@ FRAME_FEATURE = {
 }
 
 _UPRIGHT = 1
-_SLACK = 1  # pixels that a box may leave its frame by and still fit, and that sizes may differ by
+_SLACK = 1  # pixels by which a box may leave its frame and still fit, and two sizes may differ and still agree
 _OUTLIERS = 0.01  # the share of boxes that may leave a frame that fits
 
 
 @dataclass(frozen=True)
 class Frames:
-    """The frame of n pictures: `size (n, 2)`, and the EXIF `orientation (n,)` that turns it to the picture as shown."""
+    """The frames of n pictures: `size (n, 2)`, and the EXIF `orientation (n,)` that turns a frame to its picture."""
 
     size: np.ndarray
     orientation: np.ndarray
@@ -38,7 +39,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Conflict:
-    """Pictures `(n,)` whose sources do not agree, what about, and whether it is unknown what their boxes mean."""
+    """Pictures `(n,)` whose sources disagree, a description, and whether it stays open how their boxes are meant."""
 
     pictures: np.ndarray
     what: str
@@ -46,7 +47,7 @@ class Conflict:
 
 
 def turned(boxes: np.ndarray, size: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    """Boxes `(n, 4)`, x0, y0, x1, y1 in frames of `size (n, 2)`, in the frames turned as EXIF's `orientation (n,)` says."""
+    """Turn boxes `(n, 4)`, x0, y0, x1, y1, with their frames of `size (n, 2)`, by EXIF's `orientation (n,)`."""
     sideways = (orientation >= 5)[:, None]
     corners = boxes.reshape(-1, 2, 2)
     corners = np.where(sideways[..., None], corners[..., ::-1], corners)
@@ -57,29 +58,32 @@ def turned(boxes: np.ndarray, size: np.ndarray, orientation: np.ndarray) -> np.n
 
 
 def turned_map(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels `(H, W, ...)`, turned as EXIF's `orientation` says."""
+    """Turn pixels `(H, W, ...)` by EXIF's `orientation`."""
     values = values.swapaxes(0, 1) if orientation >= 5 else values
     values = values[:, ::-1] if orientation in (2, 3, 6, 7) else values
     return values[::-1] if orientation in (3, 4, 7, 8) else values
 
 
 def inverse(orientation: int) -> int:
-    """The orientation that turns back; the others undo themselves."""
+    """Return the orientation that undoes `orientation`; all but 6 and 8 undo themselves."""
     return {6: 8, 8: 6}.get(orientation, orientation)
 
 
 def to_picture(boxes: np.ndarray, frames: Frames, shown: np.ndarray) -> np.ndarray:
-    """Boxes `(n, 4)` in n frames, in pixels of the pictures as shown, of sizes `(n, 2)`."""
+    """Convert boxes `(n, 4)` of n frames to pixels of the pictures as shown, whose sizes are `shown (n, 2)`."""
     size = np.where(frames.orientation[:, None] >= 5, frames.size[:, ::-1], frames.size)
     return turned(boxes, frames.size, frames.orientation) * np.tile(shown / size, 2)
 
 
 def to_annotations(boxes: np.ndarray, frame: Mapping[str, Any]) -> np.ndarray:
-    """Boxes `(n, 4)` in pixels of one picture, where its annotation file measures: `frame` is its row's (`FRAME_FEATURE`)."""
+    """Convert boxes `(n, 4)` in pixels of one picture to the frame in which its annotation file measures.
+
+    `frame` is the value of the column `frame` in the picture's row, of type `FRAME_FEATURE`.
+    """
     size, shown, orientation = np.array(frame["size"]), np.array(frame["image_size"]), frame["orientation"]
     if orientation == _UPRIGHT and (size == shown).all():
         return boxes
-    upright = size[::-1] if orientation >= 5 else size  # as large as the frame, turned as the picture
+    upright = size[::-1] if orientation >= 5 else size  # the size of the frame after the turn
     each = np.ones((len(boxes), 1), int)
     return turned(boxes * np.tile(upright / shown, 2), each * upright, each[:, 0] * inverse(orientation))
 
@@ -87,17 +91,25 @@ def to_annotations(boxes: np.ndarray, frame: Mapping[str, Any]) -> np.ndarray:
 def choose_frames(
     headers: Headers, json_sizes: np.ndarray, boxes: np.ndarray, image_of: np.ndarray, frame: Frame
 ) -> tuple[Frames, list[Conflict]]:
-    """The frame that each picture's boxes are measured in.
+    """Choose the frame in which each picture's boxes are measured.
 
-    Where file and JSON agree, it is the picture. The other pictures are taken together by the way in which they differ, as a
-    tool has one habit: the reading is taken that makes all of their boxes fit (of many, 99 %), if there is only one.
+    If file and JSON agree, the frame is the picture as shown. The other pictures are grouped by the way in which file
+    and JSON differ, because a tool treats all pictures alike. A group gets the reading that makes all of its boxes fit
+    (99 % of many boxes), if there is exactly one such reading.
 
     Args:
-        headers: of the n files.
-        json_sizes: width and height `(n, 2)` that the JSON says; 0 where it does not.
-        boxes: `(m, 4)`, x0, y0, x1, y1 as the JSON has them, all with an area.
-        image_of: `(m,)`, the picture of each.
-        frame: "auto" as above, or what is so: the picture as "shown", as "stored", or the size in the "json".
+        headers: the headers of the n files.
+        json_sizes: width and height `(n, 2)` in the JSON; 0 where the JSON has none.
+        boxes: `(m, 4)`, x0, y0, x1, y1 as the JSON has them; all have an area.
+        image_of: `(m,)`, the index of each box's picture.
+        frame: "auto" chooses as above; otherwise the frame is the picture as "shown", the picture as "stored", or the
+            size in the "json".
+
+    Returns:
+        The frames of the pictures, and the conflicts between file and JSON that are to be reported.
+
+    Raises:
+        ValueError: for another `frame`.
     """
     if frame not in get_args(Frame):
         raise ValueError(f"frame must be one of {get_args(Frame)}, it is {frame!r}.")
@@ -118,7 +130,7 @@ def choose_frames(
 
 
 class _Sources:
-    """Files, JSON and boxes of n pictures, and the readings of them."""
+    """The files, JSON sizes and boxes of n pictures, and the frames that each possible reading gives the pictures."""
 
     def __init__(self, headers: Headers, json_sizes: np.ndarray, boxes: np.ndarray, image_of: np.ndarray):
         self.boxes, self.image_of = boxes, image_of
@@ -126,7 +138,7 @@ class _Sources:
         shown, stored, upright = headers.shown, headers.sizes, np.full_like(headers.orientation, _UPRIGHT)
         self.is_told = json_sizes.min(1, initial=1) > 0
         self.says_shown, says_stored = _near(json_sizes, shown), _near(json_sizes, stored)
-        self.is_sided = ~_near(shown, stored)  # only there does the size tell how a picture is turned
+        self.is_sided = ~_near(shown, stored)  # only in these pictures does the size tell whether they are turned
         other = (self.is_told & ~self.says_shown & ~says_stored)[:, None]
         like_shown, like_stored = _same_shape(json_sizes, shown), _same_shape(json_sizes, stored)
         self.is_like = like_shown | (self.is_turned & like_stored)
@@ -143,14 +155,14 @@ class _Sources:
         self.can_be["json, stored"] = ~other[:, 0] | like_stored
 
     def doubtful(self):
-        """The pictures that are to be judged together: which, what is in doubt, and the names of the readings."""
+        """Yield each group of pictures to judge together, with the doubt about it and the names of its readings."""
         differs = self.is_told & ~self.says_shown & ~self.is_turned
         yield self.is_turned, "are turned by EXIF", ["shown", "stored", "json", "json, stored"]
         yield differs & self.is_like, "have another size than the JSON says", ["shown", "json"]
         yield differs & ~self.is_like, "have another shape than the JSON says", ["shown", "json"]
 
     def judge(self, pool: np.ndarray, names: list[str]) -> tuple[Frames | None, str]:
-        """The reading of the pictures in the pool, `None` where it is open, and what to say of it."""
+        """Return the frames of the pictures in the pool, or `None` if their reading stays open, and what to report."""
         judged = pool & (np.bincount(self.image_of, minlength=len(pool)) > 0)
         if not judged.any():
             return self.of_json, ""
@@ -159,17 +171,17 @@ class _Sources:
             if self._fits(name, judged) and not any(self._same(name, other, judged) for other in fitting):
                 fitting.append(name)
         possible = [name for name in fitting if self.can_be[name][judged].all()]
-        if any(name.startswith("json") for name in possible):  # else an impossible one tells that something is wrong
+        if any(name.startswith("json") for name in possible):  # else an impossible reading that fits shows a fault
             fitting = possible
         if len(fitting) == 1 and fitting == possible:
             if fitting == ["shown"] and (self.says_shown | ~self.is_told)[judged].all():
-                return self.readings["shown"], ""  # nothing says otherwise
+                return self.readings["shown"], ""  # no source disagrees
             return self.readings[fitting[0]], f"; their boxes fit them {_IN_WORDS[fitting[0]]} only, and are read so"
         if not fitting:
             return None, ", and their boxes fit them neither " + " nor ".join(_IN_WORDS[name] for name in names[:2])
         if (self.says_shown | ~(self.is_told | self.is_sided))[judged].all():
             if (self.is_sided & self.says_shown & self.is_told)[judged].any():
-                return self.readings["shown"], ""  # the JSON's sizes know of the turn
+                return self.readings["shown"], ""  # the JSON has the sizes after the turn
             return self.readings["shown"], (
                 ", and nothing tells whether their boxes are for the pixels as shown or as stored; they are read as shown "
                 '(frame="stored" if that is wrong)'
@@ -202,6 +214,6 @@ def _near(sizes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _same_shape(sizes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether one is the other resized, each side rounded to a pixel."""
+    """Return whether each size is the other size resized, with each side rounded to a pixel."""
     low, high = (others - _SLACK) / np.maximum(sizes, 1), (others + _SLACK) / np.maximum(sizes, 1)
     return low.max(1) <= high.min(1)

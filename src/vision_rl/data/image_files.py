@@ -1,4 +1,4 @@
-"""The image files that annotations name: found inside of their folder only, and their headers read."""
+"""Find the image files that annotations name, inside of their folder only, and read the headers of the files."""
 
 import hashlib
 import os
@@ -29,11 +29,14 @@ def find_images(
     noun: str = "images",
     follow_symlinks: bool = False,
 ) -> list[str | None]:
-    """The path of each name below `folder`, `None` where there is none, which `bad_rows` is told; `None` stays.
+    """Return the path of each name below `folder`; a name without a usable file gives `None` and goes to `bad_rows`.
 
-    A name may be written as on Windows, quoted as in a URL, or begin with folders that `folder` does not have, as tools
-    export them. None may leave the folder: `..`, absolute paths and symbolic links to elsewhere are refused, the last unless
-    `follow_symlinks`.
+    A name that is `None` stays `None`. A name may be written as on Windows, be quoted as in a URL, or begin with
+    folders that `folder` does not have, as tools export names. No name may leave the folder: `..` and absolute paths
+    are refused, and so are symbolic links out of the folder, unless `follow_symlinks`.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
     """
     root = os.path.abspath(folder)
     if not os.path.isdir(root):
@@ -70,7 +73,7 @@ def find_images(
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """What a file may be called: its name, with slashes of this system, unquoted, and with fewer folders."""
+    """Yield the possible paths of a name: unchanged, then unquoted with "/" as separator, then with fewer folders."""
     yield name
     plain = os.path.normpath(unquote(name.replace("\\", "/")))
     yield plain
@@ -86,7 +89,7 @@ def _is_file(path: str) -> bool:
 
 
 class _Inside:
-    """Whether a file is in the folder also when symbolic links are followed."""
+    """Tells whether a file is still in the folder `root` when symbolic links are followed."""
 
     def __init__(self, root: str, follow_symlinks: bool):
         self.root = os.path.join(os.path.realpath(root), "")
@@ -106,25 +109,27 @@ class _Inside:
 
 @dataclass(frozen=True)
 class Headers:
-    """What the headers of n files say: `sizes (n, 2)` as stored, width and height, 0 for one that is not read; and the
-    EXIF `orientation (n,)`, 1 for none."""
+    """The headers of n files: `sizes (n, 2)`, width and height as stored, and the EXIF `orientation (n,)`.
+
+    The size of a file that was not read is 0, and the orientation of a file without EXIF is 1.
+    """
 
     sizes: np.ndarray
     orientation: np.ndarray
 
     @property
     def readable(self) -> np.ndarray:
-        """Which of the files were read `(n,)`."""
+        """A mask `(n,)` of the files that were read."""
         return self.sizes.min(1, initial=1) > 0
 
     @property
     def shown(self) -> np.ndarray:
-        """Width and height `(n, 2)` of what `datasets` decodes, which turns photos by their orientation."""
+        """Width and height `(n, 2)` of the pictures as `datasets` decodes them, turned by their orientation."""
         return np.where(self.orientation[:, None] >= 5, self.sizes[:, ::-1], self.sizes)
 
 
 def read_headers(paths: Sequence[str | None], bad_rows: BadRows, noun: str = "images") -> Headers:
-    """Size and orientation of each file, without decoding it; `bad_rows` is told of those that are no pictures."""
+    """Read size and orientation of each file without decoding it; files that are no pictures go to `bad_rows`."""
     Image.preinit()
     parts = [paths[start : start + _NUM_PER_TASK] for start in range(0, len(paths), _NUM_PER_TASK)]
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -144,15 +149,15 @@ def _headers(paths: Sequence[str | None]) -> list[tuple[int, int, int] | str | N
 
 
 def _header(path: str) -> tuple[int, int, int] | str:
-    """Width, height and orientation, or why there are none."""
+    """Return the width, height and orientation of a file, or the reason why it cannot be read."""
     try:
         with Image.open(path) as image:
-            # PNG's own `getexif` decodes the picture to see what stands behind it, which is rarely anything.
+            # PNG's own `getexif` decodes the picture to find EXIF behind the pixels, where there is rarely any.
             told = not isinstance(image, PngImageFile) or "exif" in image.info or _has_late_texts(path)
             exif = image.getexif() if told else Image.Image.getexif(image)
             orientation = exif.get(ExifTags.Base.Orientation, 1)
             orientation = int(orientation) if orientation in range(2, 9) else 1
-            if isinstance(image, TiffImageFile):  # Pillow turns these itself, and says so in their size already
+            if isinstance(image, TiffImageFile):  # Pillow turns TIFFs itself, and `image.size` is the turned size
                 return image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH], orientation
             return *image.size, orientation
     except Image.DecompressionBombError as error:
@@ -162,7 +167,7 @@ def _header(path: str) -> tuple[int, int, int] | str:
 
 
 def _has_late_texts(path: str) -> bool:
-    """Whether a PNG has texts or EXIF behind its pixels."""
+    """Return whether a PNG has texts or EXIF behind its pixels."""
     with open(path, "rb") as file:
         file.seek(8)
         behind = False
@@ -176,7 +181,7 @@ def _has_late_texts(path: str) -> bool:
 
 
 def state_of(paths: Sequence[str]) -> str:
-    """A digest of the files' sizes and times, which is another one when one of them changes, comes or goes."""
+    """Return a digest of the files' sizes and times, which changes if a file changes, appears or disappears."""
     states = np.full((len(paths), 2), -1, np.int64)
     for place, path in enumerate(paths):
         try:

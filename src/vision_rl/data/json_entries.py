@@ -1,4 +1,4 @@
-"""JSON files of annotations of any size, read an entry at a time; the one place that reads them."""
+"""Read JSON files of annotations of any size, one entry at a time; all loaders read their JSON here."""
 
 import json
 import re
@@ -7,31 +7,33 @@ from pathlib import Path
 from typing import Any, TextIO
 
 
-MAX_JSON_BYTES = 16 * 2**30  # of a file; Objects365 has about 5
-MAX_ENTRY_CHARS = 2**26  # of one entry of a list, or one value at the top; COCO's largest has less than a million
+MAX_JSON_BYTES = 16 * 2**30  # the largest size of a file; Objects365 has about 5 GiB
+MAX_ENTRY_CHARS = 2**26  # the largest entry of a list or value at the top level; COCO's have less than a million
 
 Handler = Callable[[Any], None]
 
-_CHUNK = 2**20  # characters
+_CHUNK = 2**20  # characters that are read at once
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 
 
 def read_entries(file: str | Path, what: str, handlers: Mapping[str, Handler]) -> None:
-    """Gives each entry of the lists that `handlers` names, at the file's top level, to its handler, in the file's order.
+    """Pass each entry of the lists at the file's top level that `handlers` names to its handler, in the file's order.
 
-    An entry is forgotten when its handler has seen it, so that a file may be far larger than memory. UTF-8, with or without
-    a mark at the start, UTF-16 and UTF-32 are read.
+    An entry is forgotten when its handler returns, so a file may be far larger than memory. UTF-8, with or without a
+    byte order mark, UTF-16 and UTF-32 are read.
 
     Args:
         file: a JSON file with an object at its top level.
-        what: it should hold, for the error: "boxes".
-        handlers: what is called with each entry, a list's name each. Other lists and values are passed over.
+        what: the expected content of the file, for an error; for example "COCO's boxes".
+        handlers: the function that is called with each entry of a list, by the list's name. Other lists and values are
+            skipped.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: for anything but valid JSON with these lists, with the file and the place in it.
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is larger than `MAX_JSON_BYTES`, is no valid JSON, or lacks one of the lists. The
+            message names the file and, for invalid JSON, the place of the fault.
     """
     file = Path(file)
     if not file.is_file():
@@ -53,21 +55,21 @@ def read_entries(file: str | Path, what: str, handlers: Mapping[str, Handler]) -
 
 
 class _Text:
-    """A window onto the text of a file: what has been read of it and not been used."""
+    """A window onto the text of a file: the text that has been read and not yet used."""
 
     def __init__(self, stream: TextIO, file: Path):
         self.stream, self.file = stream, file
-        self.text, self.at, self.before = "", 0, 0  # place in the window, and characters in front of it
+        self.text, self.at, self.before = "", 0, 0  # the window, the place in it, and the characters in front of it
 
     def peek(self) -> str:
-        """The next character that is no white space; "" at the end."""
+        """Return the next character that is no white space, or "" at the end of the file."""
         while True:
             self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text) or not self._read_more():
                 return self.text[self.at : self.at + 1]
 
     def accept(self, character: str) -> bool:
-        """Whether the next one is this; then it is used."""
+        """Return whether the next character is `character`, and if so move behind it."""
         found = self.peek() == character
         self.at += found
         return found
@@ -78,23 +80,23 @@ class _Text:
             raise self.error(f"expected {character!r}, found {found!r}" if found else f"it ends before {character!r}")
 
     def value(self) -> Any:
-        """The JSON value that comes next."""
+        """Return the JSON value that comes next, and move behind it."""
         self.peek()
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                # The window may end within the value: in a string, or a few characters behind the error.
+                # The error may mean only that the window ends within the value: in a string, or just behind the error.
                 cut = error.msg.startswith("Unterminated") or len(self.text) - error.pos < 16
                 at_end = not cut or not self._read_more()
                 if at_end:
                     raise self.error("it ends in the middle: was it cut?" if cut else error.msg) from error
             except RecursionError as error:
                 raise self.error("it is nested too deeply") from error
-            except ValueError as error:  # a number of thousands of digits
+            except ValueError as error:  # a number with thousands of digits
                 raise self.error(str(error)) from error
             else:
-                if len(self.text) - end > 3 or not self._read_more():  # else a number may go on: 1, 1e+5
+                if len(self.text) - end > 3 or not self._read_more():  # else a number may be cut: 1 of 1e+5
                     self.at = end
                     return value
 
@@ -102,7 +104,7 @@ class _Text:
         return ValueError(f"{self.file} is not valid JSON: {reason} (character {self.before + self.at}).")
 
     def _read_more(self) -> bool:
-        """Moves the window on to where it was used up to, and enlarges it. False at the end of the file."""
+        """Drop the used text from the window and read more text; return False at the end of the file."""
         rest = self.text[self.at :]
         if len(rest) > MAX_ENTRY_CHARS:
             raise ValueError(
@@ -116,7 +118,7 @@ class _Text:
 
 
 def _read_object(text: _Text, what: str, handlers: Mapping[str, Handler]) -> set[str]:
-    """Walks through the object at the top level; the keys that it has."""
+    """Read the object at the top level, with the handlers of its lists, and return the object's keys."""
     if text.peek() == "":
         raise ValueError(f"{text.file} is empty.")
     if text.peek() == "[":

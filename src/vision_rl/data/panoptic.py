@@ -1,4 +1,4 @@
-"""Panoptic data: folders in COCO's form, a JSON and a PNG an image whose colours are segment ids."""
+"""Panoptic data in COCO's form: a JSON, and for each image a PNG whose colours are segment ids."""
 
 import os
 from pathlib import Path
@@ -22,32 +22,34 @@ def load_coco_panoptic(
     frame: Literal["auto", "shown", "stored"] = "auto",
     follow_symlinks: bool = False,
 ) -> datasets.Dataset:
-    """The rows of a COCO panoptic file, one an image that has a map, in the order of the JSON's images.
+    """Load a COCO panoptic file: one row for each image that has a map, in the order of the JSON's images.
 
-    They are made once and kept on disk, as those of `load_coco_detection`. `datasets` turns a photo by its EXIF
-    orientation; where the sizes say that its map is for the photo as stored, the map is turned with it.
+    The rows are made once and kept on disk, as in `load_coco_detection`. `datasets` turns a photo by its EXIF
+    orientation. If the sizes show that a map belongs to the photo as stored, the map is turned like the photo.
 
     Args:
         images_dir: the folder of the images.
         masks_dir: the folder of the PNGs.
         annotation_file: JSON with `images` (`id`, `file_name`), `annotations` (`image_id`, `file_name`,
             `segments_info`) and `categories`.
-        on_bad_row: "raise" an error that counts the maps and images that cannot be used, and names the first of each kind; or
-            "skip" them, with a warning that does. A map is one whose size is not its photo's, or with a segment of an unknown
-            category, without an id, or with the id of another.
-        frame: what maps show where a photo has an EXIF orientation: the photo as "shown", as "stored", or what the sizes tell
-            ("auto"; a warning where they are square or upside down and tell nothing).
+        on_bad_row: "raise" an error that counts the maps and images that cannot be used, and names the first of each
+            kind; or "skip" them, with a warning that does the same. A map is bad if its size differs from its photo's,
+            if a segment has an unknown category or no id, or if two of its segments have the same id.
+        frame: what maps show where a photo has an EXIF orientation: "shown" is the photo as shown, "stored" is the
+            photo before the turn, and "auto" decides by the sizes, with a warning if the sizes do not tell (a square
+            photo, or one that is upside down).
         follow_symlinks: whether images and maps may be symbolic links to files outside of their folder.
 
     Returns:
-        A data set with the columns `image` and `segmentation`, both opened when a row is read, `image_id`,
-        `segments_info`, a list of dicts with `id` (R + 256 G + 65536 B of the map's pixels; 0 is void), `category_id`,
-        COCO's own, and `iscrowd`; and `frame`, the map in the file, which `save_coco_panoptic` needs (see
-        `load_coco_detection`).
+        A data set with the columns `image`, `segmentation`, `image_id`, `segments_info` and `frame`. `image` and
+        `segmentation` are opened when a row is read. `segments_info` is a list of dicts with `id` (R + 256 G + 65536 B
+        of the map's pixels; 0 is void), COCO's own `category_id`, and `iscrowd`. `frame` tells how the map lies in the
+        file, which `save_coco_panoptic` needs (see `load_coco_detection`).
 
     Raises:
-        ValueError: for another file, two images or categories of one id, and bad rows.
-        FileNotFoundError: where nothing is wrong but that images or maps are not there.
+        ValueError: for a file that is no COCO panoptic file, for two images or categories of one id, and for bad rows.
+        FileNotFoundError: if there is no such folder or annotation file, or if the only fault is that images or maps
+            are missing.
     """
     folders = {"images": os.path.abspath(images_dir), "masks": os.path.abspath(masks_dir)}
     settings = {**folders, "bad": on_bad_row, "frame": frame, "links": follow_symlinks}
@@ -63,7 +65,11 @@ def load_coco_panoptic(
 
 
 def panoptic_categories(annotation_file: str | Path) -> list[dict[str, Any]]:
-    """The categories of a COCO panoptic file, in the order of their ids: dicts with `id`, `name` and `isthing`."""
+    """Return the categories of a COCO panoptic file in the order of their ids: dicts with `id`, `name` and `isthing`.
+
+    Raises:
+        ValueError: for a category without `isthing`, or with an id that is no whole number.
+    """
     categories = read_categories(annotation_file)
     for category in categories:
         try:

@@ -1,4 +1,4 @@
-"""A folder of photos as rows, without annotations."""
+"""Load a folder of photos as rows, without annotations."""
 
 import os
 from pathlib import Path
@@ -15,22 +15,24 @@ from vision_rl.data.stored_rows import Rows, stored_rows
 def load_photos(
     images_dir: str | Path, *, on_bad_row: OnBadRow = "raise", follow_symlinks: bool = False
 ) -> datasets.Dataset:
-    """A row a photo in a folder and the folders in it (ImageNet's `train/n01440764/x.JPEG`), in the order of their paths.
+    """Load the photos in a folder and its subfolders (ImageNet's `train/n01440764/x.JPEG`), in the order of paths.
 
-    Photos are files whose names end as Pillow's formats do; hidden ones are passed over. They are listed once and the list is
-    kept on disk, as by `load_coco_detection`, until a photo or a folder changes. They are not opened.
+    Photos are files whose names have the ending of a format of Pillow; hidden files and folders are skipped. Photos
+    are listed once, and the list is kept on disk, as in `load_coco_detection`, until a photo or a folder changes.
+    Photos are not opened.
 
     Args:
         images_dir: the folder.
-        on_bad_row: "raise" an error that counts what is refused, or "skip" it, with a warning that does.
+        on_bad_row: "raise" an error that counts the photos that are refused, or "skip" them, with a warning that
+            counts them.
         follow_symlinks: whether photos may be symbolic links to files outside of the folder, and folders may be links.
 
     Returns:
         A data set with the column `image`.
 
     Raises:
-        FileNotFoundError: where there is no such folder.
-        ValueError: where there is no photo in it, and for links out of it.
+        FileNotFoundError: if there is no such folder.
+        ValueError: if there is no photo in the folder, and for photos that are links out of the folder.
     """
     root = os.path.abspath(images_dir)
     settings = {"bad": on_bad_row, "links": follow_symlinks}
@@ -43,14 +45,14 @@ def load_photos(
         paths = [path for path in found if path is not None]
         if not paths:
             raise ValueError(f"There are no photos in {images_dir}.")
-        # A folder's time changes with its list of files.
+        # The folders are recorded too: the time of a folder changes with its list of files.
         return Rows({"image": image_column(paths)}, datasets.Features({"image": datasets.Image()}), notes, folders)
 
     return stored_rows("photos", root, settings, make)
 
 
 def _photos_in(root: str, follow_symlinks: bool) -> tuple[list[str], list[str]]:
-    """Names of the photos, from the folder on, and the folders."""
+    """Return the photos' paths relative to `root`, sorted, and the paths of all folders."""
     endings = set(Image.registered_extensions())
     names, folders = [], []
     for folder, inner, files in os.walk(root, followlinks=follow_symlinks):

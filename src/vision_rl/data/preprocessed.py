@@ -1,4 +1,4 @@
-"""Images that are decoded and resized once: a data set whose images have the model's size already, on disk as Arrow."""
+"""Decode and resize the images of a data set once, and keep them at the model's size on disk as Arrow."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,25 +21,29 @@ def preprocessed(
     target_columns: Mapping[str, str] | None = None,
     **map_options: Any,
 ) -> datasets.Dataset:
-    """`dataset` with its images at the model's size, as the processor's `image_processor` resizes them; all else as it was.
+    """Return `dataset` with its images resized by the processor's `image_processor`; other columns do not change.
 
-    For training that waits for its images, where `dataloader_num_workers` does not suffice or there are no cores for it.
-    What is stored are 8-bit pixels before normalisation, without compression (0.15 MB an image at 224 pixels, 0.75 MB at
-    512), which the processor then has nothing to resize of: its `pixel_values`, labels and references are the same, bit for
-    bit. This is checked on some rows, with seeds, and a processor that makes others of the smaller image is refused: one
-    that cuts out parts at random, or measures in the photo's pixels. `datasets` keeps the file and finds it again, where
-    the data set itself lies on disk. Rewards that read the image column see the smaller image.
+    This speeds up training that waits for its images, if more workers (`dataloader_num_workers`) do not help or there
+    are no cores for them. The stored images are 8-bit pixels before normalisation, without compression (0.15 MB an
+    image at 224 pixels, 0.75 MB at 512). The processor then resizes nothing, and its `pixel_values`, labels and
+    references stay the same, bit for bit. This is checked on some rows, with seeds. A processor whose results differ
+    on the smaller image is refused, such as a processor that cuts out parts at random, or that measures in the photo's
+    pixels. If the data set lies on disk, `datasets` keeps the stored file and finds it again. Rewards that read the
+    image column see the smaller image.
 
     Args:
         dataset: rows with an image; without a transform or format.
-        processor: with an `image_processor`; not a `DenseProcessor`, whose stage I mirrors and cuts the photos themselves.
+        processor: a processor with an `image_processor`. A `DenseProcessor` is refused, because its stage I mirrors
+            and cuts the photos themselves.
         image_column: name of the column with the image.
-        target_columns: the column for each target keyword of the processor; as in the trainers' config.
-        map_options: of `datasets.Dataset.map`, such as `num_proc`, and `cache_file_name` for a data set in memory.
+        target_columns: the column for each target keyword of the processor, as in the trainers' config.
+        map_options: options of `datasets.Dataset.map`, such as `num_proc`, and `cache_file_name` for a data set in
+            memory.
 
     Raises:
-        TypeError: for another kind of data set.
-        ValueError: for a processor that would not see the same, with the row; for a data set with a transform or format.
+        TypeError: for a data set that is no `datasets.Dataset`.
+        ValueError: for a processor whose results would differ, with the row; for a `DenseProcessor`; and for a data
+            set with a transform or format.
     """
     if not isinstance(dataset, datasets.Dataset):
         raise TypeError(f"The data set is a {type(dataset).__name__}; it must be a datasets.Dataset to be stored.")
@@ -67,7 +71,7 @@ def preprocessed(
 
 _STORED = {
     "pixels": datasets.Value("binary"),  # (height, width, 3)
-    "size": [datasets.Value("int32")],  # width and height of what is stored, and of the photo
+    "size": [datasets.Value("int32")],  # width and height of the stored image, then of the photo
 }
 
 
@@ -84,13 +88,13 @@ def _resized_pixels(images: list, indices: list[int], image_processor, image_col
 
 
 class _Pictures:
-    """The transform of the stored data set: the image column as pictures again."""
+    """The transform of the stored data set, which turns the image column into pictures again."""
 
     def __init__(self, image_column: str):
         self.image_column = image_column
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        if self.image_column not in batch:  # of a selection of columns
+        if self.image_column not in batch:  # the user has selected other columns
             return batch
         return {**batch, self.image_column: [_picture(**image) for image in batch[self.image_column]]}
 
@@ -103,7 +107,7 @@ def _picture(pixels: bytes, size: Sequence[int]) -> Image.Image:
 
 
 def _check_same(dataset, stored, processor: VisionProcessor, image_column: str, named: dict[str, str]) -> None:
-    """The processor makes of stored rows what it makes of the rows themselves."""
+    """Raise `ValueError` if the processor's results for a stored row differ from its results for the row itself."""
     columns = {keyword: named.get(keyword, keyword) for keyword in processor.target_columns}
     columns = {keyword: name for keyword, name in columns.items() if name in dataset.column_names}
     for row in range(0, len(dataset), max(1, -(-len(dataset) // NUM_CHECKED_ROWS))):
@@ -118,7 +122,7 @@ def _check_same(dataset, stored, processor: VisionProcessor, image_column: str, 
 
 
 def _made_of(row: dict, index: int, processor: VisionProcessor, image_column: str, columns: dict[str, str]) -> dict:
-    """Model inputs, for evaluation and for two seeds, and the reference."""
+    """Return the processor's results for a row: the inputs of evaluation and of two seeds, and the reference."""
     image, targets = rgb_image(row[image_column], index), {key: [row[name]] for key, name in columns.items()}
     made: dict[str, Any] = {}
     for seeds in (None, [0], [1]):
@@ -131,7 +135,7 @@ def _made_of(row: dict, index: int, processor: VisionProcessor, image_column: st
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Of tensors, arrays, pictures, and dicts and lists of them."""
+    """Return whether two values are equal: tensors, arrays, pictures, and dicts and lists of such values."""
     if isinstance(a, Mapping):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

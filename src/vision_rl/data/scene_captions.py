@@ -1,4 +1,4 @@
-"""What can be said of a scene of digits: sentences that are true of its visible pixels."""
+"""Captions of a scene of digits: sentences that are true of the visible pixels of the scene."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Digit:
 
 
 def visible_digits(digits: list[Digit], size: int) -> np.ndarray:
-    """Which digit each pixel shows, by its place in the list; -1 for the ground. `(size, size)`."""
+    """Return the index `(size, size)` of the digit that each pixel shows, in the list `digits`; -1 is the ground."""
     shown = np.full((size, size), -1)
     for index, digit in enumerate(digits):
         x, y, w, h = digit.box
@@ -27,7 +27,7 @@ def visible_digits(digits: list[Digit], size: int) -> np.ndarray:
 
 
 def scene_captions(rng: np.random.Generator, digits: list[Digit], ground: np.ndarray) -> list[str]:
-    """Five sentences, each true; which of several digits they mention is drawn anew for each, larger ones more often."""
+    """Write five true sentences; each draws anew which of several digits it mentions, larger digits more often."""
     shown = visible_digits(digits, len(ground))
     areas = np.bincount(shown[shown >= 0], minlength=len(digits))
     visible = np.flatnonzero(areas)
@@ -63,13 +63,13 @@ def scene_captions(rng: np.random.Generator, digits: list[Digit], ground: np.nda
 
 
 def _ground_below(digit: Digit, ground: np.ndarray) -> np.ndarray:
-    """The kind of ground that most of a digit lies on, hidden parts included: index into STUFF `(1,)`."""
+    """Return the kind of ground below most of a digit, hidden parts included, as an index into STUFF `(1,)`."""
     x, y, w, h = digit.box
     return np.argmax(np.bincount(ground[y : y + h, x : x + w][digit.ink > 0.5]), keepdims=True)
 
 
 def _relation(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> str:
-    """Where a box is, seen from another: by the larger distance of their centres."""
+    """Return where a box is, seen from another box: by the larger of the two distances of their centres."""
     dx = (2 * box[0] + box[2]) - (2 * other[0] + other[2])  # twice the distance, a whole number
     dy = (2 * box[1] + box[3]) - (2 * other[1] + other[3])
     if dx == dy == 0:
@@ -80,7 +80,7 @@ def _relation(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) 
 
 
 def _kinds(ground: np.ndarray) -> str:
-    """ "brick, grass and a photo": all that occurs, the photo last."""
+    """Return all kinds of ground that occur, the photo last, such as "brick, grass and a photo"."""
     return _listed([STUFF[kind] if STUFF[kind] != "photo" else "a photo" for kind in np.unique(ground)])
 
 

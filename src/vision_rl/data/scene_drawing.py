@@ -1,4 +1,4 @@
-"""How a scene of digits is drawn: the material of each split, and the picture from the ground up."""
+"""Draw a scene of digits: the material of each split, and the picture from the ground up."""
 
 import math
 from functools import cache
@@ -22,19 +22,19 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 
-_PHOTOS: dict[str, tuple[str, ...]] = {  # names in skimage.data: the colour photos that are in the wheel
+_PHOTOS: dict[str, tuple[str, ...]] = {  # names in skimage.data of the colour photos that its wheel contains
     "train": ("astronaut", "coffee", "hubble_deep_field", "stereo_motorcycle"),
     "validation": ("immunohistochemistry", "rocket"),
     "test": ("chelsea", "retina"),
 }
-_TEXTURE_COLUMNS = {"train": (0, 256), "validation": (256, 384), "test": (384, 512)}  # of the 512 of each texture
+_TEXTURE_COLUMNS = {"train": (0, 256), "validation": (256, 384), "test": (384, 512)}  # of the 512 columns of a texture
 _TINTS = np.array(
     [(160, 85, 65), (95, 135, 60), (140, 135, 130)], np.float32
 )  # mean colours of brick, grass and gravel
 _PALETTE = np.array(list(COLOURS.values()), np.float32)
 
 
-# The material: everything a split is made of, read once a process.
+# The material of a split: its digits, photos and textures, read once a process.
 
 
 @cache
@@ -45,18 +45,18 @@ def glyphs(split: Split) -> tuple[list[np.ndarray], list[int]]:
 
 @cache
 def _photos(split: Split, side: int) -> list[Image.Image]:
-    """The photos of a split, the larger ones shrunk until their short side is `side`, so that cuttings are cheap."""
+    """Return the photos of a split, shrunk to a short side of at most `side` pixels, so that cuttings are cheap."""
     photos = []
     for name in _PHOTOS[split]:
         pixels = _read(name)
-        photo = Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels)  # the stereo pair's left one
+        photo = Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels)  # the left one of the stereo pair
         photos.append(_shrink(photo, side / min(photo.size)))
     return photos
 
 
 @cache
 def _textures(split: Split, size: int) -> list[Image.Image]:
-    """A split's region of brick, grass and gravel as brightness, 1 on average; shrunk where scenes are small."""
+    """Return a split's part of brick, grass and gravel as brightness, 1 on average; it is shrunk for small scenes."""
     start, end = _TEXTURE_COLUMNS[split]
     regions = [_read(name)[:, start:end].astype(np.float32) for name in STUFF[:3]]
     return [_shrink(Image.fromarray(region / region.mean()), 1.5 * size / 128) for region in regions]
@@ -75,11 +75,11 @@ def _read(name: str):
     return getattr(data, name)()
 
 
-# The picture, from the ground up. Colour comes first in its arrays, which numpy works on four times as fast.
+# The picture, from the ground up. Colour is the first axis of its arrays: numpy is four times as fast with this order.
 
 
 def lay_ground(rng: np.random.Generator, split: Split, size: int, stuff: bool) -> tuple[np.ndarray, np.ndarray]:
-    """A cutting of a photo with textured regions: `(3, size, size)` in 0..255, and which of STUFF is where."""
+    """Draw a part of a photo with textured regions, `(3, size, size)` in 0..255, and each pixel's index into STUFF."""
     photos = _photos(split, 3 * size)
     photo = photos[rng.integers(len(photos))]
     cutting = _cut(rng, photo, min(photo.size) * rng.uniform(0.25, 0.6), size).transpose(2, 0, 1)
@@ -99,14 +99,14 @@ def lay_ground(rng: np.random.Generator, split: Split, size: int, stuff: bool) -
 
 
 def _cut(rng: np.random.Generator, picture: Image.Image, side: float, size: int) -> np.ndarray:
-    """A random square of the picture, `side` pixels wide there and `size` here; mirrored at times."""
+    """Cut a random square of `side` pixels out of the picture and resize it to `size` pixels; half are mirrored."""
     left, top = rng.random(2) * (picture.width - side, picture.height - side)
     square = picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     return np.asarray(square)[:, :: 1 if rng.random() < 0.5 else -1]
 
 
 def _region(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A half-plane or an ellipse as a mask `(size, size)`."""
+    """Draw a random half-plane or ellipse as a mask `(size, size)`."""
     x, y = _axes(size)
     angle = rng.uniform(0, 2 * math.pi)
     cos, sin = math.cos(angle), math.sin(angle)
@@ -133,16 +133,16 @@ def find_place(
     max_overlap: float,
     crowding: float,
 ) -> tuple[int, np.ndarray, int, int] | None:
-    """A digit and where it goes: category, ink, x, y; None if there is no room."""
+    """Choose a digit and a place for it: category, ink, x and y; None if there is no room."""
     inks, categories = glyphs
     chosen = rng.integers(len(inks))
     close = rng.random() < crowding
     for height in (rng.integers(*heights, endpoint=True), heights[0]):
         ink = inks[chosen]
         ink = scale_ink(ink, min(height / ink.shape[0], size / ink.shape[1]))
-        ink = ink / ink.max()  # thin strokes pale when they shrink
+        ink = ink / ink.max()  # thin strokes get paler when they shrink
         h, w = ink.shape
-        width = max(w, math.ceil(0.6 * h))  # a 1 gets a box that can be found
+        width = max(w, math.ceil(0.6 * h))  # the box of a 1 would be too narrow to be detected
         left = (width - w) // 2
         padded = np.zeros((h, width), np.float32)
         padded[:, left : left + w] = ink
@@ -158,7 +158,7 @@ def find_place(
 def _free_places(
     boxes: list[tuple[int, int, int, int]], size: int, shape: tuple[int, ...], max_overlap: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where a box of `shape` may have its upper left corner, and where it would touch another box."""
+    """Return masks of where a box of `shape` may have its upper left corner, and where it touches another box."""
     h, w = shape
     y, x = np.arange(size - h + 1)[:, None], np.arange(size - w + 1)  # (Y, 1), (X,)
     left, top, widths, heights = np.array(boxes, int).reshape(-1, 4).T[:, :, None, None]  # (K, 1, 1) each
@@ -170,19 +170,19 @@ def _free_places(
 
 
 def paint(rng: np.random.Generator, canvas: np.ndarray, category: int, ink: np.ndarray, x: int, y: int) -> Digit:
-    """Pastes a digit, in a colour that differs from what is below."""
+    """Paint a digit onto the canvas, in place, in a colour that differs from the pixels below."""
     h, w = ink.shape
     below = canvas[:, y : y + h, x : x + w]
     order = rng.permutation(len(_PALETTE))
     contrast = np.linalg.norm(_PALETTE[order] - below.mean(axis=(1, 2)), axis=1)
     colour = order[np.argmax(contrast > 130)]
     shade = (_PALETTE[colour] + rng.uniform(-16, 16, 3)).clip(0, 255).astype(np.float32)
-    below += ink * (shade[:, None, None] - below)  # canvas changes in place
+    below += ink * (shade[:, None, None] - below)  # `below` is a view, so the canvas changes
     return Digit(category, (x, y, w, h), ink, list(COLOURS)[colour])
 
 
 def photograph(rng: np.random.Generator, canvas: np.ndarray, noise: float) -> np.ndarray:
-    """The canvas as pixels `(H, W, 3)` uint8, under noise."""
+    """Return the canvas with noise as pixels `(H, W, 3)` uint8."""
     if noise:
         canvas = canvas + 255 * noise * rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.ascontiguousarray(canvas.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))

@@ -1,4 +1,4 @@
-"""Rows that are made of files once and then lie on disk as Arrow, memory-mapped by every process and every later start."""
+"""Make rows from files once and store them on disk as Arrow, which all processes and later runs memory-map."""
 
 import hashlib
 import json
@@ -19,20 +19,20 @@ from vision_rl.data.image_files import state_of
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of what the loaders make of the same files: higher when that changes
-_ROWS_PER_BATCH = 1000  # as `datasets` writes them; a row is found by its batch
-_KNOWN = b"vision_rl"  # in the table's metadata: notes, and the state of the image files
+_VERSION = 1  # raise this number when the loaders make other rows from the same files
+_ROWS_PER_BATCH = 1000  # the batch size that `datasets` writes; a row is found by its batch
+_KNOWN = b"vision_rl"  # the key of the notes and of the state of the image files in the table's metadata
 
 
 @dataclass
 class Rows:
-    """What a loader makes.
+    """The rows that a loader makes, and notes about them.
 
     Args:
-        columns: an Arrow array each, of the features' types.
-        features: of the columns.
+        columns: an Arrow array for each column, of the type of the column's feature.
+        features: the features of the columns.
         notes: sentences about the rows, logged as warnings at every start.
-        left_out: files that were looked at and are in no row.
+        left_out: files that the loader has checked and that are in no row.
     """
 
     columns: dict[str, pa.Array]
@@ -42,11 +42,12 @@ class Rows:
 
 
 def stored_rows(kind: str, source: str | Path, settings: dict[str, Any], make: Callable[[], Rows]) -> datasets.Dataset:
-    """The rows that `make` makes of the file or folder `source`, or made earlier.
+    """Return the stored rows of the file or folder `source`; if there are none, call `make` and store its rows.
 
-    They lie in the cache of `datasets` (`HF_DATASETS_CACHE`) under the path, size and time of the source and the settings.
-    The first process makes them and the others wait. They are made anew when one of the image files has changed. Where
-    nothing can be written, they stay in memory, with a warning.
+    The rows lie in the cache of `datasets` (`HF_DATASETS_CACHE`), under a name that depends on `kind`, the settings,
+    and the path, size and time of the source. The first process makes the rows while the others wait. The rows are
+    made anew if one of the image files has changed. If the cache cannot be written, the rows stay in memory, with a
+    warning.
     """
     path = _path_of(kind, source, settings)
     found = _opened(path)
@@ -69,14 +70,14 @@ def _path_of(kind: str, source: str | Path, settings: dict[str, Any]) -> Path:
 
 
 def _opened(path: Path) -> tuple[datasets.Dataset, list[str]] | None:
-    """The stored rows and their notes, if they are there, whole, and of the image files as they are."""
+    """Return the stored rows and their notes, or None if they are missing or cut, or if an image file has changed."""
     if not path.is_file():
         return None
     try:
         with pa.ipc.open_stream(str(path)) as stream:
             known = json.loads(stream.schema.metadata[_KNOWN])
         rows = datasets.Dataset.from_file(str(path))
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):  # cut, or another's
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):  # the file is cut, or another program's
         return None
     if len(rows) != known["num_rows"]:  # a stream may be cut between two batches
         return None
@@ -86,7 +87,10 @@ def _opened(path: Path) -> tuple[datasets.Dataset, list[str]] | None:
 
 @contextmanager
 def one_process_first(path: Path | None) -> Iterator[None]:
-    """One process at a time makes this file, and the others find it then. `None`, or a disk without locks: all make it."""
+    """Let one process at a time run the context, so that the first makes the file `path` and the others find it.
+
+    If `path` is `None` or the disk has no locks, all processes run the context at once.
+    """
     with ExitStack() as held:
         try:
             if path is not None:
@@ -119,7 +123,7 @@ def _written(made: Rows, path: Path) -> tuple[datasets.Dataset, list[str]]:
 
 
 def _files(table: Any) -> list[str]:
-    """The image files of all rows, column by column."""
+    """Return the paths of the image files of all rows, column by column."""
     files: list[str] = []
     for name in table.schema.names:
         if table.schema.field(name).type == datasets.Image().pa_type:

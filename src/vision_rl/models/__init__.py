@@ -1,4 +1,4 @@
-"""What writes the tokens. Importing it lets transformers' Auto classes load `vision_decoder` checkpoints."""
+"""Models that write tokens about images. Importing this package registers them with transformers' Auto classes."""
 
 from vision_rl.models.conv_stem import ConvStemVisionConfig, ConvStemVisionModel
 from vision_rl.models.decoder import VisionDecoderConfig, VisionDecoderForCausalLM

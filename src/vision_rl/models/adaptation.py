@@ -1,6 +1,6 @@
-"""A trained model for another task's sizes: other resolution, classes, bins, number of boxes, or vocabulary.
+"""Adapt a trained model to another task: another resolution, classes, bins, number of boxes, or vocabulary.
 
-What meant the same before keeps its weights: the logits of such tokens do not change.
+Tokens that mean the same in both tasks keep their weights, so their logits do not change.
 """
 
 from typing import Any
@@ -14,21 +14,23 @@ from vision_rl.models.encoder import resize_position_embeddings
 
 
 def adapt(model: VisionEncoderDecoderModel, old: Any, new: Any, length: int | None = None) -> None:
-    """Make a model that was trained with the processor `old` ready to be trained with `new`, in place.
+    """Prepare a model that was trained with the processor `old` for training with the processor `new`, in place.
 
-    The encoder's positions come to the size of the new image processor. Tokens that mean the same (`new.tokens_from(old)`)
-    keep their embedding and their row of the output head; others start with the old rows' mean in the head, so that a new
-    token is neither preferred nor out of reach. The decoder's positions are kept from the left; more of them are new.
+    The encoder's position embeddings are resized to the image size of `new`. Tokens that mean the same in both
+    processors (`new.tokens_from(old)`) keep their embedding and their row of the output head. Every other token starts
+    with the mean of the old rows in the head, so that a new token is neither preferred nor out of reach. The decoder
+    keeps its positions from the left; further positions are new.
 
     Args:
-        model: with any decoder, if the tokens stay as they are; with a `VisionDecoderForCausalLM` otherwise.
-        old: the processor that was saved with it.
-        new: the processor that it is to have.
-        length: tokens of the longest completion, where the processor does not say (`completion_length`): positions are added
-            for it, and none taken away.
+        model: the model. If the tokens change, its decoder must be a `VisionDecoderForCausalLM`.
+        old: the processor that was saved with the model.
+        new: the processor that the model is to be trained with.
+        length: tokens of the longest completion, used where `new.completion_length` is None. The decoder then gets
+            more positions if it has fewer than `length`, and never loses any.
 
     Raises:
-        ValueError: for images of no fixed, square size, and for a decoder whose vocabulary or positions cannot be changed.
+        ValueError: for an image size that is not fixed and square, and for a decoder whose vocabulary or positions
+            cannot be changed.
     """
     size, old_size = (dict(processor.image_processor.size) for processor in (new, old))
     if size != old_size:
@@ -51,8 +53,11 @@ def change_vocabulary(model: VisionEncoderDecoderModel, kept: Tensor) -> None:
     """Give the decoder another vocabulary, in place.
 
     Args:
-        model: with a `VisionDecoderForCausalLM`.
-        kept: `(new vocabulary,)`, for each new token the old one that means the same, or -1.
+        model: the model; its decoder must be a `VisionDecoderForCausalLM`.
+        kept: `(new vocabulary,)`, for each new token the old token that means the same, or -1 where there is none.
+
+    Raises:
+        ValueError: for another decoder.
     """
     decoder: Any = model.decoder
     if not isinstance(decoder, VisionDecoderForCausalLM):
@@ -62,7 +67,7 @@ def change_vocabulary(model: VisionEncoderDecoderModel, kept: Tensor) -> None:
     stays = kept >= 0
     embedding = torch.randn(len(kept), decoder.config.hidden_size).to(
         decoder.embed_tokens.weight
-    )  # N(0, 1), as new ones
+    )  # N(0, 1), as the embeddings of a new decoder
     embedding[stays] = decoder.embed_tokens.weight[kept[stays]]
     head, old_head = nn.Linear(decoder.config.hidden_size, len(kept)).to(decoder.lm_head.weight), decoder.lm_head
     for new, old in ((head.weight, old_head.weight), (head.bias, old_head.bias)):
@@ -75,10 +80,10 @@ def change_vocabulary(model: VisionEncoderDecoderModel, kept: Tensor) -> None:
 
 @torch.no_grad()
 def change_length(model: VisionEncoderDecoderModel, length: int) -> None:
-    """Give the decoder positions for so many tokens, in place; those from the left are kept."""
+    """Give the decoder positions for `length` tokens, in place; positions are kept from the left."""
     decoder: Any = model.decoder
     old = decoder.embed_positions.weight
-    new = (torch.randn(length, old.shape[1]) * old.shape[1] ** -0.5).to(old)  # as the reference draws them
+    new = (torch.randn(length, old.shape[1]) * old.shape[1] ** -0.5).to(old)  # drawn as in the reference
     count = min(length, len(old))
     new[:count] = old[:count]
     decoder.embed_positions = nn.Embedding.from_pretrained(new, freeze=False)

@@ -1,4 +1,4 @@
-"""Which token is being written: known on the device to the step, and on the host to what chooses its shapes."""
+"""The position of the token that is being written: a tensor that the step reads, and a number that sets its shapes."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ class CachePosition:
     """The place in the cache that the next token takes.
 
     Args:
-        length: most tokens of a completion.
-        device: where `index (1,)`, the position as a tensor, lives.
+        length: largest number of tokens of a completion.
+        device: the device of `index (1,)`, the position as a tensor.
     """
 
-    step: int  # the same number on the host
-    kv_length: int  # cached tokens that attention is given
+    step: int  # the position as a number on the host
+    kv_length: int  # number of cached tokens that attention is given
     bucket: int
 
     def __init__(self, length: int, device: torch.device):
@@ -26,12 +26,15 @@ class CachePosition:
         self.set(0)
 
     def set(self, step: int, bucket: int = 1) -> None:
-        """The host's side; attention is given a multiple of `bucket` tokens and a mask, or exactly the tokens so far."""
+        """Set the position on the host, and with it how many cached tokens attention is given.
+
+        Attention is given a multiple of `bucket` tokens and a mask; if `bucket` is 1, exactly the tokens so far.
+        """
         self.step, self.bucket = step, bucket
         self.kv_length = min((step // bucket + 1) * bucket, self.length)
 
     def mask(self) -> Tensor | None:
-        """True for the tokens written so far, of those that attention is given: `(1, 1, 1, kv_length)`."""
+        """Return a mask `(1, 1, 1, kv_length)`, True for the tokens written so far, or None where `bucket` is 1."""
         if self.bucket == 1:
             return None
         return (torch.arange(self.kv_length, device=self.index.device) <= self.index)[None, None, None]

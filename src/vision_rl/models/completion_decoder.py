@@ -1,4 +1,4 @@
-"""What makes objects of completions where the processor alone cannot: a network, or one that also writes labels."""
+"""Networks that turn completions into objects where the processor alone cannot, and that may also make labels."""
 
 from typing import Any
 
@@ -10,26 +10,31 @@ from vision_rl.processing import DenseProcessor, VisionProcessor
 class CompletionDecoder(nn.Module):
     """A `completion_decoder` that also makes the labels of MLE pretraining, such as `UViMDecoder`.
 
-    One that only decodes may be any `nn.Module` with this `forward`.
+    A completion decoder that makes no labels may be any `nn.Module` with the same `forward`.
     """
 
-    processor: DenseProcessor  # its `dense` makes of the rows what `labels` reads
+    processor: DenseProcessor  # its `dense` turns the rows into the `targets` that `labels` reads
 
     def forward(self, completion_ids: Tensor, batch: dict[str, Any]) -> list:
-        """Tokens `(B, G, T)` of the batch's images to `B*G` objects, the G of each image next to each other."""
+        """Turn tokens `(B, G, T)` of the batch's images into `B*G` objects, the G objects of an image adjacent."""
         raise NotImplementedError
 
     def labels(self, batch: dict[str, Any]) -> Tensor:
-        """The labels `(B, T)` of a batch with `pixel_values` and dense `targets`."""
+        """Return the labels `(B, T)` of a batch with `pixel_values` and dense `targets`."""
         raise NotImplementedError
 
     def check(self, processor: VisionProcessor, max_completion_length: int) -> None:
-        """Raises `ValueError` where the model's processor and what it writes do not fit this network."""
+        """Raise `ValueError` if the model's processor or the length of its completions does not fit this network."""
         raise NotImplementedError
 
 
 def check_completion_decoder(decoder: Any, processor: VisionProcessor, max_completion_length: int) -> None:
-    """It is a module, if there is one, and fits the model's processor and what it writes, if it says so."""
+    """Check that `decoder` is None or a module, and call its `check` if it is a `CompletionDecoder`.
+
+    Raises:
+        TypeError: if it is neither None nor an `nn.Module`.
+        ValueError: if it does not fit the model's processor or the length of the completions.
+    """
     if decoder is not None and not isinstance(decoder, nn.Module):
         raise TypeError(
             f"completion_decoder is a {type(decoder).__name__}; it must be an nn.Module, which is "

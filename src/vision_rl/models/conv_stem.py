@@ -1,4 +1,4 @@
-"""A ViT whose patches are made by a few small convolutions: it learns where things are much sooner from scratch."""
+"""A ViT whose patch embedding is a few small convolutions. Trained from scratch, it learns positions much sooner."""
 
 import math
 from typing import Any
@@ -9,16 +9,18 @@ from transformers import AutoConfig, AutoModel, SiglipVisionConfig, SiglipVision
 
 
 class ConvStemVisionConfig(SiglipVisionConfig):
-    """Of a `SiglipVisionModel`; `patch_size` is a power of two."""
+    """Configuration of a `ConvStemVisionModel`: a `SiglipVisionConfig` whose `patch_size` is a power of two."""
 
     model_type = "conv_stem_vision"
 
 
 class ConvStem(nn.Sequential):
-    """`(B, C, H, W)` to `(B, hidden_size, H / patch_size, W / patch_size)`: 3x3 convolutions of stride 2, then 1x1.
+    """A patch embedding from `(B, C, H, W)` to `(B, hidden_size, H / patch_size, W / patch_size)`.
 
-    After Xiao et al. 2021 (arXiv 2106.14881), with GroupNorm in place of BatchNorm, so that an image's patches do not
-    depend on its batch.
+    Its layers are 3x3 convolutions of stride 2, and a 1x1 convolution at the end. The stem follows Xiao et al. 2021
+    (arXiv 2106.14881), with GroupNorm in place of BatchNorm, so that an image's patches do not depend on its batch.
+    Raises `ValueError` for a `patch_size` that is no power of two, at least 2, and for a `hidden_size` that is no
+    multiple of `4 * patch_size`.
     """
 
     def __init__(self, num_channels: int, hidden_size: int, patch_size: int):
@@ -41,13 +43,13 @@ class ConvStem(nn.Sequential):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dtype that `SiglipVisionModel` turns pixels into is read here."""
+        """Return the last layer's weight, from which `SiglipVisionModel` reads the dtype that it casts pixels to."""
         last: Any = self[-1]
         return last.weight
 
 
 class ConvStemVisionModel(SiglipVisionModel):
-    """A `SiglipVisionModel` with a `ConvStem` where its patches are cut."""
+    """A `SiglipVisionModel` with a `ConvStem` as its patch embedding."""
 
     config_class = ConvStemVisionConfig
     config: ConvStemVisionConfig

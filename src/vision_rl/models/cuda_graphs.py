@@ -1,7 +1,8 @@
 """Decode steps as CUDA graphs: captured once, replayed at every later token and in every later rollout.
 
-A step of a small decoder takes a GPU less time than Python takes to ask for it; a replay asks once for all of it. THE
-CAPTURE HAS NOT BEEN RUN ON A GPU YET: the tests run all of this on a CPU, with a graph that replays recorded operations.
+A GPU computes a step of a small decoder in less time than Python takes to launch its kernels; a replay launches all of
+them at once. THE CAPTURE HAS NOT BEEN RUN ON A GPU YET: the tests run this module on a CPU, with a graph that replays
+recorded operations.
 """
 
 import logging
@@ -20,21 +21,21 @@ from vision_rl.models.decoding import EagerRunner
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-DEVICE = "cuda"  # the type of device that has them
-MAX_KEPT = 2  # rollouts whose buffers stay in memory: that of training, and that of evaluation
+DEVICE = "cuda"  # the type of device that has CUDA graphs
+MAX_KEPT = 2  # writers whose buffers stay in memory: one for training, and one for evaluation
 
 
 class CudaGraphRunner(EagerRunner):
-    """A step of a new shape runs as it is called, the next of that shape is captured, and all later ones replay it.
+    """Runs the first step of a shape eagerly, captures the second one, and replays the graph for all later ones.
 
-    Each capture takes some steps' worth of time, so shapes are few: lengths in steps of 64, and images and rows are
-    dropped by halves. The graphs hold the addresses of what they read and write: they are as good as the `Decoding`
-    whose steps they are, and the weights, stay where they are.
+    A capture takes as long as some steps, so there are few shapes: lengths are multiples of 64, and images and rows
+    are dropped by halves. A graph holds the addresses of the tensors that it reads and writes, so it is valid only as
+    long as the tensors of its `Decoding` and the weights stay at their place in memory.
     """
 
     bucket = 64
     shrink = 0.5
-    works = True  # until a capture fails in this process
+    works = True  # False once a capture has failed in this process
     _pool: Any = None
     _stream: Any = None
 
@@ -47,12 +48,12 @@ class CudaGraphRunner(EagerRunner):
             return step()
         if shape not in self.graphs:
             self.graphs[shape] = None
-            return step()  # allocates what is made on first use, such as cuBLAS workspaces
+            return step()  # the eager step allocates what is made on first use, such as cuBLAS workspaces
         graph = self.graphs[shape]
         if graph is None:
             try:
                 graph = self.graphs[shape] = self._capture(step)
-            except RuntimeError as error:  # nothing of the step has been computed
+            except RuntimeError as error:  # a failed capture has computed nothing
                 CudaGraphRunner.works = False
                 self.graphs.clear()
                 logger.warning(
@@ -70,9 +71,10 @@ class CudaGraphRunner(EagerRunner):
 
     @classmethod
     def _capture(cls, step: Callable[[], None]) -> "torch.cuda.CUDAGraph":
-        """The step as a graph. `torch.cuda.graph` would wait for the GPU and give its free memory back each time.
+        """Capture the step and return its graph.
 
-        It would also leave the current stream to be the capture's where the capture fails.
+        `torch.cuda.graph` is not used: it would wait for the GPU and free cached memory at each capture, and after a
+        capture that fails it would leave the capture's stream as the current one.
         """
         if cls._stream is None:
             cls._pool, cls._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
@@ -92,19 +94,22 @@ class CudaGraphRunner(EagerRunner):
 
 
 def _end_broken(graph: "torch.cuda.CUDAGraph") -> None:
-    """End a capture in which something went wrong: that of its own which CUDA says then is not the news."""
+    """End a capture that has failed, and suppress the error that CUDA raises for it: the first error is the cause."""
     with suppress(RuntimeError):
         graph.capture_end()
 
 
 class KeptWriters:
-    """The last writers of a decoder, by their work. A copy of the decoder, whose weights lie elsewhere, has none."""
+    """The last `MAX_KEPT` writers of a decoder, by key. A copy of the decoder, with other weights, has no writers."""
 
     def __init__(self):
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The one of this key, which says all that its steps depend on beside the weights' values; or a new one."""
+        """Return the kept writer of `key`, or call `make` for a new one and keep it.
+
+        The key must tell everything that the writer's steps depend on, except the values of the weights.
+        """
         if key not in self.kept:
             self.kept[key] = make()
         self.kept.move_to_end(key)
@@ -120,14 +125,14 @@ class KeptWriters:
 
 
 def kept_writers(decoder: nn.Module) -> KeptWriters:
-    """Those of `decoder`, which live as long as it does."""
+    """Return the `KeptWriters` of `decoder`, an attribute of the decoder that is made at the first call."""
     if "_kept_writers" not in vars(decoder):
         vars(decoder)["_kept_writers"] = KeptWriters()
     return vars(decoder)["_kept_writers"]
 
 
 def addresses(decoder: nn.Module) -> Hashable:
-    """What a captured step has of the decoder: where its tensors lie, and which adapters are at work."""
+    """Return what a captured step depends on: the addresses of the decoder's tensors, and the active adapters."""
     tensors = (*decoder.parameters(), *decoder.buffers())
     adapters = (module for module in decoder.modules() if isinstance(module, BaseTunerLayer))
     return (
@@ -138,7 +143,10 @@ def addresses(decoder: nn.Module) -> Hashable:
 
 @contextmanager
 def without_autocast_cache() -> Iterator[None]:
-    """Autocast keeps no casts: one that a capture has made lies in the graph's memory, which the next replay overwrites."""
+    """Turn autocast's cache of weight casts off inside the context.
+
+    A cast that is made during a capture lies in the graph's memory, which the next replay overwrites.
+    """
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -1,7 +1,7 @@
-"""One step of decoding: the logits of the next token of every row, from the tokens before it that a cache holds.
+"""One step of decoding: the logits of the next token of every row, given the cached keys and values of earlier tokens.
 
-A step depends on the host for nothing but shapes: the position is a tensor on the device, keys and values lie in
-buffers that stay where they are, from one rollout to the next. So it can be captured as a CUDA graph.
+A step needs nothing but shapes from the host: the position is a tensor on the device, and keys and values lie in
+buffers whose place in memory stays the same from one rollout to the next. So a step can be captured as a CUDA graph.
 """
 
 from typing import Any, Protocol
@@ -17,26 +17,26 @@ from vision_rl.models.row_buffer import RowBuffer, buffer_like
 
 
 class DecodeStep(Protocol):
-    """What `Decoding` asks of a step."""
+    """The interface of a step, as `Decoding` calls it."""
 
     position: CachePosition
 
     def start(self, images: Tensor, mask: Tensor | None) -> None:
-        """Begin a rollout about `images (B, N, d)`, or `(B*G, N, d)` for a decoder that wants them repeated.
+        """Begin a rollout about `images (B, N, d)`, or `(B*G, N, d)` for a decoder that needs each image repeated.
 
-        `mask` of as many rows, `(B, N)`, is 0 where an image is padding.
+        `mask (B, N)` has as many rows as `images`, and is 0 where an image is padding.
         """
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """`tokens (R, 1)` -> logits `(R, V)`."""
+        """Return the logits `(R, V)` that follow `tokens (R, 1)`."""
         raise NotImplementedError
 
     def keep(self, images: Tensor | None, rows: Tensor) -> None:
-        """Go on with these of the `images` (None: all of them) and `rows` only."""
+        """Go on with the images and the rows of these indices only; `images` is None where all images are kept."""
 
 
 class ModelStep:
-    """A step by the decoder's own forward, whichever decoder it is."""
+    """A step that calls the forward of the decoder, whichever decoder it is."""
 
     def __init__(self, decoder: PreTrainedModel, position: CachePosition):
         self.decoder, self.position = decoder, position
@@ -87,18 +87,18 @@ class ModelStep:
 
 
 def takes_positions(decoder: PreTrainedModel) -> bool:
-    """Whether the decoder's forward can be given position and mask as tensors, and then asks the host for nothing."""
+    """Return whether the decoder's forward takes position and mask as tensors, and so needs nothing from the host."""
     return isinstance(decoder, VisionDecoderForCausalLM) or (
         isinstance(decoder, GPT2LMHeadModel | BertLMHeadModel) and decoder.config._attn_implementation == "sdpa"
     )
 
 
 class BufferedLayer(DynamicLayer):
-    """One layer's keys and values, where they stay: buffers that are made once and used by every rollout."""
+    """The keys and values of one layer, in buffers that are made once and used by every rollout."""
 
     buffers: tuple[RowBuffer, RowBuffer]
-    keys: Any  # the rows that are in use
-    values: Any
+    keys: Any  # the rows of the first buffer that are in use
+    values: Any  # the rows of the second buffer that are in use
 
     def restart(self) -> None:
         for buffer in self.buffers:
@@ -112,7 +112,7 @@ class BufferedLayer(DynamicLayer):
 
 
 class TokenLayer(BufferedLayer):
-    """Self-attention's, of the full length; every step writes one token into them."""
+    """Keys and values `(R, heads, length, D)` of self-attention; every step adds one token to the buffers."""
 
     def __init__(self, position: CachePosition):
         super().__init__()
@@ -137,7 +137,7 @@ class TokenLayer(BufferedLayer):
 
 
 class ImageLayer(BufferedLayer):
-    """Cross-attention's, `(B, heads, N, D)`: written by the first step of a rollout and read by all others."""
+    """Keys and values `(B, heads, N, D)` of cross-attention, which only the first step of a rollout writes."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:

@@ -2,8 +2,8 @@
 
 It is the decoder of big_vision's `models/proj/uvim/vtt.py`, with which arXiv 2302.08242 does every task, as a
 transformers model to put inside `VisionEncoderDecoderModel`. No class of transformers has this mix: pre-LN, attention
-without biases, learned positions, an untied output head with a bias. Left out: dropout, as in the reference, and
-`generate` of the decoder alone, which would hide a start token that is also the padding (both are 0 in the reference).
+without biases, learned positions, an untied output head with a bias. There is no dropout, as in the reference. The
+decoder alone has no `generate`, which would mask a start token that is also the padding (both are 0 in the reference).
 """
 
 from typing import Any
@@ -34,10 +34,10 @@ from vision_rl.compatibility import named, takes_either_name
 class VisionDecoderConfig(PreTrainedConfig):
     """Sizes of a `VisionDecoderForCausalLM`; width and depth default to the paper's detection decoder.
 
-    `cross_attention_hidden_size` is the encoder's width where that differs from `hidden_size`: keys and values are
-    then projected from it, as in the reference. Left at None with an encoder of another width,
+    `cross_attention_hidden_size` is the encoder's width, if the width differs from `hidden_size`: keys and values are
+    then projected from that width, as in the reference. If it is None and the encoder has another width,
     `VisionEncoderDecoderModel` adds a projection of its own. `pad_token_id` and `bos_token_id` are 0, as in the
-    reference. Raises `ValueError` for a width that the heads cannot share.
+    reference. Raises `ValueError` if `hidden_size` is no multiple of `num_attention_heads`.
     """
 
     model_type = "vision_decoder"
@@ -70,7 +70,7 @@ class VisionDecoderConfig(PreTrainedConfig):
 
 
 class VisionDecoderAttention(nn.Module):
-    """The four projections without bias that self-attention and cross-attention share."""
+    """The four projections without bias that both self-attention and cross-attention have."""
 
     def __init__(self, config: VisionDecoderConfig, layer_idx: int, key_value_size: int):
         super().__init__()
@@ -93,13 +93,13 @@ class VisionDecoderSelfAttention(VisionDecoderAttention):
         q, k, v = (self.split_heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if cache is not None:
             k, v = cache.self_attention_cache.update(k, v, self.layer_idx)  # (B*G, heads, S, D)
-        # Without a mask either there is one query, which sees all of the past, or there is no past.
+        # Where there is no mask, there is either one query, which sees all of the past, or no past.
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and x.shape[1] > 1)
         return self.out_proj(self.join_heads(x))
 
 
 class VisionDecoderCrossAttention(VisionDecoderAttention):
-    """Attention to an image: the G rows of an image are G*T queries on one copy of its keys and values."""
+    """Attention to an image: the tokens of its G rows are G*T queries on one copy of the image's keys and values."""
 
     def forward(
         self,
@@ -158,7 +158,7 @@ class VisionDecoderLayer(GradientCheckpointingLayer):
 
 
 class VisionDecoderForCausalLM(PreTrainedModel):
-    """Embeddings, blocks of self-attention, attention to the image and MLP, a last LayerNorm, the output head."""
+    """The paper's decoder: embeddings, blocks of self-attention, cross-attention and MLP, a last LayerNorm, a head."""
 
     config: VisionDecoderConfig
     config_class = VisionDecoderConfig
@@ -178,17 +178,18 @@ class VisionDecoderForCausalLM(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The reference's initialisation. The head is zero: to a new model every token is equally likely.
+        """Initialise a module as the reference does. The head is zero, so a new model finds all tokens equally likely.
 
-        In a class that is not its own, transformers initialises only the modules that hold parameters themselves: so a
-        projection is told from an MLP by what it is (it has no bias), not by the module around it.
+        For a class that is not its own, transformers calls this method only for modules that hold parameters
+        themselves. So an attention projection is told from a layer of an MLP by its missing bias, not by the module
+        around it.
         """
         if module is self.lm_head:
             init.zeros_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear) and module.bias is None:
             # LeCun normal as Flax draws it: cut at two standard deviations, and widened by what the cut takes away.
-            # transformers' `lecun_normal_` widens, but cuts at +-2.0, where there is nothing to cut: 14% too wide.
+            # transformers' `lecun_normal_` widens too, but cuts at +-2.0, where nothing is left to cut: 14% too wide.
             std = module.in_features**-0.5 / 0.87962566103423978
             init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
         elif isinstance(module, nn.Linear):
@@ -216,29 +217,34 @@ class VisionDecoderForCausalLM(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithCrossAttentions | tuple:
-        """Logits of the next token at every position.
+        """Compute the logits of the next token at every position.
 
         An image is encoded once, however many sequences are written about it: `encoder_hidden_states` has B rows,
-        `input_ids` has B*G, and the G sequences of an image are adjacent. Keys and values are cached per image too.
+        `input_ids` has B*G rows, and the G sequences of an image are adjacent. The cache holds the keys and values of
+        an image once, too.
 
         Args:
-            input_ids: (B*G, T), the start token first; or `inputs_embeds` (B*G, T, hidden_size), without positions.
-            attention_mask: (B*G, S), S with the cached tokens; 0 hides a token. Padding on the right needs none.
+            input_ids: (B*G, T), with the start token first. The alternative is `inputs_embeds` (B*G, T, hidden_size),
+                token embeddings to which positions have not been added.
+            attention_mask: (B*G, S), where S counts the cached tokens too; 0 hides a token. Padding on the right needs
+                no mask.
             encoder_hidden_states: (B, N, width); may be left out once `cache` holds the images.
             encoder_attention_mask: (B, N); 0 hides a patch.
-            position_ids: (B*G, T); by default positions count from the left, cached tokens and padding included, so
-                sequences that are padded on the left need them.
-            cache: an `EncoderDecoderCache`; a plain cache is taken for the self-attention's half of one. Also taken by
-                its older name, `past_key_values`.
-            use_cache: make one where none is given; by default only outside of training.
+            position_ids: (B*G, T); by default positions count from the left, cached tokens and padding included.
+                Sequences that are padded on the left therefore need `position_ids`.
+            cache: an `EncoderDecoderCache`; a plain cache becomes the self-attention half of an `EncoderDecoderCache`.
+                The argument's older name, `past_key_values`, is accepted too.
+            use_cache: whether to make a cache if none is given; by default only outside of training.
 
         Returns:
-            `logits` (B*G, T, vocab_size), the cache under transformers' name of it, and with `output_hidden_states` what enters each layer
-            and what the head reads, each (B*G, T, hidden_size). A tuple if `return_dict` is False.
+            `logits` (B*G, T, vocab_size) and the cache, under the name that transformers gives it. With
+            `output_hidden_states` also the input of each layer and of the head, each (B*G, T, hidden_size). The result
+            is a tuple if `return_dict` is False.
 
         Raises:
-            ValueError: for attention weights (they are never formed), a missing image, B*G that is no multiple of B,
-                more tokens than positions, or a cache together with gradient checkpointing.
+            ValueError: for `output_attentions` (attention weights are never formed), for both or none of `input_ids`
+                and `inputs_embeds`, for a missing image, for a number of sequences that is no multiple of B, for more
+                tokens than positions, and for a cache together with gradient checkpointing.
         """
         if output_attentions or self.config.output_attentions:
             raise ValueError("VisionDecoder never forms its attention weights: leave output_attentions off.")
@@ -271,7 +277,7 @@ class VisionDecoderForCausalLM(PreTrainedModel):
 
         mask = create_causal_mask(
             config=self.config, inputs_embeds=x, attention_mask=attention_mask, **named(cache)
-        )  # (B*G, 1, T, S), or None where the order of the tokens says it all
+        )  # (B*G, 1, T, S), or None where the causal order is the whole mask
         if encoder_attention_mask is not None:
             encoder_attention_mask = encoder_attention_mask[:, None, None, :].bool()  # (B, 1, 1, N)
 

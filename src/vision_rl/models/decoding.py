@@ -1,4 +1,4 @@
-"""Writing completions token by token, all rows at once; what has ended is dropped from the work."""
+"""Write completions token by token, all rows at once; rows that have ended are dropped from the work."""
 
 from collections.abc import Callable, Hashable
 
@@ -13,14 +13,14 @@ from vision_rl.models.token_draw import draw, policy_logits
 
 
 class EagerRunner:
-    """Runs every step as it is called. Attention is given the tokens so far and needs no mask.
+    """Runs every step by calling it. Attention is given exactly the tokens so far, and needs no mask.
 
     Args:
-        check_every: steps between two looks at what has ended: on a GPU each look waits for it.
+        check_every: number of steps between two checks of which rows have ended; each check waits for the GPU.
     """
 
-    bucket = 1  # attention is given a multiple of so many tokens
-    shrink = 0.85  # rows are dropped where at most this share of them is left
+    bucket = 1  # attention is given a multiple of `bucket` tokens
+    shrink = 0.85  # ended rows are dropped once at most this share of the rows is left
 
     def __init__(self, check_every: int = 1):
         self.check_every = check_every
@@ -29,29 +29,29 @@ class EagerRunner:
         step()
 
     def size(self, needed: int, current: int) -> int:
-        """How many of `current` images, or rows of an image, to go on with where at least `needed` are."""
+        """Return how many of `current` images, or rows of an image, to keep, where at least `needed` must be kept."""
         return needed
 
 
 class Decoding:
-    """The completions of some images while they are written, one token of all rows at a time.
+    """The completions of some images while they are being written, one token of every row at a time.
 
-    The rows still at work are a rectangle: the same number for each image still at work. `origin` says which
-    completions they are. A row that has ended goes on with padding until it is dropped. Every tensor stays at its place
-    in memory, in the next rollout too.
+    All images that are still at work have the same number of rows at work. `origin` holds the index of the completion
+    that each of these rows writes. A row that has ended is filled with padding until it is dropped. Every tensor stays
+    at its place in memory, in the next rollout too.
 
     Args:
-        step: gives the logits of the next token; its position counts.
-        num_images: B, or B*G for a decoder that wants images repeated.
+        step: gives the logits of the next token; its `position` is the position of the token that is written.
+        num_images: B, or B*G for a decoder that needs each image repeated.
         num_rows: B*G.
         start, pad: the ids before and behind a completion.
-        ends: (E,) the ids that end one.
+        ends: (E,) the ids that end a completion.
         suppressed: ids that are never drawn.
         temperature: divides the logits.
-        do_sample: False takes the most likely token each time.
+        do_sample: if False, the most likely token is taken at each step.
         watched: (C,) ids whose log-probabilities are kept at every position.
-        logits_processor: changes the logits by which greedy decoding chooses, not those that are recorded; it is called
-            with the ids so far, whose number differs from step to step.
+        logits_processor: changes the logits from which greedy decoding chooses; the recorded log-probabilities stay
+            those of the unchanged logits. It is called with the ids so far, whose number differs from step to step.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Decoding:
             self.uniforms = RowBuffer(torch.empty(num_rows, length, device=device, dtype=torch.float32))
 
     def start(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> None:
-        """Begin a rollout about `images`, with `uniforms (B*G, >= length)` if it samples; `mask (B, N)` of the images."""
+        """Begin a rollout about `images`. Sampling needs `uniforms (B*G, >= length)`; `mask (B, N)` hides padding."""
         self.num_images = self.all_images
         self.position.restart()
         self.next_logits.start(images, mask)
@@ -100,11 +100,11 @@ class Decoding:
         self.watched_logps.zero_()
 
     def write(self, runner: EagerRunner, synced: bool = False) -> None:
-        """All tokens of all completions; `synced` goes on until every rank has ended, with all rows."""
+        """Write all tokens of all completions; with `synced`, keep all rows until every rank has ended."""
         for t in range(self.position.length):
             self.position.set(t, runner.bucket)
             if t == 0:
-                self.step()  # projects the images, so it is another program than the steps that follow
+                self.step()  # the first step projects the images, so it is another program than later steps
             else:
                 runner.run((self.num_images, len(self.done.rows), self.position.kv_length), self.step)
             if len(self.ends) and (t + 1) % runner.check_every == 0:
@@ -115,7 +115,7 @@ class Decoding:
                     self.drop_ended(runner)
 
     def step(self) -> None:
-        """The next token of every row, drawn and recorded; no value of it is read by the host."""
+        """Draw and record the next token of every row; the host reads no value of any tensor."""
         index, done, origin = self.position.index, self.done.rows, self.origin.rows
         logits = self.next_logits(self.tokens.rows)
         logits = policy_logits(logits, self.temperature, self.suppressed)  # (R, V)
@@ -135,15 +135,15 @@ class Decoding:
         index += 1
 
     def written(self) -> Tensor:
-        """The ids so far of the rows at work, `(R, 1 + t)`, the start in front, as `generate` has them."""
+        """Return the ids so far `(R, 1 + t)` of the rows at work, behind the start token, as in `generate`."""
         ids = self.ids[self.origin.rows, : self.position.step]
         return torch.nn.functional.pad(ids, (1, 0), value=self.start_id)
 
     def drop_ended(self, runner: EagerRunner) -> None:
-        """Go on with the rows that have not ended, if few enough of the rows are left.
+        """Drop rows that have ended, if at most a share `runner.shrink` of the rows is left.
 
-        An image keeps as many rows as the one with the most open rows, so that they stay a rectangle; images without
-        an open row are dropped with their keys and values.
+        Every image keeps as many rows as the image with the most open rows has, so that all images have the same
+        number of rows. Images without an open row are dropped together with their keys and values.
         """
         is_open = ~self.done.rows.view(self.num_images, -1)  # (images, rows of each)
         num_open = is_open.sum(1)
@@ -151,7 +151,7 @@ class Decoding:
         num_images = runner.size(int((num_open > 0).sum()), self.num_images)
         if num_images * rows_each > runner.shrink * len(self.done.rows):
             return
-        images = _true_first(num_open > 0)[:num_images].sort().values  # all of them: as they are
+        images = _true_first(num_open > 0)[:num_images].sort().values  # sorted: if all are kept, none moves
         order = _true_first(is_open[images])[:, :rows_each]
         rows = (images[:, None] * is_open.shape[1] + order).flatten()
         self.next_logits.keep(images if num_images < self.num_images else None, rows)
@@ -168,5 +168,5 @@ class Decoding:
 
 
 def _true_first(flags: Tensor) -> Tensor:
-    """Indices along the last dimension, those of True before those of False, each in order."""
+    """Return the indices along the last dimension: first those of True, then those of False, each in order."""
     return flags.int().argsort(dim=-1, descending=True, stable=True)

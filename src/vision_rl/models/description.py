@@ -1,4 +1,4 @@
-"""A model is described, not coded: encoder and decoder by the names of their sizes or by single numbers, new or from a folder."""
+"""Make a model from a description: named sizes or single numbers for encoder and decoder, new or from a folder."""
 
 from os import PathLike
 from pathlib import Path
@@ -12,7 +12,7 @@ from vision_rl.models.encoder import load_encoder, resize_position_embeddings, v
 from vision_rl.models.uvim import load_big_vision_vit
 
 
-# hidden_size, num_hidden_layers, num_attention_heads, intermediate_size; patches of 16 pixels
+# The four numbers of each entry of `SIZES`; all have patches of 16 pixels.
 _NUMBERS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 SIZES = {
     "vit-ti16": (192, 12, 3, 768),
@@ -23,10 +23,11 @@ SIZES = {
 
 
 def transformer_size(name: str, **numbers: int | None) -> dict[str, int]:
-    """The four numbers of a transformer: those of a name in `SIZES`, and in place of each the number that is given.
+    """Return the four numbers of a transformer: the numbers of `name` in `SIZES`, replaced by any in `numbers`.
 
     Raises:
-        ValueError: for an unknown name, and for a width that the heads cannot share.
+        ValueError: for an unknown name, for a number below 1, and for a `hidden_size` that is no multiple of the
+            number of attention heads.
     """
     if name not in SIZES:
         raise ValueError(f"There is no size {name!r}; there are {', '.join(SIZES)}, and single numbers go before it.")
@@ -50,16 +51,20 @@ def make_encoder(
     init: str | PathLike | None = None,
     num_hidden_layers: int | None = None,
 ) -> PreTrainedModel:
-    """A new ViT of a size, or the encoder that `init` holds, for images of `image_size`.
+    """Make a new ViT of a given size, or load the encoder in `init`, for images of `image_size` x `image_size` pixels.
 
     Args:
-        image_size: pixels of a side.
-        size: of `transformer_size`, for a new one.
-        patch_size: of a new one.
-        conv_stem: of a new one; see `vit_encoder`.
-        init: big_vision's ViT (npz), a folder or Hub name of a SigLIP, ViT or DINOv2 model, or of a
-            `VisionEncoderDecoderModel`, whose encoder it is.
-        num_hidden_layers: of `init`: keep the first so many; not for the last kind.
+        image_size: height and width of the images in pixels.
+        size: the result of `transformer_size`, for a new encoder.
+        patch_size: the patch size of a new encoder.
+        conv_stem: whether a new encoder has a convolutional stem; see `vit_encoder`.
+        init: the file (npz) of a ViT of big_vision; the folder or Hub name of a SigLIP, ViT or DINOv2 model; or that
+            of a `VisionEncoderDecoderModel`, whose encoder is taken.
+        num_hidden_layers: how many of the first layers of a SigLIP, ViT or DINOv2 model in `init` are kept; ignored
+            for other models.
+
+    Raises:
+        FileNotFoundError: for an npz file that does not exist.
     """
     if init is None:
         return vit_encoder(image_size, patch_size, conv_stem=conv_stem, **size)
@@ -81,17 +86,20 @@ def make_decoder(
     cross_attention_hidden_size: int | None = None,
     init: str | PathLike | None = None,
 ) -> PreTrainedModel:
-    """The paper's decoder, new, or a pretrained text model with the first `size["num_hidden_layers"]` of its layers.
+    """Make a new decoder of the paper's kind, or load a pretrained decoder from `init`.
+
+    A pretrained text model keeps its first `size["num_hidden_layers"]` layers.
 
     Args:
-        vocab_size: tokens of a new one.
-        length: tokens of the longest completion.
-        size: of `transformer_size`.
-        cross_attention_hidden_size: the encoder's width, if it differs.
-        init: folder or Hub name of a BERT, RoBERTa or GPT-2, or of a `VisionEncoderDecoderModel`, whose decoder it is.
+        vocab_size: number of tokens.
+        length: number of tokens of the longest completion.
+        size: the result of `transformer_size`.
+        cross_attention_hidden_size: the encoder's width, if it differs from the decoder's.
+        init: the folder or Hub name of a BERT, RoBERTa or GPT-2, or of a `VisionEncoderDecoderModel`, whose decoder is
+            taken.
 
     Raises:
-        ValueError: for a vocabulary or a length that does not fit into `init`.
+        ValueError: if the decoder in `init` has fewer tokens than `vocab_size` or fewer positions than `length`.
     """
     if init is None:
         width = None if cross_attention_hidden_size == size["hidden_size"] else cross_attention_hidden_size
@@ -114,7 +122,11 @@ def make_decoder(
 
 
 def make_model(processor: Any, encoder: PreTrainedModel, decoder: PreTrainedModel) -> VisionEncoderDecoderModel:
-    """Encoder and decoder as one model, with the special ids of the processor: its tokenizer's, else 0 and no end."""
+    """Join encoder and decoder to one model with the special ids of the processor's tokenizer.
+
+    A sequence starts with the tokenizer's bos token, else with its padding token, else with 0. The padding is 0 if the
+    tokenizer has no padding token, and nothing ends a sequence if the tokenizer has no end token.
+    """
     ids = processor.tokenizer
     start = ids.bos_token_id if ids.bos_token_id is not None else ids.pad_token_id
     model = vision_encoder_decoder(

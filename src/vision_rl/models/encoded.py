@@ -1,4 +1,4 @@
-"""Images that a frozen encoder has seen already: its output is computed once and learned from many times."""
+"""Data sets with the output of a frozen encoder, which is computed once and then read in every epoch."""
 
 import torch
 from torch.utils.data import Dataset
@@ -9,21 +9,23 @@ from vision_rl.processing import VisionProcessor, rgb_image
 
 
 class EncodedDataset(Dataset):
-    """The rows of `dataset` with `encoder_outputs (N, d)` beside their columns, which the trainers then take.
+    """The rows of `dataset` with a further column `encoder_outputs (N, d)`, so that a trainer skips the encoder.
 
-    For training a decoder on an encoder that stays as it is, as one does without a GPU: most of the work of a step is
-    the encoder's. The images are still read, for their sizes and for whatever the rewards want of them.
+    The class serves to train a decoder on a frozen encoder, for example without a GPU: the encoder does most of the
+    work of a training step. The images are still read, because the processor needs their sizes and a reward may need
+    the images.
 
     Args:
-        dataset: map-style, rows with `image`.
-        model: its encoder must be frozen: `model.encoder.requires_grad_(False)`.
+        dataset: a map-style data set of rows with an image.
+        model: the model, whose encoder must be frozen: `model.encoder.requires_grad_(False)`.
         processor: makes the `pixel_values`.
         image_column: name of the column with the image.
-        batch_size: images at once.
-        dtype: of what is kept, `N * d` numbers an image: 0.2 MB for a ViT-S at 224 pixels in float16.
+        batch_size: number of images that are encoded at once.
+        dtype: dtype of the stored outputs, `N * d` numbers an image: 0.2 MB for a ViT-S at 224 pixels in float16.
 
     Raises:
-        ValueError: for an encoder that would go on learning.
+        TypeError: for a model that is no `VisionEncoderDecoderModel`.
+        ValueError: for an encoder with parameters that are trained.
     """
 
     def __init__(

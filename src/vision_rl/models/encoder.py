@@ -1,8 +1,8 @@
-"""The image side: the paper's ViT from a standard part, other people's ViTs, and the model they make with a decoder.
+"""Image encoders: the paper's ViT, pretrained ViTs, and the model that an encoder and a decoder make together.
 
 The paper's ViT (big_vision's `models/vit.py`: no class token, no pooling, tanh GELU, LayerNorm eps 1e-6, a last norm)
-is transformers' `SiglipVisionModel` without its head. Weights come from any SigLIP, ViT or DINOv2 checkpoint; training
-on larger images than a checkpoint's starts with `resize_position_embeddings`.
+is transformers' `SiglipVisionModel` without its head. Weights come from any SigLIP, ViT or DINOv2 checkpoint. To train
+on larger images than a checkpoint was trained on, call `resize_position_embeddings` first.
 """
 
 import inspect
@@ -43,12 +43,12 @@ def vit_encoder(
     intermediate_size: int = 3072,
     conv_stem: bool = False,
 ) -> SiglipVisionModel:
-    """The paper's ViT with new weights; the defaults are B/16, and L/16 is 1024 wide, 24 layers, 16 heads, MLP 4096.
+    """Make the paper's ViT with new weights; the defaults are B/16 (L/16: width 1024, 24 layers, 16 heads, MLP 4096).
 
-    It reads `pixel_values` (B, 3, image_size, image_size), in [-1, 1] in the paper, and gives `last_hidden_state`
-    (B, N, hidden_size), one row of patches after the other. `conv_stem` makes the patches by small convolutions
-    (`vision_rl.models.conv_stem`), which is not in the paper: a small model trained from scratch needs it. Raises
-    `ValueError` for an image that cannot be cut into patches.
+    The model reads `pixel_values` (B, 3, image_size, image_size), in [-1, 1] in the paper, and returns
+    `last_hidden_state` (B, N, hidden_size), one row of patches after the other. `conv_stem` embeds patches by small
+    convolutions (`vision_rl.models.conv_stem`): the paper has no such stem, but a small model trained from scratch
+    needs one. Raises `ValueError` for an image that cannot be cut into patches.
     """
     config = (ConvStemVisionConfig if conv_stem else SiglipVisionConfig)(
         image_size=image_size,
@@ -74,16 +74,17 @@ def load_encoder(
     num_hidden_layers: int | None = None,
     **from_pretrained_kwargs: Any,
 ) -> PreTrainedModel:
-    """The ViT of a SigLIP, ViT or DINOv2 checkpoint, with any head or text model left behind.
+    """Load the ViT of a SigLIP, ViT or DINOv2 checkpoint, without any head or text model.
 
-    `image_size` resizes the position embeddings (see `resize_position_embeddings`). `num_hidden_layers` keeps the first
-    so many layers: the last ones of some encoders know of little but what these were trained for. The other arguments
-    are those of `from_pretrained`. Raises `ValueError` for any other kind of model, or more layers than there are.
+    `image_size` resizes the position embeddings (see `resize_position_embeddings`). `num_hidden_layers` keeps only
+    that many of the first layers, because the last layers of some encoders are specialised on their pretraining. The
+    other arguments are passed to `from_pretrained`. Raises `ValueError` for any other kind of model, and for more
+    layers than the checkpoint has.
     """
     download = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
     config = AutoConfig.from_pretrained(
         name_or_path,
-        trust_remote_code=False,  # all that is taken is in transformers
+        trust_remote_code=False,  # all three kinds of models are in transformers
         **{name: value for name, value in from_pretrained_kwargs.items() if name in download},
     )
     if isinstance(config, SiglipConfig):
@@ -102,7 +103,7 @@ def load_encoder(
             name_or_path, config=config, add_pooling_layer=False, **from_pretrained_kwargs
         )
     elif isinstance(config, Dinov2Config):
-        config.use_mask_token = False  # of its pretraining; a parameter without gradient would make DDP wait for it
+        config.use_mask_token = False  # only pretraining uses the mask token; DDP would wait for its gradient
         encoder = Dinov2Model.from_pretrained(name_or_path, config=config, **from_pretrained_kwargs)
     else:
         raise ValueError(
@@ -116,10 +117,11 @@ def load_encoder(
 
 
 def load_image_processor(name_or_path: str | PathLike, image_size: int) -> ViTImageProcessorPil:
-    """Resizes images for the encoder of a checkpoint, and normalises them as the checkpoint's own processor does.
+    """Return an image processor that resizes to `image_size` pixels and normalises as the checkpoint's own does.
 
-    An encoder that sees pixels of another mean and spread than it was trained on works, only worse, and nothing tells. A
-    checkpoint without a `preprocessor_config.json` gets mean and standard deviation 0.5, as the paper's ViTs, and a warning.
+    An encoder that reads pixels of another mean and standard deviation than in its training gets worse without any
+    error. A checkpoint without a `preprocessor_config.json` gets mean and standard deviation 0.5, as the paper's ViTs
+    have, and a warning is logged.
     """
     try:
         config, _ = ViTImageProcessorPil.get_image_processor_dict(name_or_path)
@@ -135,29 +137,29 @@ def load_image_processor(name_or_path: str | PathLike, image_size: int) -> ViTIm
 
 
 def _keep_first_layers(encoder: PreTrainedModel, count: int) -> None:
-    """Drop the later layers, in place, from the config too; the last norm stays and follows the last that is left."""
+    """Drop all layers but the first `count`, in place and in the config; the last norm then follows layer `count`."""
     name, layers = next((name, part) for name, part in encoder.named_modules() if isinstance(part, nn.ModuleList))
     encoder.set_submodule(name, layers[:count])
-    backbone = ("out_features", "out_indices", "stage_names")  # they name layers that are gone
+    backbone = ("out_features", "out_indices", "stage_names")  # these fields name layers that are gone
     kept = {key: value for key, value in encoder.config.to_dict().items() if key not in backbone}
     encoder.config = type(encoder.config)(**kept | {"num_hidden_layers": count})
 
 
 @torch.no_grad()
 def resize_position_embeddings(model: PreTrainedModel, image_size: int | tuple[int, int]) -> None:
-    """Make a ViT, alone or inside a `VisionEncoderDecoderModel`, read images of another size, in place.
+    """Resize the position embeddings of a ViT, alone or in a `VisionEncoderDecoderModel`, to `image_size`, in place.
 
     The grid of positions is interpolated bilinearly and keeps its corners, as the reference does with scipy's zoom of
     order 1 (transformers' `interpolate_pos_encoding` is bicubic and moves the corners); a class token keeps its
-    position. The config follows, so what is saved is loaded at the new size. Do this before the optimizer is made, and
-    give the image processor the same size.
+    position. The config is changed too, so a saved model is loaded at the new size. Call this function before the
+    optimizer is made, and give the image processor the same size.
 
     Args:
-        model: `SiglipVisionModel`, `ViTModel`, `Dinov2Model`, or a `VisionEncoderDecoderModel` with one of them.
+        model: `SiglipVisionModel`, `ViTModel`, `Dinov2Model`, or a `VisionEncoderDecoderModel` with such an encoder.
         image_size: pixels, a multiple of the patch size; (height, width) only for `ViTModel`.
 
     Raises:
-        ValueError: for another encoder or a size that it cannot have.
+        ValueError: for another encoder, and for an image size that the encoder cannot have.
     """
     encoder = model.encoder if isinstance(model, VisionEncoderDecoderModel) else model
     if not isinstance(encoder, SiglipVisionModel | ViTModel | Dinov2Model):
@@ -198,7 +200,7 @@ def resize_position_embeddings(model: PreTrainedModel, image_size: int | tuple[i
 
 
 def position_table(encoder: PreTrainedModel) -> tuple[Tensor, tuple[int, int], int]:
-    """A ViT's position embeddings (class tokens + N, width), its grid of patches, and how many class tokens it has."""
+    """Return a ViT's position embeddings (class tokens + N, width), grid of patches, and number of class tokens."""
     grid = _grid(_pair(encoder.config.image_size), _pair(encoder.config.patch_size))
     embeddings: Any = encoder.embeddings
     if isinstance(encoder, SiglipVisionModel):
@@ -215,7 +217,7 @@ def _grid(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int
 
 
 def resize_grid(positions: Tensor, old_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Positions `(old height * old width, d)` as `(height * width, d)`, bilinearly; the corners stay."""
+    """Resize positions `(old height * old width, d)` to `(height * width, d)` bilinearly; the corners stay."""
     image = positions.float().T.reshape(1, -1, *old_grid)  # (1, d, h, w)
     image = F.interpolate(image, size=grid, mode="bilinear", align_corners=True)
     return image.flatten(2)[0].T.contiguous().to(positions.dtype)
@@ -228,12 +230,13 @@ def vision_encoder_decoder(
     pad_token_id: int,
     eos_token_id: int | None = None,
 ) -> VisionEncoderDecoderModel:
-    """The model that is trained: `encoder` reads an image, `decoder` writes tokens about it.
+    """Join an encoder, which reads an image, and a decoder, which writes tokens about the image, to one model.
 
-    The special ids go to both places where transformers looks: `config`, which turns labels into decoder inputs, and
-    `generation_config`. The latter is new, for the decoder's may hold forced tokens and a maximal length, which
-    sampling would obey and the loss not know of. With `eos_token_id=None` every sequence has the length asked for.
-    Raises `ValueError` for a decoder that cannot look at images, and for an encoder that gives a map and no tokens.
+    The special ids are written to both places where transformers looks: `config`, which turns labels into decoder
+    inputs, and `generation_config`. The generation config is a new one, because the decoder's own may hold forced
+    tokens and a maximal length, which sampling would obey and the loss would ignore. With `eos_token_id=None` every
+    sequence has the length that is asked for. Raises `ValueError` for a decoder without cross-attention, and for an
+    encoder that returns a map instead of tokens.
     """
     if not hasattr(encoder.config, "hidden_size"):
         raise ValueError(

@@ -1,7 +1,8 @@
-"""A step of our own decoder with less Python: `ModelStep` in other words, and the same numbers.
+"""A step of `VisionDecoderForCausalLM` with less Python than `ModelStep`, and with the same results.
 
-The decode loop is 1.1 times as fast with 6 x 384 layers on one core, and 1.3 to 1.4 times with 2 x 64, as one trains without
-a GPU (`python benchmarks/ways.py`). A CUDA graph has no Python in it: there both steps should take the same time.
+On one core the decode loop is 1.1 times as fast with 6 layers of width 384, and 1.3 to 1.4 times as fast with 2 layers
+of width 64, a size that is trained without a GPU (`python benchmarks/ways.py`). A CUDA graph runs no Python, so both
+kinds of step should take the same time there.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from vision_rl.models.row_buffer import RowBuffer
 
 
 def is_plain(decoder: nn.Module) -> bool:
-    """Whether the decoder and its parts are ours and no subclass, and nobody watches or replaces a module's calls."""
+    """Return whether the decoder and its parts are this package's own classes, without hooks or replaced forwards."""
     kinds = (VisionDecoderSelfAttention, VisionDecoderCrossAttention, VisionDecoderMLP)
     return (
         type(decoder) is VisionDecoderForCausalLM
@@ -39,7 +40,7 @@ def is_plain(decoder: nn.Module) -> bool:
 
 
 class VisionStep:
-    """A step of `VisionDecoderForCausalLM` without cache object, checks and the calls of modules."""
+    """A step of `VisionDecoderForCausalLM` without a cache object, checks, and the overhead of module calls."""
 
     def __init__(self, decoder: VisionDecoderForCausalLM, position: CachePosition):
         self.position = position
@@ -65,10 +66,10 @@ class VisionStep:
 
 
 class LayerStep:
-    """A `VisionDecoderLayer` for one token a row, with its keys and values, and those of the images."""
+    """A `VisionDecoderLayer` for one token a row, with the keys and values of the tokens and of the images."""
 
-    past: tuple[RowBuffer, ...] = ()  # keys and values (R, length, width), from the first token on
-    images: tuple[RowBuffer, ...] = ()  # keys and values (B, heads, N, D)
+    past: tuple[RowBuffer, ...] = ()  # keys and values (R, length, width) of the tokens; empty before the first token
+    images: tuple[RowBuffer, ...] = ()  # keys and values (B, heads, N, D) of the images
 
     def __init__(self, layer: Any, position: CachePosition):
         self.position, self.num_heads = position, layer.self_attn.num_heads
@@ -87,7 +88,7 @@ class LayerStep:
         self.cross_attn = layer.cross_attn
 
     def start(self, images: Tensor) -> None:
-        """Project `images (B, N, d)`, and forget the tokens."""
+        """Project `images (B, N, d)` to keys and values, and forget the tokens of the last rollout."""
         cross = self.cross_attn
         keys_and_values = (cross.split_heads(proj(images)) for proj in (cross.k_proj, cross.v_proj))
         if not self.images:
@@ -112,7 +113,7 @@ class LayerStep:
         h = F.scaled_dot_product_attention(q.view(rows, heads, 1, -1), k, v, attn_mask=mask)  # (R, heads, 1, D)
         x = x + self.out(h.reshape(rows, 1, width))
 
-        # the rows of an image are queries on one copy of its keys and values
+        # the tokens of an image's rows are queries on one copy of the image's keys and values
         keys, values = (buffer.rows for buffer in self.images)
         q = self.image_q(self.norm2(x)).view(len(keys), -1, heads, width // heads).transpose(1, 2)
         h = F.scaled_dot_product_attention(q, keys, values)  # (B, heads, R / B, D)
@@ -128,5 +129,8 @@ class LayerStep:
 
 
 def _call(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What computes a part: its forward, without the call around it; of what is wrapped (LoRA) the module itself."""
+    """Return the bound `forward` of a plain layer, which skips the overhead of a module call.
+
+    A wrapped layer, such as one inside LoRA, is returned itself, to be called as a module.
+    """
     return module.forward if type(module) in (nn.Linear, nn.LayerNorm, nn.Embedding) else module

@@ -1,4 +1,4 @@
-"""Completions through transformers' `generate`, for encoder-decoders that are no `VisionEncoderDecoderModel`."""
+"""Sample completions through transformers' `generate`, for encoder-decoders that `sample` cannot draw from itself."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +23,11 @@ def sample_with_generate(
     watched_ids: Sequence[int] = (),
     logits_processor: LogitsProcessorList | None = None,
 ) -> SampledCompletions:
-    """The distribution that `sample` draws from, by torch's randomness and not a table's: so not batch-invariant.
+    """Draw completions from the distribution that `sample` draws from, but with torch's global generator.
 
-    A fresh GenerationConfig, because a model's own may hold top_k=50 or forced tokens, which sampling would follow
-    and scoring would not know of. Arguments as of `vision_rl.models.sampling.sample`.
+    The result depends on the batch, because there is no table of uniforms. The GenerationConfig is a new one, because
+    a model's own may hold top_k=50 or forced tokens, which sampling would follow and scoring would not know of. The
+    arguments are those of `vision_rl.models.sampling.sample`; `length` is its `max_completion_length`.
     """
     ids = special_ids(policy)
     config = GenerationConfig(

@@ -1,4 +1,4 @@
-"""How long a completion may be: as asked for, and as far as the decoder's positions reach."""
+"""The largest length of a completion: the length that the user asks for, and the number of the decoder's positions."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,7 +10,11 @@ DEFAULT_LENGTH = 128
 
 
 def completion_length(model: nn.Module, max_completion_length: int | None) -> int:
-    """The most tokens a completion may have: as given, else `generation_config.max_new_tokens`, else what fits, to 128."""
+    """Return the largest number of tokens of a completion.
+
+    It is `max_completion_length` if given, else `generation_config.max_new_tokens` if set, else the number of the
+    decoder's positions, but at most 128.
+    """
     if max_completion_length is not None:
         return max_completion_length
     policy = base_model(model)
@@ -20,17 +24,18 @@ def completion_length(model: nn.Module, max_completion_length: int | None) -> in
 
 
 def num_positions(policy: PreTrainedModel) -> int | None:
-    """How many tokens the decoder's position embeddings reach, if it has such a limit."""
+    """Return the number of tokens for which the decoder has position embeddings, or None if there is no such limit."""
     rows = getattr(policy.config.get_text_config(decoder=True), "max_position_embeddings", None)
     uncounted = uncounted_id(policy)
     return rows if rows is None or uncounted is None else rows - uncounted - 1
 
 
 def uncounted_id(policy: PreTrainedModel) -> int | None:
-    """The id that the decoder leaves out when it counts positions: RoBERTa and its kin, and TrOCR with sine positions.
+    """Return the id that the decoder skips when it counts positions, or None if the decoder counts all ids.
 
-    A first token is counted by the tokens in the cache there, a later one by those in the row. Both agree unless this
-    id, the padding of the embedding, stands among them.
+    RoBERTa and similar decoders skip the padding id of their embedding, and so does TrOCR with sine positions. These
+    decoders count the position of a first token by the tokens in the cache, and of a later token by the tokens in its
+    row. Both counts agree unless the skipped id is among the tokens.
     """
     decoder = decoder_of(policy) if is_served(policy) else policy
     for module in decoder.modules():

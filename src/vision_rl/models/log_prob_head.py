@@ -1,11 +1,12 @@
-"""The output head and the log-probabilities in one: a loss without the logits `(R, T, V)` of all tokens.
+"""The output head fused with the loss: weighted log-probabilities without the logits `(R, T, V)` of all tokens.
 
-REINFORCE, supervised token targets and maximum likelihood are all a sum of weighted log-probabilities, and the weights
-are known before the forward pass. So the gradient is formed in it, chunk by chunk, and no logits are kept for the
-backward pass. It buys memory: a vocabulary of 30k needs three copies of the logits otherwise. Time stays about the same.
-Only tokens that have a weight are read, which leaves out the padding. In tuning with G=8 the peak of a step is 0.66 of
-that with whole logits (`python benchmarks/learning.py`), in maximum likelihood 0.82, on a frozen encoder 0.54
-(`python benchmarks/ways.py`).
+The losses of REINFORCE, of supervised token targets and of maximum likelihood are all sums of weighted
+log-probabilities whose weights are known before the forward pass. So the forward pass already forms the gradient,
+chunk by chunk, and keeps no logits for the backward pass. This saves memory, because a vocabulary of 30k otherwise
+needs three copies of the logits; the time stays about the same. Only tokens with a weight are read, so padding costs
+nothing. In tuning with G=8 the peak memory of a step is 0.66 times the peak with whole logits
+(`python benchmarks/learning.py`). In maximum likelihood the peak is 0.82 times, and on a frozen encoder 0.54 times
+the peak with whole logits (`python benchmarks/ways.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -22,21 +23,23 @@ from vision_rl.models.token_draw import policy_logits
 from vision_rl.models.unwrapping import replaced_forward
 
 
-# Logits at once. On a CPU 16 MB of float32, 139 tokens at V = 30k; a GPU needs larger products to be busy: 256 MB.
+# Number of logits of a chunk. On a CPU they take 16 MB in float32, 139 tokens at V = 30k. A GPU needs larger matrix
+# products to be busy: 256 MB.
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
 class WeightedTokens:
-    """The loss `sum(weights * log p(ids))` over `E` tokens of `R` sequences, some of them perhaps not the drawn ones.
+    """The terms of a loss `sum(weights * log p(ids))` over `E` tokens of `R` sequences, drawn by the policy or not.
 
     Args:
-        rows: `LongTensor (E,)`, the sequence of each.
-        positions: `LongTensor (E,)`, its place in the sequence.
-        ids: `LongTensor (E,)`, the token whose log-probability counts.
-        weights: `FloatTensor (E,)`, constants of the gradient.
-        groups: `LongTensor (E,)`, or `None` where all are 0. Tokens of one group above 0 stand at one place, and their
-            probabilities are the softmax over the ids of that group alone; 0: over the whole vocabulary.
+        rows: `LongTensor (E,)`, the sequence of each token.
+        positions: `LongTensor (E,)`, the position of each token in its sequence.
+        ids: `LongTensor (E,)`, the id whose log-probability counts.
+        weights: `FloatTensor (E,)`, the weights, through which no gradient flows.
+        groups: `LongTensor (E,)`, or `None` if all are 0. All tokens of a group above 0 have the same row and
+            position, and their probabilities are the softmax over the ids of the group. The probability of a token of
+            group 0 is the softmax over the whole vocabulary.
     """
 
     rows: Tensor
@@ -52,7 +55,7 @@ class WeightedTokens:
         first, second = (
             torch.zeros_like(tokens.rows) if tokens.groups is None else tokens.groups for tokens in (self, other)
         )
-        taken = first.max() if len(first) else 0  # numbers of groups
+        taken = first.max() if len(first) else 0  # the largest group number of `self`
         return replace(joined, groups=torch.cat([first, torch.where(second > 0, second + taken, 0)]))
 
     def __getitem__(self, chosen: Tensor | slice) -> "WeightedTokens":
@@ -63,9 +66,9 @@ class WeightedTokens:
         return self.rows, self.positions, self.ids, self.weights
 
     def nonzero(self) -> "WeightedTokens":
-        """Those with a weight other than 0; one token where there is none, for a step of nothing is a step too.
+        """Return the tokens with a weight other than 0, or one token if all weights are 0: a step needs a loss.
 
-        A token of a group stays: without a weight, too, it has a share of the group's probability.
+        Tokens of a group stay even if their weight is 0, because they share the probability of the group.
         """
         learns = self.weights != 0
         if self.groups is not None:
@@ -74,19 +77,19 @@ class WeightedTokens:
         return self[learns]
 
     def of_rows(self, kept: Tensor) -> "WeightedTokens":
-        """Those of the sequences `kept` (sorted), which are then numbered anew."""
+        """Return the tokens of the sequences `kept` (sorted); each row becomes its index in `kept`."""
         chosen = self[torch.isin(self.rows, kept)]
         return replace(chosen, rows=torch.searchsorted(kept, chosen.rows))
 
 
 def label_tokens(labels: Tensor, label_weights: Tensor | None = None) -> WeightedTokens:
-    """Maximum likelihood as weighted tokens: minus its weight is that of a label's log-probability.
+    """Return the weighted tokens of maximum likelihood: each label, with minus its label weight.
 
-    Without label smoothing, which gives every id of the vocabulary a weight.
+    Label smoothing is not covered, because it gives every id of the vocabulary a weight.
 
     Args:
         labels: `LongTensor (B, T)`, -100 where nothing is learned.
-        label_weights: `FloatTensor (B, T)`; default: 1.
+        label_weights: `FloatTensor (B, T)`, the weight of each label; default: 1.
     """
     rows, positions = (labels != -100).nonzero(as_tuple=True)
     weights = torch.ones_like(labels, dtype=torch.float32) if label_weights is None else label_weights.float()
@@ -94,14 +97,14 @@ def label_tokens(labels: Tensor, label_weights: Tensor | None = None) -> Weighte
 
 
 def weigh_logits(logits: Tensor, tokens: WeightedTokens) -> tuple[Tensor, Tensor]:
-    """The loss and the log-probabilities `(E,)` over the vocabulary, from whole logits `(R, T, V)` in float32: the plain way."""
+    """Compute the loss and the log-probabilities `(E,)` over the vocabulary from all logits `(R, T, V)` in float32."""
     chosen = logits[tokens.rows, tokens.positions, tokens.ids]
     logps = chosen - logits.logsumexp(-1)[tokens.rows, tokens.positions]
     return _weighted_sum(logps, chosen, tokens.weights, tokens.groups), logps.detach()
 
 
 def _weighted_sum(logps: Tensor, chosen: Tensor, weights: Tensor, groups: Tensor | None) -> Tensor:
-    """The loss, of log-probabilities `logps (E,)` over the vocabulary and logits `chosen (E,)`."""
+    """Return the loss, given the log-probabilities `logps (E,)` over the vocabulary and the logits `chosen (E,)`."""
     if groups is not None:
         grouped, numbers = _grouped(groups)
         logps = logps.index_copy(0, grouped, _log_probs_in_groups(chosen[grouped], numbers))
@@ -110,13 +113,13 @@ def _weighted_sum(logps: Tensor, chosen: Tensor, weights: Tensor, groups: Tensor
 
 
 def _grouped(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the tokens are in a group `(E',)`, and in which of them, counted from 0 `(E',)`."""
+    """Return the indices `(E',)` of the tokens in a group, and the numbers `(E',)` of their groups, counted from 0."""
     grouped = groups.nonzero().squeeze(1)
     return grouped, groups[grouped].unique(return_inverse=True)[1]
 
 
 def _log_probs_in_groups(logits: Tensor, numbers: Tensor) -> Tensor:
-    """The log-softmax of `logits (E',)` among those that have the same of the `numbers (E',)`."""
+    """Return the log-softmax of `logits (E',)` within each group of equal `numbers (E',)`."""
     largest = torch.full_like(logits, float("-inf")).scatter_reduce(0, numbers, logits.detach(), "amax")[numbers]
     total = torch.zeros_like(logits).index_add(0, numbers, (logits - largest).exp())[numbers]
     return logits - largest - total.log()
@@ -131,16 +134,16 @@ def weigh_hidden(
     suppressed: list[int] | None = None,
     chunk_elements: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `weigh_logits(policy_logits(F.linear(hidden, weight, bias), ...), tokens)`, in less memory.
+    """Compute `weigh_logits(policy_logits(F.linear(hidden, weight, bias), ...), tokens)` in less memory.
 
-    Under autocast the matrix products run in its dtype, everything else in float32.
+    Under autocast the matrix products run in autocast's dtype, and everything else in float32.
 
     Args:
-        hidden: `(R, T, d)`, what the head reads.
-        weight: `(V, d)`, bias: `(V,)`, the head's.
-        tokens: what is learned.
-        temperature, suppressed: of the policy, as for `policy_logits`.
-        chunk_elements: most logits at a time; by default what suits the device.
+        hidden: `(R, T, d)`, the input of the head.
+        weight: `(V, d)`, and bias: `(V,)`, the parameters of the head.
+        tokens: the weighted tokens of the loss.
+        temperature, suppressed: settings of the policy, as in `policy_logits`.
+        chunk_elements: largest number of logits at a time; the default depends on the device (`CHUNK_ELEMENTS`).
 
     Returns:
         The loss, and the log-probabilities `(E,)` without gradient.
@@ -169,7 +172,7 @@ class _WeightedLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, hidden, weight, bias, places, ids, weights, groups, suppressed, options
     ) -> tuple[Tensor, Tensor]:
-        """Of `hidden (N, d)`; `places (E,)`, sorted, says which of the N each of the E tokens belongs to."""
+        """Compute loss and gradients; `places (E,)`, sorted, is the row of `hidden (N, d)` that each token reads."""
         temperature, chunk, learns = options
         needs_hidden, needs_weight, needs_bias = (learns and needed for needed in ctx.needs_input_grad[:3])
         device = hidden.device.type
@@ -224,9 +227,9 @@ def _log_probs_and_gradient(
     weights: Tensor,
     groups: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`log p (E,)` over the vocabulary, the policy's logits of the ids `(E,)`, and the gradient of the weighted sum.
+    """Compute `log p (E,)` over the vocabulary, the policy's logits of the ids `(E,)`, and the gradient of the loss.
 
-    The gradient is that by `logits (c, V)`, in float32 and in the policy's memory.
+    The gradient is the gradient by `logits (c, V)`, in float32; it overwrites the policy's logits in memory.
     """
     policy = policy_logits(logits, temperature, suppressed)
     chosen = policy[places, ids]
@@ -256,21 +259,22 @@ def _log_probs_and_gradient(
 class FusedHead:
     """Lets a model's forward return the loss in place of its logits.
 
-    For as long as `loss_of(...)` lasts, the forward of the head itself computes the loss. Thus the loss comes out of
-    the wrapped model's one forward call, as DistributedDataParallel, DeepSpeed and PEFT need it, and the head's weights
-    are read where ZeRO has gathered them.
+    Inside the context `loss_of(...)`, the forward of the head computes the loss. So the loss is the result of one
+    forward call of the wrapped model, as DistributedDataParallel, DeepSpeed and PEFT need, and the head's weights are
+    read while ZeRO has gathered them.
     """
 
     def __init__(self, head: nn.Linear, temperature: float = 1.0, suppressed: list[int] | None = None):
         self.head, self.temperature, self.suppressed = head, temperature, suppressed
         self.logps: Any = None  # (E,) after a forward
-        self.tokens: Any = None  # with the weights that the loss has
+        self.tokens: Any = None  # the tokens with the weights that the last loss used
 
     @contextmanager
     def loss_of(self, tokens: WeightedTokens, reweigh: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
-        """Inside, `model(...).logits` is the loss of `tokens`, a tensor of no dimension; `logps (E,)` is set.
+        """Inside the context, make `model(...).logits` the loss of `tokens`, a scalar tensor, and set `logps (E,)`.
 
-        Where the weights depend on the log-probabilities, `reweigh` makes them `(E,)` of these: the head runs twice.
+        If the weights depend on the log-probabilities, `reweigh` maps log-probabilities `(E,)` to weights `(E,)`; the
+        head then runs twice.
         """
 
         def forward(hidden: Tensor) -> Tensor:
@@ -288,13 +292,14 @@ class FusedHead:
 
 
 def can_be_fused(model: PreTrainedModel, inputs: dict) -> bool:
-    """Whether the model's logits are what a plain `nn.Linear` gave, untouched.
+    """Return whether the model's logits are exactly the output of a plain `nn.Linear`.
 
-    They are not where a decoder scales or caps them, nor is the head plain inside an adapter or a quantised model.
+    The answer is no for a decoder that scales or caps its logits, and for a head inside an adapter or of a quantised
+    model.
 
     Args:
         model: a transformers model.
-        inputs: of one small forward call, in which the head is replaced by one that says something recognisable.
+        inputs: the inputs of one small forward call, during which the head returns recognisable numbers.
     """
     head: Any = model.get_output_embeddings()
     if head is None or type(head).forward is not nn.Linear.forward or "forward" in vars(head):

@@ -1,7 +1,8 @@
-"""Linear layers for one rollout on a CPU: weights in the order in which oneDNN reads them.
+"""Linear layers for one rollout on a CPU, with weights packed in the order in which oneDNN reads them.
 
-Packing takes as long as 4 to 8 products and then pays at every token: the decode loop of 6 x 384 layers is 1.4 times as fast
-on one core (`python benchmarks/ways.py`), and that of any decoder of linear layers gains, such as BERT's.
+Packing takes as long as 4 to 8 matrix products and then saves time at every token: the decode loop of 6 layers of
+width 384 is 1.4 times as fast on one core (`python benchmarks/ways.py`). Any decoder of linear layers gains, such as
+BERT.
 """
 
 from collections.abc import Iterator
@@ -13,20 +14,20 @@ from torch import Tensor, nn
 from vision_rl.models.unwrapping import replaced_forward
 
 
-FEW_ROWS = 8  # the order is chosen for so many; it serves any number
-MIN_LENGTH = 16  # tokens from which on packing is worth it
+FEW_ROWS = 8  # oneDNN chooses the order for this number of rows; the packed weight serves any number
+MIN_LENGTH = 16  # smallest number of tokens of a completion for which packing is worth it
 
 
 class PackedLinear:
-    """What computes an `nn.Linear`, its weights as they are now."""
+    """Computes what an `nn.Linear` computes, with a packed copy of its present weight."""
 
     @staticmethod
     def pays(weight: Tensor) -> bool:
-        """A call takes 30 microseconds more, which small weights do not make up for."""
+        """Return whether `weight` is large enough: a call takes 30 microseconds more than that of an `nn.Linear`."""
         return weight.dtype == torch.float32 and weight.numel() >= 2**17
 
     def __init__(self, linear: nn.Linear):
-        # Private operators of torch's own compiler: used where they are, and `can_pack` looks.
+        # Private operators of torch's own compiler: `can_pack` checks that this version of torch has them.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), FEW_ROWS)
         self.bias = linear.bias
 
@@ -35,7 +36,7 @@ class PackedLinear:
 
 
 def can_pack(device: torch.device, length: int) -> bool:
-    """Whether a rollout of `length` tokens gains by it: on a CPU, in float32, by a torch that has the operators."""
+    """Return whether packing speeds up a rollout of `length` tokens: on a CPU, in float32, if torch can pack."""
     return (
         device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
@@ -47,7 +48,7 @@ def can_pack(device: torch.device, length: int) -> bool:
 
 @contextmanager
 def packed_linears(decoder: nn.Module) -> Iterator[None]:
-    """Inside, the large linear layers of `decoder` compute with packed weights; without gradient."""
+    """Let the large linear layers of `decoder` compute with packed weights, without gradient, inside the context."""
     with ExitStack() as stack:
         for module in decoder.modules():
             if isinstance(module, nn.Linear) and _is_plain(module) and PackedLinear.pays(module.weight):
@@ -56,5 +57,5 @@ def packed_linears(decoder: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Whether it computes what its class does: no subclass (quantised), no forward or weight that somebody else makes."""
+    """Return whether a layer is an `nn.Linear`, no (quantised) subclass, with its class's forward and a parameter."""
     return type(linear) is nn.Linear and "forward" not in vars(linear) and isinstance(linear.weight, nn.Parameter)

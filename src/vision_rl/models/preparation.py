@@ -1,11 +1,11 @@
-"""What a model needs before it is trained here: no dropout, no parameter that never gets a gradient."""
+"""Prepare a model for training: no dropout, no parameter without a gradient, the same special ids everywhere."""
 
 import logging
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
+from transformers import BlipForConditionalGeneration, GenerationConfig, PreTrainedModel, VisionEncoderDecoderModel
 from transformers.trainer_utils import align_special_tokens
 
 from vision_rl.models.lengths import uncounted_id
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 UNUSED_BY_LAST_HIDDEN_STATE = ("pooler", "head", "mask_token", "post_layernorm")
 
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "inputs_embeds", "task_ids")
-# What sampling here follows of a generation config, and what says nothing of which tokens are chosen.
+# The fields of a generation config that sampling follows, and the fields that do not affect which tokens are chosen.
 FOLLOWED = (
     "decoder_start_token_id",
     "bos_token_id",
@@ -35,7 +35,7 @@ WITHOUT_EFFECT = {
     "max_length": 20,
     "top_k": 50,
     "early_stopping": False,
-}  # transformers' own, in files of earlier versions
+}  # the defaults of earlier versions of transformers, which files of these versions hold
 WITHOUT_EFFECT |= dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "guidance_scale"), 1)
 WITHOUT_EFFECT |= dict.fromkeys(("temperature", "top_p", "typical_p", "length_penalty"), 1)
 WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1)
@@ -44,7 +44,7 @@ WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penal
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout, layer-drop and drop-path probability of the modules to 0; the configs stay as they are.
 
-    transformers keeps some of them in `nn.Dropout` modules and others as plain numbers that the forward passes on.
+    transformers keeps some of these probabilities in `nn.Dropout` modules, and others as plain numbers of a module.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -55,10 +55,11 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def prepare_for_fsdp(model: nn.Module, version: int) -> None:
-    """Let FSDP2 shard the model layer by layer; `version` is the plugin's.
+    """Let FSDP2 shard the model layer by layer; `version` is the `fsdp_version` of accelerate's plugin.
 
-    accelerate shards the classes of layers that transformers names for a model, and stops at one that is not there,
-    such as the text layers of a SigLIP whose image half is used.
+    accelerate shards the layer classes that transformers names for a model, and raises an error if the model has no
+    layer of a class, such as the text layers of a SigLIP of which only the image half is used. This function therefore
+    keeps only the names of classes that the model has.
 
     Raises:
         ValueError: for FSDP1, whose wrapper hides the parts of a model from the sampler, and for adapters.
@@ -81,37 +82,45 @@ def prepare_for_fsdp(model: nn.Module, version: int) -> None:
 def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
     """Freeze the encoder's parameters that get no gradient (its pooling head) and return their names.
 
-    DistributedDataParallel would wait for their gradients, and with activation checkpointing fail.
+    DistributedDataParallel would wait for the gradients of these parameters, and with activation checkpointing fail.
     """
     if not isinstance(model, VisionEncoderDecoderModel):
         return []
     frozen = []
     for name, parameter in model.encoder.named_parameters():
         unused = set(UNUSED_BY_LAST_HIDDEN_STATE) & set(name.split("."))
-        # SigLIP's post_layernorm is its encoder's last norm, CLIP's belongs to the pooled output only.
+        # In SigLIP `post_layernorm` is the encoder's last norm; in CLIP it belongs to the pooled output only.
         if unused and not (unused == {"post_layernorm"} and model.encoder.config.model_type != "clip_vision_model"):
             parameter.requires_grad_(False)
             frozen.append(f"encoder.{name}")
     return frozen
 
 
-def drop_text_arguments(policy: VisionEncoderDecoderModel) -> None:
-    """Let the encoder be called as PEFT does for a task type such as SEQ_2_SEQ_LM: with `input_ids=None` and its like.
+def drop_text_arguments(policy: PreTrainedModel) -> None:
+    """Let the model be called as PEFT calls it for task types such as SEQ_2_SEQ_LM: with `input_ids=None` and others.
 
-    `VisionEncoderDecoderModel` hands them on to its encoder, and SigLIP's then has two of `inputs_embeds`.
+    `VisionEncoderDecoderModel` passes these arguments on to its encoder, and SigLIP would get `inputs_embeds` twice;
+    BLIP would as well.
     """
-    policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+    if isinstance(policy, VisionEncoderDecoderModel):
+        policy.encoder.register_forward_pre_hook(_without_text, with_kwargs=True)
+    if isinstance(policy, BlipForConditionalGeneration):
+        policy.register_forward_pre_hook(_without_nothing, with_kwargs=True)
 
 
 def _without_text(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return args, {name: value for name, value in kwargs.items() if name not in TEXT_ARGUMENTS or value is not None}
 
 
+def _without_nothing(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    return args, {name: value for name, value in kwargs.items() if value is not None}
+
+
 def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:
-    """Never let the model write the id that its decoder's positions do not count; see `uncounted_id`.
+    """Suppress the id that the decoder skips when it counts positions (see `uncounted_id`): it is then never written.
 
     Raises:
-        ValueError: where that id starts the decoder.
+        ValueError: if the decoder starts with this id.
     """
     uncounted, ids = uncounted_id(policy), special_ids(policy)
     if uncounted is None:
@@ -127,10 +136,11 @@ def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:
 
 
 def drop_generation_options(policy: PreTrainedModel) -> None:
-    """Take out of the generation config what sampling here does not follow, with a warning that names it.
+    """Remove the options of the generation config that `sample` does not follow, and warn about those with an effect.
 
-    Samples, greedy completions and the loss are of the model's own distribution. Forced tokens, beams, penalties and their
-    like would be saved all the same, and `generate` of the saved model would say something else than the evaluation did.
+    Samples, greedy completions and the loss follow the model's own distribution. Options such as forced tokens, beams
+    and penalties would be saved with the model, and `generate` of the saved model would then write other completions
+    than the evaluation saw.
     """
     config, default = policy.generation_config, GenerationConfig()
     dropped = {}
@@ -150,9 +160,10 @@ def drop_generation_options(policy: PreTrainedModel) -> None:
 
 
 def align_special_ids(policy: PreTrainedModel, processing_class) -> None:
-    """The same special ids in every config of the model, and the tokenizer's among them.
+    """Write the same special ids, those of the tokenizer included, into every config of the model.
 
-    Trainer does the latter when training starts; an evaluation before it would decode with other ids.
+    Trainer takes over the tokenizer's ids only when training starts, so an evaluation before training would decode
+    with other ids.
     """
     tokenizer = getattr(processing_class, "tokenizer", None)
     starts = [getattr(config, "decoder_start_token_id", None) for config in (policy.config, policy.generation_config)]
@@ -168,7 +179,7 @@ def align_special_ids(policy: PreTrainedModel, processing_class) -> None:
 
 
 def _mirror_special_ids(policy: PreTrainedModel, tokenizer) -> None:
-    """The generation config's ids in all configs; those that it lacks from the model's config, or the tokenizer."""
+    """Copy the special ids of the generation config, else of the model's config or the tokenizer, to all configs."""
     for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id"):
         value = getattr(policy.generation_config, name)
         if value is None:

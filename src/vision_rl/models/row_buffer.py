@@ -1,11 +1,11 @@
-"""A tensor that stays at its place in memory while rows of it are dropped and, later, all are used again."""
+"""A tensor that stays at its place in memory while some of its rows are dropped and, later, all are used again."""
 
 import torch
 from torch import Tensor
 
 
 class RowBuffer:
-    """The first rows of a tensor of fixed size and place are in use: `rows`."""
+    """A tensor of fixed size and place in memory whose first rows are in use: `rows`."""
 
     def __init__(self, full: Tensor):
         self.full = self.rows = full
@@ -19,12 +19,12 @@ class RowBuffer:
             self.full.fill_(value)
 
     def keep(self, indices: Tensor) -> None:
-        """Use these of the rows only, which move to the front."""
+        """Use only the rows of these `indices` from now on, and move them to the front of the tensor."""
         kept = self.rows[indices]
         self.rows = self.full[: len(indices)]
         self.rows.copy_(kept)
 
 
 def buffer_like(tensor: Tensor) -> RowBuffer:
-    """A buffer of the tensor's shape, dtype and device, with its values."""
+    """Return a buffer with the shape, dtype, device and values of `tensor`."""
     return RowBuffer(torch.empty_like(tensor, memory_format=torch.contiguous_format).copy_(tensor.detach()))

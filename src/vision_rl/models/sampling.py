@@ -1,8 +1,8 @@
-"""Drawing completions: each image is encoded and projected once, a cache is kept, log-probabilities too.
+"""Draw completions with their log-probabilities; each image is encoded and projected once, and a cache is kept.
 
-The samples are exact: they come from softmax(logits / temperature) and from nothing else, by inverse CDF of given
-uniforms. transformers' `generate(do_sample=True)` would draw from the 50 most likely tokens unless told otherwise,
-and keeps no log-probabilities; it is the fallback for encoder-decoders of a user's own (`vision_rl.models.served`).
+The samples are exact: they come from softmax(logits / temperature) alone, by the inverse CDF of given uniforms.
+transformers' `generate(do_sample=True)` by default draws from the 50 most likely tokens only, and returns no
+log-probabilities; it is the fallback for encoder-decoders of a user's own (`vision_rl.models.served`).
 """
 
 from collections.abc import Sequence
@@ -48,33 +48,37 @@ def sample(
 ) -> SampledCompletions:
     """Draw `num_generations` completions for each image from the model's own distribution, without gradient.
 
-    Dropout is off while sampling whatever the model's mode. The special ids and the forbidden ones
-    (`suppress_tokens`) are those of `model.generation_config`; without an end token every completion has
+    Dropout is off while sampling, whatever the model's mode. The special ids and the suppressed ids
+    (`suppress_tokens`) come from `model.generation_config`; without an end token every completion has
     `max_completion_length` tokens.
 
     Args:
-        model: one of `vision_rl.models.served` (also inside PEFT); a user's own encoder-decoders go through `generate`.
-        pixel_values: `(B, C, H, W)`; of Pix2Struct its flattened patches `(B, N, 2 + pixels)`.
+        model: a model of `vision_rl.models.served` (also inside PEFT), or a user's own encoder-decoder, which is
+            sampled through `generate`.
+        pixel_values: `(B, C, H, W)`; for Pix2Struct its flattened patches `(B, N, 2 + pixels)`.
         num_generations: G.
-        prompt_ids: `(B, P)`, what Florence-2 reads beside the images, its image tokens included.
-        encoder_outputs: `(B, N, d)`, the encoder's last hidden state, in place of these.
-        encoder_attention_mask: `(B, N)` with it, where some of it is padding, 0 there.
-        max_completion_length: most tokens a completion; default: `generation_config.max_new_tokens`, else 128.
-        do_sample: `False` takes the most likely token each time.
-        temperature: divides the logits; `per_token_logps` are those of the tempered distribution.
-        uniforms: `(B, G, >= max_completion_length)` in [0, 1): the randomness; default: torch's global generator.
+        prompt_ids: `(B, P)`, the ids that Florence-2 reads beside the images, its image tokens included.
+        encoder_outputs: `(B, N, d)`, the encoder's last hidden state, in place of `pixel_values` and `prompt_ids`.
+        encoder_attention_mask: `(B, N)`, 0 where `encoder_outputs` are padding; needed only if some are.
+        max_completion_length: largest number of tokens of a completion; default: `generation_config.max_new_tokens`,
+            else the number of the decoder's positions, at most 128.
+        do_sample: if `False`, the most likely token is taken at each step.
+        temperature: divides the logits; `per_token_logps` belong to the tempered distribution.
+        uniforms: `(B, G, >= max_completion_length)` in [0, 1), the random numbers; default: torch's global generator
+            draws them.
         watched_ids: C ids whose log-probabilities are kept at every position, drawn or not (a score may need them).
-        logits_processor: transformers' way to change what greedy decoding chooses, such as a processor's
+        logits_processor: transformers' means to change the choice of greedy decoding, such as a processor's
             `logits_processor`. Log-probabilities stay the model's own.
-        synced: go on until every rank is done, as ZeRO-3 and FSDP need, which gather weights at each forward.
+        synced: whether to go on until every rank is done, as ZeRO-3 and FSDP need, which gather weights at each
+            forward.
 
     Returns:
-        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, T the longest completion (of all
-        ranks if `synced`); with `watched_ids` also `watched_logps (B, G, T, C)`.
+        `completion_ids`, `completion_mask` and `per_token_logps`, each `(B, G, T)`, where T is the length of the
+        longest completion (of all ranks if `synced`); with `watched_ids` also `watched_logps (B, G, T, C)`.
 
     Raises:
-        ValueError: for more tokens than the decoder has positions, a missing special id, or a `logits_processor` while
-            sampling.
+        ValueError: for more tokens than the decoder has positions, for a missing special id, and for a
+            `logits_processor` while sampling.
         FloatingPointError: for logits that are NaN.
     """
     if logits_processor and do_sample:
@@ -130,7 +134,7 @@ def sample(
 
 
 def _completions(decoding: Decoding, num_generations: int, synced: bool) -> SampledCompletions:
-    """What has been written, cut to the longest completion, out of the buffers that the next rollout writes."""
+    """Copy the completions out of the buffers, which the next rollout overwrites, and cut them to the longest one."""
     mask = mask_to_the_end(decoding.ids, decoding.ends)
     longest = mask.sum(-1).max()
     if synced and dist.is_initialized():

@@ -1,8 +1,9 @@
-"""The models that the trainers serve, and how each is called: images, and prompts where it reads them, in; tokens out.
+"""The models that the trainers serve, and how each is called with images and, for some models, prompts.
 
-All of them encode an image once and write about it by a decoder with cross-attention: so one sampler and one
-teacher-forced pass do for all. What differs is where the parts are and what the model's own arguments are called.
-A batch says `pixel_values` for whatever the encoder reads of an image, `prompt_ids` for what it reads beside it.
+All of these models encode an image once and write tokens about the image by a decoder with cross-attention. So one
+sampler and one teacher-forced pass serve all of them. The models differ in where their parts are and in the names of
+their arguments. In a batch, `pixel_values` is always the encoder's input from an image, and `prompt_ids` is the prompt
+that the encoder reads beside the image.
 """
 
 import inspect
@@ -31,12 +32,15 @@ SERVED_NAMES = (
     "a VisionEncoderDecoderModel (TrOCR, Donut, Nougat, ViT-GPT2, or of vision_rl.models.vision_encoder_decoder), "
     "Pix2StructForConditionalGeneration, Florence2ForConditionalGeneration or BlipForConditionalGeneration"
 )
-IMAGES = ("pixel_values", "prompt_ids")  # of a batch: what is read of its images
-ENCODED = ("encoder_outputs", "encoder_attention_mask")  # in their place, once they have been read
+IMAGES = ("pixel_values", "prompt_ids")  # the entries of a batch that an encoder reads
+ENCODED = ("encoder_outputs", "encoder_attention_mask")  # the entries that replace them once images are encoded
 
 
 class HeadedDecoder(nn.Module):
-    """A decoder and a head that its model keeps apart, as one module that gives logits. Its parts are the model's own."""
+    """A module that joins a decoder and a head that are separate in their model, and returns logits.
+
+    The decoder and the head are the model's own modules, not copies.
+    """
 
     def __init__(self, decoder: Any, head: nn.Module):
         super().__init__()
@@ -47,14 +51,14 @@ class HeadedDecoder(nn.Module):
 
 
 def decoder_part(policy: Any) -> Any:
-    """What gives the logits `(R, T, V)` of tokens `(R, T)` about encoded images."""
+    """Return the module that computes the logits `(R, T, V)` of tokens `(R, T)` about encoded images."""
     if isinstance(policy, Florence2ForConditionalGeneration):
         return HeadedDecoder(policy.model.language_model.decoder, policy.lm_head)
     return policy.text_decoder if isinstance(policy, BlipForConditionalGeneration) else policy.decoder
 
 
 def encode(policy: Any, images: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`encoder_outputs (B, N, d)` of the images, and `encoder_attention_mask (B, N)` where some of N are padding."""
+    """Encode images to `encoder_outputs (B, N, d)`, with `encoder_attention_mask (B, N)` where N may hold padding."""
     pixel_values = images["pixel_values"]
     match policy:
         case Pix2StructForConditionalGeneration():
@@ -76,26 +80,26 @@ def encode(policy: Any, images: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def projected(policy: Any, hidden: Tensor) -> Tensor:
-    """What the encoder says, `(B, N, d)`, in the width that the decoder's cross-attention reads."""
-    hidden = hidden.to(policy.dtype)  # a data set may hold it in float32
+    """Return the encoder's output `hidden (B, N, d)` in the width that the decoder's cross-attention reads."""
+    hidden = hidden.to(policy.dtype)  # a data set may hold encoder outputs in float32
     if isinstance(policy, VisionEncoderDecoderModel) and projects_images(policy):
         return policy.enc_to_dec_proj(hidden)
     return hidden
 
 
 def projects_images(policy: VisionEncoderDecoderModel) -> bool:
-    """Whether the model maps the encoder's width to the decoder's: the condition of its own forward."""
+    """Return whether the model projects the encoder's width to the decoder's, by the condition of its own forward."""
     encoder, decoder = policy.encoder.config, policy.decoder.config
     return encoder.hidden_size != decoder.hidden_size and getattr(decoder, "cross_attention_hidden_size", None) is None
 
 
 def takes_encoder_outputs(policy: Any) -> bool:
-    """Whether the model's forward goes on from what the encoder said; BLIP's begins with the pixels."""
+    """Return whether the model's forward accepts the encoder's output; BLIP's forward always begins with pixels."""
     return not isinstance(policy, BlipForConditionalGeneration)
 
 
 def image_inputs(policy: Any, images: dict[str, Tensor]) -> dict[str, Any]:
-    """The images of a batch, encoded or not, as arguments of the model's forward."""
+    """Return the images of a batch, encoded or not, as arguments of the model's forward."""
     mask = images.get("encoder_attention_mask")
     if "encoder_outputs" in images:
         hidden = images["encoder_outputs"].to(policy.dtype)
@@ -112,35 +116,38 @@ def image_inputs(policy: Any, images: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def token_inputs(policy: Any, decoder_input_ids: Tensor) -> dict[str, Any]:
-    """The tokens that are read, `(R, T)`, as arguments of the model's forward."""
+    """Return the decoder's input tokens `(R, T)` as arguments of the model's forward."""
     if isinstance(policy, BlipForConditionalGeneration):
-        return {"input_ids": decoder_input_ids}  # it keeps no cache in a forward of its own
+        return {"input_ids": decoder_input_ids}  # BLIP's own forward makes no cache
     return {"decoder_input_ids": decoder_input_ids, "use_cache": False}
 
 
 def patch_mask(flattened_patches: Tensor) -> Tensor:
-    """`(B, N)` of Pix2Struct's patches `(B, N, 2 + pixels)`: first its row, from 1 on; 0 is no patch but padding."""
+    """Return a mask `(B, N)` of Pix2Struct's patches `(B, N, 2 + pixels)`, 0 where a patch is padding.
+
+    The first number of a patch is its row in the image, counted from 1; in padding it is 0.
+    """
     return (flattened_patches[..., 0] != 0).long()
 
 
 def prompt_mask(policy: Any, prompt_ids: Tensor) -> Tensor:
-    """`(B, N)`, 0 where a prompt is padding."""
+    """Return a mask `(B, N)` of the prompts, 0 where a prompt is padding."""
     return (prompt_ids != policy.config.get_text_config().pad_token_id).long()
 
 
 def prepare_special_ids(policy: Any) -> None:
-    """The ids that BLIP's own `generate` starts and ends with, where all others have them: in its generation config."""
+    """Copy the start and end ids of BLIP's own `generate` to the generation config, where other models have them."""
     if isinstance(policy, BlipForConditionalGeneration):
         text: Any = policy.config.text_config
         config = policy.generation_config
         config.decoder_start_token_id, config.eos_token_id = text.bos_token_id, text.sep_token_id
 
 
-# --- all others ----------------------------------------------------------------------------------------------------------
+# --- other models ---------------------------------------------------------------------------------------------------
 
 
 def check_served(model: Any) -> None:
-    """Raises `TypeError` for a model that the trainers do not serve; the sentence says what does.
+    """Raise `TypeError` for a model that the trainers do not serve; the message names the models that are served.
 
     An encoder-decoder of a user's own is served through its `generate` if its forward takes `pixel_values` and
     `decoder_input_ids`.
@@ -154,7 +161,7 @@ def check_served(model: Any) -> None:
 
 
 def not_served(name: str, config: Any) -> str:
-    """Why the model called `name` is not trained here, and what is, or who trains it."""
+    """Return a sentence that tells why the model called `name` is not served, and which models are served."""
     if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and not isinstance(config, SERVED_CONFIGS):
         return (
             f"{name} is a vision-language model, which TRL's GRPOTrainer and RLOOTrainer tune. Served here is an "

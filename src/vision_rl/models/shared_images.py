@@ -1,9 +1,9 @@
-"""G completions about an image read one copy of it, in transformers' own decoders too.
+"""Let the G completions about an image share one copy of the image, in transformers' own decoders too.
 
-Cross-attention does not care in which order its queries come, nor how many there are: the G*T tokens about an image
-are as well one row of G*T queries as G rows of T. So the cross-attention modules of a decoder are given their input in
-that shape, B rows instead of B*G, and everything else of transformers' code runs as it is: keys and values are
-projected, cached and read once an image, in sampling and in learning. Nothing changes where each row has its own image.
+Cross-attention treats each query by itself, so the tokens about an image may be one row of G*T queries instead of G
+rows of T queries. Hooks give the cross-attention modules of a decoder their input in this shape, B rows instead of
+B*G, and the rest of transformers' code runs unchanged. Keys and values are then projected, cached and read once an
+image, both in sampling and in training. Nothing changes if each row has its own image.
 """
 
 import logging
@@ -22,29 +22,29 @@ from vision_rl.models.unwrapping import base_model, decoder_of
 
 logger = logging.getLogger(__name__)
 
-# What cross-attention is called in BERT, GPT-2 and their kin, in BART, mBART, TrOCR and theirs, and in Pix2Struct.
+# The names of cross-attention modules: of BERT, GPT-2 and similar models; of BART, mBART and TrOCR; of Pix2Struct.
 CROSS_ATTENTION = ("crossattention", "encoder_attn", "encoder_decoder_attention")
-MASKS_EVERY_ROW = ("big_bird",)  # its cross-attention gets a mask of B*G rows, whether one is needed or not
+MASKS_EVERY_ROW = ("big_bird",)  # BigBird gives cross-attention a mask of B*G rows, whether one is needed or not
 
 
 def share_images(model: PreTrainedModel | PeftModel) -> None:
     """Let `model(pixel_values (B, ...), decoder_input_ids (B*G, T))` work: an image is encoded once for its G rows.
 
-    Learning stays one forward call of the whole model, as DDP, DeepSpeed and FSDP need it. Our decoder reads an image
-    once for its G rows by itself, transformers' get hooks. Calling it twice changes nothing.
+    Training stays one forward call of the whole model, as DDP, DeepSpeed and FSDP need. A `VisionDecoderForCausalLM`
+    reads an image once for its G rows without help; transformers' decoders get hooks. A second call changes nothing.
     """
     share_images_of(decoder_of(base_model(model)))
 
 
 def share_images_of(decoder: PreTrainedModel) -> None:
-    """Let `decoder` take B images with B*G rows of tokens, the G rows of an image adjacent. Twice changes nothing.
+    """Let `decoder` take B images with B*G rows of tokens, the G rows of an image adjacent.
 
-    Our decoder does so itself. One whose cross-attention is not known here gets its images repeated, and a line in
-    the log says so.
+    A `VisionDecoderForCausalLM` does so without help. A decoder whose cross-attention is unknown to this module gets
+    its images repeated, and a warning is logged. A second call changes nothing.
     """
     if isinstance(decoder, VisionDecoderForCausalLM):
         return
-    masked = decoder.decoder if isinstance(decoder, HeadedDecoder) else decoder  # what takes encoder_attention_mask
+    masked = decoder.decoder if isinstance(decoder, HeadedDecoder) else decoder  # it takes encoder_attention_mask
     if _mask_images not in masked._forward_pre_hooks.values():
         masked.register_forward_pre_hook(_mask_images, with_kwargs=True)
     for attention in _cross_attentions(decoder):
@@ -61,12 +61,12 @@ def share_images_of(decoder: PreTrainedModel) -> None:
 
 
 def reads_images_once(decoder: PreTrainedModel) -> bool:
-    """Whether `decoder`, after `share_images_of`, projects and reads an image once for all completions about it."""
+    """Return whether `decoder`, after `share_images_of`, projects and reads an image once for all its completions."""
     return isinstance(decoder, VisionDecoderForCausalLM) or bool(_cross_attentions(decoder))
 
 
 def images_for(decoder: PreTrainedModel, images: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """`images (B, N, d)` as `decoder` reads them for `num_rows` completions: each once, or repeated G times."""
+    """Return `images (B, N, d)` as `decoder` reads them for `num_rows` completions: each once, or repeated G times."""
     if reads_images_once(decoder) or len(images) == num_rows:
         return images
     return images.repeat_interleave(num_rows // len(images), dim=0)
@@ -79,7 +79,7 @@ def _cross_attentions(decoder: PreTrainedModel) -> list[nn.Module]:
 
 
 def _merge_rows_of_image(attention: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """`(B*G, T, d)` tokens as `(B, G*T, d)` queries; some decoders pass them by position and others by name."""
+    """Reshape tokens `(B*G, T, d)` to queries `(B, G*T, d)`; some decoders pass them by position, others by name."""
     tokens = args[0] if args else kwargs["hidden_states"]
     others = (*args[1:], *(value for name, value in kwargs.items() if name != "hidden_states"))
     images = next(other for other in others if isinstance(other, torch.Tensor) and other.ndim == 3)  # (B, N, d)
@@ -91,14 +91,14 @@ def _merge_rows_of_image(attention: Any, args: tuple, kwargs: dict) -> tuple[tup
 
 
 def _split_rows_of_image(attention: Any, args: tuple, output: tuple) -> tuple | None:
-    """The attention's output, the first of what it returns, as rows of tokens again."""
+    """Reshape the first of the attention's outputs from queries `(B, G*T, d)` back to tokens `(B*G, T, d)`."""
     if attention.token_shape is None:
         return None
     return output[0].reshape(*attention.token_shape, -1), *output[1:]
 
 
 def _mask_images(decoder: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A mask `(B, N)` as `(B, 1, 1, N)`, which serves any number of queries; transformers would make one for each row."""
+    """Reshape a mask `(B, N)` to `(B, 1, 1, N)`, for any number of queries; transformers would make `B*G` rows."""
     images, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
     if images is not None and mask is not None and mask.ndim == 2:
         kwargs["encoder_attention_mask"] = create_bidirectional_mask(

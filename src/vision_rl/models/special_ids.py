@@ -1,4 +1,4 @@
-"""The ids that a model starts, pads and ends with, and those that it must not write."""
+"""The ids with which a model starts, pads and ends a completion, and the ids that it must not write."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class SpecialIds(NamedTuple):
 
 
 def special_ids(model: nn.Module) -> SpecialIds:
-    """The ids that sampling needs, read from `model.generation_config`. Raises `ValueError` for one that is missing."""
+    """Read the ids that sampling needs from `model.generation_config`; raise `ValueError` if start or pad is None."""
     config = base_model(model).generation_config
     start, pad, end = config.decoder_start_token_id, config.pad_token_id, config.eos_token_id
     for name, value in (("decoder_start_token_id", start), ("pad_token_id", pad)):

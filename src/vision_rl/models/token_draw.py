@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-BLOCK = 128  # ids a block of the inverse CDF in two levels: 235 blocks of a vocabulary of 30 000
-FLAT = 2048  # up to so many ids one level takes less time than two
-BELOW_ONE = 1 - 2**-23  # times a float32 is less than it, whatever the rounding
+BLOCK = 128  # number of ids of a block of the two-level inverse CDF: 235 blocks of a vocabulary of 30 000
+FLAT = 2048  # up to this number of ids, one level takes less time than two
+BELOW_ONE = 1 - 2**-23  # a float32 times this factor is less than the float32, whatever the rounding
 
 
 def policy_logits(
     logits: Tensor, temperature: float = 1.0, suppress_tokens: Sequence[int] | Tensor | None = None
 ) -> Tensor:
-    """Logits `(..., V)` of the distribution that is sampled and learned: float32, tempered, forbidden ids at -inf."""
+    """Return the logits `(..., V)` of the policy: in float32, divided by the temperature, -inf for suppressed ids."""
     logits = logits.float()
     if temperature != 1:
         logits = logits / temperature
@@ -24,11 +24,11 @@ def policy_logits(
 
 
 def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """The id `(R,)` whose share of the cumulated `weights (R, V)` the uniform `(R,)` falls into.
+    """Return the ids `(R,)` at which the cumulated `weights (R, V)` pass the `uniforms (R,)` times the total weight.
 
-    A large vocabulary in two levels, first the block of ids and then the id in it: V / 128 + 128 numbers a row are
-    cumulated instead of V. The weights need not sum to 1. An id of weight 0 is never drawn, and rows with NaN give some
-    id.
+    A large vocabulary is searched in two levels, first for the block of ids and then for the id in the block. So
+    V / 128 + 128 numbers a row are cumulated instead of V. The weights need not sum to 1. An id of weight 0 is never
+    drawn, and a row with NaN yields an arbitrary id.
     """
     uniforms = uniforms[:, None].to(weights)
     num_ids = weights.shape[-1]
@@ -43,14 +43,14 @@ def inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     block = _first_above(blocks, cdf, target)  # (R, 1)
     target = (target - cdf.gather(-1, block) + blocks.gather(-1, block)).clamp(
         min=0.0
-    )  # what is left inside the block
+    )  # the rest of the target, inside the block
     ids = block * BLOCK + torch.arange(BLOCK, device=weights.device)  # (R, BLOCK)
     inside = weights.gather(-1, ids.clamp(max=num_ids - 1)).masked_fill(ids >= num_ids, 0.0)
     return ids.gather(-1, _first_above(inside, inside.cumsum(-1), target)).squeeze(-1)
 
 
 def _first_above(weights: Tensor, cdf: Tensor, target: Tensor) -> Tensor:
-    """The first index `(R, 1)` at which `cdf (R, n)`, the cumulated weights, exceeds `target (R, 1)`."""
+    """Return the first index `(R, 1)` at which `cdf (R, n)`, the cumulated weights, exceeds `target (R, 1)`."""
     target = torch.minimum(target, cdf[:, -1:] * BELOW_ONE)  # u * total may round up to the total, which no id reaches
     found = torch.searchsorted(cdf, target, right=True).clamp(max=cdf.shape[-1] - 1)
     # a parallel cumsum may rise by a rounding error where a weight is 0
@@ -59,7 +59,10 @@ def _first_above(weights: Tensor, cdf: Tensor, target: Tensor) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One id a row `(R,)` of `logits (R, V)` and the log of their normaliser `(R, 1)`; without uniforms the arg max."""
+    """Draw one id a row `(R,)` from `logits (R, V)`, or take the arg max if `uniforms` is None.
+
+    The second result is the log of the softmax's normaliser, `(R, 1)`.
+    """
     peak = logits.amax(-1, keepdim=True)
     weights = (logits - peak).exp_()
     log_normalizer = peak + weights.sum(-1, keepdim=True).log()

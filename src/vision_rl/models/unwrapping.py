@@ -1,4 +1,4 @@
-"""The transformers model and its parts, out of whatever has been put around them; and its modes of running."""
+"""Unwrap a transformers model and its parts from `torch.compile` and PEFT, and change for a while how it runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +13,18 @@ from vision_rl.models.served import SERVED, HeadedDecoder, decoder_part
 
 
 def base_model(model: Any) -> Any:
-    """The transformers model itself, out of what `torch.compile` and PEFT have put around it."""
+    """Return the transformers model itself, without the wrappers of `torch.compile` and PEFT."""
     model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def is_served(model: nn.Module) -> bool:
-    """Whether the model is one that `sample` draws from itself; another encoder-decoder goes through `generate`."""
+    """Return whether `sample` draws from the model itself; it samples another encoder-decoder through `generate`."""
     return isinstance(base_model(model), SERVED)
 
 
 def decoder_of(policy: Any) -> Any:
-    """The decoder as it is trained: of PEFT's `modules_to_save=["decoder"]` the copy, not what holds it."""
+    """Return the decoder that is trained: under PEFT's `modules_to_save=["decoder"]` the copy inside the wrapper."""
     decoder = decoder_part(policy)
     if isinstance(decoder, HeadedDecoder):
         return HeadedDecoder(*map(_trained, (decoder.decoder, decoder.head)))
@@ -40,7 +40,7 @@ def _trained(decoder: Any) -> Any:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, every module's own mode back afterwards, also after an error."""
+    """Turn dropout off inside the context, and restore each module's own mode afterwards, also after an error."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -52,7 +52,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Inside, calling `module` calls `forward`; its hooks run as ever."""
+    """Let a call of `module` run `forward` inside the context; the hooks of the module still run."""
     module.forward = forward
     try:
         yield
@@ -61,10 +61,10 @@ def replaced_forward(module: nn.Module, forward: Callable) -> Iterator[None]:
 
 
 def call_inside_forward(model: Any, function: Callable[[], Any]) -> Any:
-    """`function()`, which calls parts of the model; under FSDP2 from inside the model's forward.
+    """Return `function()`, which calls parts of the model; under FSDP2 the call runs inside the model's forward.
 
-    FSDP2 gathers the weights that belong to no layer, such as the embeddings, in the hooks of the whole model's forward.
-    A part that is called by itself would find shards in their place.
+    FSDP2 gathers the weights that belong to no layer, such as the embeddings, in the hooks of the whole model's
+    forward. A part of the model that is called outside of this forward would read shards instead of weights.
     """
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, FSDPModule):

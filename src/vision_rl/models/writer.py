@@ -1,4 +1,4 @@
-"""One decoder, one shape of work, and the fastest way to run it here: what `sample` starts and writes."""
+"""Write completions with one decoder for work of one shape, in the fastest way that the device and model allow."""
 
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ from vision_rl.models.packed_linear import can_pack, packed_linears
 
 
 class Work(NamedTuple):
-    """All that writing depends on beside the decoder, the images' content and the uniforms."""
+    """Everything that writing depends on, except the decoder, the content of the images and the uniforms."""
 
-    num_images: int  # B, or B*G for a decoder that wants images repeated
+    num_images: int  # B, or B*G for a decoder that needs each image repeated
     num_rows: int  # B*G
     length: int
     start: int
@@ -31,13 +31,17 @@ class Work(NamedTuple):
     temperature: float
     watched_ids: tuple[int, ...]
     device: torch.device
-    autocast: torch.dtype | None  # of the matrix products
+    autocast: torch.dtype | None  # the dtype of matrix products under autocast
     synced: bool
-    logits_processor: LogitsProcessorList | None = None  # of greedy decoding
+    logits_processor: LogitsProcessorList | None = None  # changes the choice of greedy decoding
 
 
 def writer_of(decoder: Any, work: Work) -> "Writer":
-    """A new writer; on a GPU, where the step can be a CUDA graph, the one that did such work before."""
+    """Return a new writer, or on a GPU, if the steps can be CUDA graphs, the kept writer of the same work.
+
+    Raises:
+        ValueError: for completions that are longer than the decoder's learned positions.
+    """
     if work.length > getattr(decoder.config, "max_position_embeddings", work.length) and takes_positions(decoder):
         raise ValueError(
             f"Completions of {work.length} tokens do not fit the decoder's {decoder.config.max_position_embeddings} "
@@ -50,9 +54,10 @@ def writer_of(decoder: Any, work: Work) -> "Writer":
 
 
 def can_capture(decoder: Any, work: Work) -> bool:
-    """Whether the steps can be CUDA graphs: weights that are gathered when a module is called must see the calls.
+    """Return whether the steps can be CUDA graphs.
 
-    Nor those of a `logits_processor`, which is given one id more at each step.
+    They cannot if `synced`: ZeRO-3 and FSDP gather weights when a module is called, and a replay calls no module. They
+    cannot with a `logits_processor` either, which is given one id more at each step.
     """
     return (
         work.device.type == cuda_graphs.DEVICE
@@ -64,7 +69,7 @@ def can_capture(decoder: Any, work: Work) -> bool:
 
 
 class Writer:
-    """Writes completions: a `Decoding`, and what its steps run with."""
+    """Writes completions by a `Decoding`, whose steps run with cast or packed weights where that is faster."""
 
     def __init__(self, decoder: Any, work: Work, runner: EagerRunner):
         self.decoder, self.work, self.runner = decoder, work, runner
@@ -75,7 +80,10 @@ class Writer:
         self.decoding: Decoding | None = None
 
     def write(self, images: Tensor, uniforms: Tensor | None, mask: Tensor | None = None) -> Decoding:
-        """The completions about `images (B, N, d)`; `uniforms (B*G, >= length)` where it samples; `mask (B, N)`."""
+        """Write the completions about `images (B, N, d)`; sampling needs `uniforms (B*G, >= length)`.
+
+        `mask (B, N)` is 0 where an image is padding. The result is overwritten by the next call.
+        """
         with ExitStack() as stack:
             if self.casts is not None:
                 stack.enter_context(self.casts.in_place())

@@ -20,18 +20,18 @@ def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
 
 
 def first_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """The released estimator: sample 0 learns, the others are its baseline (`detection_reward.py`)."""
+    """The released estimator (`detection_reward.py`): sample 0 learns, and the other samples are its baseline."""
     advantages = leave_one_out_advantages(rewards)
     return torch.cat([advantages[:, :1], torch.zeros_like(advantages[:, 1:])], dim=1)
 
 
 def greedy_advantages(rewards: torch.Tensor, greedy_rewards: torch.Tensor) -> torch.Tensor:
-    """Reward minus that of the greedy completion, `(B,)` or `(B, T)`: self-critical training (Rennie et al. 2017)."""
+    """Reward minus the reward of the greedy completion, `(B,)` or `(B, T)`: self-critical training (Rennie et al. 2017)."""
     return (rewards - greedy_rewards[:, None]).nan_to_num(nan=0.0)
 
 
 def mean_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """Reward minus the mean of all samples, itself included.
+    """Reward minus the mean reward of all samples of the image, the sample itself included.
 
     Biased by a factor only: its expected gradient is (G - 1) / G of the exact one, because a sample's own reward is
     in its baseline.

@@ -33,7 +33,7 @@ def leave_if_blocked(seconds: float = 0.5) -> None:
 
 
 def set_cuda_device(device: torch.device | None) -> None:
-    """Of the thread that calls: else what a reward sends to "cuda" lands on device 0, from every process."""
+    """Set the CUDA device of the calling thread. Otherwise a reward's "cuda" would be device 0 in every process."""
     if device is not None and device.type == "cuda":
         torch.cuda.set_device(device)
 
@@ -65,7 +65,7 @@ class _LoopThread(threading.Thread):
                 continue  # asyncio hands a task's exit to its future, and ends the loop too: the others still wait on it
 
     def answers(self, seconds: float) -> bool:
-        """Whether the loop gets round to something new."""
+        """Whether the event loop still answers."""
         answered = threading.Event()
         self.loop.call_soon_threadsafe(answered.set)
         return answered.wait(seconds)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written aside, flushed, renamed; a resume takes the newest whole one.
+"""Checkpoints that are whole or not there: written aside, flushed, renamed.
 
 Trainer writes its files one after the other into `checkpoint-<step>`, so that a run that is killed meanwhile, or a disk
 that is full, leaves a folder that looks like the newest checkpoint and is none.
@@ -17,23 +17,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from vision_rl.manifest import (
     MANIFEST,
-    TRAINING_STATE,
     DamagedFolder,
-    check_whole,
     flush_folder,
     names_below,
     read_manifest,
     write_manifest,
 )
-from vision_rl.trainer.finite import check_finite_state
+from vision_rl.trainer.finite import NotFiniteError, check_finite_state
 from vision_rl.trainer.ranks import together
 from vision_rl.trainer.stream import is_stream
 
@@ -54,11 +51,8 @@ class SaveError(OSError):
     """A checkpoint or a model could not be written. What was saved before is as it was."""
 
 
-# --- saving -----------------------------------------------------------------------------------------------------------
-
-
 def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
-    """What Trainer's `_save_checkpoint` does, in a folder beside that gets its name when it is whole.
+    """Save a checkpoint as Trainer's `_save_checkpoint` does, but in a folder aside that gets its name once it is whole.
 
     All ranks write their parts, then the main process lists and renames them.
 
@@ -90,8 +84,8 @@ def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
             with together(trainer.accelerator):
                 if args.should_save:
                     _save_trainer_state(trainer, aside)
-                    write_manifest(aside, **_facts(trainer), model_files=model_files)
-                    _take_name(aside, run / name)
+                    write_manifest(aside, **facts_of(trainer), model_files=model_files)
+                    take_name(aside, run / name)
         except Exception:
             state.best_model_checkpoint = best_before
             raise
@@ -103,7 +97,7 @@ def save_checkpoint(trainer: "VisionTrainer", trial: Any) -> Path:
 
 
 def save_model(trainer: "VisionTrainer", folder: Path) -> None:
-    """The model's folder: each file takes its place when all of them are written, the manifest last."""
+    """Save the model. Its files take their places only when all of them are written, and the manifest comes last."""
     aside = folder / f"{ASIDE}model"
     check_finite_state(trainer, with_optimizer=False)
     with _explained(trainer, folder, "the model"):
@@ -119,19 +113,26 @@ def save_model(trainer: "VisionTrainer", folder: Path) -> None:
                 _move_files(aside, folder)
 
 
+def checkpoints_in(run: str | Path) -> list[Path]:
+    """The folders `checkpoint-<step>` of a run, oldest step first, whole or not."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [(int(match[1]), path) for path in Path(run).glob("*") if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
 def is_aside(folder: str | Path) -> bool:
     """Whether this is a folder that is being written."""
     return Path(folder).name.startswith(ASIDE)
 
 
 def _stage(trainer: "VisionTrainer") -> AbstractContextManager:
-    """An error of one rank ends all; where ranks exchange shards meanwhile, one that fails must leave, and is not waited for."""
+    """Run a part of a save, whose error on one rank ends all. A rank that fails while shards are exchanged leaves alone."""
     exchanges = trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
     return nullcontext() if exchanges else together(trainer.accelerator)
 
 
 def _save_training_state(trainer: "VisionTrainer", aside: Path) -> None:
-    """The optimizer, the schedule, the scaler and the random states of each rank."""
+    """Save the optimizer, the schedule, the scaler and the random states of each rank."""
     with _stage(trainer):
         trainer._save_optimizer_and_scheduler(str(aside))
     with together(trainer.accelerator):
@@ -140,7 +141,7 @@ def _save_training_state(trainer: "VisionTrainer", aside: Path) -> None:
 
 
 def _save_trainer_state(trainer: "VisionTrainer", aside: Path) -> None:
-    """`trainer_state.json`, with what the callbacks want to be kept."""
+    """Save `trainer_state.json`, with the states of callbacks."""
     states: dict[str, Any] = {}
     for callback in [*trainer.callback_handler.callbacks, trainer.control]:
         if isinstance(callback, ExportableState):
@@ -149,8 +150,8 @@ def _save_trainer_state(trainer: "VisionTrainer", aside: Path) -> None:
     trainer.state.save_to_json(str(aside / TRAINER_STATE_NAME))
 
 
-def _facts(trainer: "VisionTrainer") -> dict[str, Any]:
-    """What a resume compares: another split of the batch is the same run, another batch is another run."""
+def facts_of(trainer: "VisionTrainer") -> dict[str, Any]:
+    """The facts that a resume compares. Another split of the batch is the same run; another batch is another run."""
     args = trainer.args
     return {
         "global_step": trainer.state.global_step,
@@ -161,7 +162,7 @@ def _facts(trainer: "VisionTrainer") -> dict[str, Any]:
     }
 
 
-def _take_name(aside: Path, target: Path) -> None:
+def take_name(aside: Path, target: Path) -> None:
     """Rename a whole folder; one that has the name already, such as a damaged one, is deleted."""
     discarded = target.with_name(f"{DISCARDED}{target.name}")
     if target.exists():
@@ -293,138 +294,15 @@ class StepBoundary(TrainerCallback):
         self._random_states = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
 
 
-# --- resuming ---------------------------------------------------------------------------------------------------------
-
-
-def checkpoints_in(run: str | Path) -> list[Path]:
-    """The folders `checkpoint-<step>` of a run, oldest step first, whole or not."""
-    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    found = [(int(match[1]), path) for path in Path(run).glob("*") if (match := pattern.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if path.is_dir()]
-
-
-def newest_whole(trainer: "VisionTrainer", run: Path) -> Path:
-    """The newest checkpoint of a run that can be resumed; those passed over are told with the reason.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    with together(trainer.accelerator):
-        if trainer.args.should_save:
-            _finish_interrupted(run)
-    candidates = broadcast_object_list([[path.name for path in reversed(checkpoints_in(run))]])[0]
-    passed_over: list[str] = []
-    for name in candidates:
-        damage = _damage_on_any_rank(trainer, run / name)
-        if damage is None:
-            for told in passed_over:
-                logger.warning("Resuming from %s. Passed over: %s", name, told)
-            return run / name
-        passed_over.append(damage)
-    if not passed_over:
-        raise ValueError(f"{run} has no checkpoint to resume from.")
-    raise ValueError(f"{run} has no whole checkpoint to resume from: {' '.join(passed_over)}")
-
-
-def check_resumable(trainer: "VisionTrainer", folder: Path) -> None:
-    """The checkpoint is whole, and holds what a run goes on from.
-
-    Raises:
-        DamagedFolder: on all ranks, naming folder and file, and the newest whole checkpoint beside it.
-    """
-    damage = _damage_on_any_rank(trainer, folder)
-    if damage is not None:
-        raise DamagedFolder(f"{damage} {_way_back(trainer, folder)}")
-
-
-def check_best(trainer: "VisionTrainer", folder: Path) -> None:
-    """The best checkpoint's model is whole; of its optimizer nothing is wanted.
-
-    Raises:
-        DamagedFolder: on all ranks.
-    """
-    damage = _damage_on_any_rank(trainer, folder, only_model=True)
-    if damage is not None:
-        raise DamagedFolder(
-            f"The best model cannot be loaded: {damage} The model in memory is that of step "
-            f"{trainer.state.global_step}. {_way_back(trainer, folder)}"
-        )
-
-
-def compare_runs(trainer: "VisionTrainer", folder: Path) -> None:
-    """Warns where a resumed run is not the one that was interrupted."""
-    then, now = read_manifest(folder), _facts(trainer)
-    changed = {name: (then.get(name), now[name]) for name in now if then.get(name) != now[name]}
-    if "images_per_step" in changed:
-        before, after = changed["images_per_step"]
-        logger.warning(
-            "%s was written by a run with %s images a step, this one has %s: its steps, epochs and learning rates are others "
-            "than those of the run that was interrupted. per_device_train_batch_size x gradient_accumulation_steps x "
-            "processes should stay the same.",
-            *(folder, before, after),
-        )
-    if "train_rows" in changed:
-        before, after = changed["train_rows"]
-        logger.warning(
-            "%s was written by a run with %s rows, this one has %s: their order is another.", folder, before, after
-        )
-    if "world_size" in changed and "images_per_step" not in changed:
-        before, after = changed["world_size"]
-        logger.warning(
-            "%s was written by %s processes, now there are %s: the run goes on with the same images a step, equal up to "
-            "rounding; dropout draws other masks.",
-            *(folder, before, after),
-        )
-
-
-def _damage_on_any_rank(trainer: "VisionTrainer", folder: Path, only_model: bool = False) -> str | None:
-    """What is wrong with a checkpoint, by the processes that save: the main one, or one on each node."""
-    damage = None
-    if trainer.args.should_save:
-        try:
-            content = check_whole(folder, without=TRAINING_STATE if only_model else ())
-            if not only_model:
-                _check_has_state(trainer, folder, content)
-        except DamagedFolder as error:
-            damage = str(error)
-    if trainer.accelerator.num_processes == 1:
-        return damage
-    return next((told for told in gather_object([damage]) if told is not None), None)
-
-
-def _check_has_state(trainer: "VisionTrainer", folder: Path, content: dict) -> None:
-    names = set(content["files"])
-    if content.get("save_only_model"):
-        raise DamagedFolder(
-            f"{folder} holds a model only (save_only_model), no optimizer to go on with: give it as `model` to a new run."
-        )
-    needed = [TRAINER_STATE_NAME]
-    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        needed += ["optimizer.pt", "scheduler.pt"]
-    if content.get("world_size") == (ranks := trainer.args.world_size):
-        needed += ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise DamagedFolder(f"{folder} cannot be resumed here: it has no {', '.join(missing)}.")
+def keep_what_was_done(trainer: "VisionTrainer", boundary: StepBoundary, error: Exception) -> None:
+    """Save a checkpoint of the last whole step when a run ends by an error and all ranks are there to write it."""
+    all_ranks = trainer.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
+    if not all_ranks or isinstance(error, SaveError):
+        return
     try:
-        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise DamagedFolder(f"{folder} is damaged: {TRAINER_STATE_NAME} holds no state ({error}).") from None
-
-
-def _way_back(trainer: "VisionTrainer", folder: Path) -> str:
-    """Which checkpoint beside a damaged one can be resumed."""
-    for other in reversed(checkpoints_in(folder.parent)):
-        if other.name != folder.name and _damage_on_any_rank(trainer, other) is None:
-            return f"Go back to {other}: it is whole."
-    return "No other checkpoint beside it is whole."
-
-
-def _finish_interrupted(run: Path) -> None:
-    """A save that was interrupted between its manifest and its new name has lost nothing."""
-    for left in run.glob(f"{ASIDE}{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            check_whole(left)
-        except DamagedFolder:
-            continue
-        _take_name(left, run / left.name.removeprefix(ASIDE))
+        folder = boundary.save(trainer)
+    except Exception as again:
+        logger.warning("What was done since the last checkpoint is lost: %s", again)
+    else:
+        if folder is not None:
+            logger.warning("The run ends by an error; %s has what was done before.", folder)

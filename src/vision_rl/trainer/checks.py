@@ -4,10 +4,12 @@ import difflib
 import inspect
 import logging
 from collections.abc import Callable, Iterable
+from os import PathLike
 from typing import Any
 
 import torch
 from peft import PeftModel
+from PIL import Image
 from torch import nn
 from transformers import TrainingArguments
 
@@ -48,7 +50,12 @@ def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
 
 
 def check_dataset(name: str, dataset) -> None:
-    """A map-style data set with at least one row."""
+    """A map-style data set with at least one row, which is a dict."""
+    if isinstance(dataset, str | PathLike | Image.Image):
+        raise TypeError(
+            f"{name} is a {type(dataset).__name__}; it must hold rows, such as [{{'image': 'a.png'}}]. datasets.load_dataset "
+            "loads one by its name, and vision_rl.pipeline(folder)('a.png') answers a picture."
+        )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
             f"{name} is a {type(dataset).__name__} without length and index, which only a train_dataset may be, as a "
@@ -57,6 +64,11 @@ def check_dataset(name: str, dataset) -> None:
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: it has no rows.")
+    if isinstance(dataset, list | tuple) and isinstance(dataset[0], str | PathLike | Image.Image):
+        raise TypeError(
+            f"{name} is a list of {type(dataset[0]).__name__}; a row is a dict, such as {{'image': 'a.png'}}: "
+            f"[{{'image': each}} for each in {name}]."
+        )
 
 
 def check_stream(args: VisionConfig) -> None:

@@ -22,7 +22,7 @@ class ClippedRatio:
     level: Literal["sequence", "token"]
 
     def ratios(self, tokens: WeightedTokens, logps: torch.Tensor, sampled_logps: torch.Tensor) -> torch.Tensor:
-        """`(E,)`: of each token's probability to that with which it was sampled, or of its whole sequence's.
+        """The ratio `(E,)` of each token's probability now to its probability when it was sampled, or of its whole sequence's.
 
         Args:
             tokens: all of the sequences that learn, where the level is theirs.
@@ -35,7 +35,7 @@ class ClippedRatio:
         return differences.exp()
 
     def stopped(self, tokens: WeightedTokens, ratios: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which tokens pull no more `(E,)`: those pushed down that are low enough, those pushed up that are high enough.
+        """Which tokens have no gradient any more `(E,)`: pushed down and low enough, and pushed up and high enough.
 
         A token's weight is minus its advantage.
         """
@@ -44,7 +44,7 @@ class ClippedRatio:
         return low, high
 
     def weights(self, tokens: WeightedTokens, ratios: torch.Tensor) -> torch.Tensor:
-        """`(E,)`, with which log-probabilities have the gradient of `-min(ratio * A, clip(ratio) * A)`.
+        """The weights `(E,)` with which log-probabilities have the gradient of `-min(ratio * A, clip(ratio) * A)`.
 
         At a ratio of 1 these are the weights of `tokens` themselves.
         """

@@ -31,13 +31,13 @@ class BatchColumns:
     bad_rows: list[str] = field(default_factory=list)
 
     def __getitem__(self, which: slice) -> "BatchColumns":
-        """Those of some of the images."""
+        """The columns of some of the images."""
         columns = {name: values[which] for name, values in self.columns.items()}
         return BatchColumns(columns, self.references and self.references[which], self.image_sizes[which])
 
     @staticmethod
     def joined(batches: list["BatchColumns"]) -> "BatchColumns":
-        """Those of several batches' images, in order; columns that a batch lacks are left out."""
+        """The columns of several batches' images, in order. A column that one of the batches lacks is left out."""
         names = [name for name in batches[0].columns if all(name in batch.columns for batch in batches)]
         references = [batch.references for batch in batches]
         return BatchColumns(
@@ -130,7 +130,7 @@ class VisionCollator:
         return inputs, self.processor.get_references(named)
 
     def _explained(self, error: Exception, rows: list[Row], images: list, targets: dict[str, str]) -> ValueError:
-        """The error of the first row that fails alone too, with its number; else that of the batch."""
+        """Name the first row that fails by itself in the error; if no single row fails, return the error of the whole batch."""
         name = type(self.processor).__name__
         columns = ", ".join(f"`{column}`" for column in [self.image_column, *targets.values()])
         for row, image in zip(rows, images, strict=True):

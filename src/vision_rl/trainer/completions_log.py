@@ -15,7 +15,7 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from vision_rl.processing import completion_text, image_size, rgb_image
+from vision_rl.processing import as_in_data_set, completion_text
 from vision_rl.trainer.collator import BatchColumns
 from vision_rl.trainer.completions_sheet import Cell, draw_sheet, number
 from vision_rl.trainer.evaluation import Record
@@ -81,13 +81,13 @@ class CompletionsLog:
 
     @classmethod
     def of(cls, trainer: "VisionRewardTrainer") -> "CompletionsLog":
-        """As the trainer's options say."""
+        """Make the log that the trainer's options describe."""
         args, folder = trainer.args, Path(str(trainer.args.output_dir)) / "completions"
         options = args.num_completions_to_print, args.log_multimodal, args.image_column
         return cls(trainer.processor.draw, folder, trainer.reward.names, *options)
 
     def record_rollout(self, part: Rollout, inputs: dict) -> None:
-        """What was drawn for `inputs`, which hold the `decoded` completions and their `scores`.
+        """Record the completions of a chunk; `inputs` hold them `decoded`, and their `scores`.
 
         Where an override of `_score` has decoded and scored in a way of its own, there is nothing to show.
         """
@@ -108,7 +108,7 @@ class CompletionsLog:
         )
 
     def record_greedy(self, step: int, records: list[Record], scores: Scores, columns: BatchColumns) -> None:
-        """A batch of an evaluation."""
+        """Record a batch of an evaluation."""
         self.record(
             step,
             row_index=[record["index"] for record in records],
@@ -201,7 +201,7 @@ class CompletionsLog:
     # --- the forms ----------------------------------------------------------------------------------------------------
 
     def _table(self, step: int, rows: list[LoggedImage]) -> dict[str, list]:
-        """A row a completion: TRL's columns, with the image's row in the data set in place of the prompt."""
+        """The table with one row a completion: TRL's columns, with the image's row in the data set in place of the prompt."""
         table: dict[str, list] = {
             "step": [],
             "row_index": [],
@@ -225,9 +225,7 @@ class CompletionsLog:
         return {**table, **parts, **total}
 
     def _pictures(self, row: LoggedImage) -> list[Image.Image]:
-        image = rgb_image(row.image, row.row_index)
-        if image_size(image) != image.size:  # resized beforehand, while completions are in the pixels it had then
-            image = image.resize(image_size(image), Image.Resampling.BICUBIC)
+        image = as_in_data_set(row.image, row.row_index)
         return [self.draw(image, completion, row.reference) for completion in row.completions]
 
     def _sheet(self, title: str, rows: list[LoggedImage], pictures: list[list[Image.Image]]) -> Image.Image:

@@ -26,7 +26,7 @@ class Cell(NamedTuple):
 
 
 def draw_sheet(title: str, rows: list[list[Cell]]) -> Image.Image:
-    """A title, and rows of completions.
+    """Draw a title and rows of completions.
 
     A bar of the advantage's colour, green above 0 and red below, joins each picture with its numbers: what is going to
     be more likely, and what less.
@@ -59,7 +59,7 @@ def draw_sheet(title: str, rows: list[list[Cell]]) -> Image.Image:
 
 
 def _write_numbers(canvas: ImageDraw.ImageDraw, cell: Cell, left: int, top: int, width: int, font, small) -> None:
-    """The reward on the left and the advantage on the right; below, the parts of the reward."""
+    """Write the reward on the left, the advantage on the right, and the parts of the reward below."""
     middle = top + _LINE / 2
     canvas.text((left, middle), f"reward {number(cell.reward)}", UNJUDGED, font, anchor="lm")
     if cell.advantage is not None:

@@ -17,7 +17,7 @@ Point = tuple[float, float]  # step, value
 
 
 class Panel(NamedTuple):
-    """What one panel shows: numbers that training has logged, as a thin line, and those of evaluations, as dots."""
+    """The numbers of one panel: those of training are drawn as a line, those of evaluations as a line with dots."""
 
     title: str
     training: Sequence[Point]
@@ -25,7 +25,7 @@ class Panel(NamedTuple):
 
 
 def draw_curves(panels: Sequence[Panel]) -> Image.Image:
-    """Panels side by side, over the same steps.
+    """Draw panels side by side, over the same steps.
 
     Raises:
         ValueError: without a panel, or for one without a point.

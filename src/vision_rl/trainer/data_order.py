@@ -22,7 +22,7 @@ class RowKey(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row on its way to the collator: its columns, its place in the data set, the seed of its random targets."""
+    """A row on its way to the collator: its columns, its index in the data set, and the seed of its random targets."""
 
     columns: dict
     row_index: int
@@ -82,7 +82,7 @@ class RowDataset(Dataset):
         return Row(as_columns(columns, key.row_index), key.row_index, seed)
 
     def _file_of(self, index: int) -> str:
-        """Where the row's undecodable image lies, if `datasets` knows a path."""
+        """The path of the row's unreadable image, if `datasets` knows it."""
         import datasets
 
         if not isinstance(self.dataset, datasets.Dataset):

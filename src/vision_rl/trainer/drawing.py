@@ -53,7 +53,7 @@ class Drawing:
         return drawn
 
     def _draw(self, inputs: dict) -> tuple[SampledCompletions, dict]:
-        """The rewards of these completions have been started, where there are threads for them."""
+        """Sample one chunk and, where there are threads for rewards, start its rewards."""
         trainer = self.trainer
         trainer.clock.enter("sample")
         try:
@@ -82,20 +82,20 @@ class Drawing:
         return {**inputs, **encoded}
 
     def scores_of(self, completions: SampledCompletions, inputs: dict) -> Scores:
-        """Those of the very completions that threads have begun to score, or of others, from now on."""
+        """The scores of the completions: wait for the threads that score these very ones, or score them now."""
         started = next((finish for each, finish in self._pending if each is completions), None)
         finish = started or self._begin_rewards(completions, inputs)
         self.trainer.clock.enter("reward")
         return finish().to(self.trainer.args.device)
 
     def greedy_rewards(self, rewards: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """Of the greedy completions: `(B,)`, or their returns `(B, T)` where the samples' are given, `(B, G, T)`."""
+        """The rewards of the greedy completions, `(B,)`; or their returns `(B, T)`, if `rewards` are returns `(B, G, T)`."""
         greedy = inputs["greedy"] if "greedy" in inputs else self.trainer.complete(inputs, do_sample=False)
         scores = self.scores_of(greedy, inputs)
         return scores.rewards if rewards.ndim == 2 else scores.returns_of(rewards.shape[2])
 
     def forget(self) -> None:
-        """What was drawn has been learned from: no encoding is kept, nor a score that nobody asked for."""
+        """Drop encodings and scores, once what was drawn has been learned from."""
         self.encoding.forget()
         self._pending.clear()
 
@@ -112,7 +112,7 @@ class Drawing:
 
     @torch.no_grad()
     def _watched(self, completions: SampledCompletions, inputs: dict) -> SampledCompletions:
-        """With the log-probabilities that the processor wants, of completions that an override has made without them."""
+        """Add the log-probabilities that the processor watches, which an override of `_sample` may have left out."""
         trainer, (ids, mask, _) = self.trainer, completions
         watched = torch.tensor(trainer.processor.watched_ids, device=ids.device)  # (C,)
         rows, positions = mask.flatten(0, 1).nonzero(as_tuple=True)

@@ -44,7 +44,7 @@ class SharedEncoding:
         return encoded
 
     def join(self, pixel_values: torch.Tensor, parts: list[torch.Tensor]) -> None:
-        """`pixel_values` were encoded in `parts`."""
+        """Remember that `pixel_values` were encoded in `parts`."""
         encoded = [self._of(part) for part in parts]
         if len(parts) > 1 and all(one is not None for one in encoded):
             joined = {name: torch.cat([one[name] for one in encoded]) for name in encoded[0]}  # type: ignore[index, union-attr]

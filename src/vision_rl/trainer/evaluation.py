@@ -46,7 +46,7 @@ def decoded(
 
 
 def records_of(trainer: "VisionTrainer", dataloader: DataLoader) -> list[Record]:
-    """Of each row once, in order, on all ranks."""
+    """The records of all rows, each once and in order, on every rank."""
     model = model_for_evaluation(trainer, trainer.gathers_weights())
     model.eval()
     trainer.callback_handler.eval_dataloader = dataloader
@@ -66,7 +66,7 @@ def records_of(trainer: "VisionTrainer", dataloader: DataLoader) -> list[Record]
 
 
 def measured(records: list[Record], compute_metrics: Callable) -> list[Record]:
-    """The records of a batch with what a metric that goes image by image keeps of them, in place of what it read.
+    """Replace completions and references by what an image-by-image metric keeps of them.
 
     Maps of 512 x 512 are a megabyte each, and ranks exchange the records of the whole set.
     """
@@ -78,13 +78,13 @@ def measured(records: list[Record], compute_metrics: Callable) -> list[Record]:
 
 
 def of_all_ranks(records: list[Record]) -> list[Record]:
-    """Each row once, in order: the last batch of a rank may be filled up with rows that another rank has as well."""
+    """The records of all ranks, each row once and in order. A rank's last batch may repeat rows that another rank has."""
     by_index = {record["index"]: record for record in gather_object(records)}
     return [by_index[index] for index in sorted(by_index)]
 
 
 def on_main_process(compute: Callable[[], dict], is_main: bool) -> dict:
-    """What `compute` gives there, on all ranks; an error there is raised on all of them, so that none waits for it."""
+    """Call `compute` on the main process, and return its result, or raise its error, on all ranks."""
     result: list = [None, None]
     if is_main:
         try:
@@ -102,7 +102,7 @@ def on_main_process(compute: Callable[[], dict], is_main: bool) -> dict:
 
 
 def metrics_of(records: list[Record], compute_metrics: Callable | None) -> dict[str, float]:
-    """What `compute_metrics` says of the whole set, its scalars; `records` is not empty."""
+    """The scalars that `compute_metrics` returns for the whole set of `records`, which must not be empty."""
     if compute_metrics is None or not records[0]["has_targets"]:
         return {}
     if "measured" in records[0]:

@@ -51,7 +51,7 @@ class FiniteCheck:
         self.num_written = 0
 
     def forget(self) -> None:
-        """What an update step has left, when it was looked at or did not come to its end."""
+        """Drop what an update step has left, once it was checked or was interrupted."""
         self._batches, self._losses = [], []
 
     def watch(self, batch: dict[str, Any], loss: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,7 @@ class FiniteCheck:
         return loss if self._trainer.args.on_nonfinite == "raise" else torch.nan_to_num(loss, 0.0, 0.0, 0.0)
 
     def check(self, grad_norm: torch.Tensor | float | None) -> None:
-        """Before the optimizer moves: all ranks look at the step together.
+        """Check the update step on all ranks together, before the optimizer moves.
 
         Raises:
             NotFiniteError: on all ranks, with `on_nonfinite="raise"`, or after `max_skipped_steps` in a row.
@@ -141,7 +141,7 @@ class FiniteCheck:
         return [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
 
     def _write(self, folder: Path, message: str) -> None:
-        """The model before the step, and each rank's micro-batches as tensors and JSON: nothing that is unpickled."""
+        """Write the model as it was before the step, and each rank's micro-batches as tensors and JSON, never as pickles."""
         trainer, rank = self._trainer, self._trainer.args.process_index
         try:
             with together(trainer.accelerator):
@@ -188,7 +188,7 @@ def scores_of(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _shown(value: Any) -> Any:
-    """A column's value in JSON's types, for a reader."""
+    """A column's value in JSON's types, for a person to read."""
     if isinstance(value, dict):
         return {str(key): _shown(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -213,7 +213,7 @@ def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
 
 
 def check_finite_state(trainer: "VisionTrainer", with_optimizer: bool = True) -> None:
-    """Nothing that is not finite is saved: neither weights nor buffers, nor the optimizer's moments.
+    """Raise if a weight, a buffer or a moment of the optimizer is not finite, before anything is saved.
 
     Raises:
         NotFiniteError: on all ranks.

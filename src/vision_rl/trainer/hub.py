@@ -1,4 +1,4 @@
-"""What a run pushes to the Hub while it goes on, by `hub_strategy`: whole checkpoints of the model with their card."""
+"""Pushes to the Hub while a run goes on, as `hub_strategy` says: the models of whole checkpoints, with a card."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ LAST = "last-checkpoint"  # its folder there, as Trainer calls it
 
 
 def create_branch(trainer: "VisionTrainer", token: str | None) -> None:
-    """The branch `hub_revision`, if it is not there."""
+    """Make the branch `hub_revision`, unless it is there."""
     args = trainer.args
     if args.hub_revision is not None and trainer.is_world_process_zero():
         where = str(trainer.hub_model_id)
@@ -37,10 +37,11 @@ def create_branch(trainer: "VisionTrainer", token: str | None) -> None:
 
 
 def push_checkpoint(trainer: "VisionTrainer", folder: Path) -> None:
-    """What Trainer's `_push_from_checkpoint` does, from the checkpoint itself, and with all that belongs to the model.
+    """Push a checkpoint as Trainer does, but from its own folder and with all files that belong to the model.
 
-    Trainer copies files of the model, whose names it knows, into `output_dir` and pushes that: no stage I, no files of
-    rewards, no card, and a folder that is of two models. Uploads go on while training does; one that fails is told.
+    Trainer copies the files of the model that it knows by name into `output_dir`, and pushes that folder. Stage I, the
+    files of rewards and the card are then missing, and the folder holds parts of two models. Uploads go on while the
+    model is trained. If an upload fails, a warning says so.
     """
     args, under_way = trainer.args, trainer.push_in_progress
     busy = under_way is not None and not under_way.is_done()
@@ -82,7 +83,7 @@ def push_checkpoint(trainer: "VisionTrainer", folder: Path) -> None:
 
 
 def _model_files(folder: Path) -> list[CommitOperationAdd]:
-    """Of a checkpoint those that its model consists of, with the manifest of them alone."""
+    """Return the files of a checkpoint's model, with a manifest that lists them alone."""
     names = [name for name in read_manifest(folder)["model_files"] if name != TRAINING_ARGS_NAME]
     manifest = json.dumps(part_of(folder, names), indent=1).encode()
     files = [CommitOperationAdd(name, folder / name) for name in names]
@@ -90,7 +91,7 @@ def _model_files(folder: Path) -> list[CommitOperationAdd]:
 
 
 def _card_files(output_dir: Path) -> list[CommitOperationAdd]:
-    """Their content, which the next card changes."""
+    """Return the card and its pictures. They are read now, because the next card overwrites them."""
     paths = [output_dir / CARD, *sorted((output_dir / PICTURES).glob("*.png"))]
     return [CommitOperationAdd(path.relative_to(output_dir).as_posix(), path.read_bytes()) for path in paths]
 
@@ -102,7 +103,7 @@ def _tell_failure(done: Future, folder: Path) -> None:
 
 
 def save_arguments_without_token(args: "VisionConfig", folder: str | Path) -> None:
-    """In place of those that Trainer has saved: `training_args.bin` is pushed with the rest."""
+    """Save `training_args.bin` again, without the token: the file is pushed with the others."""
     public = copy.copy(args)
     public.hub_token = None
     torch.save(public, Path(folder) / TRAINING_ARGS_NAME)

@@ -21,7 +21,7 @@ def reinforce_weights(
 
 
 def token_target_weights(targets: TokenTargets, weight: float = 1.0) -> WeightedTokens:
-    """Cross-entropy with `targets`, times `weight`: minus its probability is the weight of each candidate's log-probability.
+    """Cross-entropy with `targets`, times `weight`: each candidate is weighted by minus its target probability.
 
     The mean over the positions of each sequence, summed over sequences.
     """

@@ -9,7 +9,7 @@ from vision_rl.trainer.reward_scaling import nan_std
 def completion_record(
     completions: SampledCompletions, ends: list[int], rewards: torch.Tensor, per_function: torch.Tensor
 ) -> torch.Tensor:
-    """All that the log says of `N` completions, in one tensor `(N, 4 + F)` that ranks can exchange at once.
+    """Everything that is logged of `N` completions, in one tensor `(N, 4 + F)` that ranks can exchange at once.
 
     Args:
         completions: `(B, G, T)`.
@@ -23,7 +23,7 @@ def completion_record(
 
 
 def ended(completion_ids: torch.Tensor, completion_mask: torch.Tensor, ends: list[int]) -> torch.Tensor:
-    """`(N,)`: whether completions `(N, T)` have ended by themselves; all have where the model has no end token."""
+    """Whether completions `(N, T)` have ended by themselves, `(N,)`. Without an end token all of them have."""
     last = completion_ids.gather(1, completion_mask.sum(-1, keepdim=True) - 1).squeeze(1)
     return torch.isin(last, last.new_tensor(ends)) if ends else torch.ones_like(last, dtype=torch.bool)
 
@@ -43,7 +43,7 @@ def step_metrics(record: torch.Tensor, num_generations: int, names: list[str]) -
 
 
 def completion_metrics(lengths: torch.Tensor, has_ended: torch.Tensor, logps: torch.Tensor) -> dict[str, float]:
-    """Of `N` completions: `lengths (N,)`, `has_ended (N,)` by itself, log-probabilities `logps (N,)`."""
+    """The metrics of `N` completions, given `lengths (N,)`, `has_ended (N,)` and log-probabilities `logps (N,)`."""
     metrics = {"completions/clipped_ratio": (~has_ended).float().mean().item()}
     for name, values in (("", lengths), ("terminated_", lengths[has_ended])):
         if len(values):
@@ -55,7 +55,7 @@ def completion_metrics(lengths: torch.Tensor, has_ended: torch.Tensor, logps: to
 
 
 def reward_metrics(rewards: torch.Tensor, per_function: torch.Tensor, names: list[str]) -> dict[str, float]:
-    """Of `rewards (B, G)` and their parts `per_function (B*G, F)`; NaN is left out."""
+    """The metrics of `rewards (B, G)` and their parts `per_function (B*G, F)`; NaN is left out."""
     metrics = {}
     for name, values in zip(names, per_function.unbind(1), strict=True):
         values = values[~values.isnan()]

@@ -1,6 +1,7 @@
 """Step 1 of the paper: imitate the labels (maximum likelihood)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from peft import PeftConfig, PeftModel
 from torch import nn
@@ -34,13 +35,14 @@ class VisionMLETrainer(VisionTrainer):
     ```
 
     Args:
-        model: a `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
+        model: a `VisionEncoderDecoderModel`, Pix2Struct, Florence-2 or BLIP's captioner, one inside PEFT, or the name or path
+            of one.
         args: options; default `VisionMLEConfig("<model>-MLE")`.
         train_dataset, eval_dataset: rows with an image and the processor's target columns.
         processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
             with an image processor and a tokenizer.
         compute_metrics: `compute_metrics(predictions=, references=) -> dict` over the greedy completions of the whole
-            evaluation set, as an evaluate module's `compute`; without it only `eval_loss` is computed.
+            evaluation set; also an evaluate module, its path, or a list of these; without it only `eval_loss` is computed.
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
             `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them. A
@@ -50,7 +52,7 @@ class VisionMLETrainer(VisionTrainer):
     learns_from_labels = True
     _head_can_be_fused: bool | None = None
     _tag_names = ["vision_rl", "mle"]
-    learned_by = "which imitates labels (maximum likelihood)"
+    learned_by = "trained on labels (maximum likelihood)"
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class VisionMLETrainer(VisionTrainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class=None,
-        compute_metrics: Callable[..., dict] | None = None,
+        compute_metrics: Callable[..., dict] | Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
@@ -93,7 +95,7 @@ class VisionMLETrainer(VisionTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _fuses_head(self, policy, inputs: dict) -> bool:
-        """Whether the logits need not be kept, found out at the first step."""
+        """Whether a step can do without the whole logits; found out at the first step."""
         if self._head_can_be_fused is None:
             self._head_can_be_fused = can_fuse_head(self, policy, images_of(inputs))
         return self._head_can_be_fused

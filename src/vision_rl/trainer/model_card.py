@@ -34,11 +34,7 @@ logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("model_card.md")
 PICTURES = "images"  # folder beside the card
 LIBRARIES = ("torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub")
-OF_THE_MACHINE = (
-    "_runtime",
-    "_per_second",
-    "_preparation_time",
-)  # keys of an evaluation that say nothing of the model
+OF_THE_MACHINE = ("_runtime", "_per_second", "_preparation_time")  # the ends of an evaluation's other keys
 # Settings of a place, not of a run; none of a card's business, and some are secrets.
 NOT_SHOWN = re.compile(
     r"hub_|push_to_hub|_n_gpu|output_dir|run_name|logging_|log_|report_to|disable_tqdm|dataloader_|use_cpu|save_|"
@@ -57,7 +53,7 @@ CITATION = r"""@inproceedings{pinto2023tuning,
 def write_card(
     trainer: "VisionTrainer", folder: Path, model_name: str | None, dataset_name: str | None, tags: list[str]
 ) -> None:
-    """The card as `README.md` in a folder, with its pictures in `images/`; on the main process."""
+    """Write the card as `README.md` into a folder, with its pictures in `images/`. Only the main process calls this."""
     name = model_name or folder.absolute().name
     repo, data_name = trainer.hub_model_id or name, dataset_name or "evaluation set"
     history = trainer.state.log_history
@@ -95,9 +91,9 @@ def write_card(
 
 
 def base_models(model: Any) -> list[str]:
-    """The models of the Hub that this one comes from: itself as it was loaded, or the parts that it was put together of.
+    """Return the models of the Hub that this one comes from: the model that was loaded, or the parts that it was made of.
 
-    Of a model from a folder, those that the card in the folder names.
+    For a model from a folder, these are the models that the card in the folder names.
     """
     policy = base_model(model)
     parts = [policy.encoder, policy.decoder] if isinstance(policy, VisionEncoderDecoderModel) else []
@@ -126,7 +122,7 @@ def _summary(trainer: "VisionTrainer", bases: list[str], dataset_name: str | Non
     origin = f", from {' and '.join(map(_link, bases))}" if bases else ""
     on_hub = dataset_name is not None and _on_hub(dataset_name)
     data = f" on {_link(dataset_name, 'datasets/') if on_hub else f'`{dataset_name}`'}" if dataset_name else ""
-    return f"A model for {task}, {trainer.learned_by}{data}{origin}, with vision_rl."
+    return f"A model for {task}, {trainer.learned_by}{data}{origin}, made with vision_rl."
 
 
 def _rewards(trainer: "VisionTrainer") -> str:
@@ -141,59 +137,52 @@ def _rewards(trainer: "VisionTrainer") -> str:
 
 
 def usage(trainer: "VisionTrainer", repo: str) -> str:
-    """A few lines that answer an image with the model, after `pip install vision-rl`."""
+    """Return a few lines of code that answer an image with the model."""
     processor, policy = trainer.processing_class, base_model(trainer.model)
     module, name = type(processor).__module__, type(processor).__name__
-    imports = ["import vision_rl"] + [f"import {module}  # has {name}"] * (
-        not module.startswith(("vision_rl.", "transformers."))
-    )
+    of_library = module.startswith(("vision_rl.", "transformers."))
+    lines = ["import vision_rl", *([] if of_library else [f"import {module}  # has {name}"])]
     load = f'processor = AutoProcessor.from_pretrained("{repo}")'
     if isinstance(policy, UViMModel):
-        lines = [
-            *imports,
-            "from transformers import AutoModel, AutoProcessor",
-            "",
-            load,
-            f'stage1 = AutoModel.from_pretrained("{repo}")  # of the model that `vision-rl mle --stage1 {repo}` trains',
+        lines += ["from transformers import AutoModel, AutoProcessor", "", load]
+        lines += [
+            f'stage1 = AutoModel.from_pretrained("{repo}")  # `vision-rl mle --stage1 {repo}` trains on its codes'
         ]
     elif module.startswith("vision_rl."):
-        lines = [
-            *imports,
-            "",
-            f'answer = vision_rl.pipeline("{repo}")',
-            'result = answer("image.jpg")',
-            'answer.draw("image.jpg", result).save("answer.png")',
-        ]
-    elif isinstance(processor, VisionProcessor):
-        lines = [
-            *imports,
-            "from PIL import Image",
-            "from transformers import AutoProcessor",
-            "",
-            load,
-            'args = vision_rl.VisionMLEConfig("answers", report_to="none")',
-            f'trainer = vision_rl.VisionMLETrainer("{repo}", args, processing_class=processor)',
-            'trainer.predict([{"image": Image.open("image.jpg")}]).predictions[0]',
-        ]
+        lines += ["", f'answer = vision_rl.pipeline("{repo}")', 'result = answer("image.jpg")']
+        lines += ['answer.draw("image.jpg", result).save("answer.png")']
+    elif isinstance(processor, VisionProcessor) or not isinstance(policy, VisionEncoderDecoderModel):
+        lines += ["from PIL import Image", "", 'args = vision_rl.VisionMLEConfig("answers", report_to="none")']
+        lines += [f'trainer = vision_rl.VisionMLETrainer("{repo}", args)', f"rows = [{_row(trainer)}]"]
+        lines += ["trainer.predict(rows).predictions[0]"]
     else:
-        lines = [
-            *imports,
+        lines += [
             "from PIL import Image",
             "from transformers import AutoProcessor, VisionEncoderDecoderModel",
             "",
             load,
-            f'model = VisionEncoderDecoderModel.from_pretrained("{repo}")',
-            'image = processor(images=Image.open("image.jpg").convert("RGB"), return_tensors="pt")',
-            "processor.batch_decode(model.generate(image.pixel_values), skip_special_tokens=True)[0]",
         ]
+        lines += [f'model = VisionEncoderDecoderModel.from_pretrained("{repo}")']
+        lines += ['inputs = processor(images=Image.open("image.jpg").convert("RGB"), return_tensors="pt")']
+        lines += ["processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)[0]"]
     return "\n".join(lines)
+
+
+def _row(trainer: "VisionTrainer") -> str:
+    """Write a row that the model can answer, with the prompt of the first training row where the model reads one."""
+    rows: Any = trainer.train_dataset
+    known = rows is not None and not is_stream(rows)
+    prompts = {column: rows[0][column] if known else "..." for column in trainer.processor.input_columns}
+    return "".join(
+        ['{"image": Image.open("image.jpg")', *(f', "{name}": {text!r}' for name, text in prompts.items()), "}"]
+    )
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
 
 
 def evaluations(history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """What the evaluations of a run have measured, in order: `step`, and numbers without the prefix `eval_`."""
+    """Return what the evaluations of a run have measured, in order: `step`, and the numbers without the prefix `eval_`."""
     found = []
     for entry in history:
         numbers = {
@@ -207,7 +196,7 @@ def evaluations(history: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def before_and_after(measured: list[dict[str, float]]) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
-    """Of each number its first and its last `(step, value)`."""
+    """Return the first and the last `(step, value)` of each number."""
     names = list(dict.fromkeys(name for entry in measured for name in entry if name != "step"))
     points = {name: [(entry["step"], entry[name]) for entry in measured if name in entry] for name in names}
     return {name: (of_name[0], of_name[-1]) for name, of_name in points.items()}
@@ -216,7 +205,7 @@ def before_and_after(measured: list[dict[str, float]]) -> dict[str, tuple[tuple[
 def eval_results(
     measured: list[dict[str, float]], task: str, dataset: str | None, data_name: str, eval_names: list[str]
 ) -> list[EvalResult]:
-    """For the card's `model-index`: each metric and the reward, as they are and as they were at the first evaluation."""
+    """Return the entries of `model-index`: each metric and the reward, now and at the first evaluation."""
     results = []
     for name, ((first, before), (last, after)) in before_and_after(measured).items():
         split = next((each for each in eval_names if name.startswith(f"{each}_")), None)
@@ -267,7 +256,7 @@ def _table(measured: list[dict[str, float]]) -> str:
 
 
 def _save_pictures(trainer: "VisionTrainer", folder: Path, measured: list[dict[str, float]]) -> dict[str, Any]:
-    """What the template is told of them. A picture that cannot be drawn is left out: the model is what counts."""
+    """Save the pictures and return what the template needs of them. A picture that cannot be drawn is left out."""
     told: dict[str, Any] = {}
     shown, processor = trainer.shown_answers, trainer.processor
     try:
@@ -293,7 +282,7 @@ def _saved(picture: Image.Image, folder: Path, name: str) -> str:
 
 
 def curves(history: list[dict[str, float]], measured: list[dict[str, float]], best: str | None) -> list[Panel]:
-    """The reward, or else the loss, in training and evaluation; and the metric: the one that chooses the best, or the first."""
+    """Return a panel of the reward, or else the loss, and one of the metric that chooses the best model, or of the first."""
     learned = "reward" if any("reward" in entry for entry in history) else "loss"
     names = [
         name for entry in measured for name in entry if "/" not in name and name not in ("step", "loss", "reward")
@@ -320,7 +309,7 @@ def _run(trainer: "VisionTrainer") -> str:
 
 
 def settings(args: Any) -> dict[str, Any]:
-    """What of a config is not its default, and of the run itself."""
+    """Return the settings of a run that are not defaults. Settings of the machine, and secrets, are left out."""
     values = args.to_dict()
     shown = {}
     for field in dataclasses.fields(args):

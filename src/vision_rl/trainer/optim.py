@@ -113,7 +113,7 @@ class BigVisionAdafactor(torch.optim.Optimizer):
         return loss
 
     def _scale(self, parameters: list[nn.Parameter], gradients: list[Tensor], beta2: float, group) -> list[Tensor]:
-        """The gradients over the roots of their second moments."""
+        """Divide the gradients by the roots of their second moments."""
         squares = list(torch._foreach_mul(gradients, gradients))
         torch._foreach_add_(squares, EPSILON)
         moments = self._states(parameters, "v", squares)
@@ -123,7 +123,7 @@ class BigVisionAdafactor(torch.optim.Optimizer):
     def _scale_factored(
         self, parameters: list[nn.Parameter], gradients: list[Tensor], beta2: float, group
     ) -> list[Tensor]:
-        """The same where the second moments are kept as their means over each of two axes."""
+        """Divide the gradients by the roots of their second moments, which are kept as means over each of two axes."""
         largest, second = zip(*(self._axes(parameter, group) or () for parameter in parameters), strict=True)
         squares = list(torch._foreach_mul(gradients, gradients))
         row_means, col_means = _means(squares, largest), _means(squares, second)
@@ -199,12 +199,12 @@ class BigVisionAdafactor(torch.optim.Optimizer):
                     self.state[parameter][name] = value.to(parameter.device, copy=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: torch's list would leave the views out."""
+        """The state that a copy or a pickle keeps; torch's own list would leave the views out."""
         return {**super().__getstate__(), "view_shapes": self.view_shapes}
 
 
 def _forget(moments: list[Tensor], beta2: float, new: list[Tensor]) -> None:
-    """`moments = beta2 * moments + (1 - beta2) * new`, in place."""
+    """Update moments in place: `moments = beta2 * moments + (1 - beta2) * new`."""
     torch._foreach_mul_(moments, beta2)
     torch._foreach_add_(moments, new, alpha=1 - beta2)
 
@@ -294,7 +294,7 @@ _IN_ENCODER = re.compile(rf"(base_model\.model\.|module\.|_orig_mod\.)*({_ENCODE
 
 
 def encoder_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Those of the image side, as `parameter_groups` tells them from the decoder's."""
+    """The parameters of the encoder, as `parameter_groups` tells them from the decoder's."""
     return [parameter for name, parameter in model.named_parameters() if _IN_ENCODER.match(name)]
 
 

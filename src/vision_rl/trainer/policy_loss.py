@@ -45,7 +45,7 @@ class LearnedTokens:
         targets: Sequence[WeightedTokens],
         ratio: ClippedRatio | None = None,
     ) -> "LearnedTokens":
-        """Those with a weight other than 0; one token where there is none, for a step of nothing is a step too.
+        """Select the tokens whose weight is not 0. If all are 0, one token is kept, since every step needs a backward pass.
 
         `policy` has all sampled tokens, `sampled_logps` is `(R, T)`.
         """
@@ -66,7 +66,7 @@ class LearnedTokens:
         return self.tokens[: self.num_policy]
 
     def clipped(self, logps: torch.Tensor) -> torch.Tensor:
-        """The weights `(E,)` where the policy now says `logps (E,)`."""
+        """The weights `(E,)` of all tokens, given their log-probabilities `logps (E,)` by the policy as it is now."""
         assert self.ratio is not None
         ratios = self.ratio.ratios(self.policy, logps[: self.num_policy], self.sampled_logps)
         return torch.cat([self.ratio.weights(self.policy, ratios), self.tokens.weights[self.num_policy :]])
@@ -92,7 +92,7 @@ class CompletionLoss:
     stopped: torch.Tensor
 
     def record(self, scaled: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """`(1, 7)` for `StepLog`, with the losses as `scaled` has them."""
+        """One row `(1, 7)` for `StepLog`; `scaled` maps a sum of losses to the loss that is logged."""
         losses = torch.stack([scaled(self.of_policy), scaled(self.loss.detach() - self.of_policy)])
         return torch.cat([losses.double(), self.differences.double(), self.stopped.double()])[None]
 
@@ -119,7 +119,7 @@ class PolicyLoss:
 
     @staticmethod
     def of(trainer: "VisionRewardTrainer") -> "PolicyLoss":
-        """As the trainer's options say."""
+        """Make the loss that the trainer's options describe."""
         args = trainer.args
         high = args.epsilon if args.epsilon_high is None else args.epsilon_high
         ends = special_ids(trainer.unwrap(trainer.model)).ends if args.mask_truncated_completions else None
@@ -136,7 +136,7 @@ class PolicyLoss:
         token_targets: Sequence[TokenTargets],
         has_moved: bool,
     ) -> CompletionLoss:
-        """Of the first L of an image's completions.
+        """Compute the loss of the first L completions of each image.
 
         Args:
             model: as it is trained. images: as it is given them.
@@ -168,7 +168,7 @@ class PolicyLoss:
         return CompletionLoss(reading.loss, of_policy, entropies, largest, self._stopped(learned, ratios, mask))
 
     def _stopped(self, learned: LearnedTokens, ratios: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`(3,)`: how many sequences or tokens pull no more, low ones and high ones, and of how many."""
+        """Count the sequences or tokens whose gradient the clipping stops: `(3,)`, from below, from above, and of how many."""
         low, high = self.ratio.stopped(learned.policy, ratios)
         if learned.ratio is None:
             low, high = torch.zeros_like(low), torch.zeros_like(high)
@@ -178,7 +178,7 @@ class PolicyLoss:
         return torch.tensor([len(rows[low].unique()), len(rows[high].unique()), len(mask)], device=mask.device)
 
     def _targets(self, token_targets: Sequence[TokenTargets], learns: torch.Tensor) -> list[WeightedTokens]:
-        """As weights, of those of the completions that learn; `learns (B, L)`."""
+        """Turn token targets into token weights, for the completions that learn: `learns (B, L)`."""
         count, weighted = learns.shape[1], []
         for each in token_targets:
             fields = {name: getattr(each, name).to(learns.device) for name in ("positions", "ids", "probabilities")}
@@ -192,6 +192,6 @@ class PolicyLoss:
 
 
 def token_entropies(logits: torch.Tensor) -> torch.Tensor:
-    """`(R, T)`, in nats, of `logits (R, T, V)` whose forbidden ids are -inf."""
+    """The entropy `(R, T)` in nats of `logits (R, T, V)`, in which forbidden ids are -inf."""
     logps = logits.log_softmax(-1)
     return -(logps.exp() * logps.masked_fill(logps == float("-inf"), 0.0)).sum(-1)

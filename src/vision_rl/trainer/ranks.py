@@ -45,7 +45,7 @@ def together(accelerator: Accelerator) -> Iterator[None]:
 
 
 def wait_for_gloo_at_exit() -> None:
-    """From now on Python, when it ends, leaves gloo's thread half a second to let go of the last exchange.
+    """Make Python wait half a second when it ends, until gloo's thread has let go of the last exchange.
 
     The thread needs Python's lock for that. If Python is already being taken down, asking for the lock aborts the process
     ("terminate called without an active exception"), and the launcher reports a run as failed that has saved everything.
@@ -60,7 +60,7 @@ def _let_gloo_finish() -> None:
 
 
 def check_same_data(accelerator: Accelerator, datasets: dict[str, Any]) -> None:
-    """Every rank was given the same rows: each takes its share of them by their numbers.
+    """Check that every rank was given the same rows, of which each takes its share by their numbers.
 
     Compared are the lengths, the names of the columns, and, of a `datasets.Dataset` and a plain list, a sample of the rows.
 
@@ -103,7 +103,7 @@ def _described(dataset: Any) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
-    """What a row says, in plain types: equal rows have an equal `repr`. Pictures, which may be open files, by their size."""
+    """A row in plain types: equal rows have an equal `repr`. A picture, which may be an open file, is told by its size."""
     if isinstance(value, dict):
         return sorted((str(key), _plain(item)) for key, item in value.items())
     if isinstance(value, list | tuple):

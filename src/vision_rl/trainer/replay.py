@@ -30,7 +30,7 @@ from vision_rl.trainer.losses import mle_loss
 
 @dataclass
 class ReplayedRow:
-    """One row of a batch, forward and back.
+    """The result of passing one row of a batch forward and back.
 
     Args:
         batch: the file's name.
@@ -50,7 +50,7 @@ class ReplayedRow:
 
     @property
     def finite(self) -> bool:
-        """Whether loss, gradient and scores are; rewards that are NaN do not apply."""
+        """Whether loss, gradient and scores are finite. A reward of NaN means that it does not apply."""
         values = torch.tensor([self.loss, self.grad_norm])
         rewards, advantages = (torch.tensor(self.scores.get(name, [])) for name in ("rewards", "advantages"))
         return bool(values.isfinite().all() and advantages.isfinite().all() and not rewards.isinf().any())
@@ -62,7 +62,7 @@ class ReplayedRow:
 
 
 def replay(folder: str | Path) -> Iterator[ReplayedRow]:
-    """Each row of a fault that a trainer wrote to `output_dir/faults/step-<n>`.
+    """Pass each row of a fault forward and back; a trainer wrote it to `output_dir/faults/step-<n>`.
 
     Raises:
         ValueError: if this is no such folder.
@@ -87,7 +87,7 @@ def _load(folder: Path) -> nn.Module:
 
 
 def _of_row(tensors: dict[str, torch.Tensor], place: int) -> dict[str, torch.Tensor]:
-    """What has one entry a row, of one row."""
+    """The part of a batch that belongs to one row."""
     count = len(tensors["row_index"])
     return {name: value[place : place + 1] for name, value in tensors.items() if value.ndim and len(value) == count}
 
@@ -120,7 +120,7 @@ def _replayed(model: nn.Module, batch: str, row: int, tensors: dict[str, torch.T
 
 
 def _loss(model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What the row adds to the loss: of stage I, of labels, or of its samples."""
+    """The row's share of the loss: of stage I, of labels, or of its samples."""
     if isinstance(model, UViMModel):
         targets = {name.removeprefix("targets."): v for name, v in tensors.items() if name.startswith("targets.")}
         return model(tensors["pixel_values"], targets).loss
@@ -136,7 +136,7 @@ def _loss(model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _named(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """A tensor by the end of its name: before it stands what held it."""
+    """The tensor whose name ends like this; the name begins with the object that held the tensor."""
     return next(value for whole, value in tensors.items() if whole.rpartition(".")[2] == name)
 
 

@@ -35,7 +35,7 @@ class RewardArguments:
     rows: list[int]
 
     def own(self) -> dict[str, Any]:
-        """For one reward to do with as it likes: what it sorts or empties, no other reward and no metric sees.
+        """A copy for one reward: what it sorts or empties, no other reward and no metric sees.
 
         Lists, tuples and dicts are copied at every level, and tensors too. Arrays are views that cannot be written to:
         to copy maps would take as long as to score them. Images and objects of other kinds are shared.
@@ -57,7 +57,7 @@ def reward_arguments(
     log_metric: Callable[[str, float], None],
     conversational: bool,
 ) -> RewardArguments:
-    """For the completions of the images `rows`, `G` adjacent ones each; columns are repeated `G` times."""
+    """The arguments for the completions of the images `rows`, `G` adjacent ones an image; columns are repeated `G` times."""
     if len(completions) != len(completion_ids):
         raise ValueError(f"{len(completion_ids)} completions were decoded into {len(completions)} objects.")
     repeats = len(completions) // len(rows)
@@ -73,7 +73,7 @@ def reward_arguments(
 
 
 def check_logged_name(key: str) -> None:
-    """A reward does not log under a name of the trainer's."""
+    """Raise if a reward logs under a name that the trainer uses."""
     if key in LOGGED_NAMES or key.startswith(LOGGED_PREFIXES):
         raise ValueError(f"log_metric({key!r}, ...): the trainer itself logs this name; take another one.")
 

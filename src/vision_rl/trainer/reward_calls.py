@@ -139,7 +139,7 @@ def compute(function: Callable, arguments: RewardArguments, device: torch.device
 
 
 def _computed(function: Callable, *args) -> Future:
-    """The call made here and now, its error kept for whoever asks."""
+    """Make the call now, and keep its error for `result`."""
     future: Future = Future()
     try:
         output = function(*args)

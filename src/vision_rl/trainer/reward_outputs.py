@@ -44,7 +44,7 @@ def checked_output(name: str, output, completion_ids: list[list[int]]) -> Checke
 
 
 def shown(value: object) -> str:
-    """A completion in a message: not pages of it, and whatever its `repr` does."""
+    """A completion as a message shows it: shortened, also if its `repr` fails."""
     try:
         text = repr(value)
     except Exception as error:
@@ -69,7 +69,7 @@ def _as_tensor(name: str, rewards, count: int) -> tuple[torch.Tensor, dict[int, 
 
 
 def _number(value) -> tuple[float, str | None]:
-    """The value, and what is wrong with it."""
+    """The value as a float, and what is wrong with it, if anything."""
     try:
         number = NAN if isinstance(value, str | bytes) else float(value)
     except OverflowError:
@@ -84,7 +84,7 @@ def _number(value) -> tuple[float, str | None]:
 
 
 def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[list[int]]) -> None:
-    """Every position is a token of a completion, its end token included; the targets are distributions."""
+    """Check that every position is a token of a completion, end token included, and that the targets are distributions."""
     lengths = torch.tensor([len(ids) for ids in completion_ids])
     rows, tokens = targets.positions.cpu().unbind(1)
     outside = (rows < 0) | (rows >= len(lengths)) | (tokens < 0)
@@ -113,7 +113,7 @@ def _without_rows(targets: TokenTargets, rows: list[int]) -> TokenTargets:
 
 
 def _checked_prefixes(name: str, prefixes, rewards: torch.Tensor, completion_ids: list[list[int]]) -> torch.Tensor:
-    """`(N, T+1)` of `rewards (N,)`."""
+    """The prefix rewards as one tensor `(N, T+1)`, checked against `rewards (N,)`."""
     try:
         prefixes = torch.as_tensor(prefixes, dtype=torch.float32).cpu()
     except (ValueError, TypeError, RuntimeError, OverflowError, RecursionError) as error:

@@ -13,7 +13,7 @@ MARGIN = 1e-4  # TRL's: added to a standard deviation before it divides
 
 
 def nan_std(values: torch.Tensor, dim: int | None = None) -> torch.Tensor:
-    """The standard deviation of what is a number, with Bessel's correction, as TRL's; 0 of fewer than two.
+    """The standard deviation of the values that are not NaN, with Bessel's correction, as TRL has it; 0 for fewer than two.
 
     Of all `values`, or along `dim`, which is kept.
     """

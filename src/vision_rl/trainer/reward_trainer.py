@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -42,16 +43,17 @@ class VisionRewardTrainer(VisionTrainer):
     weighted sum of log-probabilities, so that the whole logits are never needed.
 
     Args:
-        model: an MLE-trained `VisionEncoderDecoderModel`, one inside PEFT, or the name or path of one.
+        model: an MLE-trained `VisionEncoderDecoderModel`, Pix2Struct, Florence-2 or BLIP's captioner, one inside PEFT, or the
+            name or path of one.
         reward_funcs: one reward or a list: `reward(completions, completion_ids, references, **columns) ->
             list[float | None] | RewardOutput`, as in TRL; also async functions, modules, text classifiers of transformers
-            or the name of one, and evaluate modules.
+            or the name of one, and evaluate modules or the path of one.
         args: options; default `VisionRewardConfig("<model>-Reward")`.
         train_dataset, eval_dataset: rows with an image and whatever columns the rewards want.
         processing_class: a processor of the data protocol (`vision_rl.processing`), or any transformers processor
             with an image processor and a tokenizer.
         compute_metrics: `compute_metrics(predictions=, references=) -> dict` over the greedy completions of the whole
-            evaluation set, as an evaluate module's `compute`: the true metric beside the reward.
+            evaluation set, an evaluate module, its path, or a list of these: the true metric beside the reward.
         callbacks, optimizers, peft_config: as in TRL's trainers.
         completion_decoder: `completion_decoder(completion_ids (B, G, T), batch) -> list of B*G objects`, in place of
             `processing_class.batch_decode`; `batch["completion_mask"]` tells the ids from the padding behind them.
@@ -71,7 +73,7 @@ class VisionRewardTrainer(VisionTrainer):
         train_dataset=None,
         eval_dataset=None,
         processing_class=None,
-        compute_metrics: Callable[..., dict] | None = None,
+        compute_metrics: Callable[..., dict] | Any = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple = (None, None),
         peft_config: PeftConfig | None = None,
@@ -123,13 +125,13 @@ class VisionRewardTrainer(VisionTrainer):
     # --- one step of Algorithm 2 ------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The update step's micro-batches, each with its part of the rollout, and how many images they are."""
+        """Return the update step's micro-batches, each with its part of the rollout, and the number of their images."""
         load = partial(self._load, epoch_iterator)
         batches = self._in_use.batches(self.state.global_step, num_batches, load, self._roll_out)
         return batches, self._items_in_step(batches)
 
     def _roll_out(self, batches: list[dict]) -> list[Rollout]:
-        """All images of the micro-batches answered, scored and given advantages; the part of each micro-batch."""
+        """Answer all images of the micro-batches, score the answers, and return one part of the rollout a micro-batch."""
         step, parts = self.state.global_step, []
         with self.step_log.timed(), whole_weights(self):
             for completions, inputs in self._drawing(batches):  # by `_sample`, one chunk while the last is scored
@@ -149,7 +151,7 @@ class VisionRewardTrainer(VisionTrainer):
         return (loss, rollout.completions) if return_outputs else loss
 
     def _sample(self, inputs) -> SampledCompletions:
-        """G completions of each image, drawn from the model as it stands: `(B, G, T)`."""
+        """Draw G completions of each image from the model as it is now: `(B, G, T)`."""
         rows, step = inputs["row_index"], self.state.global_step
         uniforms = uniform_table(self.data_seed, step, rows, self.num_generations, self.max_completion_length)
         inputs = self._drawing.encoded(inputs)
@@ -214,7 +216,7 @@ class VisionRewardTrainer(VisionTrainer):
     # --- the parts --------------------------------------------------------------------------------------------------
 
     def _load(self, epoch_iterator, count: int) -> list[dict]:
-        """The next micro-batches, ready for the model."""
+        """Load the next micro-batches and move them to the device."""
         self.clock.enter("data")
         batches, _ = Trainer.get_batch_samples(self, epoch_iterator, count, self.args.device)
         batches = [self._prepare_inputs(batch) for batch in batches]
@@ -243,7 +245,7 @@ class VisionRewardTrainer(VisionTrainer):
         return loss
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        """Forgets what an earlier training has left, and goes on with the rollout of a checkpoint."""
+        """Drop what an earlier training has left. A resumed run goes on with the rollout in its checkpoint."""
         self.step_log.restart(self.state.global_step)
         self._in_use.forget()
         if resume_from_checkpoint is not None:
@@ -252,7 +254,7 @@ class VisionRewardTrainer(VisionTrainer):
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_rng_state(self, checkpoint):
-        """Before the first rollout, and not again after it."""
+        """Load the random state before the first rollout, and not a second time after it."""
         if not self._rng_loaded:
             super()._load_rng_state(checkpoint)
         self._rng_loaded = True
@@ -262,7 +264,7 @@ class VisionRewardTrainer(VisionTrainer):
         self._in_use.save(output_dir, self.state.global_step, self.args.process_index)
 
     def _save(self, output_dir=None, state_dict=None):
-        """As both steps do, and what the rewards need to be made again."""
+        """Save what both trainers save, and the files from which rewards can be made again."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             self.reward.save_pretrained(str(self.args.output_dir if output_dir is None else output_dir))

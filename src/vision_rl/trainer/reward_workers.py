@@ -76,7 +76,7 @@ class _Call:
         return self._owner.get("worker")
 
     def compute(self, worker: "_Worker") -> None:
-        """In the thread of `worker`, if no other has begun it."""
+        """Run the call in the thread of `worker`, if no other thread has begun it."""
         if self._owner.setdefault("worker", worker) is not worker or not self.future.set_running_or_notify_cancel():
             return
         try:

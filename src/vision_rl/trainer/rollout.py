@@ -37,7 +37,7 @@ class Rollout:
             object.__setattr__(self, "rewards", self.rewards[..., 0])
 
     def split(self, sizes: Sequence[int]) -> list["Rollout"]:
-        """The parts of the micro-batches, of `sizes` images each."""
+        """Cut the rollout into one part a micro-batch, of `sizes` images each."""
         stops = torch.tensor(sizes).cumsum(0).tolist()
         return [self._part(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
 
@@ -56,7 +56,7 @@ class Rollout:
 
     @staticmethod
     def joined(parts: list["Rollout"], pad: int) -> "Rollout":
-        """One rollout of the parts' images, in order; completions of different lengths are padded once."""
+        """Join the parts into one rollout, images in order. Shorter completions are padded to the longest."""
         targets, rows = [], 0
         for part in parts:
             targets += [_moved(each, rows) for each in part.token_targets]
@@ -76,7 +76,7 @@ class Rollout:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, as a checkpoint keeps them."""
+        """The rollout as tensors and plain values, which a checkpoint can keep."""
         ids, mask, logps = self.completions
         return {
             **{"row_index": self.row_index, "ids": ids, "mask": mask, "logps": logps},
@@ -98,7 +98,7 @@ class Rollout:
 
 
 def _of_rows(targets: TokenTargets, start: int, stop: int) -> TokenTargets:
-    """Those of the completions `start` to `stop`, numbered from 0."""
+    """The token targets of completions `start` to `stop`, whose rows are numbered from 0 again."""
     rows = targets.positions[:, 0]
     inside = (rows >= start) & (rows < stop)
     fields = {name: getattr(targets, name)[inside] for name in ("positions", "ids", "probabilities")}
@@ -106,12 +106,12 @@ def _of_rows(targets: TokenTargets, start: int, stop: int) -> TokenTargets:
 
 
 def _moved(targets: TokenTargets, rows: int) -> TokenTargets:
-    """The same of completions that have `rows` others before them."""
+    """The token targets with their rows moved by `rows`: so many completions of other parts come before them."""
     return replace(targets, positions=targets.positions + targets.positions.new_tensor([rows, 0]))
 
 
 def _cat(tensors: Sequence[torch.Tensor], length: int, fill: float) -> torch.Tensor:
-    """`(B, G, T)` each, T padded to `length`."""
+    """Tensors `(B, G, T)` joined over images, each padded to `length` tokens with `fill`."""
     if len(tensors) == 1:
         return tensors[0]
     return torch.cat([F.pad(tensor, (0, length - tensor.shape[2]), value=fill) for tensor in tensors])
@@ -129,7 +129,7 @@ LEARNED_ONLY = ("labels", "label_weights")  # of a width of their own in each mi
 
 
 def chunks_of(batches: list[dict], size: int) -> Iterator[dict]:
-    """The micro-batches' images, `size` at once; those of different shapes stay apart."""
+    """Yield the images of all micro-batches, `size` at once. Images of different shapes are never in one chunk."""
     runs: list[list[dict]] = []
     for batch in batches:
         if not runs or _shapes(runs[-1][-1]) != _shapes(batch):
@@ -144,7 +144,7 @@ def chunks_of(batches: list[dict], size: int) -> Iterator[dict]:
 
 
 def _shapes(batch: Mapping) -> dict:
-    """What must be equal for two batches to be one."""
+    """The shapes that two batches must share to be joined into one."""
     tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
     return {name: value.shape[1:] for name, value in tensors.items() if name not in LEARNED_ONLY}
 
@@ -163,7 +163,7 @@ def _together(batches: list[dict]) -> dict:
 
 
 def _images(batch: dict, which: slice) -> dict:
-    """Some of the images of a batch."""
+    """A batch with the images `which` of another batch."""
     return {
         name: value[which]
         for name, value in batch.items()

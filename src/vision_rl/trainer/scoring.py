@@ -109,7 +109,7 @@ class RewardSum:
         self.saved = saved_rewards(self.functions)
 
     def check(self, dataset_name: str, columns: list[str], has_references: bool) -> None:
-        """What the rewards ask for is there; `has_references` is whether the processor makes them."""
+        """Check that the data has what the rewards ask for; `has_references` says whether the processor makes references."""
         checks.check_reserved_columns(dataset_name, columns, has_references)
         for name, function in zip(self.names, self.functions, strict=True):
             called = function.forward if isinstance(function, nn.Module) else function
@@ -123,7 +123,7 @@ class RewardSum:
                 accelerator.prepare_model(function, evaluation_mode=True)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Which rewards they were, in `reward/rewards.json`; and what those with data of their own need."""
+        """Write the rewards' names to `reward/rewards.json`, and the files of rewards that have data of their own."""
         folder = Path(save_directory) / "reward"
         folder.mkdir(parents=True, exist_ok=True)
         named = zip(self.names, self.functions, self.weights.tolist(), strict=True)
@@ -186,7 +186,7 @@ class RewardSum:
         )
 
     def _output(self, call: RewardCall, arguments: RewardArguments) -> CheckedOutput:
-        """Of one reward; with `on_error="skip"` NaN for the completions that it failed on."""
+        """The output of one reward; with `on_error="skip"` it is NaN for the completions on which the reward failed."""
         completions, ids = arguments.lists["completions"], arguments.lists["completion_ids"]
         try:
             output = checked_output(call.name, call.result(self.timeout), ids)
@@ -207,7 +207,7 @@ class RewardSum:
         return output
 
     def _count_skipped(self, name: str, error: Exception) -> None:
-        """A call that failed as a whole; too many in a row are an error after all."""
+        """Count a call that failed as a whole, and raise after too many such calls in a row."""
         self._skipped[name] += 1
         if self._skipped[name] >= MOST_SKIPPED:
             raise RuntimeError(f"The reward `{name}` has failed {MOST_SKIPPED} times in a row: {error}") from error
@@ -225,7 +225,7 @@ def _problem(name: str, output: CheckedOutput, arguments: RewardArguments) -> st
 def _returns(
     per_function: torch.Tensor, prefixes: list[torch.Tensor | None], weights: torch.Tensor
 ) -> torch.Tensor | None:
-    """What each token can still earn `(N, T+1)`: of each reward what was not earned before, all of one without prefixes."""
+    """The returns `(N, T+1)`: what each token can still earn. A reward without prefix rewards counts whole for every token."""
     width = next((prefix.shape[1] for prefix in prefixes if prefix is not None), None)
     if width is None:
         return None
@@ -237,5 +237,5 @@ def _returns(
 
 
 def _weighted_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Over the functions, `(..., F)`; NaN, one that does not apply, is left out, and is the sum where none does."""
+    """The weighted sum over F reward functions, `(..., F)`. NaN means that a reward does not apply; where none does, the sum is NaN."""
     return (per_function * weights).nansum(-1).masked_fill(per_function.isnan().all(-1), NAN)

@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import TrainerState
 
 from vision_rl.drawing import draw_grid
-from vision_rl.processing import VisionProcessor, image_size, rgb_image
+from vision_rl.processing import VisionProcessor, as_in_data_set
 from vision_rl.trainer.collator import BatchColumns
 
 
@@ -17,14 +17,14 @@ WIDTH = 320  # pixels of a picture at most
 
 @dataclass
 class Evaluated:
-    """The first rows that this process has of an evaluation: image, completion and reference of each."""
+    """The first rows of an evaluation on this process: the image, the completion and the reference of each."""
 
     step: int
     rows: list[tuple[Any, Any, Any]] = field(default_factory=list)
 
 
 class ShownAnswers:
-    """Keeps them undrawn: an evaluation is no slower, and does not fail, for a card that nobody may want.
+    """Keeps the answers of the first rows. They are drawn only when a card is written, so that no evaluation fails for it.
 
     Args:
         image_column: name of the column with the image.
@@ -36,7 +36,7 @@ class ShownAnswers:
         self.latest: Evaluated | None = None
 
     def begin(self, state: TrainerState) -> None:
-        """An evaluation, the run's first if nothing of an earlier one has been logged."""
+        """Begin an evaluation. It is the run's first if no earlier one has been logged."""
         if self.latest is not None and self.latest.step == state.global_step:
             return  # another one of several data sets
         self.latest = Evaluated(state.global_step)
@@ -44,7 +44,7 @@ class ShownAnswers:
             self.first = self.latest
 
     def record(self, records: list[dict[str, Any]], columns: BatchColumns) -> None:
-        """A batch of it."""
+        """Keep the rows of a batch for which there is room."""
         latest, images = self.latest, columns.columns.get(self.image_column)
         if latest is None or images is None:
             return
@@ -54,13 +54,10 @@ class ShownAnswers:
 
 
 def draw_answers(answers: Evaluated, processor: VisionProcessor) -> Image.Image:
-    """Side by side, each as the processor draws it."""
+    """Draw the answers side by side, each as the processor draws it."""
     pictures = []
     for place, (image, completion, reference) in enumerate(answers.rows):
-        picture = rgb_image(image, place)
-        if image_size(picture) != picture.size:  # resized beforehand, while answers are in the pixels it had then
-            picture = picture.resize(image_size(picture), Image.Resampling.BICUBIC)
-        drawn = processor.draw(picture, completion, reference).copy()
+        drawn = processor.draw(as_in_data_set(image, place), completion, reference).copy()
         drawn.thumbnail((WIDTH, WIDTH))
         pictures.append(drawn)
     return draw_grid(pictures, columns=len(pictures))

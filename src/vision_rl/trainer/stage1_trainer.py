@@ -16,7 +16,7 @@ from vision_rl.trainer.vision_trainer import VisionTrainer
 
 
 class CodebookCallback(TrainerCallback):
-    """The codebook learns once an optimisation step, from all micro-batches and ranks."""
+    """Updates the codebook once an optimisation step, from all micro-batches and ranks."""
 
     def __init__(self, trainer: "Stage1Trainer"):
         self.trainer = trainer
@@ -49,7 +49,7 @@ class Stage1Trainer(VisionTrainer):
     processor: DenseProcessor
     learns_from_labels = True
     _tag_names = ["vision_rl", "uvim"]
-    learned_by = "stage I of UViM, which writes dense maps as codes and reads them back"
+    learned_by = "trained as stage I of UViM (dense maps as codes)"
 
     def __init__(
         self,

@@ -32,7 +32,7 @@ class StepLog:
         self.restart(step=0)
 
     def restart(self, step: int) -> None:
-        """A training begins at this update step; what an earlier one has not logged is forgotten."""
+        """Begin a training at this update step. Numbers that an earlier training has not logged are forgotten."""
         for kept in (self.recorded, self.metrics, self.of_rewards):
             kept.clear()
         self.clock.read()
@@ -40,16 +40,16 @@ class StepLog:
         self.rewarded = step > 0  # a run that goes on is known to have had rewards
 
     def record(self, name: str, values: torch.Tensor) -> None:
-        """`values (n, ...)` of a micro-batch; every rank records as many in each update step."""
+        """Keep `values (n, ...)` of a micro-batch. Every rank must record as many of them in each update step."""
         self.recorded[name].append(values.detach())
 
     def log_metrics(self, logged: dict[str, float]) -> None:
-        """What a reward has given to `log_metric`."""
+        """Keep the numbers that rewards have passed to `log_metric`."""
         for name, value in logged.items():
             self.of_rewards[name].append(value)
 
     def end_step(self, state: TrainerState, reward_names: list[str]) -> None:
-        """What all ranks recorded during this update step, as metrics of the whole step."""
+        """Make metrics of the whole update step from what all ranks have recorded in it."""
         gathered = self.accelerator.gather({name: torch.cat(parts) for name, parts in self.recorded.items()})
         self.recorded.clear()
         recorded = {name: values.cpu() for name, values in gathered.items()}
@@ -69,7 +69,7 @@ class StepLog:
         self.seconds = 0.0
 
     def _learned(self, policy, targets, difference, ratio_error, low, high, count) -> dict[str, float]:
-        """Of `CompletionLoss.record`, `(M,)` micro-batches each."""
+        """The metrics of learning, from the columns of `CompletionLoss.record`, each `(M,)` for M micro-batches."""
         metrics = {"loss/policy": policy.sum().item() / self.accelerator.num_processes}  # which are averaged
         if targets.any():
             metrics["loss/token_targets"] = targets.sum().item() / self.accelerator.num_processes
@@ -80,7 +80,7 @@ class StepLog:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """What happens inside belongs to the time of this update step; once, where one is inside another."""
+        """Count the time inside as time of this update step. A block within another is counted once."""
         start, inside = time.perf_counter(), self._inside
         self._inside = True
         try:
@@ -92,7 +92,7 @@ class StepLog:
             self.seconds += 0.0 if inside else time.perf_counter() - start
 
     def check_rewarded(self, step: int, reward_names: list[str]) -> None:
-        """Some completion of the run so far had a reward; rows that none applies to are no error by themselves."""
+        """Raise if no completion of the run has had a reward yet. Rows to which no reward applies are no error by themselves."""
         self.rewarded = self.rewarded or bool(self.metrics.get("reward"))
         if "num_tokens" in self.metrics and not self.rewarded:  # else an override of `_score` does it all
             raise ValueError(
@@ -101,7 +101,7 @@ class StepLog:
             )
 
     def read(self) -> dict[str, float]:
-        """Means over the update steps since the last reading, and seconds of a step's parts; every rank calls it."""
+        """Return means over the update steps since the last reading, and the seconds of a step's parts. Every rank must call it."""
         num_steps, of_ranks = len(self.metrics.get("step_time", [0])), gather_object([dict(self.of_rewards)])
         for name in sorted({name for of_rank in of_ranks for name in of_rank}):
             self.metrics[name] = [value for of_rank in of_ranks for value in of_rank.get(name, ())]
@@ -113,7 +113,7 @@ class StepLog:
 
 
 def _clip_ratios(low: torch.Tensor, high: torch.Tensor, count: torch.Tensor) -> dict[str, float]:
-    """TRL's, of what was clipped from below and from above of `count` sequences or tokens, `(M,)` micro-batches each."""
+    """TRL's clip ratios. `low` and `high (M,)` are the sequences or tokens of M micro-batches that were clipped, of `count (M,)`."""
     total = count.sum()
     return {
         "clip_ratio/low_mean": (low.sum() / total).item(),

@@ -25,7 +25,7 @@ NUM_CHECKED = 32  # rows that are looked at before training
 
 @runtime_checkable
 class Reshuffled(Protocol):
-    """A stream that is in another order in each pass."""
+    """A stream whose rows come in another order in each pass."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
@@ -43,7 +43,7 @@ def is_stream(dataset) -> bool:
 
 
 def _is_of_datasets(dataset) -> bool:
-    """Where nobody has imported `datasets`, nothing is a stream of it; it is not imported for the question."""
+    """Whether the rows are a stream of `datasets`. The library is not imported to find out: unless it is loaded, they are not."""
     datasets = sys.modules.get("datasets")
     return datasets is not None and isinstance(dataset, datasets.IterableDataset)
 
@@ -160,11 +160,11 @@ class StreamRows(Dataset):
         }
 
     def _splits_itself_or_alone(self) -> bool:
-        """Else the stream's own state lies between the rows of several processes, and rows are counted instead."""
+        """Whether the stream's own state can be saved, as no other process takes rows from between."""
         return self._splits_itself or self.num_processes == 1
 
     def position(self, num_asked: int) -> dict:
-        """Where a run goes on that has asked this process for so many rows, repeated ones counted each time.
+        """The place at which a resumed run goes on, after `num_asked` rows of this process; a repeated row counts each time.
 
         The batch after the last one may have been read already, so that this is not where the stream is now.
         """

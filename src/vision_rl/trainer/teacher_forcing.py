@@ -26,7 +26,7 @@ Reweigh = Callable[[torch.Tensor], torch.Tensor]  # log-probabilities (E,) of to
 
 @dataclass
 class Reading:
-    """What a pass over completions gives, of `E` tokens of them.
+    """The result of a pass over completions, for `E` of their tokens.
 
     Args:
         loss: the sum of `tokens.weights` times log-probability, with gradient.
@@ -104,7 +104,7 @@ def can_fuse_head(trainer: "VisionTrainer", policy: Any, images: dict[str, torch
 def without_idle_images(
     images: dict[str, torch.Tensor], completion_ids: torch.Tensor, tokens: WeightedTokens
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, WeightedTokens]:
-    """What is left where images without a token are dropped, and what lies behind the last token: the same gradient.
+    """Drop images without a token to learn, and positions behind the last such token: the gradient stays the same.
 
     `completion_ids (B, L, T)` become `(B', L, T')`; the order of the tokens stays, their rows are numbered anew.
     """
@@ -147,6 +147,6 @@ def label_loss(policy: Any, model: nn.Module, images: dict[str, Any], batch: dic
 
 
 def label_weights(batch: dict) -> torch.Tensor:
-    """`(B, T)`: what each label counts in the mean, 0 for -100."""
+    """The weight of each label in the mean, `(B, T)`; 0 for labels of -100."""
     learned = (batch["labels"] != -100).float()
     return learned * batch["label_weights"] if "label_weights" in batch else learned

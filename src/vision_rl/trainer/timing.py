@@ -21,7 +21,7 @@ class StepClock:
         self._seconds: dict[str, float] = defaultdict(float)
 
     def enter(self, part: str | None) -> None:
-        """From now on time belongs to `part`; None: to none of them."""
+        """Count the time from now on for `part`, or for no part if it is None."""
         now: Any = torch.cuda.Event(enable_timing=True) if self._on_gpu else time.perf_counter()
         if self._on_gpu:
             now.record()
@@ -30,7 +30,7 @@ class StepClock:
             self._add_first()
 
     def read(self) -> dict[str, float]:
-        """The seconds of each part since the last reading; what is still going on is left out."""
+        """Return the seconds of each part since the last reading, without the part that is still running."""
         if self._on_gpu and self._marks:
             self._marks[-1][1].synchronize()
         while len(self._marks) > 1:

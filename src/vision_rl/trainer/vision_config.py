@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 from transformers import TrainingArguments
 
 from vision_rl.trainer.other_names import OF_CONFIGS, refuse_other_names
+from vision_rl.trainer.processes import check_processes, choose_deepspeeds_device, join_deepspeed
 
 
 BIG_VISION_ADAFACTOR = "big_vision_adafactor"
@@ -136,12 +137,15 @@ class VisionConfig(TrainingArguments):
     def __post_init__(self):
         if self.bf16_full_eval or self.fp16_full_eval:
             raise ValueError("bf16_full_eval and fp16_full_eval are not supported: evaluation follows bf16 and fp16.")
+        choose_deepspeeds_device(self)
         paper_optimizer = self.optim == BIG_VISION_ADAFACTOR
         if paper_optimizer:
             self.optim = "adafactor"  # a name that TrainingArguments accepts; put back below
         super().__post_init__()
         if paper_optimizer:
             self.optim = BIG_VISION_ADAFACTOR
+        check_processes(self)
+        join_deepspeed(self)
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: rewards and metrics read the data set's columns.")
         if self.dataloader_drop_last:
@@ -167,6 +171,11 @@ class VisionConfig(TrainingArguments):
         if self.auto_find_batch_size:
             raise ValueError(
                 "auto_find_batch_size changes the batch in the middle of training; set per_device_train_batch_size."
+            )
+        if self.target_columns is not None and not isinstance(self.target_columns, dict):
+            raise ValueError(
+                f"target_columns is {self.target_columns!r}; it says which column holds what the processor calls by a keyword, "
+                "as a dict: target_columns={'text': 'transcription'}."
             )
         if self.encoder_learning_rate is not None and self.encoder_learning_rate < 0:
             raise ValueError(f"encoder_learning_rate must not be negative, got {self.encoder_learning_rate}.")

@@ -27,18 +27,20 @@ from vision_rl.models.sampling import sample
 from vision_rl.models.served import image_inputs
 from vision_rl.models.unwrapping import base_model, decoder_of, is_served
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer import checkpoints, checks, evaluation, hub
+from vision_rl.trainer import checkpoints, checks, evaluation, hub, resuming
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
 from vision_rl.trainer.encoding import images_of
-from vision_rl.trainer.finite import FiniteCheck, NotFiniteError
+from vision_rl.trainer.finite import FiniteCheck
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, restore_weights, with_adapters
 from vision_rl.trainer.metric_functions import as_metric
 from vision_rl.trainer.model_card import write_card
 from vision_rl.trainer.model_checks import check_encoder
 from vision_rl.trainer.optimizer import make_optimizer
 from vision_rl.trainer.other_names import OF_TRAINERS, refuse_other_names
+from vision_rl.trainer.progress import ProgressLine
 from vision_rl.trainer.ranks import check_same_data, wait_for_gloo_at_exit
+from vision_rl.trainer.run_record import RunRecord
 from vision_rl.trainer.shown_answers import ShownAnswers
 from vision_rl.trainer.stream import RunningNumbers, StreamHead, StreamRows, is_stream
 from vision_rl.trainer.vision_config import VisionConfig
@@ -100,6 +102,7 @@ class VisionTrainer(Trainer):
         if args.n_gpu > 1:
             raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        given = model
         # Load
         if isinstance(model, str):
             options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
@@ -110,9 +113,10 @@ class VisionTrainer(Trainer):
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
+        started_from = given if isinstance(given, str) else base_model(given).config._name_or_path
         compute_metrics = as_metric(compute_metrics, self.processor)
         model = with_adapters(model, peft_config)
-        if isinstance(model, PeftModel) and is_served(model):
+        if isinstance(model, PeftModel):
             drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
@@ -154,6 +158,9 @@ class VisionTrainer(Trainer):
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
         self.add_callback(self._boundary)
+        rows = {name: len(each) for name, each in datasets.items() if not isinstance(each, StreamHead)}
+        self._progress = ProgressLine.take_place(self)
+        self.add_callback(RunRecord({"trainer": type(self).__name__, "model": started_from, "rows": rows}))
         self._bad_rows: set[str] = set()
         self.model_accepts_loss_kwargs = False  # the models here take **kwargs and ignore num_items_in_batch
         self.unwrap(self.model).add_model_tags(self._tag_names)
@@ -455,42 +462,22 @@ class VisionTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As Trainer's; without an argument `args.resume_from_checkpoint` counts, which Trainer leaves to scripts."""
-        if resume_from_checkpoint is None:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        if str(resume_from_checkpoint).lower() in ("true", "false"):  # from a command line
-            resume_from_checkpoint = str(resume_from_checkpoint).lower() == "true"
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(checkpoints.newest_whole(self, Path(str(self.args.output_dir))))
-        elif resume_from_checkpoint:
-            checkpoints.check_resumable(self, Path(resume_from_checkpoint))
-        if resume_from_checkpoint:
-            checkpoints.compare_runs(self, Path(resume_from_checkpoint))
+        resume_from_checkpoint = resuming.folder_to_resume(self, resume_from_checkpoint)
         self.finite_check.forget()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:
-            self._keep_what_was_done(error)
+            checkpoints.keep_what_was_done(self, self._boundary, error)
             raise
         finally:
             self.num_images_in_step = None
+            if self._progress is not None:
+                self._progress.stop()
 
     def _run_epoch(self, *args, **kwargs):
         """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
-
-    def _keep_what_was_done(self, error: Exception) -> None:
-        """A run that ends by an error leaves a checkpoint of its last whole step, where all ranks are there to write it."""
-        all_ranks = self.accelerator.num_processes == 1 or isinstance(error, NotFiniteError)
-        if not all_ranks or isinstance(error, checkpoints.SaveError):
-            return
-        try:
-            folder = self._boundary.save(self)
-        except Exception as again:
-            logger.warning("What was done since the last checkpoint is lost: %s", again)
-        else:
-            if folder is not None:
-                logger.warning("The run ends by an error; %s has what was done before.", folder)
 
     def _save_checkpoint(self, model, trial):
         """Aside, then renamed. With `save_retry` the run goes on without one, if the next can be written."""
@@ -522,7 +509,7 @@ class VisionTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        checkpoints.check_best(self, Path(str(self.state.best_model_checkpoint)))
+        resuming.check_best(self, Path(str(self.state.best_model_checkpoint)))
         if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
@@ -580,8 +567,8 @@ class VisionTrainer(Trainer):
             folder = Path(str(self.args.output_dir))
             write_card(self, folder, model_name, self.dataset_name, [*dict.fromkeys([*given, *self._tag_names])])
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        super().init_hf_repo(token, private)
+    def init_hf_repo(self, token: str | None = None, **how) -> None:  # type: ignore[override]
+        super().init_hf_repo(token=token, **how)
         hub.create_branch(self, token)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -1,4 +1,7 @@
-"""UViM's stage I, dense maps as codes, and the published checkpoints. Importing it lets AutoModel load `uvim` models."""
+"""UViM's stage I, which writes dense maps as codes, and the published checkpoints.
+
+Importing this package lets AutoModel load `uvim` models.
+"""
 
 from vision_rl.models.uvim.configuration import UViMConfig
 from vision_rl.models.uvim.conversion import (

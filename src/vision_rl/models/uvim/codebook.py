@@ -1,8 +1,8 @@
 """The codebook of a VQ-VAE, learned by running sums: nearest codeword, update, and the splitting of frequent codes.
 
-From big_vision's `models/proj/uvim/vit.py`. There is no gradient to the codewords: a codeword points where the
-discounted sum of all vectors that were assigned to it points. A code that is no longer used takes over half of the most
-frequent one; that is the only restart.
+The source is big_vision's `models/proj/uvim/vit.py`. Codewords get no gradient: a codeword is the direction of the
+discounted sum of all vectors that were assigned to its code. A code that is no longer used takes over half of the most
+frequent code; there is no other restart.
 """
 
 import torch
@@ -11,40 +11,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-SPLIT_NOISE = 0.001  # a split codeword's copy is off by at most this factor, component by component
+SPLIT_NOISE = 0.001  # each component of a split codeword's copy differs by at most this share
 
 
 def unit_codewords(dictionary: Tensor, counts: Tensor) -> Tensor:
-    """The mean vector of each code, on the unit sphere: sums `(K, D)` and counts `(K,)` to `(K, D)`."""
+    """Return the mean vector of each code, scaled to length 1, `(K, D)`, from sums `(K, D)` and counts `(K,)`."""
     means = dictionary / counts[:, None]
     return means / means.norm(dim=-1, keepdim=True)
 
 
 def nearest_codewords(x: Tensor, codewords: Tensor) -> Tensor:
-    """The codes `(...)` of the vectors `x (..., D)`; of equally near ones, the first.
+    """Return the codes `(...)` of the codewords nearest to the vectors `x (..., D)`; of equally near codes, the first.
 
-    The nearest of several points on a sphere is the one with the largest inner product. The reference takes the
-    smallest |x|^2 - 2 x.e + |e|^2, where |x|^2 (about D) swallows some of the last digits of what is compared.
+    All codewords lie on a sphere, so the nearest codeword has the largest inner product. The reference takes the
+    smallest |x|^2 - 2 x.e + |e|^2, where the large |x|^2 (about D) rounds off the last digits of the difference.
 
-    In float64: a product of float32 is one of TF32 or bfloat16 wherever a program has said so for all of its products
-    (`torch.set_float32_matmul_precision`), and codewords that were split lie nearer together than those can tell.
+    The products are in float64. A program may have set all products of float32 to run in TF32 or bfloat16
+    (`torch.set_float32_matmul_precision`), and these cannot tell codewords apart that were split.
     """
-    if x.device.type != "mps":  # which has neither float64 nor TF32
+    if x.device.type != "mps":  # MPS has neither float64 nor TF32
         x, codewords = x.double(), codewords.double()
     with torch.autocast(x.device.type, enabled=False):
         return (x @ codewords.T).argmax(-1)
 
 
 def assigned_sums(x: Tensor, codes: Tensor, codebook_size: int) -> Tensor:
-    """`(K, D + 1)`: the sum of the vectors `x (..., D)` of each code, and in the last column how many there are."""
+    """Return the sum of the vectors `x (..., D)` of each code, with their number in the last column: `(K, D + 1)`."""
     x = F.pad(x.flatten(0, -2), (0, 1), value=1.0)  # (n, D + 1)
     return x.new_zeros(codebook_size, x.shape[-1]).index_add_(0, codes.flatten(), x)
 
 
 def split_most_frequent(dictionary: Tensor, counts: Tensor, noise: Tensor) -> None:
-    """Share the most frequent code between its own place and that of the rarest, in place.
+    """Replace the rarest code by a copy of the most frequent code, and halve the sums and counts of both, in place.
 
-    `noise (D,)`, near 1, tells the copy from the original.
+    The copy is multiplied by `noise (D,)`, near 1, so that it differs from the original.
     """
     most, least = counts.argmax(), counts.argmin()
     dictionary[least] = dictionary[most] * noise
@@ -55,10 +55,10 @@ def split_most_frequent(dictionary: Tensor, counts: Tensor, noise: Tensor) -> No
 
 
 def split_rare(dictionary: Tensor, counts: Tensor, min_count: float, generator: torch.Generator) -> None:
-    """`split_most_frequent` until no count is below `min_count`, in place.
+    """Call `split_most_frequent` until no count is below `min_count`; `dictionary` and `counts` change in place.
 
     Raises:
-        RuntimeError: if all counts are so small that this would never end, as it would not in the reference.
+        RuntimeError: if all counts are so small that the splitting would never end. In the reference it never ends.
     """
     while counts.min() < min_count:
         if counts.max() < 2 * min_count:
@@ -71,11 +71,12 @@ def split_rare(dictionary: Tensor, counts: Tensor, min_count: float, generator: 
 
 
 class Codebook(nn.Module):
-    """Discounted sums and counts of the vectors of each code, and what has been collected for the next update.
+    """Discounted sums and counts of the vectors of each code, and the sums that are collected for the next update.
 
-    The state (`dictionary`, `counts`, `num_updates`) is made of buffers: it is saved, and DistributedDataParallel may
-    broadcast it, for it is equal on all ranks. What is collected differs between ranks and must not be broadcast, so it
-    is an ordinary attribute; it is empty at the end of an optimisation step and never saved. `UViMModel` initialises it.
+    The state (`dictionary`, `counts`, `num_updates`) consists of buffers: they are saved, and DistributedDataParallel
+    may broadcast them, because they are equal on all ranks. The collected sums differ between ranks and must not be
+    broadcast, so `collected` is an ordinary attribute, which is None at the end of an optimisation step and never
+    saved. `UViMModel` initialises the buffers.
     """
 
     dictionary: Tensor
@@ -92,11 +93,11 @@ class Codebook(nn.Module):
 
     @property
     def codewords(self) -> Tensor:
-        """`(K, D)`, in float32."""
+        """The codewords `(K, D)`, in float32."""
         return unit_codewords(self.dictionary.float(), self.counts.float())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors `x (B, L, D)` to their codes `(B, L)` and codewords `(B, L, D)`; collects them when training."""
+        """Return the codes `(B, L)` and codewords `(B, L, D)` of vectors `x (B, L, D)`; training mode collects `x`."""
         codewords = self.codewords
         codes = nearest_codewords(x.detach(), codewords)
         if self.training:
@@ -106,7 +107,10 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self) -> dict[str, float]:
-        """Learn from all that was collected, on all ranks, since the last update; see `UViMModel.update_codebook`."""
+        """Update the codebook from the vectors collected on all ranks since the last update.
+
+        Returns and errors are those of `UViMModel.update_codebook`.
+        """
         if self.dictionary.dtype != torch.float32:
             raise RuntimeError(
                 f"The codebook is in {self.dictionary.dtype}, which cannot hold running sums: load the model in float32 "
@@ -125,7 +129,7 @@ class Codebook(nn.Module):
         self.dictionary.mul_(self.momentum).add_(new_sums)
         self.counts.mul_(self.momentum).add_(new_counts)
         if (self.counts < self.min_count).any():
-            # On the CPU, because each split depends on the one before, and because its numbers are the same everywhere.
+            # Split on the CPU: each split depends on the one before, and a CPU draws the same noise on all ranks.
             dictionary, counts = self.dictionary.cpu(), self.counts.cpu()
             split_rare(dictionary, counts, self.min_count, torch.Generator().manual_seed(int(self.num_updates)))
             self.dictionary.copy_(dictionary)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import field
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,24 +13,27 @@ CODE_DROPOUTS = ("random", "ordered", "none")
 
 @strict
 class UViMConfig(PreTrainedConfig):
-    """Of a `UViMModel`. Colourisation differs by `outputs={"color": 3}` and `regression=True` alone.
+    """Configuration of a `UViMModel`. Colourisation differs only by `outputs={"color": 3}` and `regression=True`.
 
-    Images, patches and the grid of codes are square. Left out, as the published models do not use them: learned
-    matrices in place of the resizing between patches and codes, models that do not see the image, sine-cosine positions.
+    Images, patches and the grid of codes are square. Three options of the reference are left out, because the
+    published models do not use them: learned matrices in place of the resizing between patches and codes, models that
+    do not see the image, and sine-cosine positions.
 
     Args:
-        outputs: what a model reads and writes, by name: how many classes (class 0 included) or channels each has.
-        regression: the outputs are numbers in [-1, 1], learned by their squared error, and not classes.
+        outputs: the maps that the model reads and writes: the number of classes (class 0 included) or channels by
+            name.
+        regression: whether the outputs are numbers in [-1, 1], trained by squared error, instead of classes.
         codebook_size: K; codes are 0 .. K - 1.
-        code_dim: the length of a codeword.
-        code_length: L, codes an image; a square number.
-        code_dropout: which codes the decoder is trained without: "random" ones, the last ones ("ordered"), or "none".
-        codebook_momentum: how much of the codebook's sums is kept at an update.
-        min_code_count: a code whose discounted count falls below this gives up its place (0.995^500 is about 0.1).
-        commitment_weight: of the loss that draws the encoder to the codewords; 0 in the published models.
+        code_dim: the number of components of a codeword.
+        code_length: L, the number of codes of an image; a square number.
+        code_dropout: which codes the decoder misses in training: "random" codes, the last codes ("ordered"), or
+            "none".
+        codebook_momentum: the share of the codebook's sums that is kept at an update.
+        min_code_count: a code whose discounted count falls below this number is replaced (0.995^500 is about 0.1).
+        commitment_weight: the weight of the loss that draws the encoder to the codewords; 0 in the published models.
 
     Raises:
-        ValueError: for sizes that do not fit together, or a `code_dropout` that is none of the three.
+        ValueError: for sizes that do not fit together, for an unknown `code_dropout`, and for empty `outputs`.
     """
 
     model_type = "uvim"
@@ -66,18 +70,33 @@ class UViMConfig(PreTrainedConfig):
             raise ValueError(f"code_dropout is {self.code_dropout!r}; it must be one of {', '.join(CODE_DROPOUTS)}.")
         if not self.outputs:
             raise ValueError('outputs is empty: name what the model predicts, for example {"color": 3}.')
-        # In the order of config.json, which is sorted: a reloaded model has its parameters in the same order.
+        # Sort the outputs as config.json does, so that a reloaded model has its parameters in the same order.
         self.outputs = dict(sorted(self.outputs.items()))
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """Make a configuration of saved values, and refuse those of another model before 224 M weights are made for them.
+
+        Raises:
+            ValueError: for the configuration of a model that is not stage I.
+        """
+        saved = config_dict.get("model_type", cls.model_type)
+        if saved != cls.model_type:
+            raise ValueError(
+                f"This is the configuration of a model of the type {saved!r}, not of stage I: name the output_dir of "
+                '`vision-rl stage1`, or a tuned model with subfolder="stage1".'
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def grid_size(self) -> int:
-        """Patches a side."""
+        """The number of patches along a side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def code_grid_size(self) -> int:
-        """Codes a side."""
+        """The number of codes along a side of the grid of codes."""
         return math.isqrt(self.code_length)
 
 

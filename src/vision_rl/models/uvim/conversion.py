@@ -1,8 +1,8 @@
 """The published UViM and ViT checkpoints of big_vision (npz files of JAX arrays) as transformers models.
 
-UViM's files are `gs://big_vision/uvim/{panoptic,color,depth}_stage{I,II}_params.npz`; the ViTs that stage II starts from
-are in `gs://vit_models/augreg/`. The names of their arrays changed over the years: all that big_vision's own loaders
-understand are understood here. Sizes are read off the arrays.
+UViM's files are `gs://big_vision/uvim/{panoptic,color,depth}_stage{I,II}_params.npz`; the ViTs that stage II starts
+from are in `gs://vit_models/augreg/`. The names of the arrays changed over the years: this module understands all
+names that big_vision's own loaders understand. The sizes of a model are the shapes of the arrays.
 """
 
 import math
@@ -32,17 +32,18 @@ Checkpoint = str | PathLike | Mapping[str, np.ndarray]
 
 @naming_arguments
 def load_big_vision_stage1(checkpoint: Checkpoint, config: UViMConfig | None = None) -> UViMModel:
-    """A `UViMModel` with the weights and the codebook of a checkpoint of stage I, in evaluation mode.
+    """Load a checkpoint of stage I, weights and codebook, into a `UViMModel` in evaluation mode.
 
     Args:
-        checkpoint: path of an npz file, or its arrays by their names.
-        config: sizes and settings. By default sizes are those of the arrays, and what no array tells is as in the
-            published models: one code for four patches; the output "color" is of numbers, others are of classes. With
-            another `image_size` the positions of the patches are resized, bilinearly and with their corners kept.
+        checkpoint: path of an npz file, or a mapping from names to arrays.
+        config: sizes and settings. By default the sizes are the shapes of the arrays, and settings that no array tells
+            are those of the published models: one code for four patches; the output "color" has numbers, other outputs
+            have classes. If `config.image_size` differs from the checkpoint's, the positions of the patches are
+            resized bilinearly, and the corners stay.
 
     Raises:
-        ValueError: for missing or unexpected arrays, for arrays of another shape than the model's, and for a file that
-            is no npz or is broken.
+        ValueError: for missing or unexpected arrays, for arrays of another shape than the model's, for numbers that
+            are not finite, and for a file that is no npz or is broken.
     """
     arrays = BigVisionArrays(checkpoint)
     model = UViMModel(config or _stage1_config(arrays))
@@ -54,11 +55,12 @@ def load_big_vision_stage1(checkpoint: Checkpoint, config: UViMConfig | None = N
 def load_big_vision_stage2(
     checkpoint: Checkpoint, config: VisionEncoderDecoderConfig | None = None
 ) -> VisionEncoderDecoderModel:
-    """The model that writes codes about an image, from a checkpoint of stage II; see `load_big_vision_stage1`.
+    """Load a checkpoint of stage II, a model that writes codes about an image, in evaluation mode.
 
-    Token 0 starts a sequence and pads, token `c + 1` is code `c`, and nothing ends a sequence: all have the length of
-    `model.config.decoder.max_position_embeddings`, 256 in the published models. Token 0 is not written
-    (`suppress_tokens`); the reference lets it through, as the last code.
+    Arguments and errors are those of `load_big_vision_stage1`. Token 0 starts a sequence and pads, token `c + 1` is
+    code `c`, and nothing ends a sequence: every sequence has `model.config.decoder.max_position_embeddings` tokens,
+    256 in the published models. Token 0 is never written (`suppress_tokens`); the reference allows token 0, as the
+    last code.
     """
     arrays = BigVisionArrays(checkpoint)
     model = _stage2_model(arrays) if config is None else VisionEncoderDecoderModel(config)
@@ -89,9 +91,9 @@ def _stage2_model(arrays: "BigVisionArrays") -> VisionEncoderDecoderModel:
 
 @naming_arguments
 def load_big_vision_vit(checkpoint: Checkpoint, image_size: int | None = None) -> SiglipVisionModel:
-    """The paper's ViT encoder from a checkpoint of a classifier, whose head and class token are left behind.
+    """Load the paper's ViT encoder from a checkpoint of a classifier, without the classifier's head and class token.
 
-    `image_size` resizes the positions; the rest is as in `load_big_vision_stage1`.
+    `image_size` resizes the positions. `checkpoint` and errors are as in `load_big_vision_stage1`.
     """
     arrays = BigVisionArrays(checkpoint)
     positions = arrays["pos_embedding"]
@@ -107,7 +109,12 @@ def load_big_vision_vit(checkpoint: Checkpoint, image_size: int | None = None) -
 
 @naming_arguments
 def convert_uvim(checkpoint: Checkpoint, output_dir: str | PathLike) -> UViMModel | VisionEncoderDecoderModel:
-    """Save a checkpoint of stage I or stage II, whichever it is, so that `from_pretrained(output_dir)` loads it."""
+    """Save a checkpoint of stage I or of stage II in `output_dir`, so that `from_pretrained(output_dir)` loads it.
+
+    Raises:
+        ValueError: for a checkpoint of neither stage, for an `output_dir` that is a file, and as in
+            `load_big_vision_stage1`.
+    """
     if Path(output_dir).is_file():
         raise ValueError(f"{output_dir} is a file: the model needs a folder.")
     arrays = BigVisionArrays(checkpoint)
@@ -131,8 +138,8 @@ def convert_uvim(checkpoint: Checkpoint, output_dir: str | PathLike) -> UViMMode
 class BigVisionArrays(Mapping[str, np.ndarray]):
     """The arrays of a checkpoint in float32, by the names that big_vision's present code gives them.
 
-    The parameters have no prefix; the codebook is `state/dictionary` and `state/counts`. An array of an npz file is read
-    when it is asked for: the largest file has 2.9 GB.
+    The parameters have no prefix; the codebook is `state/dictionary` and `state/counts`. An array of an npz file is
+    read only when it is asked for, because the largest file has 2.9 GB.
     """
 
     def __init__(self, checkpoint: Checkpoint):
@@ -163,7 +170,7 @@ class BigVisionArrays(Mapping[str, np.ndarray]):
         return len(self._stored_names)
 
     def num_blocks(self, prefix: str) -> int:
-        """How many transformer blocks there are whose names are `prefix` and a number."""
+        """Return the number of transformer blocks whose names are `prefix` and a number."""
         return len({match[0] for name in self if (match := re.match(rf"{prefix}\d+/", name))})
 
 
@@ -173,7 +180,7 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Syntax
 def _open_npz(path: str | PathLike) -> Mapping[str, np.ndarray]:
     try:
         arrays = np.load(path, allow_pickle=False)
-    except (*_BROKEN, ValueError) as error:  # ValueError: something pickled, or no format of numpy's
+    except (*_BROKEN, ValueError) as error:  # ValueError: the file is pickled, or in no format of numpy
         raise ValueError(f"{path} is no npz file of arrays, or was not fetched whole: fetch it again.") from error
     if not isinstance(arrays, Mapping):
         raise ValueError(f"{path} holds a single array; a checkpoint is an npz file, of many.")
@@ -181,17 +188,17 @@ def _open_npz(path: str | PathLike) -> Mapping[str, np.ndarray]:
 
 
 def present_names(stored_names: Iterable[str]) -> dict[str, str]:
-    """Names of present code -> names in a checkpoint, without what belongs to the optimiser.
+    """Map the names that present code uses to the names stored in a checkpoint, without the arrays of the optimiser.
 
-    Old checkpoints differ in the prefix of the parameters, in the capitals of `Encoder` and `Decoder`, in where the ViT's
-    positions are, and in the numbers of a block's parts, which were counted across classes (LayerNorm_0,
+    Old checkpoints differ in the prefix of the parameters, in the capitals of `Encoder` and `Decoder`, in the place of
+    the ViT's positions, and in the numbers of a block's parts, which were counted across classes (LayerNorm_0,
     MultiHeadDotProductAttention_1, LayerNorm_2, MlpBlock_3).
     """
     stored = list(stored_names)
     prefix = next((p for p in ("params/", "opt/target/") if any(name.startswith(p) for name in stored)), "")
     names = {name.removeprefix(prefix): name for name in stored if name.startswith((prefix, "state/"))}
 
-    numbers = defaultdict(set)  # of the parts of each class, in each block
+    numbers = defaultdict(set)  # the numbers that the parts of each class have in each block
     numbered = re.compile(r"(.*(?:LayerNorm|MultiHeadDotProductAttention|MlpBlock)_)(\d+)(/.*)")
     for name in names:
         if match := numbered.fullmatch(name):
@@ -207,10 +214,10 @@ def present_names(stored_names: Iterable[str]) -> dict[str, str]:
 
 
 class Entry(NamedTuple):
-    """An array of a checkpoint, the tensor that it becomes, the array's shape, and the tensor's order of its axes.
+    """An array of a checkpoint: its name, the model's tensor for it, its shape, and the tensor's order of its axes.
 
-    `axes` counts the array's axes after those of the heads are merged with their neighbours, as torch has them. `is_grid`
-    tells positions of patches, which may come from images of another size.
+    `axes` numbers the array's axes after the axis of the heads is merged with its neighbour, as torch stores them.
+    `is_grid` marks the positions of patches, which may belong to images of another size.
     """
 
     name: str
@@ -220,7 +227,7 @@ class Entry(NamedTuple):
     is_grid: bool = False
 
     def fitted(self, array: np.ndarray) -> np.ndarray:
-        """The array, its grid of positions resized to the model's."""
+        """Return the array; a grid of positions is resized to the model's grid."""
         if not self.is_grid or array.ndim != 3 or array.shape[::2] != self.shape[::2]:
             return array
         old, new = math.isqrt(array.shape[1]), math.isqrt(self.shape[1])
@@ -234,7 +241,7 @@ class Entry(NamedTuple):
 
 
 def stage1_entries(model: UViMModel) -> Iterator[Entry]:
-    """All of a checkpoint of stage I."""
+    """Yield the entries of all arrays of a checkpoint of stage I."""
     for name in model.config.outputs:
         stem: Any = model.stems[name]
         head: Any = model.heads[name]
@@ -250,7 +257,7 @@ def stage1_entries(model: UViMModel) -> Iterator[Entry]:
 
 
 def stage2_entries(model: VisionEncoderDecoderModel) -> Iterator[Entry]:
-    """All of a checkpoint of stage II, for a `vit_encoder` and a `VisionDecoderForCausalLM`."""
+    """Yield the entries of all arrays of a checkpoint of stage II; `model` has our ViT and our decoder."""
     decoder: Any = model.decoder
     num_heads = decoder.config.num_attention_heads
     yield from vit_entries(model.encoder, "encoder", "EmbedPatches", "pos_embedding_encoder")
@@ -269,7 +276,7 @@ def stage2_entries(model: VisionEncoderDecoderModel) -> Iterator[Entry]:
 
 
 def vit_entries(encoder: Any, transformer: str, patches: str, positions: str) -> Iterator[Entry]:
-    """Of a `vit_encoder`, whose three parts have these names in the checkpoint."""
+    """Yield the entries of a `vit_encoder`, given the checkpoint's names of its transformer, patches and positions."""
     conv = encoder.embeddings.patch_embedding
     width, channels, height, columns = conv.weight.shape
     yield Entry(f"{patches}/kernel", conv.weight, (height, columns, channels, width), (3, 2, 0, 1))
@@ -310,7 +317,10 @@ def _mlp(name: str, mlp: Any) -> Iterator[Entry]:
 
 
 def _attention(name: str, attention: Any, num_heads: int) -> Iterator[Entry]:
-    """Flax has an axis for the heads: kernels of queries, keys and values (width, H, D), of the output (H, D, width)."""
+    """Yield the entries of an attention layer, which in Flax has an axis for the heads.
+
+    Kernels of queries, keys and values have the shape (width, H, D), and the output's kernel (H, D, width).
+    """
     width = attention.q_proj.out_features
     heads = (num_heads, width // num_heads)
     for part, linear in {"query": attention.q_proj, "key": attention.k_proj, "value": attention.v_proj}.items():
@@ -327,7 +337,7 @@ def _attention(name: str, attention: Any, num_heads: int) -> Iterator[Entry]:
 
 
 def _vit_sizes(arrays: BigVisionArrays, transformer: str, patches: str, positions: str) -> dict[str, Any]:
-    """The arguments of `vit_encoder`."""
+    """Return the arguments of `vit_encoder` that fit the shapes of the arrays."""
     patch_size, _, _, width = arrays[f"{patches}/kernel"].shape
     block = f"{transformer}/encoderblock_0"
     return {
@@ -359,7 +369,7 @@ def _stage1_config(arrays: BigVisionArrays) -> UViMConfig:
 
 @torch.no_grad()
 def _load(entries: Iterable[Entry], arrays: Mapping[str, np.ndarray]) -> None:
-    """Fill the tensors of `entries`; nothing is changed if a name does not fit."""
+    """Copy the arrays into the tensors of `entries`; no tensor is changed if names are missing or unexpected."""
     wanted = {entry.name: entry for entry in entries}
     missing, unexpected = wanted.keys() - arrays.keys(), arrays.keys() - wanted.keys()
     if missing or unexpected:

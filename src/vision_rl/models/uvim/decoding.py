@@ -1,4 +1,4 @@
-"""Stage I beside stage II: it makes the labels that stage II learns, and what people see of the codes it samples."""
+"""Stage I as the companion of stage II: it makes the labels of stage II, and turns sampled codes into objects."""
 
 from typing import Any
 
@@ -15,14 +15,17 @@ from vision_rl.processing import DenseProcessor, VisionProcessor
 class UViMDecoder(CompletionDecoder):
     """The `completion_decoder` of a model that writes stage I codes: a frozen stage I network and a processor.
 
-    Token = code + 1; token 0 starts the decoder and is no code. Let the model not write it:
-    `model.generation_config.suppress_tokens = [0]`. The reference lets it through, as the last code.
+    Token `c + 1` is code `c`; token 0 starts the decoder and is no code. Forbid the model to write token 0 by
+    `model.generation_config.suppress_tokens = [0]`. The reference allows token 0, and decodes it as the last code.
 
     Args:
-        stage1: trained; the trainer saves it beside the model, in `stage1/`.
+        stage1: the trained network; the trainer saves it beside the model, in `stage1/`.
         processor: its `from_dense` makes maps or pictures of stage I's outputs.
-        batch_size: images that are decoded at once; the logits of a panoptic image at 512 x 512 are a quarter of a
-            gigabyte.
+        batch_size: number of completions that are decoded at once; the logits of a panoptic image of 512 x 512 pixels
+            are a quarter of a gigabyte.
+
+    Raises:
+        ValueError: for a `batch_size` below 1.
     """
 
     def __init__(self, stage1: UViMModel, processor: DenseProcessor, batch_size: int = 16):
@@ -35,7 +38,7 @@ class UViMDecoder(CompletionDecoder):
     @naming_arguments
     @torch.no_grad()
     def forward(self, completion_ids: Tensor, batch: dict[str, Any]) -> list:
-        """Tokens `(B, G, L)` of the batch's images to B*G objects, the G of each image next to each other."""
+        """Turn tokens `(B, G, L)` of the batch's images into B*G objects, the G objects of an image adjacent."""
         num_images, num_generations, _ = completion_ids.shape
         if len(batch["pixel_values"]) != num_images:
             raise ValueError(
@@ -51,11 +54,11 @@ class UViMDecoder(CompletionDecoder):
         return objects
 
     def labels(self, batch: dict[str, Any]) -> Tensor:
-        """The tokens `(B, L)` of a batch with `pixel_values` and dense `targets`."""
+        """Return the tokens `(B, L)` that stage II learns, of a batch with `pixel_values` and dense `targets`."""
         return self.stage1.encode(batch["targets"], batch["pixel_values"]) + 1
 
     def check(self, processor: VisionProcessor, max_completion_length: int) -> None:
-        """The model writes as many codes as stage I reads, and tokens mean the same to both."""
+        """Raise `ValueError` if the model's completions differ from stage I's codes in length or vocabulary."""
         stage1: UViMConfig = self.stage1.config
         if max_completion_length != stage1.code_length:
             raise ValueError(
@@ -71,7 +74,7 @@ class UViMDecoder(CompletionDecoder):
 
 
 def check_stage1(stage1: UViMConfig, processor: DenseProcessor) -> None:
-    """Stage I and its processor agree about the codes and about what the outputs are."""
+    """Raise `ValueError` if stage I and its processor differ in number of codes, code length or outputs."""
     if processor.code_len != stage1.code_length:
         raise ValueError(
             f"Stage I has {stage1.code_length} codes an image (code_length), the processor {processor.code_len}: give it "

@@ -1,9 +1,9 @@
 """UViM's stage I: an autoencoder that writes a dense map as a short sequence of codes, and reads it back.
 
-Both directions see the image. The paper's panoptic and colourisation models (stage II) write such codes; this network
-makes their labels, and turns what they sample into a map. From big_vision's `models/proj/uvim/vit.py`. Each of its two
-transformers, with its patches of the image and its positions, is the paper's ViT, to whose embeddings something is
-added: the map in the encoder, the codes in the decoder.
+Both the encoder and the decoder see the image. The paper's panoptic and colourisation models (stage II) write such
+codes; this network makes their labels, and turns the codes that they sample into a map. The source is big_vision's
+`models/proj/uvim/vit.py`. Each of the two transformers is the paper's ViT with its own patches of the image and
+positions. To the embeddings of these patches the encoder adds the map, and the decoder adds the codes.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ from vision_rl.models.uvim.configuration import UViMConfig
 
 @dataclass
 class UViMOutput(ModelOutput):
-    """What `UViMModel` returns.
+    """The output of `UViMModel`.
 
     Args:
-        loss: mean over the images; the sum of the reconstruction losses, and of the commitment loss by its weight.
+        loss: the sum of the reconstruction losses and the weighted commitment loss; a mean over the images.
         codes: `(B, L)`, 0 .. K - 1.
-        bottleneck: `(B, L, D)`, what was quantised: the encoder's vectors, standardised.
-        reconstruction_losses: one an output, by name.
-        commitment_loss: the mean squared distance between vectors and codewords.
-        logits: with `output_logits`, `(B, H, W, C)` an output, by name.
+        bottleneck: `(B, L, D)`, the encoder's vectors that were quantised; each is standardised.
+        reconstruction_losses: the reconstruction loss of each output, by the output's name.
+        commitment_loss: the mean squared difference between the components of the vectors and of their codewords.
+        logits: `(B, H, W, C)` of each output, by the output's name; only with `output_logits`.
     """
 
     loss: Tensor | None = None
@@ -46,20 +46,20 @@ class UViMOutput(ModelOutput):
 
 
 def to_patches(maps: Tensor, patch_size: int) -> Tensor:
-    """`(B, H, W, C)` to `(B, N, C, P)`: N patches row by row, each of P pixels row by row."""
+    """Cut maps `(B, H, W, C)` into patches `(B, N, C, P)`: N patches row by row, each of P pixels row by row."""
     x = F.pixel_unshuffle(maps.permute(0, 3, 1, 2), patch_size)  # (B, C*P, rows, columns)
     return x.flatten(2).transpose(1, 2).unflatten(2, (-1, patch_size**2))
 
 
 def from_patches(patches: Tensor, patch_size: int) -> Tensor:
-    """`(B, N, C, P)` to `(B, H, W, C)`, of square maps; the inverse of `to_patches`."""
+    """Join patches `(B, N, C, P)` to square maps `(B, H, W, C)`; the inverse of `to_patches`."""
     grid_size = round(patches.shape[1] ** 0.5)
     x = patches.flatten(2).transpose(1, 2).unflatten(2, (grid_size, grid_size))  # (B, C*P, rows, columns)
     return F.pixel_shuffle(x, patch_size).permute(0, 2, 3, 1)
 
 
 def resize_grid(x: Tensor, size: int) -> Tensor:
-    """Tokens `(B, n, width)` of a square grid to `(B, size * size, width)`, as `jax.image.resize(..., "linear")`."""
+    """Resize a square grid of tokens `(B, n, width)` to `(B, size * size, width)`, as "linear" of jax.image.resize."""
     old_size = round(x.shape[1] ** 0.5)
     grid = x.transpose(1, 2).unflatten(2, (old_size, old_size)).float()  # (B, width, rows, columns)
     grid = F.interpolate(grid, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -67,10 +67,10 @@ def resize_grid(x: Tensor, size: int) -> Tensor:
 
 
 def drop_codes(x: Tensor, code_dropout: str) -> Tensor:
-    """Set some of the vectors `(B, L, D)` to zero, so that the decoder does not lean on every code.
+    """Set some of the vectors `(B, L, D)` to zero, so that the decoder does not depend on every single code.
 
-    The share that is kept is uniform over 0 .. 1, drawn for each image; what is kept is not scaled up. "random" keeps
-    any, "ordered" the first ones.
+    The share of vectors that is kept is drawn for each image, uniformly from 0 .. 1; kept vectors are not scaled up.
+    "random" keeps any vectors, "ordered" keeps the first ones.
     """
     batch_size, length, _ = x.shape
     importance = torch.linspace(1, 0, length + 2, device=x.device)[1:-1]  # (L,)
@@ -81,10 +81,10 @@ def drop_codes(x: Tensor, code_dropout: str) -> Tensor:
 
 
 class PatchStem(nn.Module):
-    """A patch of a continuous map to a vector: a linear layer over its channels and pixels.
+    """Embeds a patch of a continuous map: a linear layer over the channels and pixels of the patch.
 
-    Stem and head keep channels and pixels apart in their weights, as the reference does: its Adafactor factors the two
-    largest of the three axes.
+    The weights of stem and head have separate axes for channels and pixels, as in the reference, whose Adafactor
+    factors the two largest of the three axes.
     """
 
     def __init__(self, num_channels: int, patch_pixels: int, hidden_size: int):
@@ -93,24 +93,24 @@ class PatchStem(nn.Module):
         self.bias = nn.Parameter(torch.empty(hidden_size))
 
     def forward(self, patches: Tensor) -> Tensor:
-        """`(B, N, C, P)` to `(B, N, hidden_size)`."""
+        """Return the embeddings `(B, N, hidden_size)` of patches `(B, N, C, P)`."""
         return patches.flatten(2).to(self.weight.dtype) @ self.weight.flatten(0, 1) + self.bias
 
 
 class ClassPatchStem(PatchStem):
-    """A patch of class numbers to a vector: the linear layer over its one-hot classes, as a sum of rows of its weight.
+    """Embeds a patch of class numbers: a linear layer over one-hot classes, computed as a sum of rows of the weight.
 
-    A class that does not exist (-1 is void) has an all-zero one-hot, as in the reference: its pixel adds nothing. The
-    one-hots themselves would be 134 * 256 numbers a token.
+    A class that does not exist (-1 is void) has an all-zero one-hot vector, as in the reference, so its pixel adds
+    nothing. The one-hot vectors are never formed: a panoptic model would need 134 * 256 numbers a token for them.
     """
 
     def forward(self, patches: Tensor) -> Tensor:
-        """`(B, N, 1, P)`, integers, to `(B, N, hidden_size)`."""
+        """Return the embeddings `(B, N, hidden_size)` of patches `(B, N, 1, P)` of integers."""
         num_classes, num_pixels, _ = self.weight.shape
         known = (patches >= 0) & (patches < num_classes)
         rows = patches.where(known, 0) * num_pixels + torch.arange(num_pixels, device=patches.device)
         x = F.embedding_bag(
-            rows.flatten(0, 2),  # (B*N, P), a bag a patch
+            rows.flatten(0, 2),  # (B*N, P), one bag for each patch
             self.weight.flatten(0, 1),
             mode="sum",
             per_sample_weights=known.flatten(0, 2).to(self.weight.dtype),
@@ -119,7 +119,7 @@ class ClassPatchStem(PatchStem):
 
 
 class PatchHead(nn.Module):
-    """A vector to the logits, or the values, of a patch."""
+    """Maps a vector to the logits of the classes, or to the values, of all pixels of a patch."""
 
     def __init__(self, num_channels: int, patch_pixels: int, hidden_size: int):
         super().__init__()
@@ -127,16 +127,16 @@ class PatchHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_channels, patch_pixels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(..., N, hidden_size)` to `(..., N, C, P)`."""
+        """Return the logits or values `(..., N, C, P)` of the patches of vectors `(..., N, hidden_size)`."""
         return F.linear(x, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(-1, self.bias.shape)
 
 
 class UViMModel(PreTrainedModel):
-    """Dense maps to codes and back, given the image.
+    """UViM's stage I: encodes dense maps as codes and decodes codes to maps, given the image.
 
-    **Training.** In training mode the decoder misses some codes (`code_dropout`), and every forward pass collects what
-    the codebook is to learn. So a training loop has one call to make itself: `update_codebook()`, once an optimisation
-    step, after `optimizer.step()`, on every rank.
+    **Training.** In training mode the decoder misses some codes (`code_dropout`), and every forward pass collects the
+    vectors that the codebook learns from. So a training loop must call `update_codebook()` itself, once an
+    optimisation step, after `optimizer.step()`, on every rank.
     """
 
     config: UViMConfig
@@ -163,10 +163,10 @@ class UViMModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, subfolder: str = "", **kwargs):
-        """As transformers'. A folder that a trainer has saved is compared with its `manifest.json` before.
+        """Load a model as transformers does, after comparing a folder that a trainer saved with its `manifest.json`.
 
         Raises:
-            DamagedFolder: naming the file that is missing, or is not what was saved.
+            DamagedFolder: if a file is missing or differs from the saved file; the error names the file.
         """
         with loading(Path(pretrained_model_name_or_path or "") / subfolder, without=TRAINING_STATE):
             return super().from_pretrained(pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs)
@@ -184,7 +184,7 @@ class UViMModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The reference's initialisation, but for the transformers, which have initialised themselves."""
+        """Initialise a module as the reference does; the two transformers have initialised themselves already."""
         if isinstance(module, PatchHead):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -199,16 +199,19 @@ class UViMModel(PreTrainedModel):
             init.zeros_(module.num_updates)
 
     def forward(self, pixel_values: Tensor, targets: dict[str, Tensor], output_logits: bool = False) -> UViMOutput:
-        """The loss of writing `targets` as codes and reading them back.
+        """Compute the loss of encoding `targets` as codes and decoding these codes.
 
         Args:
             pixel_values: `(B, 3, image_size, image_size)`, in [-1, 1].
-            targets: an entry for each of `config.outputs`. Of classes: integers `(B, H, W)`, where a class that does not
-                exist, such as -1, is neither seen nor learned. With `regression`: floats `(B, H, W, C)` in [-1, 1].
-            output_logits: return the logits of all pixels too: a quarter of a gigabyte an image in the panoptic model.
+            targets: a map for each of `config.outputs`. Classes are integers `(B, H, W)`; a pixel of a class that does
+                not exist, such as -1, is neither read nor learned. With `regression`, maps are floats `(B, H, W, C)`
+                in [-1, 1].
+            output_logits: whether to return the logits of all pixels too, which take a quarter of a gigabyte an image
+                in the panoptic model.
 
         Raises:
-            ValueError: for images or targets of another shape, or targets that are too many, too few or of another kind.
+            ValueError: for images or targets of another shape, and for targets that are too many, too few or of
+                another kind.
         """
         patches = self._target_patches(targets, pixel_values)
         bottleneck = self._bottleneck(patches, pixel_values)  # (B, L, D)
@@ -231,22 +234,26 @@ class UViMModel(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, targets: dict[str, Tensor], pixel_values: Tensor) -> Tensor:
-        """`targets`, as in `forward`, to codes `(B, L)`, 0 .. K - 1: one lower than the tokens of stage II."""
+        """Encode `targets`, as in `forward`, as codes `(B, L)`, 0 .. K - 1; a token of stage II is its code plus 1."""
         bottleneck = self._bottleneck(self._target_patches(targets, pixel_values), pixel_values)
         return nearest_codewords(bottleneck, self.codebook.codewords)
 
     def decode(self, codes: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Codes `(B, L)` to `(B, H, W, C)` an output, by name: logits of classes, or values that are not clipped.
+        """Decode codes `(B, L)` to a map `(B, H, W, C)` for each output, by name: class logits, or unclipped values.
 
         Code -1 is the last codeword, as in the reference, where token 0 of stage II becomes code -1. The logits of an
         image take a quarter of a gigabyte in the panoptic model.
+
+        Raises:
+            ValueError: for codes of another shape, that are no integers, or outside of -1 .. K - 1, and for images of
+                another shape.
         """
         if codes.shape != (len(pixel_values), self.config.code_length):
             raise ValueError(
                 f"codes has the shape {tuple(codes.shape)}; for {len(pixel_values)} images it must be "
                 f"{(len(pixel_values), self.config.code_length)}."
             )
-        least, most = (int(code) for code in codes.aminmax())  # on a GPU an index out of range would end the process
+        least, most = (int(code) for code in codes.aminmax())  # an index out of range on a GPU would end the process
         if codes.is_floating_point() or least < -1 or most >= self.config.codebook_size:
             raise ValueError(
                 f"codes must be integers from -1 to {self.config.codebook_size - 1} (codebook_size - 1); they are of "
@@ -256,20 +263,21 @@ class UViMModel(PreTrainedModel):
         return self._logits(self._read(self.codebook.codewords[codes], pixel_values))
 
     def update_codebook(self) -> dict[str, float]:
-        """Let the codebook learn from all forward passes in training mode since the last call, on all ranks.
+        """Update the codebook from all forward passes in training mode since the last call, on all ranks.
 
-        Call it once an optimisation step, after `optimizer.step()`, on every rank: a batch of 8 images then does the same
-        whole, in 2 accumulated micro-batches of 4, or on 2 ranks with 4 each. Until then all passes see the old codewords.
-        The outcome is equal on all ranks, split codes included, so DistributedDataParallel may broadcast buffers or not.
-        Do not recompute the activations of the model as a whole, or a pass counts twice; those of single layers, as
-        transformers does, is fine.
+        Call this method once an optimisation step, after `optimizer.step()`, on every rank. A batch of 8 images then
+        has the same effect whole, in 2 accumulated micro-batches of 4, or on 2 ranks with 4 images each. Until the
+        call, all forward passes see the old codewords. The new codebook is equal on all ranks, split codes included,
+        so DistributedDataParallel may broadcast buffers or not. Do not recompute the activations of the model as a
+        whole, because each pass would then count twice; recomputing single layers, as transformers does, is fine.
 
         Returns:
-            "codebook_max_ratio", the most frequent code's share of the step's codes, and "codebook_zeros_ratio", the share
-            of the codebook that the step did not use.
+            "codebook_max_ratio", the most frequent code's share of the step's codes, and "codebook_zeros_ratio", the
+            share of the codebook that the step did not use.
 
         Raises:
-            RuntimeError: if there was no pass in training mode, the codebook is not in float32, or it is too large.
+            RuntimeError: if there was no pass in training mode, if the codebook is not in float32, or if the codebook
+                is too large for the batch.
         """
         return self.codebook.update()
 
@@ -281,7 +289,7 @@ class UViMModel(PreTrainedModel):
             )
 
     def _target_patches(self, targets: dict[str, Tensor], pixel_values: Tensor) -> dict[str, Tensor]:
-        """Targets, checked, as patches `(B, N, C, P)`; class numbers have one channel."""
+        """Check the targets and cut each into patches `(B, N, C, P)`; class numbers have one channel."""
         self._check_images(pixel_values)
         if set(targets) != set(self.config.outputs):
             raise ValueError(f"targets has {sorted(targets)}; this model predicts {sorted(self.config.outputs)}.")
@@ -299,14 +307,14 @@ class UViMModel(PreTrainedModel):
         return patches
 
     def _bottleneck(self, patches: dict[str, Tensor], pixel_values: Tensor) -> Tensor:
-        """The vectors to quantise, `(B, L, D)` in float32, standardised each."""
+        """Compute the vectors to quantise, `(B, L, D)` in float32; each vector is standardised."""
         x = sum(stem(patches[name]) for name, stem in self.stems.items()) + self.encoder.embeddings(pixel_values)
         x = self._run(self.encoder, x)  # (B, N, width)
         x = self.encoder_head(resize_grid(x, self.config.code_grid_size)).float()  # (B, L, D)
         return F.layer_norm(x, x.shape[-1:], eps=1e-5)
 
     def _read(self, codewords: Tensor, pixel_values: Tensor) -> Tensor:
-        """Codewords `(B, L, D)` to what the heads read, `(B, N, width)`."""
+        """Decode codewords `(B, L, D)` to the vectors `(B, N, width)` that the heads read."""
         x = self.decoder_stem(codewords.to(self.decoder_stem.weight.dtype))
         x = resize_grid(x, self.config.grid_size) + self.decoder.embeddings(pixel_values)
         return self._run(self.decoder, x)
@@ -318,9 +326,10 @@ class UViMModel(PreTrainedModel):
         return {name: from_patches(head(x), self.config.patch_size) for name, head in self.heads.items()}
 
     def _reconstruction_loss(self, name: str, x: Tensor, patches: Tensor) -> Tensor:
-        """Mean over images, patches and pixels, one image at a time.
+        """Compute the mean loss over images, patches and pixels of one output, one image at a time.
 
-        The logits of an image are made again for its gradient: those of a whole batch are what would fill the memory.
+        The logits of an image are computed again for its gradient, because the logits of a whole batch would fill the
+        memory.
         """
         losses = [
             checkpoint(self._image_loss, name, *image, use_reentrant=False, preserve_rng_state=False)
@@ -334,7 +343,7 @@ class UViMModel(PreTrainedModel):
             return F.mse_loss(logits, patches.float())
         classes = patches[:, 0]  # (N, P)
         known = (classes >= 0) & (classes < logits.shape[1])
-        # A pixel without a class costs nothing but counts in the mean, as in the reference.
+        # A pixel without a class adds no loss but counts in the mean, as in the reference.
         return F.cross_entropy(logits, classes.where(known, -100), reduction="sum") / classes.numel()
 
 

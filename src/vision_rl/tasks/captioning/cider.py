@@ -132,7 +132,7 @@ def _pairs(count: int, num_references: np.ndarray, image: np.ndarray) -> tuple[n
 def _products(
     ngrams: NgramCounts, weight: np.ndarray, candidate: np.ndarray, reference: np.ndarray, clip: bool
 ) -> np.ndarray:
-    """`(R, 4)`: for each pair of captions, the scalar products of their vectors of one to four words."""
+    """The scalar products `(R, 4)` of each pair of captions, for their vectors of one to four words."""
     referenced = np.zeros(len(ngrams.hashes), bool)
     referenced[ngrams.ngram[ngrams.caption >= reference.min()]] = True  # most n-grams are in no reference
     entries = np.flatnonzero((ngrams.caption <= candidate.max()) & referenced[ngrams.ngram])
@@ -152,5 +152,5 @@ def _products(
 
 
 def _counted_up(lengths: np.ndarray) -> np.ndarray:
-    """`[2, 3]` to `[0, 1, 0, 1, 2]`."""
+    """Count up to each length: `[2, 3]` gives `[0, 1, 0, 1, 2]`."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

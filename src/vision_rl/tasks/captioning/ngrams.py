@@ -71,7 +71,7 @@ def count_ngrams(captions: Sequence[str]) -> NgramCounts:
 
 
 class DocumentFrequency:
-    """In how many images' references each n-gram occurs: what CIDEr takes for common, and so for worth little.
+    """The number of images in whose references each n-gram occurs. CIDEr gives common n-grams little weight.
 
     Args:
         hashes: `(K,)` uint64, of the n-grams, ascending.
@@ -131,7 +131,7 @@ class DocumentFrequency:
         return len(self.hashes)
 
     def of_hashes(self, hashes: np.ndarray) -> np.ndarray:
-        """`(K,)`: the number of images of each hash, 0 where it is unknown."""
+        """The number of images of each hash, `(K,)`; 0 for an unknown one."""
         if len(self) == 0:
             return np.zeros(len(hashes), np.int64)
         place = np.searchsorted(self.hashes, hashes).clip(max=len(self) - 1)
@@ -193,7 +193,7 @@ class DocumentFrequency:
 
 
 def images_with(ngrams: NgramCounts, image_of_caption: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`(K,)`: the summed `weights (I,)` of the images that have each n-gram in one of their captions or more."""
+    """The summed `weights (I,)` of the images that have each of K n-grams in at least one caption, `(K,)`."""
     num_ngrams = max(len(ngrams.hashes), 1)
     images, ngram = np.divmod(np.unique(image_of_caption[ngrams.caption] * num_ngrams + ngrams.ngram), num_ngrams)
     return np.bincount(ngram, weights[images], len(ngrams.hashes))
@@ -204,7 +204,7 @@ def tokenized(captions: list[str], tokenize: Tokenize | None) -> list[str]:
 
 
 def tokenized_references(captions: list[str], tokenize: Tokenize | None) -> list[str]:
-    """As `tokenized`, of captions that come again in every epoch and every evaluation: they are read once a run."""
+    """Tokenise captions that come again in every epoch and evaluation. Each is read once a run."""
     return list(map(_ptb_tokens, captions)) if tokenize is ptb_tokenize else tokenized(captions, tokenize)
 
 

@@ -128,7 +128,7 @@ _JOINTS = [
 
 
 def rejoined(text: str) -> str:
-    """Text that WordPiece has decoded, with the spaces taken out that it put into words: "a man ' s t - shirt"."""
+    """Text without the spaces that WordPiece's decoding puts into words: "a man ' s t - shirt" becomes "a man's t-shirt"."""
     for joint, sign in _JOINTS:
         text = joint.sub(sign, text)
     return text

@@ -261,7 +261,7 @@ def _scan(caption: str, from_memory: bool = True) -> str:
 
 
 def _longest_token(text: str, place: int) -> tuple[int, str]:
-    """Where the token ends whose rule reaches furthest, context included, and its spelling; a period if there is none."""
+    """The end and the spelling of the token whose rule reaches furthest, its context included; a period if no rule fits."""
     kind = LETTER_OR_DIGIT.match(text, place)
     reach, end, spell = place, place + 1, None
     for pattern, spelling in LEXER["." if kind is None else "a" if kind[1] else "0"]:
@@ -271,6 +271,6 @@ def _longest_token(text: str, place: int) -> tuple[int, str]:
 
 
 def _after_gap(text: str, place: int) -> int:
-    """Where the blanks that begin at a place end."""
+    """The end of the blanks that begin at `place`."""
     match = GAP.match(text, place)
     return match.end() if match else place

@@ -102,7 +102,7 @@ def make_metric(processor: CaptioningProcessor) -> Callable[..., dict]:
 
 
 def save_results(predictions: Sequence, rows: list[dict], processor: CaptioningProcessor, folder: Path) -> None:
-    """`captions.json`, as COCO's caption evaluation reads it."""
+    """Write `captions.json`, which COCO's caption evaluation reads."""
     pairs = zip(predictions, rows, strict=True)
     results = [{"image_id": row["image_id"], "caption": caption} for caption, row in pairs]
     (folder / "captions.json").write_text(json.dumps(results, ensure_ascii=False, indent=1))

@@ -7,6 +7,7 @@ from vision_rl.tasks.colorization.colorfulness import (
     psnr,
 )
 from vision_rl.tasks.colorization.drawing import draw
+from vision_rl.tasks.colorization.features import color_features
 from vision_rl.tasks.colorization.grey_photos import without_grey
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 from vision_rl.tasks.colorization.processing import ColorizationProcessor, is_grey, rgb_to_grey
@@ -28,6 +29,7 @@ __all__ = [
     "ColorizationProcessor",
     "Options",
     "Processor",
+    "color_features",
     "colorfulness_terms",
     "colorization_metrics",
     "draw",

@@ -104,7 +104,7 @@ def _count_hues(pixels: torch.Tensor, hue: Hue) -> torch.Tensor:
 
 
 def _classify(lab: torch.Tensor, hue: Hue) -> torch.Tensor:
-    """The bin of each colour's hue, plus seven where it is vivid: `(...)` in uint8, of `lab (..., 3)`."""
+    """The bin of each colour's hue, plus seven for a vivid colour: `lab (..., 3)` to uint8 `(...)`."""
     _, a, b = lab.unbind(-1)
     if hue == "arctan2":
         turn = torch.atan2(b, a) / (2 * math.pi)
@@ -160,7 +160,7 @@ def psnr(image: Picture, reference: Picture) -> float:
 
 
 def _as_unit_floats(image: Picture) -> torch.Tensor:
-    """`(H, W, 3)` in float64 from 0 to 1."""
+    """The image `(H, W, 3)` in float64, from 0 to 1."""
     pixels = pixels_of(image).cpu()
     return pixels.double() / 255 if pixels.dtype == torch.uint8 else pixels.double()
 
@@ -172,7 +172,7 @@ def colorization_metrics(
     hue: Hue = "arctan2",
     entropy_over: Entropy = "all",
 ) -> dict[str, Any]:
-    """What the paper reports of colorization, beside two measures that nothing is tuned for.
+    """The paper's numbers of colorization, beside two measures for which nothing is tuned.
 
     Args:
         predictions: `N` images, as `colorfulness_terms` takes them.

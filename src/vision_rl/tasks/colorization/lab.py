@@ -40,6 +40,6 @@ def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
 
 
 def _mix(planes: torch.Tensor, weights: np.ndarray) -> torch.Tensor:
-    """`weights (3, 3) @ planes (3, ...)`, not as a product of matrices: autocast would make that one of bfloat16."""
+    """Compute `weights (3, 3) @ planes (3, ...)` term by term: autocast would run a matrix product in bfloat16."""
     first, second, third = planes
     return torch.stack([(first * a).add_(second, alpha=b).add_(third, alpha=c) for a, b, c in weights.tolist()])

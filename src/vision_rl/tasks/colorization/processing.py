@@ -98,7 +98,7 @@ class ColorizationProcessor(DenseProcessor):
     def __call__(  # type: ignore[override]
         self, images, seeds=None, codes: Sequence[Sequence[int]] | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
-        """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
+        """Make stage II's inputs: `pixel_values (B, 3, H, W)` and, given `codes` that count from 0, `labels (B, code_len)`.
 
         Photos are as they are, whatever the seeds: codes that were made before belong to the photo that is not mirrored.
         """
@@ -110,7 +110,7 @@ class ColorizationProcessor(DenseProcessor):
 
     @naming_arguments
     def dense(self, images: Sequence[Image.Image], seeds: Sequence[int] | None = None, **targets) -> BatchFeature:
-        """For stage I: the grey photos and the colour that goes with them, mirrored and cropped alike.
+        """Make stage I's inputs: grey photos and their colours, mirrored and cropped alike.
 
         Args:
             images: `B` RGB images.
@@ -219,7 +219,7 @@ def rgb_to_grey(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _grey_inputs(color: torch.Tensor) -> torch.Tensor:
-    """Colour, uint8 `(B, H, W, 3)`, as what the model is given: `(B, 3, H, W)` in [-1, 1], three times the same."""
+    """Turn colour, uint8 `(B, H, W, 3)`, into the model's input: grey, three equal channels `(B, 3, H, W)` in [-1, 1]."""
     grey = rgb_to_grey(color) / 127.5 - 1  # (B, H, W)
     return grey[:, None].repeat(1, 3, 1, 1)
 

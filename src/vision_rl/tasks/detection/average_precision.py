@@ -94,7 +94,7 @@ def _silence(*_: object) -> None:
 
 
 def _coco_json(images: list[dict], num_labels: int) -> dict[str, list[dict]]:
-    """What the evaluator reads. Ids count from 1: an annotation 0 would read as unmatched."""
+    """The JSON that the evaluator reads. Ids count from 1, since an annotation 0 would read as unmatched."""
     annotations: list[dict] = []
     for index, image in enumerate(images, start=1):
         bbox = xywh(image["boxes"])
@@ -131,7 +131,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def xywh(boxes: np.ndarray) -> np.ndarray:
-    """`boxes (n, 4)` from xyxy to COCO's x, y, width, height.
+    """Convert `boxes (n, 4)` from xyxy to COCO's x, y, width, height.
 
     Sides are rounded to 1e-9 pixels, which gives a width of 32 back exactly where (x + 32) - x is 31.999999999999996:
     the limits between small, medium and large lie at round numbers.
@@ -145,7 +145,7 @@ def xywh(boxes: np.ndarray) -> np.ndarray:
 def checked_prediction(
     prediction: Mapping[str, Any], image: int = 0, num_labels: int | None = None
 ) -> dict[str, np.ndarray]:
-    """`boxes` and `scores` as float64 and `labels` as int64 arrays; `ValueError` names the image otherwise."""
+    """Return `boxes` and `scores` as float64 and `labels` as int64 arrays, or raise a `ValueError` that names the image."""
     where = f"the prediction of image {image}"
     checked = _checked(prediction, where, num_labels)
     checked["scores"] = _one_a_box(prediction, "scores", len(checked["boxes"]), where)
@@ -155,7 +155,7 @@ def checked_prediction(
 def checked_reference(
     reference: Mapping[str, Any], image: int = 0, num_labels: int | None = None
 ) -> dict[str, np.ndarray]:
-    """`boxes` and `labels`, and where they are given `iscrowd` and `area`; `ValueError` names the image otherwise."""
+    """Return `boxes` and `labels`, and `iscrowd` and `area` if given, or raise a `ValueError` that names the image."""
     where = f"the reference of image {image}"
     checked = _checked(reference, where, num_labels)
     if "area" in reference:

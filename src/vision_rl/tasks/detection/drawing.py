@@ -70,7 +70,7 @@ def draw(
 def match_boxes(
     prediction: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], iou_threshold: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which reference box each prediction finds: greedily by score, of the same label, IoU above the threshold.
+    """Match predictions to reference boxes of their label, greedily by score, where the IoU is above the threshold.
 
     Returns:
         `matched (n,)`, the row in the reference or -1; `crowded (n,)`, true for an unmatched box that lies on a crowd

@@ -108,7 +108,7 @@ def _transposed(rows: list) -> dict[str, list]:
 
 
 def _boxes(values: Any) -> np.ndarray:
-    """`(n, 4)`, finite."""
+    """The boxes as an array `(n, 4)` of finite numbers."""
     values = [] if values is None else values
     if not isinstance(values, list):
         raise ValueError(f"`bbox` is {_shown(values)}; it must be a list of boxes.")
@@ -257,7 +257,7 @@ def _nothing(values: pa.Array, shape: tuple[int, ...], dtype: type) -> tuple[np.
 
 
 def _usual_boxes(values: pa.Array, categories: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """`(n, 4)`, and which of them are four finite numbers `(n,)`."""
+    """The boxes as an array `(n, 4)`, and whether each is four finite numbers, `(n,)`."""
     boxes, good = _nothing(values, (4,), np.float64)
     if is_list(values.type) and is_number(values.type.value_type):
         good = list_lengths(values) == 4

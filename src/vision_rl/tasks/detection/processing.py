@@ -184,7 +184,7 @@ class DetectionProcessor(VisionProcessor):
         return image, {"bbox": bbox.tolist(), "category": row.labels.tolist(), "iscrowd": row.iscrowd.tolist()}
 
     def _framed(self, image: Image.Image) -> Image.Image:
-        """What the image processor is given: the image itself to be stretched, or on a canvas of the frame's shape."""
+        """The image for the image processor: itself, to be stretched, or on a canvas of the frame's shape."""
         if self.resize == "stretch":
             return image
         scale = self.frame[0] / self._extent(image.size)[0]
@@ -259,7 +259,7 @@ class DetectionProcessor(VisionProcessor):
         return references
 
     def says_the_same(self, completion: dict[str, np.ndarray], reference: dict[str, Any]) -> bool:
-        """As many boxes as are learned, each with an IoU above 0.5 with a true one of its class: the bins suffice."""
+        """Whether decoded labels are the true boxes: as many, each with an IoU above 0.5 with one of its class."""
         true, found = reference["boxes"][~reference["iscrowd"]], completion["boxes"]
         if len(found) != min(len(true), self.max_boxes):
             return False
@@ -274,7 +274,7 @@ class DetectionProcessor(VisionProcessor):
         return bool(good.any(1).all())
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
-        """What a look at the boxes tells before training: categories, values, too many boxes, other units and forms."""
+        """Check the boxes before training: categories, values, too many boxes, other units and forms."""
         if "objects" not in columns:
             return
         column = columns["objects"]
@@ -431,7 +431,7 @@ class DetectionProcessor(VisionProcessor):
         return decoded
 
     def _scores(self, i: int, num_boxes: int, per_token_logps, watched_logps) -> torch.Tensor:
-        """Of the `num_boxes` boxes of completion `i`."""
+        """The scores of the `num_boxes` boxes of completion `i`."""
 
         def of_boxes(logps: torch.Tensor) -> torch.Tensor:
             return logps[i, : num_boxes * TOKENS_PER_BOX].double().unflatten(0, (num_boxes, TOKENS_PER_BOX))

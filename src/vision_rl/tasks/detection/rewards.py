@@ -49,7 +49,7 @@ def read_tokens(ids: torch.Tensor, num_bins: int = 1000, num_labels: int = 80) -
 
 @dataclass
 class DetectionRewards:
-    """What the predicted boxes are worth. B images, G completions, N boxes each, K thresholds.
+    """The worth of predicted boxes, for B images, G completions, N boxes each and K thresholds.
 
     Args:
         rewards: `(B, G)`, the total over the thresholds.
@@ -71,7 +71,7 @@ class DetectionRewards:
     present: torch.Tensor
 
     def prefix_rewards(self, length: int) -> torch.Tensor:
-        """What the reward would be if the completion ended before token t, `(B, G, length)`: that of the boxes before t."""
+        """The reward of the boxes before each token t, `(B, G, length)`: as if the completion ended there."""
         return _earned(self.rewards_per_box).repeat_interleave(TOKENS_PER_BOX, dim=-1)[..., :length]
 
 
@@ -169,7 +169,7 @@ def _check_options(thresholds: Sequence[float], duplicate_weight: float, false_p
 
 
 def _kept_truth(found: BoxTokens, true: BoxTokens, num_bins: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each prediction the true box of its class that it overlaps most, the first of equals: IoU and index `(B, G, N)`."""
+    """The true box of its class that each prediction overlaps most, the first of equals: IoU and index `(B, G, N)`."""
     if true.labels.shape[-1] == 0:
         return torch.zeros(found.labels.shape, device=found.labels.device), torch.zeros_like(found.labels)
     # In levels, whose areas are exact: the IoU at a threshold is not above it. The constant is the released one.
@@ -212,7 +212,7 @@ def _box_iou(a: torch.Tensor, b: torch.Tensor, epsilon: float) -> torch.Tensor:
 
 
 class _DetectionReward(OfProcessor):
-    """What both rewards share: each completion is scored against its own reference."""
+    """The base of both rewards: scores each completion against its own reference."""
 
     processor_facts = ("num_bins", "num_labels")
     thresholds: tuple[float, ...]
@@ -228,7 +228,7 @@ class _DetectionReward(OfProcessor):
         self.released_total = False
 
     def score(self, completion_ids, references, log_metric=None) -> DetectionRewards:
-        """As B images with one completion each; the counts at the first threshold are logged."""
+        """Score B completions, each against its own reference. The counts at the first threshold are logged."""
         check_rows(completion_ids=completion_ids, references=references)
         if self.num_bins is None or self.num_labels is None:
             raise ValueError(
@@ -368,7 +368,7 @@ def confidence_targets(
     weight: float = 0.3,
     among: Literal["candidates", "vocabulary"] = "candidates",
 ) -> TokenTargets:
-    """What the confidence tokens of `R` completions learn from `match_iou (R, N)` and `present (R, N)`.
+    """The targets of the confidence tokens of `R` completions, from `match_iou (R, N)` and `present (R, N)`.
 
     A box that is present: `HIGH` with the probability of its IoU, else `LOW`. Among these two candidates an absent box
     learns nothing. Among the whole `"vocabulary"`, as released, an absent box also learns to be absent and a present one
@@ -391,7 +391,7 @@ def confidence_targets(
 
 
 def _stack(name: str, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """`(R, T)`, the shorter ones filled with `ABSENT`."""
+    """Stack completions to `(R, T)`; shorter ones are filled with `ABSENT`."""
     if isinstance(sequences, torch.Tensor):
         return sequences
     rows = [torch.from_numpy(ids) for ids in id_rows(name, sequences)]

@@ -150,7 +150,7 @@ def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
 
 
 def save_results(predictions: Sequence, rows: list[dict], processor: DetectionProcessor, folder: Path) -> None:
-    """`detections.json`, as COCO's server and pycocotools' `loadRes` read it; with the name of each category."""
+    """Write `detections.json` for COCO's server and pycocotools' `loadRes`, with the name of each category."""
     frames = [row["frame"] for row in rows if "frame" in row] or None  # of a folder in COCO's form
     results = coco_results(predictions, [row["image_id"] for row in rows], processor.category_ids, frames)
     name_of = dict(zip(processor.category_ids, processor.categories, strict=True))

@@ -11,14 +11,14 @@ EXPECTED = "`bbox` is to be x, y, width, height in pixels"
 
 
 def other_unit(boxes: np.ndarray, column: str) -> str | None:
-    """What all boxes `(n, 4)` of a data set say of themselves: that they are shares of their image, not pixels."""
+    """Say that all boxes `(n, 4)` of a data set look like shares of their image and not like pixels; `None` if they do not."""
     if len(boxes) and np.abs(boxes).max() <= ONE_PIXEL:
         return f"All {len(boxes)} boxes in column `{column}` lie within one pixel. {EXPECTED}: are these shares of the image, from 0 to 1?"
     return None
 
 
 def other_form(boxes: np.ndarray, sizes: np.ndarray, furthest: float, column: str) -> str | None:
-    """What boxes `(n, 4)` in images of `sizes (n, 2)`, width and height, say of themselves; `None`: nothing odd.
+    """Say in which other form boxes `(n, 4)` in images of `sizes (n, 2)`, width and height, seem to be; `None`: nothing odd.
 
     Args:
         boxes: of some images.

@@ -61,7 +61,7 @@ def character_accuracy_reward(
 
 
 def character_error_rate(predictions: list[str], references: list[str]) -> dict[str, float]:
-    """`cer`, edits per reference character, and `exact_match`, the share of texts without an error.
+    """Return `cer`, edits per reference character, and `exact_match`, the share of texts without an error.
 
     `cer` is the corpus-level rate of jiwer and evaluate's `cer`: all edits over all reference characters, so a long
     text weighs more than a short one, and above 1 when predictions run on. Those two strip spaces first; this does

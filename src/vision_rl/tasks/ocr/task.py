@@ -60,7 +60,7 @@ def make_metric(processor: TextProcessor) -> Callable[..., dict]:
 
 
 def save_results(predictions: Sequence, rows: list[dict], processor: TextProcessor, folder: Path) -> None:
-    """`texts.json`: the text of each image."""
+    """Write `texts.json`, with the text of each image."""
     pairs = zip(predictions, rows, strict=True)
     results = [{"image_id": row["image_id"], "text": text} for text, row in pairs]
     (folder / "texts.json").write_text(json.dumps(results, ensure_ascii=False, indent=1))

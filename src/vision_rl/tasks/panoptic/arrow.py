@@ -66,14 +66,14 @@ def _pairs(predictions, references) -> list[tuple[Segmentation, Segmentation]]:
 
 
 def _copy(segmentation: Segmentation) -> Segmentation:
-    """In as few bytes a pixel as suffice: the caller may use the array again."""
+    """Copy the map with as few bytes a pixel as suffice; the caller may use the array again."""
     ids, segments_info = map_and_segments(segmentation)
     kind = np.promote_types(np.min_scalar_type(ids.min()), np.min_scalar_type(ids.max()))
     return ids.astype(kind), list(segments_info)
 
 
 def as_pair(segmentation: Segmentation | dict[str, Any]) -> Segmentation:
-    """`(map, segments_info)`, of that, of a dict with the two, or of an Arrow row."""
+    """The pair `(map, segments_info)`, given such a pair, a dict with both, or an Arrow row."""
     if not isinstance(segmentation, dict):
         return segmentation
     ids = segmentation["segmentation"]
@@ -83,7 +83,7 @@ def as_pair(segmentation: Segmentation | dict[str, Any]) -> Segmentation:
 
 
 def as_row(segmentation: Segmentation | dict[str, Any]) -> dict[str, Any]:
-    """In the form of the features, which want every key of a segment."""
+    """The row as the features want it, with every key of a segment."""
     ids, segments_info = map_and_segments(as_pair(segmentation))
     infos = [{"iscrowd": 0, **{key: info[key] for key in _SEGMENT if key in info}} for info in segments_info]
     packed = {"ids": np.ascontiguousarray(ids, np.int32).tobytes(), "shape": ids.shape}

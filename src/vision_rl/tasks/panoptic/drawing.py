@@ -112,7 +112,7 @@ def _judged(
 
 
 def _borders(ids: np.ndarray, width: int) -> np.ndarray:
-    """Where segments meet, as a line of about `width` pixels `(H, W)`."""
+    """The pixels `(H, W)` where segments meet, as lines about `width` pixels wide."""
     edge = np.zeros(ids.shape, bool)
     edge[1:] |= ids[1:] != ids[:-1]
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
@@ -120,7 +120,7 @@ def _borders(ids: np.ndarray, width: int) -> np.ndarray:
 
 
 def _write(picture: Image.Image, labels: list[tuple[np.ndarray, _Label]]) -> None:
-    """Each label inside its segment where it fits, else its mark alone where that does; larger segments first."""
+    """Write each label inside its segment if there is room, else its mark alone; larger segments come first."""
     canvas = ImageDraw.Draw(picture)
     text_size = max(11, round(max(picture.size) / 42))
     font = ImageFont.load_default(text_size)

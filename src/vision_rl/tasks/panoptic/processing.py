@@ -139,7 +139,7 @@ class PanopticProcessor(DenseProcessor):
         return_tensors: str | None = "pt",
         **targets,
     ) -> BatchFeature:
-        """For stage II: `pixel_values (B, 3, H, W)`, and with `codes`, from 0 on, the `labels (B, code_len)`.
+        """Make stage II's inputs: `pixel_values (B, 3, H, W)` and, given `codes` that count from 0, `labels (B, code_len)`.
 
         Images are as they are, whatever the seeds: codes that were made before belong to the image that is not mirrored.
         """
@@ -161,7 +161,7 @@ class PanopticProcessor(DenseProcessor):
     def dense(
         self, images, seeds=None, *, segmentation: Sequence = (), segments_info: Sequence = (), **targets
     ) -> BatchFeature:
-        """What stage I learns: image and maps at the model's size, mirrored and cut out alike.
+        """Make stage I's inputs: image and maps at the model's size, mirrored and cropped alike.
 
         Args:
             images: B RGB images.
@@ -257,7 +257,7 @@ class PanopticProcessor(DenseProcessor):
         return references
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
-        """What a look at the segments tells before training: categories, ids, sizes, more segments than instances."""
+        """Check the segments before training: categories, ids, sizes, and more segments than instances."""
         if not {"segmentation", "segments_info"} <= set(columns):
             return
         surplus = np.array(self._count_segments(dataset, columns["segments_info"])) - (self.max_instances - 1)

@@ -157,7 +157,7 @@ class PanopticQuality(OfProcessor):
         self.categories = _checked(categories)
 
     def for_processor(self, processor: Any) -> Self:
-        """This, if its categories are those of the processor. Raises `ValueError` where they are not."""
+        """Return this metric if its categories are the processor's, or raise a `ValueError`."""
         known = getattr(processor, "categories", self.categories)
         own, fact = (
             {each["id"]: bool(each["isthing"]) for each in categories} for categories in (self.categories, known)
@@ -184,7 +184,7 @@ class PanopticQuality(OfProcessor):
     def per_image(
         self, predictions: Sequence[Segmentation], references: Sequence[Segmentation]
     ) -> list[SegmentMatches]:
-        """What `summary` needs of each image."""
+        """The numbers of each image that `summary` needs."""
         if len(predictions) == len(references):
             predictions = [
                 resized(prediction, map_and_segments(reference)[0].shape)
@@ -203,7 +203,7 @@ class PanopticQuality(OfProcessor):
         }
 
     def totals(self, matches: Sequence[SegmentMatches]) -> np.ndarray:
-        """What PQ of some images is made of, and of more images the sum of it: add those of the images that you choose.
+        """The totals of which PQ is made, for each image: add up the totals of the images that you choose.
 
         Returns:
             `(4, C)`: of each category the sum of IoUs, the numbers of true positives, false positives, false negatives.
@@ -211,7 +211,7 @@ class PanopticQuality(OfProcessor):
         return _totals(matches, self.categories)
 
     def of_totals(self, totals: np.ndarray) -> dict[str, Any]:
-        """The numbers of `__call__` but for those of each image, from `totals` `(4, C)`."""
+        """The numbers that `__call__` returns, without the numbers of each image, from `totals` `(4, C)`."""
         result, occurs = _summary(totals, self.categories), totals[1:].any(0)
         per_class = {
             f"per_class_{key}": [result["per_class"][category["id"]][key] for category in self.categories]
@@ -247,7 +247,7 @@ def _matches(predictions: Sequence[Segmentation], references: Sequence[Segmentat
 
 
 def _totals(matches: Sequence[SegmentMatches], categories: list[dict[str, Any]]) -> np.ndarray:
-    """`(4, C)`: the sum of IoUs and the numbers of true positives, false positives, false negatives of each category."""
+    """Each category's sum of IoUs and numbers of true positives, false positives and false negatives, `(4, C)`."""
     ids = np.array([category["id"] for category in categories])
     totals = np.zeros((4, len(ids)))
     for image, found in enumerate(matches):

@@ -66,7 +66,7 @@ def as_map(ids: Any) -> np.ndarray:
 
 
 def places_of(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Where each value stands in `ids`, which differ; -1 where it does not.
+    """The place of each value in `ids`, all different; -1 for a value that is not among them.
 
     Looked up under the remainder of a division that keeps the ids apart, found at once where the divisor is about the
     square of their number: a small table, and no search for each pixel.

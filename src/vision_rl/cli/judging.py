@@ -1,0 +1,51 @@
+"""A saved model with its rewards and its metric, to look at what it answers: of `analyze` and `report`."""
+
+from dataclasses import replace
+from typing import Any
+
+from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.cli import building
+from vision_rl.cli.reading import Read
+from vision_rl.cli.rewards import load_rewards
+from vision_rl.task import load_processor
+
+
+def judging_trainer(
+    given: Read, model: str, folder: str, rows: Any, counted: Any, train: Any = None, **options: Any
+) -> VisionRewardTrainer | VisionMLETrainer:
+    """Of `model`, which is not trained.
+
+    Args:
+        given: what the command was given; of its first dataclass the model's revision, the rewards and the device count.
+        model: one of those that the command names.
+        folder: Trainer wants one.
+        rows: that are answered, or None.
+        counted: rows from which rewards take counts; None: nothing is rewarded.
+        train: rows for gradients, or None.
+        options: of the trainer's config besides.
+    """
+    args = given.own[0]
+    args = replace(args, model=model, model_revision=args.model_revision if model == args.model else None)
+    processor = building.with_options(load_processor(model, given.task, args.model_revision), given.options)
+    options |= {
+        "per_device_train_batch_size": args.batch_size,
+        "per_device_eval_batch_size": args.batch_size,
+        "bf16": args.bf16,
+        "use_cpu": args.use_cpu,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "model_init_kwargs": building.at_revision(args),
+    }
+    parts: dict[str, Any] = {
+        "model": model,
+        "train_dataset": train,
+        "eval_dataset": rows,
+        "processing_class": processor,
+        "compute_metrics": given.task.make_metric(processor),
+        "completion_decoder": building.completion_decoder(processor, args),
+    }
+    if counted is None:
+        return VisionMLETrainer(args=VisionMLEConfig(folder, **options), **parts)
+    rewards = load_rewards(args.reward, given.task, processor, counted)
+    config = VisionRewardConfig(folder, reward_weights=args.reward_weights, **options)
+    return VisionRewardTrainer(reward_funcs=rewards, args=config, **parts)

@@ -1,0 +1,44 @@
+"""Options and command lines as a record of a run keeps them: plain values, and nothing that lets somebody in."""
+
+import shlex
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """As JSON and YAML have it."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def is_secret(name: str) -> bool:
+    """Of an option or a variable of the environment: whether its value lets somebody in."""
+    return name.lower().endswith(("token", "api_key", "secret", "password"))
+
+
+def without_secrets(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without those whose value lets somebody in, inside of others too."""
+    return {
+        name: without_secrets(value) if isinstance(value, dict) else value
+        for name, value in options.items()
+        if not is_secret(name)
+    }
+
+
+def shown_command(argv: list[str]) -> str:
+    """The command line as one types it, without what follows the option of a token."""
+    shown, secret = [], False
+    for part in argv:
+        name, equals, _ = part.partition("=")
+        named = name.startswith("--") and is_secret(name.replace("-", "_"))
+        shown.append("..." if secret else f"{name}=..." if named and equals else part)
+        secret = named and not equals
+    if shown and Path(shown[0]).parts[-3:] == ("vision_rl", "cli", "__main__.py"):  # of a rank that was started
+        return shlex.join(["vision-rl", *shown[1:]])
+    return shlex.join([Path(shown[0]).name if Path(shown[0]).name == "vision-rl" else shown[0], *shown[1:]])
