@@ -187,17 +187,18 @@ def captions_of_scenes(demo: DemoArguments, out: Path) -> Piece:
         ]
 
     def compare(found: dict[str, list[str]], numbers: dict[str, dict]) -> Comparison:
-        scenes = captioned_scenes("test", demo.num_eval_images)
+        rows = list(captioned_scenes("test", demo.num_eval_images))
+        images, captions = ([row[name] for row in rows] for name in ("image", "captions"))
         mle, tuned = (
             Answers(
                 found[title],
                 captioning.draw,
-                captioning.coco_captions(found[title], scenes["captions"][:])["per_caption_cider"],
+                captioning.coco_captions(found[title], captions)["per_caption_cider"],
                 {columns[name]: value for name, value in numbers[title].items() if name in columns},
             )
             for title in ("MLE", "tuned for CIDEr")
         )
-        return Comparison(scenes["image"], scenes["captions"], tuned, mle, "CIDEr")
+        return Comparison(images, captions, tuned, mle, "CIDEr")
 
     rates = chosen_rates(known) | {"tuned_without_end": chosen_rates(known)["tuned"]}
     return Piece(study, mle, rates, lines, columns, draw, compare)

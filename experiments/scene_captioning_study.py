@@ -73,7 +73,6 @@ COLUMNS = {
 TUNED = {"tuned": "with end", "tuned_without_end": "without end"}  # the reward of each
 OF_TUNED = ("greedy", "beam 4")  # their decodings
 OF_THE_SET = ("bleu_4", "forms", "sampled_forms", "milliseconds")  # no means over images, so without an interval
-IN_SHORT = ("cider", "bleu_4", "rouge_l", "num_words", "forms", "milliseconds")
 COMPARED = ("cider", "rouge_l", "reward")
 ON_CURVE = [
     ("step", "d"),
@@ -324,14 +323,6 @@ def picture(results: dict) -> Image.Image:
 def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
     return tables.row_table(results, COLUMNS, label, form)
-
-
-def short_table(results: dict) -> str:
-    """MLE and more of it, greedily and as each writes best, and the tuned models greedily."""
-    best = best_decoding(results)
-    names = [f"{row}, {decoding}" for row in ("mle", "mle_continued") for decoding in ("greedy", best)]
-    rows = {name: results["rows"][name] for name in (*names, *(f"{row}, greedy" for row in TUNED))}
-    return tables.row_table({"rows": rows}, {name: COLUMNS[name] for name in IN_SHORT}, label, form)
 
 
 def difference_table(results: dict) -> str:

@@ -46,7 +46,6 @@ def all_tables() -> dict[str, str]:
     tables["captioning, sentences"] = captioning_study.caption_table(captions)
     scenes = recorded("scene-captions")
     tables["scene-captions"] = scene_captioning_study.table(scenes)
-    tables["scene-captions, in short"] = scene_captioning_study.short_table(scenes)
     tables["scene-captions, differences"] = scene_captioning_study.difference_table(scenes)
     tables["scene-captions, learning rates"] = scene_captioning_study.rate_table(scenes)
     tables["scene-captions, curves"] = scene_captioning_study.curve_table(scenes)
