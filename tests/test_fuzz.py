@@ -108,7 +108,7 @@ ENTRIES: dict[str, Entry] = {
         ["predictions"],
     ),
     "ocr.draw": Entry(
-        ocr.draw, {"image": IMAGE, "completion": {"a": ["ab"], "b": "c"}, "reference": "ab", "scale": 2}
+        ocr.draw, {"image": IMAGE, "completion": {"a": ["ab"], "b": "c"}, "reference": "ab", "width": 64}
     ),
     "ocr.character_tokenizer": Entry(ocr.character_tokenizer, {"alphabet": "abc"}),
     "captioning.cider_d": Entry(
@@ -146,7 +146,7 @@ ENTRIES: dict[str, Entry] = {
         FREQUENCY.of_ngrams, {"ngrams": ["a dog", "two"]}, one_each("ngrams")
     ),
     "captioning.draw": Entry(
-        captioning.draw, {"image": IMAGE, "completion": {"a": "ab", "b": "c"}, "references": ["ab"], "width": 64}
+        captioning.draw, {"image": IMAGE, "completion": {"a": "ab", "b": "c"}, "reference": ["ab"], "width": 64}
     ),
     "completion_text": Entry(
         completion_text,
@@ -266,7 +266,7 @@ ENTRIES |= {
     ),
     "detection.draw": Entry(
         detection.draw,
-        {"image": IMAGE, "prediction": FOUND, "reference": TRUTH, "label_names": NAMES, "scale": 2, "title": "a"},
+        {"image": IMAGE, "completion": FOUND, "reference": TRUTH, "label_names": NAMES, "width": 64, "title": "a"},
         says=[*TRUTH, "scores"],
     ),
 }
@@ -322,7 +322,7 @@ ENTRIES |= {
     ),
     "panoptic.draw": Entry(
         panoptic.draw,
-        {"image": MAP_IMAGE, "prediction": PAIRS[0], "reference": PAIRS[1], "categories": CATEGORIES, "scale": 2},
+        {"image": MAP_IMAGE, "completion": PAIRS[0], "reference": PAIRS[1], "categories": CATEGORIES, "width": 64},
         says=OF_MAPS,
     ),
 }
@@ -358,7 +358,7 @@ ENTRIES |= {
         ["image"],
     ),
     "colorization.draw": Entry(
-        colorization.draw, {"image": IMAGE, "completion": {"a": PICTURES[0]}, "reference": IMAGE, "side": 32}
+        colorization.draw, {"image": IMAGE, "completion": {"a": PICTURES[0]}, "reference": IMAGE, "width": 32}
     ),
 }
 
