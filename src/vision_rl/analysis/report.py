@@ -197,7 +197,8 @@ def _against_the_reward(run: RunFolder) -> list[Html]:
     ]
     if not against:
         return []
-    text = " moved against the reward over the evaluations (rank correlation). Where more of it is better, the reward was hacked."
+    text = " moved against the reward over the evaluations (rank correlation)."
+    text += " Where more of it is better, look at the answers: the reward may be hacked."
     return [tag("p", tag("strong", ", ".join(against)), text)]
 
 
