@@ -25,8 +25,7 @@ demo-full: $(VENV)/.demo  ## the same, after the MLE models that the demo starts
 	$(BIN)/python experiments/demo.py --full true
 
 results: $(VENV)/.demo  ## the experiments with scenes, some hours: experiments/results/; an interrupted one goes on
-	$(BIN)/python experiments/detection_study.py --situation crowded
-	$(BIN)/python experiments/detection_study.py --situation incomplete --rows mle_continued tuned_map tuned_map_64 tuned_map_continued
+	$(BIN)/python experiments/detection_study.py --situation incomplete --seeds 0 1 --rows mle_continued tuned_map tuned_map_64 tuned_map_continued
 	$(BIN)/python experiments/scene_captioning_study.py
 
 tables: $(VENV)/.demo  ## the tables of README.md and docs/ anew from experiments/results/

@@ -358,7 +358,7 @@ def table(results: dict) -> str:
     """The rows as Markdown: means over the seeds."""
     measured = {name for values in results["rows"].values() for name in values}
     shown = {name: column for name, column in COLUMNS.items() if name in measured}
-    return tables.row_table(results, shown, title, over_seeds=np.min)
+    return tables.row_table(results, shown, title)
 
 
 def difference_table(results: dict) -> str:
