@@ -8,10 +8,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import pytest
 import yaml
+from counting_task import squares
 from PIL import Image
 from pyarrow import parquet
 from tiny import text_dataset, text_processor, tiny_images, tiny_model
@@ -396,3 +398,17 @@ def test_answers_are_those_of_evaluation(tmp_path):
 def test_a_command_that_cannot_work_says_so_in_a_line(runs, capsys, command, told):
     assert main(command.format(runs=runs).split()) == 1
     assert told in capsys.readouterr().err
+
+
+def test_a_run_on_columns_of_other_names_is_evaluated_reported_and_analysed(runs, tmp_path):
+    rows = squares(20)
+    renamed = datasets.Dataset.from_list([{"photo": row["image"], "number": row["count"]} for row in rows])
+    datasets.DatasetDict(train=renamed, validation=renamed).save_to_disk(str(tmp_path / "data"))
+    recipe = {"task": str(COUNTING), "model": str(runs / "mle"), "dataset_name": str(tmp_path / "data")}
+    recipe |= {"image_column": "photo", "target_columns": {"count": "number"}, "output_dir": str(tmp_path / "run")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["tune", "--config", str(tmp_path / "run.yaml"), *FEW.split()]) == 0
+    config = ["--config", str(tmp_path / "run" / "command.yaml"), "--use_cpu", "true"]
+    assert main(["eval", *config]) == 0
+    assert main(["report", str(tmp_path / "run"), "--num_images", "4", "--use_cpu", "true"]) == 0
+    assert main(["analyze", *config, "--num_images", "2", "--num_samples", "4"]) == 0

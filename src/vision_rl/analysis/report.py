@@ -1,5 +1,6 @@
 """A run as one page: whether it worked, on what, what got worse, and how to do it again."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -326,9 +327,10 @@ def _how(run: RunFolder) -> Html:
     if record.get("command"):
         commands.append(str(record["command"]))
     if (run.path / "command.yaml").is_file():
-        made_by = "tune" if _is_tuning(run) else "mle"
+        made_by = _command_of(run.path / "command.yaml") or ("tune" if _is_tuning(run) else "mle")
         commands.append(f"vision-rl {made_by} --config {run.path}/command.yaml   # once more")
-        commands.append(f"vision-rl analyze --config {run.path}/command.yaml")
+        if made_by != "stage1":  # whose model answers no image
+            commands.append(f"vision-rl analyze --config {run.path}/command.yaml")
     parts = [tag("h2", "How it was made")]
     if commands:
         parts.append(tag("pre", "\n".join(commands)))
@@ -344,6 +346,12 @@ def _how(run: RunFolder) -> Html:
         pairs = {str(each.get("name")): f"weight {each.get('weight')}, {each.get('source')}" for each in run.rewards}
         parts.append(tag("details", tag("summary", "Rewards"), facts(pairs)))
     return joined(*parts) if len(parts) > 1 else Html()
+
+
+def _command_of(file: Path) -> str | None:
+    """The command that wrote this file, if the file says so."""
+    found = re.search(r"^command: (mle|tune|stage1)$", file.read_text(encoding="utf-8", errors="replace"), re.M)
+    return found and found[1]
 
 
 def _is_tuning(run: RunFolder) -> bool:

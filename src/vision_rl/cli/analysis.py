@@ -10,7 +10,7 @@ from vision_rl.analysis import curves, figures
 from vision_rl.analysis.gradient_noise import gradient_noise
 from vision_rl.analysis.noise import GradientNoise, images_text
 from vision_rl.analysis.reward_samples import sample_rewards
-from vision_rl.cli.data import load_rows, require
+from vision_rl.cli.data import load_rows, require, under_usual_names
 from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
 
@@ -27,8 +27,8 @@ def analyze(given: Read) -> Callable[[], None]:
     of_model = Path(args.model) if Path(args.model).is_dir() else Path("runs", args.model.replace("/", "--"))
     folder = Path(args.output_dir or of_model / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
-    rows = None if args.noise else load_rows(given.task, data, given.options, args.split)
-    train = load_rows(given.task, data, given.options, "train")
+    rows = None if args.noise else under_usual_names(load_rows(given.task, data, given.options, args.split), args)
+    train = under_usual_names(load_rows(given.task, data, given.options, "train"), args)
     if args.noise:
         train = require(train, "to take gradients on", data, given.task)
     else:

@@ -116,6 +116,11 @@ class EvalArguments:
 
     model: str | None = option("What is evaluated: a folder or Hub name.")
     model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
+    image_column: str = option("Column with the image.", "image")
+    target_columns: dict | str | None = field(
+        default=None,
+        metadata={"help": "As of the training: which column holds what the processor calls by a keyword."},
+    )
     split: str = option("Of the task's folders: train, validation or test.", "validation")
     output_dir: str | None = option("Folder of the results. None: `eval` in the model's folder.")
     shard_size: int = option("Images after which results are written; an interrupted evaluation goes on there.", 500)
@@ -145,8 +150,14 @@ class AnalyzeArguments:
     model: str | None = option("What is looked at: a folder or Hub name.")
     model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     before: str | None = option("Another model to compare it with, such as the one that it was tuned from.")
+    before_revision: str | None = option("Branch, tag or commit of that model on the Hub.")
     reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    image_column: str = option("Column with the image.", "image")
+    target_columns: dict | str | None = field(
+        default=None,
+        metadata={"help": "As of the training: which column holds what the processor calls by a keyword."},
+    )
     split: str = option("Of the task's folders: train, validation or test.", "validation")
     num_images: int = option("Look at the first so many rows.", 64)
     num_samples: int = option("Samples an image; the paper's figure has 10,000.", 100)
@@ -168,8 +179,14 @@ class ReportArguments:
     model: str | None = option("The model whose answers are shown. None: that of the run.")
     model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     before: str | None = option("The one that it is compared with. None: the one that the run started from.")
+    before_revision: str | None = option("Branch, tag or commit of that model on the Hub.")
     reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`. None: the run's."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
+    image_column: str = option("Column with the image.", "image")
+    target_columns: dict | str | None = field(
+        default=None,
+        metadata={"help": "As of the training: which column holds what the processor calls by a keyword."},
+    )
     split: str = option("Of the task's folders: train, validation or test.", "validation")
     num_images: int = option("Answer the first so many rows.", 200)
     output_file: str | None = option("Of the page. None: report.html in the run's folder.")

@@ -85,7 +85,12 @@ def report(arguments: Sequence[str]) -> Run:
     if of_stage1 or (not command and not names_a_task(str(folder))):
         from vision_rl.cli.report import report_of_log
 
-        return report_of_log(folder)
+        parser = argparse.ArgumentParser(
+            prog="vision-rl report RUN_DIR", description="Of this run only its log can be shown."
+        )
+        parser.add_argument("--output_file")
+        parser.add_argument("--config")
+        return report_of_log(folder, parser.parse_args(command).output_file)
     if not any(part.split("=")[0] == "--model" for part in command):
         command += ["--model", str(folder)]
     given = read("report", command, own, report.__doc__)

@@ -1,5 +1,6 @@
 """The rows that a command reads: a data set by name or folder, or what the task's own options name."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,15 @@ def _of(data: DataArguments, split: str, streaming: bool) -> Any:
             f"dataset_test_split name what is read.{held_out if set(splits) == {data.dataset_train_split} else ''}"
         )
     return splits[split]
+
+
+def under_usual_names(rows: Any, args: Any) -> Any:
+    """The rows with `image_column` renamed to `image`, and `target_columns` to the processor's keywords; None stays None."""
+    targets = args.target_columns or {}
+    targets = json.loads(targets) if isinstance(targets, str) else targets
+    names = {args.image_column: "image", **{column: keyword for keyword, column in targets.items()}}
+    renamed = {column: name for column, name in names.items() if column != name}
+    return rows.rename_columns(renamed) if renamed and rows is not None else rows
 
 
 def splits_of(data: DataArguments, streaming: bool = False) -> Any:

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
-from vision_rl.cli.data import cheap_columns, load_rows, require
+from vision_rl.cli.data import cheap_columns, load_rows, require, under_usual_names
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
@@ -27,9 +27,8 @@ def evaluate(given: Read) -> Callable[[], None]:
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
-    rows = require(
-        load_rows(given.task, data, given.options, args.split), f"of the split {args.split}", data, given.task
-    )
+    rows = load_rows(given.task, data, given.options, args.split)
+    rows = under_usual_names(require(rows, f"of the split {args.split}", data, given.task), args)
     of_model = (
         Path(args.model) if Path(args.model).is_dir() else Path("runs", args.model.replace("/", "--"))
     )  # on the Hub

@@ -25,7 +25,9 @@ def judging_trainer(
         options: of the trainer's config besides.
     """
     args = given.own[0]
-    args = replace(args, model=model, model_revision=args.model_revision if model == args.model else None)
+    args = replace(
+        args, model=model, model_revision=args.model_revision if model == args.model else args.before_revision
+    )
     processor = building.with_options(load_processor(model, given.task, args.model_revision), given.options)
     options |= {
         "per_device_train_batch_size": args.batch_size,

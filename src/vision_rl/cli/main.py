@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if arguments else 2
     command, *rest = arguments
+    rest = [part for argument in rest for part in _of_launch(argument)]
     if command not in COMMANDS:
         nearest = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
@@ -47,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     run()
     return 0
+
+
+def _of_launch(argument: str) -> list[str]:
+    """`--name=value` of a launch as two arguments, since `launch` takes them out before the options are parsed."""
+    name, equals, value = argument.partition("=")
+    return [name, value] if equals and name in ("--accelerate_config", "--num_processes") else [argument]
 
 
 def usage() -> str:

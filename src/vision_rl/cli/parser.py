@@ -110,8 +110,10 @@ def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], 
         return content, True
     if command not in LOOKING or made_for == "stage1":
         raise ValueError(f"{config_path(arguments)} is a run of `vision-rl {made_for}`.")
-    of_run = {key: value for key, value in content.items() if key not in ("model", "output_dir", *PER_RUN)}
-    return {**of_run, **of_eval, "model": content["output_dir"], "before": content.get("model")}, False
+    not_of_looking = ("model", "model_revision", "output_dir", *PER_RUN)
+    of_run = {key: value for key, value in content.items() if key not in not_of_looking}
+    before = {"before": content.get("model"), "before_revision": content.get("model_revision")}
+    return {**of_run, **of_eval, "model": content["output_dir"], **before}, False
 
 
 def value_of(command: str, arguments: Sequence[str], name: str) -> Any:
