@@ -1,5 +1,6 @@
 """Detection rewards: equal to the authors' code where its outputs are at hand, and to a few cases worked out by hand."""
 
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import golden
 
+import vision_rl
 from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection.rewards import (
     ABSENT,
@@ -327,3 +329,9 @@ def test_the_evaluate_module_gives_the_same_numbers():
     assert result["reward"] == pytest.approx(0.7 / 3)
     priced = module.compute(predictions=found, references=true, thresholds=[0.5], false_positive_weight=0.5)
     assert priced["rewards"] == pytest.approx([0.7, -0.5, 0])
+
+
+def test_the_module_takes_every_option_of_the_reward_at_its_loading():
+    module = evaluate.load(vision_rl.metric_path("detection_reward"), false_positive_weight=0.5, num_bins=10)
+    assert module.options == {"false_positive_weight": 0.5, "num_bins": 10}
+    assert not any(mark in module.inputs_description for mark in ("<<<<", ">>>>", "===="))

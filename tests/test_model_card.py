@@ -213,3 +213,12 @@ def test_every_module_has_the_page_and_requirements_of_a_space():
         head = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
         assert (folder / head["app_file"]).read_text().count(f'"{folder.name}.py"') == 1
         assert (folder / "requirements.txt").read_text() == "vision-rl\n"
+
+
+def test_settings_are_plain_values_and_hold_no_secret(tmp_path):
+    inside = {"cache_dir": tmp_path, "token": "hf_hidden"}
+    numbers = {"learning_rate": np.float64(1e-3), "max_steps": np.int64(5)}
+    shown = settings(VisionMLEConfig(str(tmp_path), model_init_kwargs=inside, use_cpu=True, **numbers))
+    assert json.loads(json.dumps(shown)) == shown == yaml.safe_load(yaml.safe_dump(shown))
+    assert (shown["learning_rate"], shown["max_steps"]) == (1e-3, 5)
+    assert shown["model_init_kwargs"] == {"cache_dir": str(tmp_path)}

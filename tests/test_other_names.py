@@ -92,3 +92,14 @@ def test_what_would_give_processes_other_rows_is_refused():
             VisionMLEConfig("out", use_cpu=True, accelerator_config={name: True})
     with pytest.raises(ValueError, match="dataloader_in_order must be True"):
         VisionMLEConfig("out", use_cpu=True, dataloader_in_order=False)
+
+
+def test_a_subclass_may_take_an_option_whose_name_is_near_to_one_of_ours():
+    class Mine(VisionMLETrainer):
+        def __init__(self, *args, **kwargs):
+            self.model_path = kwargs.pop("model_path", None)
+            super().__init__(*args, **kwargs)
+
+    with pytest.raises(TypeError) as raised:
+        Mine(model_path="here")
+    assert "model_path" not in str(raised.value)

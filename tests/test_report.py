@@ -352,6 +352,8 @@ def test_a_command_line_is_shown_without_tokens():
     )
     assert shown == "vision-rl tune --hub_token ... --hub-token=... --model 'a b'"
     assert shown_command(["/x/vision_rl/cli/__main__.py", "mle"]) == "vision-rl mle"
+    inside = shown_command(["vision-rl", "mle", "--model_init_kwargs", '{"token": "hf_hidden", "revision": "x"}'])
+    assert "hidden" not in inside and "revision" in inside
     assert shown_command(["train.py", "--steps", "3"]) == "train.py --steps 3"
 
 

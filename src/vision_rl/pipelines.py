@@ -63,6 +63,7 @@ class VisionPipeline:
             disable_tqdm=True,
             model_init_kwargs=None if revision is None else {"revision": revision},
         )
+        args._n_gpu = min(args.n_gpu, 1)  # one process, one device, and no nn.DataParallel
         self.trainer = VisionMLETrainer(name, args, processing_class=self.processor, completion_decoder=decoder)
 
     def __call__(self, images: Picture | Sequence[Picture]) -> Any:

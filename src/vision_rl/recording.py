@@ -1,13 +1,21 @@
 """Options and command lines as a record of a run keeps them: plain values, and nothing that lets somebody in."""
 
+import re
 import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+
+_SECRET_IN_JSON = re.compile(r'("\w*(?:token|api_key|secret|password)"\s*:\s*)"[^"]*"', re.IGNORECASE)
+
 
 def plain(value: Any) -> Any:
-    """As JSON and YAML have it."""
+    """The value in the types that JSON and YAML have."""
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Enum):
         return plain(value.value)
     if isinstance(value, dict):
@@ -35,6 +43,7 @@ def shown_command(argv: list[str]) -> str:
     """The command line as one types it, without what follows the option of a token."""
     shown, secret = [], False
     for part in argv:
+        part = _SECRET_IN_JSON.sub(r'\1"..."', part)
         name, equals, _ = part.partition("=")
         named = name.startswith("--") and is_secret(name.replace("-", "_"))
         shown.append("..." if secret else f"{name}=..." if named and equals else part)

@@ -122,7 +122,7 @@ class Decoding:
         uniforms = None if self.uniforms is None else self.uniforms.rows.index_select(1, index).squeeze(1)
         drawn, log_normalizer = draw(logits, uniforms)
         if self.logits_processor is not None:
-            drawn = self.logits_processor(self.written(), logits).argmax(-1)  # type: ignore[arg-type]
+            drawn = self.logits_processor(self.written(), logits.clone()).argmax(-1)  # type: ignore[arg-type]
         drawn = drawn.masked_fill(done, self.pad)
         logps = (logits.gather(-1, drawn[:, None]) - log_normalizer).squeeze(1)
         self.ids[origin, index] = drawn

@@ -15,6 +15,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress
 
 from vision_rl.manifest import CARD, MANIFEST, part_of, read_manifest
+from vision_rl.recording import without_secrets
 from vision_rl.trainer.model_card import PICTURES
 
 
@@ -106,4 +107,6 @@ def save_arguments_without_token(args: "VisionConfig", folder: str | Path) -> No
     """Save `training_args.bin` again, without the token: the file is pushed with the others."""
     public = copy.copy(args)
     public.hub_token = None
+    if isinstance(public.model_init_kwargs, dict):
+        public.model_init_kwargs = without_secrets(public.model_init_kwargs)
     torch.save(public, Path(folder) / TRAINING_ARGS_NAME)

@@ -30,6 +30,8 @@ def as_metric(compute_metrics: Any, processor: Any) -> Callable[..., dict] | Non
     if isinstance(compute_metrics, list | tuple):
         if not compute_metrics:
             raise ValueError("compute_metrics is an empty list: leave it out, or name a metric.")
+        if any(each is None for each in compute_metrics):
+            raise TypeError(f"compute_metrics has None in its list; it must be {FORM}.")
         functions = [as_metric(each, processor) for each in compute_metrics]
         return functions[0] if len(functions) == 1 else SeveralMetrics(functions, list(map(_name_of, compute_metrics)))  # type: ignore[arg-type]
     metric = of_compute(compute_metrics)

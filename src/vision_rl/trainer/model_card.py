@@ -20,6 +20,7 @@ from vision_rl.manifest import CARD
 from vision_rl.models.unwrapping import base_model
 from vision_rl.models.uvim import UViMModel
 from vision_rl.processing import VisionProcessor
+from vision_rl.recording import plain, without_secrets
 from vision_rl.trainer.curves import Panel, draw_curves
 from vision_rl.trainer.shown_answers import Evaluated, draw_answers
 from vision_rl.trainer.stream import is_stream
@@ -317,7 +318,7 @@ def settings(args: Any) -> dict[str, Any]:
         value = values.get(field.name)
         if value != default and (value or default) and not NOT_SHOWN.match(field.name):
             shown[field.name] = value
-    return yaml.safe_load(yaml.safe_dump(shown))  # plain values alone
+    return plain(without_secrets(shown))
 
 
 def _versions() -> str:

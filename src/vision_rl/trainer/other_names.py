@@ -103,13 +103,15 @@ def refuse_other_names(cls: type, given: Iterable[str], base: type, answers: dic
         answers: by name.
     """
     kinds = [kind for kind in cls.__mro__ if issubclass(kind, base) and "__init__" in vars(kind)]
-    taken = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters}
+    parameters = [each for kind in kinds for each in inspect.signature(kind.__init__).parameters.values()]
+    taken = {each.name for each in parameters}
+    pops = any(each.kind is each.VAR_KEYWORD for each in parameters)  # a subclass may take options of its own
     for name in given:
         if name not in taken:
             instead = answers.get(name) or next(
                 (text for start, text in FAMILIES.items() if name.startswith(start)), None
             )
-            close = difflib.get_close_matches(name, taken, n=1)
+            close = [] if pops else difflib.get_close_matches(name, taken, n=1)
             hint = f": {instead}" if instead else f". Did you mean {close[0]}?" if close else ""
             if hint:
                 raise TypeError(f"{cls.__name__} takes no {name}{hint}{'' if hint.endswith('?') else '.'}")

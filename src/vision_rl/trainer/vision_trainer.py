@@ -21,6 +21,7 @@ from vision_rl.models.encoded import EncodedDataset
 from vision_rl.models.lengths import num_positions
 from vision_rl.models.preparation import (
     drop_text_arguments,
+    freeze_unused_parameters,
     prepare_for_fsdp,
 )
 from vision_rl.models.sampling import sample
@@ -65,7 +66,7 @@ class VisionTrainer(Trainer):
     eval_dataset: Any
     compute_metrics: Any
     deepspeed: Any
-    push_in_progress: Any
+    push_in_progress: Any = None  # set where a repository is made: on the main process alone
     processor: VisionProcessor
     target_columns: dict[str, str]
     max_completion_length: int
@@ -117,6 +118,9 @@ class VisionTrainer(Trainer):
         compute_metrics = as_metric(compute_metrics, self.processor)
         model = with_adapters(model, peft_config)
         if isinstance(model, PeftModel):
+            freeze_unused_parameters(
+                base_model(model)
+            )  # the adapters of what the decoder does not read get no gradient
             drop_text_arguments(base_model(model))
         self.completion_decoder = completion_decoder
         # Check
@@ -544,7 +548,7 @@ class VisionTrainer(Trainer):
             output_dir = output_dir if output_dir is not None else self.args.output_dir
             stage1.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
 
-        if self.args.should_save and self.args.hub_token is not None:
+        if self.args.should_save:
             hub.save_arguments_without_token(
                 self.args, str(self.args.output_dir if output_dir is None else output_dir)
             )

@@ -12,7 +12,15 @@ from vision_rl.rewards import check_same_fact
 from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, class_weights, detection_reward
 
 
-OPTIONS = ("num_bins", "num_labels", "class_counts", "thresholds", "duplicate_weight", "released_total")
+OPTIONS = (
+    "num_bins",
+    "num_labels",
+    "class_counts",
+    "thresholds",
+    "duplicate_weight",
+    "released_total",
+    "false_positive_weight",
+)
 
 
 _DESCRIPTION = """
@@ -30,12 +38,9 @@ Args:
     thresholds (list of float): of the IoU. Default 0.5, 0.55, ..., 0.95.
     duplicate_weight (float): default 0.3.
     released_total (bool): the total of the authors' code, whose keys collide. Default False.
-<<<<<<< HEAD
     false_positive_weight (float): of a box that is neither match nor duplicate. Default 0, the paper's.
-=======
     All but the first two may also be given to `evaluate.load`. As a reward of a trainer the module scores the tokens of its
     completions, with the processor's num_bins and num_labels.
->>>>>>> main
 Returns:
     reward (float): the mean reward.
     rewards (list of float): the reward of each answer.
