@@ -13,6 +13,7 @@ from vision_rl.randomness import uniform_table
 from vision_rl.task import load_processor, load_task, task_of
 from vision_rl.trainer.mle_config import VisionMLEConfig
 from vision_rl.trainer.mle_trainer import VisionMLETrainer
+from vision_rl.trainer.vision_config import on_one_device
 
 
 Picture = str | os.PathLike | Image.Image
@@ -55,7 +56,7 @@ class VisionPipeline:
                 UViMModel.from_pretrained(name, subfolder="stage1", revision=revision), self.processor
             )
         self._folder = tempfile.TemporaryDirectory(prefix="vision_rl")  # Trainer wants one; nothing is written
-        args = VisionMLEConfig(
+        config = VisionMLEConfig(
             self._folder.name,
             per_device_eval_batch_size=batch_size,
             use_cpu=use_cpu,
@@ -63,8 +64,9 @@ class VisionPipeline:
             disable_tqdm=True,
             model_init_kwargs=None if revision is None else {"revision": revision},
         )
-        args._n_gpu = min(args.n_gpu, 1)  # one process, one device, and no nn.DataParallel
-        self.trainer = VisionMLETrainer(name, args, processing_class=self.processor, completion_decoder=decoder)
+        self.trainer = VisionMLETrainer(
+            name, on_one_device(config), processing_class=self.processor, completion_decoder=decoder
+        )
 
     def __call__(self, images: Picture | Sequence[Picture]) -> Any:
         """The answer to one picture, or a list of those to many; a picture is a PIL image or a path."""

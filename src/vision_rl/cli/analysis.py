@@ -10,7 +10,8 @@ from vision_rl.analysis import curves, figures
 from vision_rl.analysis.gradient_noise import gradient_noise
 from vision_rl.analysis.noise import GradientNoise, images_text
 from vision_rl.analysis.reward_samples import sample_rewards
-from vision_rl.cli.data import load_rows, require, under_usual_names
+from vision_rl.cli import building
+from vision_rl.cli.data import require, rows_to_look_at
 from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
 
@@ -24,11 +25,10 @@ def analyze(given: Read) -> Callable[[], None]:
             raise ValueError(f"{name} must be at least 1, it is {getattr(args, name)}.")
     if args.noise and (args.num_batches < 4 or args.num_generations < 2):
         raise ValueError("The noise needs num_batches of at least 4 and num_generations of at least 2.")
-    of_model = Path(args.model) if Path(args.model).is_dir() else Path("runs", args.model.replace("/", "--"))
-    folder = Path(args.output_dir or of_model / "analysis")
+    folder = Path(args.output_dir or building.folder_of(args.model) / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
-    rows = None if args.noise else under_usual_names(load_rows(given.task, data, given.options, args.split), args)
-    train = under_usual_names(load_rows(given.task, data, given.options, "train"), args)
+    rows = None if args.noise else rows_to_look_at(given, args.split)
+    train = rows_to_look_at(given, "train")
     if args.noise:
         train = require(train, "to take gradients on", data, given.task)
     else:

@@ -111,10 +111,10 @@ class TuneArguments:
 
 
 @dataclass
-class EvalArguments:
-    _argument_group_name = "Evaluation"
+class LookingArguments:
+    """What the commands that look at a model have in common."""
 
-    model: str | None = option("What is evaluated: a folder or Hub name.")
+    model: str | None = option("The model: a folder or Hub name.")
     model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     image_column: str = option("Column with the image.", "image")
     target_columns: dict | str | None = field(
@@ -122,12 +122,19 @@ class EvalArguments:
         metadata={"help": "As of the training: which column holds what the processor calls by a keyword."},
     )
     split: str = option("Of the task's folders: train, validation or test.", "validation")
+    bf16: bool = option("Compute in bfloat16.", False)
+    use_cpu: bool = option("Also where there is a GPU.", False)
+
+
+@dataclass
+class EvalArguments(LookingArguments):
+    _argument_group_name = "Evaluation"
+
+    model: str | None = option("What is evaluated: a folder or Hub name.")
     output_dir: str | None = option("Folder of the results. None: `eval` in the model's folder.")
     shard_size: int = option("Images after which results are written; an interrupted evaluation goes on there.", 500)
     batch_size: int = option("Images that a device answers at once.", 32)
     workers: int = option("Processes that read images.", 0)
-    bf16: bool = option("Compute in bfloat16.", False)
-    use_cpu: bool = option("Also where there is a GPU.", False)
 
 
 @dataclass
@@ -144,21 +151,14 @@ class PredictArguments:
 
 
 @dataclass
-class AnalyzeArguments:
+class AnalyzeArguments(LookingArguments):
     _argument_group_name = "Analysis"
 
     model: str | None = option("What is looked at: a folder or Hub name.")
-    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     before: str | None = option("Another model to compare it with, such as the one that it was tuned from.")
     before_revision: str | None = option("Branch, tag or commit of that model on the Hub.")
     reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
-    image_column: str = option("Column with the image.", "image")
-    target_columns: dict | str | None = field(
-        default=None,
-        metadata={"help": "As of the training: which column holds what the processor calls by a keyword."},
-    )
-    split: str = option("Of the task's folders: train, validation or test.", "validation")
     num_images: int = option("Look at the first so many rows.", 64)
     num_samples: int = option("Samples an image; the paper's figure has 10,000.", 100)
     completions_at_once: int = option("Most of them that are in memory at the same time; of large maps, fewer.", 256)
@@ -168,31 +168,20 @@ class AnalyzeArguments:
     batch_size: int = option("Images that are answered at once; of the noise, those of a batch.", 16)
     output_dir: str | None = option("Folder of the figures and numbers. None: `analysis` in the model's folder.")
     seed: int = option("Of the samples.", 42)
-    bf16: bool = option("Compute in bfloat16.", False)
-    use_cpu: bool = option("Also where there is a GPU.", False)
 
 
 @dataclass
-class ReportArguments:
+class ReportArguments(LookingArguments):
     _argument_group_name = "Report"
 
     model: str | None = option("The model whose answers are shown. None: that of the run.")
-    model_revision: str | None = option("Branch, tag or commit of a model on the Hub.")
     before: str | None = option("The one that it is compared with. None: the one that the run started from.")
     before_revision: str | None = option("Branch, tag or commit of that model on the Hub.")
     reward: list[str] | None = field(default=None, metadata={"help": "As of `vision-rl tune`. None: the run's."})
     reward_weights: list[float] | None = field(default=None, metadata={"help": "As of `vision-rl tune`."})
-    image_column: str = option("Column with the image.", "image")
-    target_columns: dict | str | None = field(
-        default=None,
-        metadata={"help": "As of the training: which column holds what the processor calls by a keyword."},
-    )
-    split: str = option("Of the task's folders: train, validation or test.", "validation")
     num_images: int = option("Answer the first so many rows.", 200)
     output_file: str | None = option("Of the page. None: report.html in the run's folder.")
     batch_size: int = option("Images that a device answers at once.", 32)
-    bf16: bool = option("Compute in bfloat16.", False)
-    use_cpu: bool = option("Also where there is a GPU.", False)
 
 
 @dataclass

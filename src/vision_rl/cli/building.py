@@ -181,6 +181,11 @@ def make_stage1(args: Stage1Arguments, processor: VisionProcessor) -> UViMModel:
     )
 
 
+def folder_of(model: str) -> Path:
+    """The folder to which results of a model belong: the model's own, or one in `runs` for a model on the Hub."""
+    return Path(model) if Path(model).is_dir() else Path("runs", model.replace("/", "--"))
+
+
 def at_revision(args: Any, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Options for `from_pretrained`, with the revision of `args.model` added."""
     return {**(options or {}), **({} if args.model_revision is None else {"revision": args.model_revision})}

@@ -56,13 +56,18 @@ def _of(data: DataArguments, split: str, streaming: bool) -> Any:
     return splits[split]
 
 
-def under_usual_names(rows: Any, args: Any) -> Any:
+def under_usual_names(rows: Any, target_columns: dict[str, str] | str | None, image_column: str = "image") -> Any:
     """The rows with `image_column` renamed to `image`, and `target_columns` to the processor's keywords; None stays None."""
-    targets = args.target_columns or {}
-    targets = json.loads(targets) if isinstance(targets, str) else targets
-    names = {args.image_column: "image", **{column: keyword for keyword, column in targets.items()}}
+    targets = json.loads(target_columns) if isinstance(target_columns, str) else target_columns or {}
+    names = {image_column: "image", **{column: keyword for keyword, column in targets.items()}}
     renamed = {column: name for column, name in names.items() if column != name}
     return rows.rename_columns(renamed) if renamed and rows is not None else rows
+
+
+def rows_to_look_at(given: Any, split: str) -> Any:
+    """The rows of a split for a command that looks at a model, under the usual names; None where nothing names any."""
+    args, data = given.own
+    return under_usual_names(load_rows(given.task, data, given.options, split), args.target_columns, args.image_column)
 
 
 def splits_of(data: DataArguments, streaming: bool = False) -> Any:

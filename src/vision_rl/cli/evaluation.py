@@ -11,7 +11,7 @@ from huggingface_hub import HfApi
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
-from vision_rl.cli.data import cheap_columns, load_rows, require, under_usual_names
+from vision_rl.cli.data import cheap_columns, require, rows_to_look_at
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
@@ -27,12 +27,8 @@ def evaluate(given: Read) -> Callable[[], None]:
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
-    rows = load_rows(given.task, data, given.options, args.split)
-    rows = under_usual_names(require(rows, f"of the split {args.split}", data, given.task), args)
-    of_model = (
-        Path(args.model) if Path(args.model).is_dir() else Path("runs", args.model.replace("/", "--"))
-    )  # on the Hub
-    folder = Path(args.output_dir or of_model / "eval")
+    rows = require(rows_to_look_at(given, args.split), f"of the split {args.split}", data, given.task)
+    folder = Path(args.output_dir or building.folder_of(args.model) / "eval")
     folder.mkdir(parents=True, exist_ok=True)
     trainer = VisionMLETrainer(
         model=args.model,

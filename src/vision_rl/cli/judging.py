@@ -8,6 +8,7 @@ from vision_rl.cli import building
 from vision_rl.cli.reading import Read
 from vision_rl.cli.rewards import load_rewards
 from vision_rl.task import load_processor
+from vision_rl.trainer.vision_config import on_one_device
 
 
 def judging_trainer(
@@ -47,13 +48,7 @@ def judging_trainer(
         "completion_decoder": building.completion_decoder(processor, args),
     }
     if counted is None:
-        return VisionMLETrainer(args=_on_one_device(VisionMLEConfig(folder, **options)), **parts)
+        return VisionMLETrainer(args=on_one_device(VisionMLEConfig(folder, **options)), **parts)
     rewards = load_rewards(args.reward, given.task, processor, counted)
     config = VisionRewardConfig(folder, reward_weights=args.reward_weights, **options)
-    return VisionRewardTrainer(reward_funcs=rewards, args=_on_one_device(config), **parts)
-
-
-def _on_one_device(config: Any) -> Any:
-    """The config for this process alone: without a launch transformers would spread the model over all GPUs."""
-    config._n_gpu = min(config.n_gpu, 1)
-    return config
+    return VisionRewardTrainer(reward_funcs=rewards, args=on_one_device(config), **parts)

@@ -8,7 +8,7 @@ from typing import Any
 from vision_rl import VisionRewardTrainer
 from vision_rl.analysis.answers import Answers, Comparison, answers_of
 from vision_rl.analysis.report import write_report
-from vision_rl.cli.data import load_rows, under_usual_names
+from vision_rl.cli.data import rows_to_look_at
 from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
 
@@ -20,16 +20,16 @@ def report_of_log(folder: Path, output: str | None = None) -> Callable[[], None]
 
 
 def report(given: Read, folder: Path) -> Callable[[], None]:
-    args, data = given.own
+    args, _ = given.own
     if args.num_images < 2:
         raise ValueError(f"num_images must be at least 2, it is {args.num_images}.")
-    rows = under_usual_names(load_rows(given.task, data, given.options, args.split), args)
+    rows = rows_to_look_at(given, args.split)
     if rows is None:
         return report_of_log(folder, args.output_file)
     rows = rows.select(range(min(args.num_images, len(rows))))
     counted = None
     if args.reward or len(given.task.REWARDS) == 1:  # some rewards take counts from training rows
-        counted = under_usual_names(load_rows(given.task, data, given.options, "train"), args)
+        counted = rows_to_look_at(given, "train")
         counted = rows if counted is None else counted
     scratch = tempfile.TemporaryDirectory(prefix="vision_rl")  # Trainer wants a folder; nothing is written
     models = filter(None, (args.before, args.model))

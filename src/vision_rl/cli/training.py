@@ -9,7 +9,7 @@ from transformers import set_seed
 from vision_rl import Stage1Trainer, VisionMLETrainer, VisionRewardTrainer
 from vision_rl.cli import building
 from vision_rl.cli.arguments import DataArguments
-from vision_rl.cli.data import load_rows, require
+from vision_rl.cli.data import load_rows, require, under_usual_names
 from vision_rl.cli.dry_run import dry_run
 from vision_rl.cli.pace import PaceCallback
 from vision_rl.cli.reading import Read
@@ -61,7 +61,7 @@ def tune(given: Read) -> Callable[[], None]:
     trainer = VisionRewardTrainer(
         model=args.model,
         reward_funcs=load_rewards(
-            args.reward, given.task, processor, _by_keyword(train, given.training.target_columns)
+            args.reward, given.task, processor, under_usual_names(train, given.training.target_columns)
         ),
         **_parts(given, train, evaluated, processor),
         completion_decoder=building.completion_decoder(processor, args),
@@ -91,12 +91,6 @@ def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
         return train, None
     evaluated = load_rows(given.task, data, given.options, "validation")
     return train, require(evaluated, "to evaluate on (or set eval_strategy to no)", data, given.task)
-
-
-def _by_keyword(rows: Any, target_columns: dict[str, str] | None) -> Any:
-    """The rows with their targets under the processor's names for them."""
-    renamed = {column: keyword for keyword, column in (target_columns or {}).items() if column != keyword}
-    return rows.rename_columns(renamed) if renamed else rows
 
 
 def _train(trainer: Any, data: DataArguments, command: str, given: Read) -> None:

@@ -186,3 +186,9 @@ class VisionConfig(TrainingArguments):
                 raise ValueError(f"{name} must be 'raise' or 'skip', got {getattr(self, name)!r}.")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}.")
+
+
+def on_one_device(config: VisionConfig) -> Any:
+    """Return the config for this process alone: without a launch transformers would spread the model over all GPUs."""
+    config._n_gpu = min(config.n_gpu, 1)
+    return config
