@@ -22,12 +22,20 @@ from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, TOKENS_PER_BOX
 RECALLS = np.linspace(0, 1, 101)
 
 
-def both_rewards(
+def make_rewards(
     processor: DetectionProcessor, train_dataset: Dataset
 ) -> dict[str, RecallReward | AveragePrecisionReward]:
-    """Those for recall and for mAP by name; the classes of the latter weigh as the training boxes say."""
+    """Those for recall, for mAP and for F1, by name; the classes weigh for mAP as the training boxes say.
+
+    The paper's reward for mAP lets boxes of nothing cost nothing. For F1, which has no threshold of scores, they cost
+    as much as duplicates.
+    """
     sizes, counts = (processor.num_bins, processor.num_labels), processor.count_classes(train_dataset)
-    return {"recall": RecallReward(*sizes), "map": AveragePrecisionReward(*sizes, class_counts=counts)}
+    return {
+        "recall": RecallReward(*sizes),
+        "map": AveragePrecisionReward(*sizes, class_counts=counts),
+        "f1": RecallReward(*sizes, false_positive_weight=0.3),
+    }
 
 
 @dataclass

@@ -4,6 +4,7 @@
 * incomplete: the same images, but half of the training boxes are missing, once and for all, as annotators miss
   objects. Images of validation and test have all their boxes.
 * crowded: one to eight small digits that hide one another, under noise; every box labelled. A model cannot be sure.
+* hard: the same under more noise, for the tokens of the paper: 1000 bins, in random order, and more places than boxes.
 """
 
 from typing import Literal
@@ -15,19 +16,14 @@ from vision_rl.data.digit_scenes import DigitScenes, digit_scenes, with_missing_
 from vision_rl.data.handwriting import Split
 
 
-Situation = Literal["complete", "incomplete", "crowded"]
+Situation = Literal["complete", "incomplete", "crowded", "hard"]
 _FEW = {"max_digits": 4, "min_height": 14, "max_height": 26}
+_MANY = {"max_digits": 8, "min_height": 10, "max_height": 20, "max_overlap": 0.6, "crowding": 0.5}
 _SCENES: dict[Situation, dict] = {
     "complete": _FEW,
     "incomplete": _FEW,
-    "crowded": {
-        "max_digits": 8,
-        "min_height": 10,
-        "max_height": 20,
-        "max_overlap": 0.6,
-        "crowding": 0.5,
-        "noise": 0.1,
-    },
+    "crowded": _MANY | {"noise": 0.1},
+    "hard": _MANY | {"noise": 0.25},
 }
 
 

@@ -1,6 +1,6 @@
 """The detection experiment: what more MLE and what reward tuning make of one MLE model (docs/results.md has the tables).
 
-    python experiments/detection_study.py --situation crowded         # or incomplete; `make results` runs both
+    python experiments/detection_study.py --situation incomplete         # or hard, or crowded
 
 Every row starts from the same checkpoint, and every model is decoded in three ways: greedily, with the stop threshold that
 is best on validation (`DetectionProcessor(stop_threshold=...)`), and with absence forbidden. Learning rates, thresholds
@@ -21,16 +21,18 @@ import numpy as np
 import tables
 import torch
 from datasets import Dataset
-from detection_measures import Measured, both_rewards, measure, resampled_columns, stopping
+from detection_measures import Measured, make_rewards, measure, resampled_columns, stopping
 from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
-from pretrain_detection import NUM_TRAIN_IMAGES
+from pretrain_detection import num_seen
 from runs import SHORT_TRAINING, checkpoints_in, commit, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.analysis import gradient_noise
+from vision_rl.analysis.noise import images_text
 from vision_rl.data.digit_scenes import with_missing_boxes
 from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
@@ -47,34 +49,35 @@ NUM_CHECKPOINTS = 6  # of a training, for the curve; an interrupted one goes on 
 
 @dataclass(frozen=True)
 class Row:
-    """A model with a training of its own.
+    """A model with a training of its own, which starts from the checkpoint.
 
     Args:
         title: in the tables.
-        learning_rates: the best of them on validation is taken; where there is one only, an earlier sweep chose it.
+        learning_rates: the best of them on validation is taken.
+        reward: what it is tuned for.
         images, generations: of a step of tuning; the steps are so many that all tuned models see as many samples.
         length: times as many steps. A step of MLE takes less time than one of tuning: MLE makes more, and takes longer.
         all_seeds: otherwise the first only.
-        start: the row whose first model it starts from; else the checkpoint.
     """
 
     title: str
     learning_rates: tuple[float, ...]
+    reward: str = "map"
     images: int = 16
     generations: int = 4
     length: float = 1.0
     all_seeds: bool = True
-    start: str | None = None
 
 
 TUNED = {
-    "tuned_recall": Row("tuned for recall", (1e-4,)),
     "tuned_map": Row("tuned for mAP", (1e-4,)),
-    "tuned_map_long": Row("tuned for mAP, three times as long", (1e-4,), length=3, all_seeds=False),
     "tuned_map_64": Row("tuned for mAP, 64 images a step", (2e-4,), images=64, all_seeds=False),
     "tuned_map_256": Row("tuned for mAP, 256 images a step", (4e-4,), images=256, all_seeds=False),
-    "tuned_map_continued": Row("tuned for mAP from MLE continued", (1e-4,), all_seeds=False, start="mle_continued"),
     "tuned_map_g16": Row("tuned for mAP, 16 samples an image", (2e-4,), generations=16, all_seeds=False),
+    "tuned_recall": Row("tuned for recall", (1e-4,), reward="recall"),
+    "tuned_f1": Row("tuned for F1", (1e-4,), reward="f1"),
+    "tuned_f1_64": Row("tuned for F1, 64 images a step", (2e-4,), reward="f1", images=64, all_seeds=False),
+    "tuned_f1_256": Row("tuned for F1, 256 images a step", (4e-4,), reward="f1", images=256, all_seeds=False),
 }
 MLE = {
     "mle_continued": Row("MLE continued", (1e-3,), length=1.5, all_seeds=False),
@@ -96,6 +99,8 @@ COLUMNS = {
     "sampled_map_reward": "mAP reward, sampled",
     "greedy_recall_reward": "recall reward, greedy",
     "sampled_recall_reward": "recall reward, sampled",
+    "greedy_f1_reward": "F1 reward, greedy",
+    "sampled_f1_reward": "F1 reward, sampled",
     "boxes_per_image": "boxes an image",
 }
 COMPARED = {"map": "mAP, by the best score", "map_confidence": "mAP, by confidence"} | {
@@ -105,23 +110,26 @@ ON_CURVE = {
     "sampled_map_reward": "mAP reward, sampled",
     "greedy_map_reward": "greedy",
     "map": "mAP, by the best score",
+    "map_with_threshold": "the same, absent only above 0.95",
     "ar_100": "AR@100",
     "f1": "F1",
     "boxes_per_image": "boxes an image",
 }
+CURVE_THRESHOLD = 0.95
+NUM_NOISE_BATCHES = 40  # of 16 images with 4 samples each
 
 
 @dataclass
 class StudyArguments:
     situation: Situation = "crowded"
     rows: list[str] = field(
-        default_factory=lambda: ["mle_continued", "mle_confidence", "tuned_recall", "tuned_map"]
+        default_factory=lambda: ["mle_continued", "tuned_map", "tuned_map_64", "tuned_map_256", "tuned_map_g16"]
     )  # of TRAINED
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     learning_rates: list[float] | None = None  # of every row; None: each its own
     stop_thresholds: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.5, 0.7, 0.9, 0.95, 1.0])
-    steps: int = 1000  # of tuning, 16 images with 4 samples each
-    num_train_images: int = 48_000  # none of which MLE has seen, and none of which a training sees twice
+    steps: int = 3000  # of tuning, 16 images with 4 samples each
+    num_train_images: int = 144_000  # none of which MLE has seen, and none of which a training sees twice
     num_validation_images: int = 500
     num_eval_images: int = 1000
     num_resamples: int = 400  # of the test images, for the intervals
@@ -160,9 +168,9 @@ class DetectionStudy(Study):
         self.args = args
         self.checkpoint = Path(args.checkpoint or CHECKPOINTS / f"detection-{args.situation}")
         self.processor = DetectionProcessor.from_pretrained(self.checkpoint)
-        self.train_dataset = unseen_scenes(args.situation, NUM_TRAIN_IMAGES, args.num_train_images)
+        self.train_dataset = unseen_scenes(args.situation, num_seen(args.situation), args.num_train_images)
         counted = situation_scenes(args.situation, "train", min(NUM_COUNTED, args.num_train_images))
-        self.rewards = both_rewards(self.processor, counted)
+        self.rewards = make_rewards(self.processor, counted)
         self.scores: dict[str, str] = {}  # by which each tested row is best on validation
         self._scenes: dict[str, Dataset] = {}
 
@@ -190,23 +198,18 @@ class DetectionStudy(Study):
         }
 
     def start(self, row: str, seed: int) -> Path:
-        before = TRAINED[row].start
-        return (
-            self.checkpoint
-            if before is None
-            else self.trained(before, TRAINED[before].learning_rates[0], self.seeds[0])
-        )
+        return self.checkpoint
 
     def other_settings(self) -> dict:
-        images = [NUM_TRAIN_IMAGES, NUM_TRAIN_IMAGES + self.args.num_train_images]
+        seen = num_seen(self.args.situation)
+        images = [seen, seen + self.args.num_train_images]
         return {"situation": self.args.situation, "train_images": images}
 
     def make_trainer(self, row: str, config: dict, start: Path | None) -> VisionMLETrainer | VisionRewardTrainer:
         data = {"train_dataset": self.train_dataset, "processing_class": self.processor}
         model = VisionEncoderDecoderModel.from_pretrained(start)
         if row in TUNED:
-            reward = self.rewards["recall" if row == "tuned_recall" else "map"]
-            return VisionRewardTrainer(model, reward, VisionRewardConfig(**config), **data)
+            return VisionRewardTrainer(model, self.rewards[TUNED[row].reward], VisionRewardConfig(**config), **data)
         if row == "mle_confidence":
             return ConfidenceMLETrainer(model, VisionMLEConfig(**config), reward=self.rewards["map"], **data)
         return VisionMLETrainer(model, VisionMLEConfig(**config), **data)
@@ -241,18 +244,22 @@ class DetectionStudy(Study):
         return dict(np.load(file))
 
     def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:
-        """mAP under the score that suits the model best; AR where it is tuned for recall."""
-        return float(columns["ar_100"][0]) if row == "tuned_recall" else max(map_by_score(columns).values())
+        """What it is tuned for: AR, F1, else mAP under the score that suits the model best."""
+        return {"recall": float(columns["ar_100"][0]), "f1": float(columns["f1"][0])}.get(
+            TRAINED[row].reward, max(map_by_score(columns).values())
+        )
 
     def swept(self, folder: Path, split: str = "validation") -> dict[float, dict[str, np.ndarray]]:
         """The columns at every threshold."""
         return {threshold: self.columns_of(folder, split, threshold) for threshold in self.args.stop_thresholds}
 
     def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict]:
-        """The rate whose model is best on validation at its best threshold, of the first seed; of recall greedily."""
+        """The rate whose model is best on validation, of the first seed: for mAP at its best threshold, else greedily."""
         swept = {rate: self.swept(self.trained(row, rate, self.seeds[0])) for rate in learning_rates}
         reached = {
-            rate: max(self.quality(row, columns) for t, columns in by_t.items() if row != "tuned_recall" or t == 0)
+            rate: max(
+                self.quality(row, columns) for t, columns in by_t.items() if t == 0 or TRAINED[row].reward == "map"
+            )
             for rate, by_t in swept.items()
         }
         chosen = max(reached, key=reached.__getitem__)
@@ -282,19 +289,35 @@ class DetectionStudy(Study):
         self.costs[name] = [core_cost(folder) for folder in folders]
         return name
 
-    def curve(self, row: str, folder: Path) -> list[dict[str, float]]:
-        """What a model was on validation after so many steps, decoded greedily."""
-        steps = {0: self.start(row, self.seeds[0])} | {
-            int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)
-        }
+    def curve(self, row: str, learning_rate: float) -> list[dict[str, float]]:
+        """What the first seed's model was on validation after so many steps, decoded greedily, and how noisy its gradients."""
+        seed = self.seeds[0]
+        folder = self.trained(row, learning_rate, seed)
+        steps = {0: self.start(row, seed)} | {int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)}
         steps[core_cost(folder)["steps"]] = folder
         points = []
         for step, saved in sorted(steps.items()):
             columns = self.columns_of(saved, "validation")
-            best = max(map_by_score(columns).values())
-            numbers = {name: round(float(columns[name][0]), 4) for name in ON_CURVE if name != "map"}
-            points.append({"step": step, "map": round(best, 4), **numbers})
+            numbers = {name: float(columns[name][0]) for name in ON_CURVE if name in columns}
+            numbers["map"] = max(map_by_score(columns).values())
+            with_threshold = self.columns_of(saved, "validation", CURVE_THRESHOLD)
+            numbers["map_with_threshold"] = max(map_by_score(with_threshold).values())
+            point = {"step": step, **{name: round(numbers[name], 4) for name in ON_CURVE if name in numbers}}
+            if row == "tuned_map":
+                point |= self.images_needed(row, learning_rate, saved)
+            points.append(point)
         return points
+
+    def images_needed(self, row: str, learning_rate: float, folder: Path) -> dict:
+        """Of how many images the mean gradient is as large as its noise, and the interval; kept, by the weights of the model."""
+        file = self.folder / "measured" / f"{weights_of(folder)}-{row}-noise.json"
+        if not file.exists():
+            config = self.config(row, learning_rate, self.seeds[0])
+            config |= {"output_dir": str(self.folder / "noise"), "use_cpu": True, "report_to": "none"}
+            *_, whole_update = gradient_noise(self.make_trainer(row, config, folder), NUM_NOISE_BATCHES)
+            tables.write_json(whole_update.summary(), file)
+        noise = tables.read_json(file)
+        return {name: noise[name] for name in ("images_needed", "images_needed_interval")}
 
     def stopping(self, folder: Path) -> dict[str, float]:
         """Whether a model knows when to stop, on validation images; see `detection_measures.stopping`."""
@@ -321,7 +344,7 @@ def main(args: StudyArguments) -> dict:
         chosen, rates[row] = study.choose(row, args.learning_rates or TRAINED[row].learning_rates)
         seeds = args.seeds if TRAINED[row].all_seeds else args.seeds[:1]
         models[row] = [study.trained(row, chosen, seed) for seed in seeds]
-        curves[row] = study.curve(row, models[row][0])
+        curves[row] = study.curve(row, chosen)
     for row, folders in models.items():
         best, thresholds[row] = study.choose_threshold(row, folders[0])
         for threshold in (0.0, best, 1.0):
@@ -405,11 +428,19 @@ def stopping_table(results: dict) -> str:
 def curve_table(results: dict) -> str:
     """What each model was on validation after so many steps, as Markdown."""
     rows = [
-        [TITLES[row], str(point["step"]), *(f"{point[name]:.3f}" for name in ON_CURVE)]
+        [TITLES[row], str(point["step"]), *(f"{point[name]:.3f}" for name in ON_CURVE), needed(point)]
         for row, points in results["curves"].items()
         for point in points
     ]
-    return tables.markdown(["", "steps", *ON_CURVE.values()], rows)
+    return tables.markdown(["", "steps", *ON_CURVE.values(), "images needed"], rows)
+
+
+def needed(point: dict) -> str:
+    """The images whose mean gradient is as large as its noise, and their interval, where they were measured."""
+    if "images_needed" not in point:
+        return ""
+    low, high = map(images_text, point["images_needed_interval"])
+    return f"{images_text(point['images_needed'])} ({low} to {high})"
 
 
 if __name__ == "__main__":

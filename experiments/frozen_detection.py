@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from detection_measures import both_rewards, measure, resampled_columns
+from detection_measures import make_rewards, measure, resampled_columns
 from PIL import Image
 from torch.utils.data import Dataset
 from transformers import VisionEncoderDecoderModel, set_seed
@@ -106,7 +106,7 @@ def main(args: FrozenArguments) -> None:
         "report_to": "none",
         "use_cpu": True,
     }
-    rewards = both_rewards(processor, train)
+    rewards = make_rewards(processor, train)
     table = {}
 
     def train_and_test(name: str, trainer) -> None:

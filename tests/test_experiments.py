@@ -36,19 +36,31 @@ def test_the_demo_compares_tuning_with_decoding_and_more_mle_in_two_pieces_and_d
 
 def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     out = ["--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/results.json"]
-    command = ["detection_study.py", *SMALL, *out, "--seeds", "0", "1", "--learning_rates", "1e-4"]
+    rows = ["--rows", "mle_continued", "tuned_map", "tuned_f1", "--seeds", "0", "1", "--learning_rates", "1e-4"]
+    few = ["--steps", "1", "--num_train_images", "64", "--num_validation_images", "20", "--num_eval_images", "4"]
+    command = [
+        "detection_study.py",
+        "--situation",
+        "incomplete",
+        *few,
+        "--stop_thresholds",
+        "0",
+        "0.5",
+        "1",
+        *rows,
+        *out,
+    ]
     run(*command)
     first = json.loads((tmp_path / "results.json").read_text())
     decoded = first["thresholds"]["tuned_map"]["chosen"]
-    assert len(first["rows"]) == 5 * 3 and len(first["rows"][f"tuned_map@{decoded}"]["map_class"]["seeds"]) == 2
-    assert {pair.split(" - ")[1].split("@")[0] for pair in first["differences"]} == {
-        "mle",
-        "mle_continued",
-        "mle_confidence",
-    }
+    assert len(first["rows"]) == 4 * 3 and len(first["rows"][f"tuned_map@{decoded}"]["map_class"]["seeds"]) == 2
+    assert {pair.split(" - ")[1].split("@")[0] for pair in first["differences"]} == {"mle", "mle_continued"}
     assert [point["step"] for point in first["curves"]["tuned_map"]] == [0, 1]
+    assert all(
+        low is None or low > 0 for low, _ in (p["images_needed_interval"] for p in first["curves"]["tuned_map"])
+    )
     trained = {path: path.stat().st_mtime for path in (tmp_path / "work").rglob("model.safetensors")}
-    assert len(list((tmp_path / "work").rglob("run.json"))) == 2 * 1 + 2 * 2
+    assert len(list((tmp_path / "work").rglob("run.json"))) == 1 + 2 * 2
     run(*command)
     assert {path: path.stat().st_mtime for path in trained} == trained
     assert json.loads((tmp_path / "results.json").read_text()) == first
