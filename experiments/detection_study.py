@@ -11,7 +11,6 @@ mAP does.
 What is finished is kept in `work_dir`: an interrupted study goes on from there.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from detection_measures import Measured, make_rewards, measure, resampled_column
 from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
 from pretrain_detection import num_seen
-from runs import SHORT_TRAINING, checkpoints_in, commit, weights_of
+from runs import SHORT_TRAINING, checkpoints_in, commit, cost, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
@@ -286,7 +285,7 @@ class DetectionStudy(Study):
         measured = [self.columns_of(folder, "test", stop_threshold) for folder in folders]
         measured = [{"map": columns[f"map_{self.scores[name]}"], **columns} for columns in measured]
         self.columns[name] = {column: [columns[column] for columns in measured] for column in measured[0]}
-        self.costs[name] = [core_cost(folder) for folder in folders]
+        self.costs[name] = [cost(folder) for folder in folders]
         return name
 
     def curve(self, row: str, learning_rate: float) -> list[dict[str, float]]:
@@ -294,7 +293,7 @@ class DetectionStudy(Study):
         seed = self.seeds[0]
         folder = self.trained(row, learning_rate, seed)
         steps = {0: self.start(row, seed)} | {int(saved.name.split("-")[1]): saved for saved in checkpoints_in(folder)}
-        steps[core_cost(folder)["steps"]] = folder
+        steps[cost(folder)["steps"]] = folder
         points = []
         for step, saved in sorted(steps.items()):
             columns = self.columns_of(saved, "validation")
@@ -327,12 +326,6 @@ class DetectionStudy(Study):
 
 def map_by_score(columns: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {score: float(columns[f"map_{score}"][0]) for score in SCORES}
-
-
-def core_cost(folder: Path) -> dict[str, int]:
-    """Steps of a training, and seconds of its process, which do not grow where others use the cores too."""
-    run = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
-    return {"steps": run.get("steps", 0), "seconds": run.get("cpu_seconds", 0)}
 
 
 def main(args: StudyArguments) -> dict:

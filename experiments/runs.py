@@ -106,6 +106,9 @@ def weights_of(folder: Path) -> str:
 
 
 def cost(folder: Path) -> dict[str, int]:
-    """Steps and seconds of the training that made a model; of a checkpoint 0."""
+    """Steps of the training that made a model, and its seconds; of a checkpoint that comes along 0.
+
+    They are those of its process, which do not grow where others use the cores too, where they were recorded.
+    """
     run = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
-    return {name: run.get(name, 0) for name in SPENT}
+    return {"steps": run.get("steps", 0), "seconds": run.get("cpu_seconds", run.get("seconds", 0))}

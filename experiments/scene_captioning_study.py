@@ -10,7 +10,7 @@ model counts, whose loss is lowest, of tuning the best on validation. Models wri
 of 16 samples. What is finished is kept in `work_dir`, and a training goes on where it was interrupted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -226,12 +226,6 @@ class SceneCaptioningStudy(Study):
 
     def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:
         return columns["cider"][0]
-
-    def test(self, row: str, folders: Sequence[Path], **how) -> None:
-        """With the seconds of a core in place of the clock's: others used the cores too."""
-        super().test(row, folders, **how)
-        runs = [tables.read_json(folder / "run.json") for folder in folders]
-        self.costs[row] = [{"steps": run["steps"], "seconds": run["cpu_seconds"]} for run in runs]
 
     def curve(self, row: str, learning_rate: float, seed: int) -> list[dict]:
         """What the log of a training has of validation, and the mean reward of the samples since the last entry."""

@@ -66,6 +66,19 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == first
 
 
+def test_every_ablation_is_tuned_for_as_many_seconds_as_the_default(tmp_path, experiment):
+    checkpoint = ["--checkpoint", EXPERIMENTS / "checkpoints" / "scene-captions"]
+    few = ["--num_eval_images", "4", "--num_test_images", "8", "--tuning_seconds", "0.5", "--learning_rates", "1e-4"]
+    out = ["--seeds", "0", "--work_dir", tmp_path / "work", "--output", tmp_path / "results.json"]
+    command = ["ablation_study.py", *checkpoint, *few, *out, "--rows", "default", "15 siblings"]
+    run(*command)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["rows"]) == ["MLE", "default", "15 siblings"]
+    assert results["rows"]["default"]["steps"] > results["rows"]["15 siblings"]["steps"]
+    assert results["options"]["15 siblings"] == {"num_generations": 16}
+    assert "15 siblings" in experiment("ablation_study").table(results)
+
+
 STAGE1 = "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy no --report_to none --use_cpu true"
 
 
