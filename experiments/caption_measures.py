@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from transformers import VisionEncoderDecoderModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from vision_rl.data.scene_drawing import COLOURS
 from vision_rl.models.sampling import sample
@@ -33,7 +34,7 @@ _PLACEHOLDERS = [
 class Answers(NamedTuple):
     captions: list[str]
     ids: list[list[int]]  # with the end token, if there is one
-    milliseconds: float  # of this process, an image
+    milliseconds: float  # of this process, an image: encoding, where it is not done yet, writing and choosing
 
 
 def sentence_form(caption: str) -> str:
@@ -58,33 +59,37 @@ def effective_forms(captions: Sequence[str]) -> float:
 def answers(
     model: VisionEncoderDecoderModel,
     processor: CaptioningProcessor,
-    pixel_values: torch.Tensor,
+    images: torch.Tensor,
     decoding: str,
     rewards: Mapping[str, CiderReward],
     max_tokens: int,
 ) -> Answers:
-    """One caption an image; the milliseconds are of encoding, writing and choosing."""
+    """One caption an image, for one of `DECODINGS`.
+
+    Args:
+        images: their pixels `(B, 3, H, W)`, or what a frozen encoder says of them `(B, N, d)`.
+        rewards: by the names that decodings have them by.
+    """
     name, count, by = (*decoding.split(maxsplit=2), "1", "")[:3]
     torch.manual_seed(0)
     captions: list[str] = []
     all_ids: list[list[int]] = []
     began = time.process_time()
-    for images in pixel_values.split(BATCH):
+    for batch in images.split(BATCH):
         if name == "beam":
-            written = model.generate(
-                pixel_values=images, num_beams=int(count), do_sample=False, max_new_tokens=max_tokens
-            )
+            encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=batch.clone())}  # which generate changes
+            given = {"pixel_values": batch} if batch.ndim == 4 else encoded
+            written = model.generate(**given, num_beams=int(count), do_sample=False, max_new_tokens=max_tokens)
             ids = [of_image[1:] for of_image in written.tolist()]  # without the start
         else:
-            how = {"num_generations": int(count), "do_sample": name == "mbr", "max_completion_length": max_tokens}
-            ids = sample(model, images, **how).completion_ids.flatten(0, 1).tolist()
+            ids = written_ids(model, batch, int(count), max_tokens, do_sample=name == "mbr")
         texts = processor.batch_decode(ids)
         if name == "mbr":
             chosen = consensus(texts, ids, int(count), rewards[by])
             texts, ids = ([values[place] for place in chosen] for values in (texts, ids))
         captions += texts
         all_ids += ids
-    return Answers(captions, all_ids, 1000 * (time.process_time() - began) / len(pixel_values))
+    return Answers(captions, all_ids, 1000 * (time.process_time() - began) / len(images))
 
 
 def consensus(texts: list[str], ids: list[list[int]], count: int, reward: CiderReward) -> np.ndarray:
@@ -100,15 +105,21 @@ def consensus(texts: list[str], ids: list[list[int]], count: int, reward: CiderR
 
 @torch.no_grad()
 def samples(
-    model: VisionEncoderDecoderModel, processor: CaptioningProcessor, pixel_values: torch.Tensor, max_tokens: int
+    model: VisionEncoderDecoderModel, processor: CaptioningProcessor, images: torch.Tensor, max_tokens: int
 ) -> tuple[list[str], list[list[int]]]:
-    """`NUM_SAMPLES` captions an image, one image after the other."""
+    """`NUM_SAMPLES` captions an image, one image after the other; `images` as for `answers`."""
     torch.manual_seed(0)
-    ids: list[list[int]] = []
-    for images in pixel_values.split(BATCH):
-        written = sample(model, images, NUM_SAMPLES, max_completion_length=max_tokens)
-        ids += written.completion_ids.flatten(0, 1).tolist()
+    ids = [row for batch in images.split(BATCH) for row in written_ids(model, batch, NUM_SAMPLES, max_tokens)]
     return processor.batch_decode(ids), ids
+
+
+def written_ids(
+    model: VisionEncoderDecoderModel, images: torch.Tensor, count: int, max_tokens: int, do_sample: bool = True
+) -> list[list[int]]:
+    """The ids of `count` captions an image."""
+    given = {"pixel_values": images} if images.ndim == 4 else {"encoder_outputs": images}
+    how = {"num_generations": count, "do_sample": do_sample, "max_completion_length": max_tokens}
+    return sample(model, **given, **how).completion_ids.flatten(0, 1).tolist()
 
 
 def caption_columns(

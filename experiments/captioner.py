@@ -1,13 +1,17 @@
-"""The model and the data of the captioning experiment: a pretrained ViT, a BERT as decoder, and photos in three splits."""
+"""The model and the data of the captioning experiment: a pretrained ViT, a BERT as decoder, and photos in folds."""
 
 from dataclasses import dataclass, replace
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, concatenate_datasets
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl import models
 from vision_rl.models.description import make_decoder, make_model
 from vision_rl.tasks import captioning
+
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -32,14 +36,31 @@ def captioner(
     return model, processor
 
 
-def splits(options: captioning.Options) -> dict[str, Dataset]:
-    """Training, validation and test rows: Karpathy's, or five, one and one seventh of a folder in COCO's form."""
-    names = ("train", "validation", "test")
+def folds(options: captioning.Options, count: int) -> tuple[Dataset, list[dict[str, list[int]]]]:
+    """All rows, and for each fold the numbers of those for training, validation and test.
+
+    A folder in COCO's form is tested by cross-validation, so that each image is tested once: of `count` equal parts one is
+    for test, and the first half of the next for validation. Karpathy's splits are a single fold.
+
+    Raises:
+        ValueError: if no folder is given, or there are fewer images than two for each part.
+    """
     if options.karpathy_file is not None:
-        return {name: captioning.load_data(options, name) for name in names}
+        splits = [captioning.load_data(options, name) for name in SPLITS]
+        bounds = np.cumsum([0, *map(len, splits)])
+        numbers = [list(range(*bounds[place : place + 2])) for place in range(len(splits))]
+        return concatenate_datasets(splits), [dict(zip(SPLITS, numbers, strict=True))]
     rows = captioning.load_data(options, "train")
     if rows is None:
         raise ValueError("Say what to learn from: --images_dir with --annotation_file or --karpathy_file.")
-    rows = rows.shuffle(seed=0)
-    bounds = (0, 5 * len(rows) // 7, 6 * len(rows) // 7, len(rows))
-    return {name: rows.select(range(*bounds[place : place + 2])) for place, name in enumerate(names)}
+    if count < 3 or len(rows) < 2 * count:
+        raise ValueError(f"{len(rows)} images make no {count} folds: there must be at least 3, of two images each.")
+    parts = [part.tolist() for part in np.array_split(np.random.default_rng(0).permutation(len(rows)), count)]
+    found = []
+    for fold, test in enumerate(parts):
+        following = parts[(fold + 1) % count]
+        validation = following[: len(following) // 2]
+        held_out = {*test, *validation}
+        train = [row for part in parts for row in part if row not in held_out]
+        found.append({"train": train, "validation": validation, "test": test})
+    return rows, found

@@ -1,37 +1,40 @@
-"""The captioning experiment: what more MLE and what tuning for CIDEr make of a captioner on photos (docs/captioning.md).
+"""Captions of photos: what more MLE, better decoding and tuning for CIDEr make of a captioner, by cross-validation.
 
     python experiments/captioning_study.py --images_dir flickr8k/images --annotation_file flickr8k/captions.json \\
         --encoder facebook/dinov2-small --decoder google-bert/bert-base-uncased
 
-Made for two CPU cores and few photos: the encoder is frozen, and its output computed once. All start from one MLE model,
-stopped early by CIDEr on validation. "MLE continued" takes longer than tuning does; its learning rate is the one that does
-best on validation with the first seed. Tuning is shown with all its rates. What is finished is kept in `work_dir`.
+Made for two CPU cores and few photos: the encoder is frozen, and its output computed once. In each fold all rows start from
+one MLE model, which is stopped early by CIDEr on validation, and each photo is tested by the models of the fold that has not
+seen it. "MLE continued" takes longer than tuning does. Each takes the learning rate that does best on the first fold's validation
+photos. What is finished is kept in `work_dir`, and a study goes on where it was interrupted.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tables
 import torch
 from bootstrap import resampled_weights
-from caption_measures import caption_columns
-from captioner import ModelArguments, captioner, splits
-from runs import SHORT_TRAINING
+from caption_measures import DECODINGS, NUM_SAMPLES, answers, caption_columns, samples
+from captioner import ModelArguments, captioner, folds
+from runs import SHORT_TRAINING, commit, cost, weights_of
 from study import Study
+from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer, models
-from vision_rl.models.sampling import sample
 from vision_rl.tasks import captioning
-from vision_rl.tasks.captioning import coco_captions
+from vision_rl.tasks.captioning import CiderReward, DocumentFrequency, coco_captions
 
 
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
 MAX_TOKENS = 24
-NUM_SAMPLES = 8
+NUM_SHOWN = 10  # photos whose captions are printed
+TUNED = {"tuned": "with end", "tuned_without_end": "without end"}  # the reward of each
 EARLY_STOPPED = {
     "lr_scheduler_type": "cosine",
     "warmup_steps": 100,
@@ -42,7 +45,12 @@ EARLY_STOPPED = {
     "load_best_model_at_end": True,
     "metric_for_best_model": "cider",
 }
-NAMES = {"mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned for CIDEr"}
+NAMES = {
+    "mle": "MLE",
+    "mle_continued": "MLE continued",
+    "tuned": "tuned for CIDEr",
+    "tuned_without_end": "tuned, end not counted",
+}
 COLUMNS = {
     "cider": "CIDEr",
     "bleu_4": "BLEU-4",
@@ -57,68 +65,91 @@ PATHS = ("images_dir", "annotation_file", "karpathy_file", "encoder", "decoder",
 
 @dataclass
 class StudyArguments:
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    mle_seed: int = 0
+    folds: int = 5
     mle_steps: int = 800  # at most: 32 images each
     mle_learning_rate: float = 3e-4
     steps: int = 100  # of tuning, 8 images with 8 samples each
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     control_steps: int = 340
     control_learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
+    decodings: list[str] = field(default_factory=lambda: list(DECODINGS))  # of MLE and of more MLE
     work_dir: str = "runs/captioning-study"
     output: str = "experiments/results/captioning.json"
     threads: int = 1
 
 
+class Answered(NamedTuple):
+    """What the model of a fold says of that fold's photos."""
+
+    captions: list[str]
+    references: list[list[str]]
+    rewards: dict[str, list[float]]  # one an image
+
+
 class CaptioningStudy(Study):
-    """The models of the experiment, and what they reach."""
+    """The models of the experiment, one a fold in the place of seeds, and what they reach."""
 
     def __init__(self, args: StudyArguments, model_args: ModelArguments, options: captioning.Options):
-        super().__init__(Path(args.work_dir), args.seeds)
+        rows, self.rows_of = folds(options, args.folds)
+        super().__init__(Path(args.work_dir), range(len(self.rows_of)))
         self.args, self.model_args, self.options = args, model_args, options
         model, self.processor = captioner(model_args, options)
-        rows = splits(options)
-        self.reward = captioning.REWARDS["cider"](self.processor, rows["train"])
-        self.encoded = {
-            split: models.EncodedDataset(of_split, model, self.processor) for split, of_split in rows.items()
-        }
+        self.encoded = models.EncodedDataset(rows, model, self.processor)
+        self.rewards = []  # of each fold, by the n-grams of its training captions: with the end as a word, and without
+        for of_fold in self.rows_of:
+            captions = rows.select(of_fold["train"])["captions"]
+            end = self.processor.tokenizer.eos_token_id
+            self.rewards.append(
+                {
+                    name: CiderReward(DocumentFrequency.from_references(captions, append_eos), append_eos, end)
+                    for name, append_eos in (("with end", True), ("without end", False))
+                }
+            )
+        self.by_fold: dict[str, list[float]] = {}  # CIDEr of each tested row
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
+        tuned = row in TUNED
         config = {
             "learning_rate": learning_rate,
             "weight_decay": 0.05 if row == "mle" else 0.0,
             "max_grad_norm": 1.0,
             "max_completion_length": MAX_TOKENS,
-            "per_device_train_batch_size": 8 if row == "tuned" else 32,
+            "per_device_train_batch_size": 8 if tuned else 32,
             "per_device_eval_batch_size": 64,
             "seed": seed,
         }
         if row == "mle":
             return config | EARLY_STOPPED | {"max_steps": self.args.mle_steps}
-        if row == "tuned":
+        if tuned:
             config["num_generations"] = NUM_SAMPLES
-        return config | SHORT_TRAINING | {"max_steps": self.args.steps if row == "tuned" else self.args.control_steps}
+        return config | SHORT_TRAINING | {"max_steps": self.args.steps if tuned else self.args.control_steps}
 
     def start(self, row: str, seed: int) -> Path | None:
-        return None if row == "mle" else self.trained("mle", self.args.mle_learning_rate, self.args.mle_seed)
+        return None if row == "mle" else self.trained("mle", self.args.mle_learning_rate, seed)
 
     def other_settings(self) -> dict:
         return {
+            "folds": len(self.rows_of),
             **{f"model.{name}": value for name, value in asdict(self.model_args).items()},
             **{f"data.{name}": value for name, value in asdict(self.options).items()},
         }
 
+    def part(self, split: str, fold: int) -> Subset:
+        return Subset(self.encoded, self.rows_of[fold][split])
+
     def make_trainer(self, row: str, config: dict, start: Path | None) -> VisionMLETrainer | VisionRewardTrainer:
+        fold = config["seed"]
         data = {
-            "train_dataset": self.encoded["train"],
-            "eval_dataset": self.encoded["validation"],
+            "train_dataset": self.part("train", fold),
+            "eval_dataset": self.part("validation", fold),
             "processing_class": self.processor,
             "compute_metrics": coco_captions,
         }
-        torch.manual_seed(config["seed"])
+        torch.manual_seed(fold)
         model = captioner(self.model_args, self.options)[0] if start is None else self.frozen(start)
-        if row == "tuned":
-            return VisionRewardTrainer(model, self.reward, VisionRewardConfig(**config), **data)
+        if row in TUNED:
+            reward = self.rewards[fold][TUNED[row]]
+            return VisionRewardTrainer(model, reward, VisionRewardConfig(**config), **data)
         stopping = [EarlyStoppingCallback(4)] if row == "mle" else []
         return VisionMLETrainer(model, VisionMLEConfig(**config), callbacks=stopping, **data)
 
@@ -127,56 +158,76 @@ class CaptioningStudy(Study):
         model.encoder.requires_grad_(False)
         return model
 
-    @torch.no_grad()
+    def answered(self, folder: Path, split: str, fold: int, decoding: str = "greedy") -> Answered:
+        """What a model says, and what it earns; kept, by the weights."""
+        what = [weights_of(folder), split, str(fold), decoding.replace(" ", "-")]
+        file = self.folder / "answered" / f"{'-'.join(what)}.json"
+        if not file.exists():
+            tables.write_json(self._answered(folder, split, fold, decoding)._asdict(), file)
+        return Answered(**tables.read_json(file))
+
+    def _answered(self, folder: Path, split: str, fold: int, decoding: str) -> Answered:
+        model, rows, rewards = self.frozen(folder).eval(), self.part(split, fold), self.rewards[fold]
+        encoded = torch.stack([row["encoder_outputs"] for row in rows])
+        references = self.processor.get_references(list(rows))
+        found = answers(model, self.processor, encoded, decoding, rewards, MAX_TOKENS)
+        paid = {"greedy_reward": rewards["with end"](found.captions, references, found.ids)}
+        if decoding == "greedy":
+            texts, ids = samples(model, self.processor, encoded, MAX_TOKENS)
+            repeated = [of_image for of_image in references for _ in range(NUM_SAMPLES)]
+            sampled = rewards["with end"](texts, repeated, ids)
+            paid["sampled_reward"] = np.reshape(sampled, (-1, NUM_SAMPLES)).mean(1).tolist()
+        return Answered(found.captions, [list(of_image) for of_image in references], paid)
+
     def measure(self, folder: Path, split: str) -> tuple[dict[str, np.ndarray], list[str]]:
-        """The columns, `(1 + R,)` each: of the images and of their resamples; and the greedy captions."""
-        model, encoded = self.frozen(folder), self.encoded[split]
-        torch.manual_seed(0)
-        captions, references, rewards = [], [], {"greedy_reward": [], "sampled_reward": []}
-        for start in range(0, len(encoded), 64):
-            rows = [encoded[row] for row in range(start, min(start + 64, len(encoded)))]
-            encoder_outputs = torch.stack([row["encoder_outputs"] for row in rows])
-            truth = self.processor.get_references(rows)
-            for name, count in (("greedy_reward", 1), ("sampled_reward", NUM_SAMPLES)):
-                completions = sample(
-                    model,
-                    num_generations=count,
-                    encoder_outputs=encoder_outputs,
-                    max_completion_length=MAX_TOKENS,
-                    do_sample=count > 1,
-                )
-                texts = self.processor.batch_decode(completions.completion_ids.flatten(0, 1).tolist())
-                ids = completions.completion_ids.flatten(0, 1).tolist()
-                repeated = [image for image in truth for _ in range(count)]
-                paid = np.reshape(self.reward(texts, repeated, ids), (-1, count)).mean(1)
-                rewards[name] += paid.tolist()
-                if name == "greedy_reward":
-                    captions += texts
-            references += truth
-        weights = resampled_weights(len(captions), NUM_RESAMPLES)
-        columns = caption_columns(captions, references, weights, rewards)
-        return {name: columns[name] for name in COLUMNS}, captions
+        """The columns of the first fold's model, and its captions."""
+        answered = self.answered(folder, split, self.seeds[0])
+        return columns_of([answered], num_resamples=0), answered.captions
+
+    def test(self, row: str, folders: Sequence[Path], decoding: str = "greedy") -> None:
+        """Measure the models of all folds as one: each photo is tested by the model that has not seen it."""
+        parts = [self.answered(folder, "test", fold, decoding) for fold, folder in enumerate(folders)]
+        self.columns[row] = {name: [values] for name, values in columns_of(parts, NUM_RESAMPLES).items()}
+        self.by_fold[row] = [round(coco_captions(part.captions, part.references)["cider"], 4) for part in parts]
+        self.costs[row] = [cost(folder) for folder in folders]
+        self.predictions[row] = parts[0].captions
 
     def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:
         return columns["cider"][0]
 
 
+def columns_of(parts: Sequence[Answered], num_resamples: int) -> dict[str, np.ndarray]:
+    """The columns of the photos of several folds together, `(1 + R,)` each."""
+    captions, references = ([each for part in parts for each in getattr(part, name)] for name in Answered._fields[:2])
+    rewards = {name: [each for part in parts for each in part.rewards[name]] for name in parts[0].rewards}
+    columns = caption_columns(captions, references, resampled_weights(len(captions), num_resamples), rewards)
+    return {name: columns[name] for name in COLUMNS if name in columns}
+
+
 def main(args: StudyArguments, model_args: ModelArguments, options: captioning.Options) -> dict:
     torch.set_num_threads(args.threads)
     study = CaptioningStudy(args, model_args, options)
-    chosen, rates = study.choose("mle_continued", args.control_learning_rates)
-    controls = {"mle": args.mle_learning_rate, "mle_continued": chosen}
-    for name, rate in [*controls.items(), *(("tuned", rate) for rate in args.learning_rates)]:
-        seeds = [args.mle_seed] if name == "mle" else args.seeds
-        study.test(f"{name} {rate:g}", [study.trained(name, rate, seed) for seed in seeds])
+    control_rate, control_rates = study.choose("mle_continued", args.control_learning_rates)
+    tuned_rate, tuned_rates = study.choose("tuned", args.learning_rates)
+    rates = {"mle": args.mle_learning_rate, "mle_continued": control_rate} | dict.fromkeys(TUNED, tuned_rate)
+    for row, rate in rates.items():
+        folders = [study.trained(row, rate, fold) for fold in study.seeds]
+        for decoding in ("greedy",) if row in TUNED else args.decodings:
+            study.test(f"{row}, {decoding}", folders, decoding=decoding)
     captions, paths = study.predictions, {**asdict(args), **asdict(model_args), **asdict(options)}
     results = {
+        "commit": commit(),
         "settings": {name: value for name, value in paths.items() if name not in PATHS},
-        "num_images": {split: len(rows) for split, rows in study.encoded.items()},
-        "learning_rate_of_mle_continued": rates,
-        **study.results(list(captions)[2:], list(captions)[:2]),
+        "num_images": [{split: len(rows) for split, rows in of_fold.items()} for of_fold in study.rows_of],
+        "learning_rates": {"mle_continued": control_rates, "tuned": tuned_rates},
+        **study.results(
+            [row for row in captions if row.split(",")[0] in TUNED],
+            [row for row in captions if row.split(",")[0] not in TUNED],
+        ),
+        "cider_by_fold": study.by_fold,
         "captions": [
-            dict(zip(captions, texts, strict=True)) for texts in list(zip(*captions.values(), strict=True))[:10]
+            {row: texts[place] for row, texts in captions.items() if row.endswith(", greedy")}
+            for place in range(NUM_SHOWN)
         ],
     }
     for of_row in (*results["rows"].values(), *results["differences"].values()):
@@ -197,17 +248,19 @@ def difference_table(results: dict, columns: Sequence[str] = ("cider", "rouge_l"
 
 
 def caption_table(results: dict) -> str:
-    """What the first seed's models say of ten test images, as Markdown."""
-    rows = list(results["rows"])
+    """What the first models say of ten test photos, greedily, as Markdown."""
+    rows = list(results["captions"][0])
     return tables.markdown(
         [label(row) for row in rows], [[texts[row] for row in rows] for texts in results["captions"]]
     )
 
 
 def label(row: str) -> str:
-    """The name of a row, with the learning rate of tuning: "tuned for CIDEr, 3e-05"."""
-    name, rate = row.split()
-    return f"{NAMES[name]}, {rate}" if name == "tuned" else NAMES[name]
+    """ "mle, beam 4" to "MLE, beam 4"; "tuned 3e-05", as earlier results have it, to "tuned for CIDEr, 3e-05"."""
+    name, comma, how = row.partition(", ") if "," in row else row.partition(" ")
+    if not comma.startswith(","):
+        return f"{NAMES[name]}, {how}" if name == "tuned" else NAMES[name]
+    return f"{NAMES[name]}, {how.replace('mbr', 'consensus of')}"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, models
 from vision_rl.data.digit_scenes import CATEGORIES
+from vision_rl.models.adaptation import adapt
 from vision_rl.tasks.detection import DetectionProcessor, coco_map
 
 
@@ -104,7 +105,7 @@ def learn_on(situation: Situation, start: Path, folder: Path) -> None:
     set_seed(args.seed)
     old, model = DetectionProcessor.from_pretrained(start), VisionEncoderDecoderModel.from_pretrained(start)
     processor = DetectionProcessor(old.image_processor, old.categories, **TOKENS.get(situation, FEW_TOKENS))
-    models.adapt(model, old, processor)
+    adapt(model, old, processor)
     processor.stop_threshold = STOP_THRESHOLD
     trainer = VisionMLETrainer(
         model=model,

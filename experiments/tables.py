@@ -55,7 +55,10 @@ def difference_table(
 ) -> str:
     """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
     rows = [
-        [", over ".join(map(label, pair.split(" - "))), *(with_interval(values[name], form(name)) for name in titles)]
+        [
+            ", over ".join(map(label, pair.split(" - "))),
+            *(with_interval(values[name], form(name)) if name in values else "" for name in titles),
+        ]
         for pair, values in results["differences"].items()
     ]
     return markdown(["", *titles.values()], rows)

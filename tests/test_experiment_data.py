@@ -32,21 +32,26 @@ def test_a_folder_of_images_without_its_annotations_is_refused_and_not_replaced_
         task.load_data(task.Options(images_dir=f"{folder}/images", scenes=8), "train")
 
 
-def test_captions_are_split_and_bad_rows_skipped_where_one_says_so(experiment, folder):
+def test_every_caption_is_tested_in_one_fold_and_bad_rows_are_skipped_where_one_says_so(experiment, folder):
+    captioner = experiment("captioner")
     (folder / "images" / "part1" / "19.png").unlink()
     options = captioning.Options(images_dir=f"{folder}/images", annotation_file=f"{folder}/captions.json")
     with pytest.raises(FileNotFoundError, match="1 of 20 images are not there"):
-        experiment("captioner").splits(options)
+        captioner.folds(options, 5)
     options.on_bad_annotation = "skip"
-    splits = experiment("captioner").splits(options)
-    assert {name: len(rows) for name, rows in splits.items()} == {"train": 13, "validation": 3, "test": 3}
-    ids = [image for rows in splits.values() for image in rows["image_id"]]
-    assert len(set(ids)) == len(ids) == 19
+    rows, folds = captioner.folds(options, 5)
+    assert len(rows) == 19
+    assert sorted(row for of_fold in folds for row in of_fold["test"]) == list(range(19))
+    for of_fold in folds:
+        assert sorted(row for part in of_fold.values() for row in part) == list(range(19))
+        assert [len(of_fold[split]) for split in ("validation", "test")] in ([2, 4], [1, 4], [2, 3])
+    with pytest.raises(ValueError, match="19 images make no 12 folds"):
+        captioner.folds(options, 12)
 
 
 def test_captions_without_a_folder_are_asked_for(experiment):
     with pytest.raises(ValueError, match="Say what to learn from: --images_dir"):
-        experiment("captioner").splits(captioning.Options())
+        experiment("captioner").folds(captioning.Options(), 5)
 
 
 def test_photos_for_colorization_are_read_from_nested_folders(experiment, folder):

@@ -175,7 +175,7 @@ def captions_folder(tmp_path):
     from vision_rl.data.digit_scenes import digit_scenes
 
     content: dict[str, list] = {"images": [], "annotations": []}
-    for index, row in enumerate(digit_scenes("train", 56, size=48, annotations=["captions"])):
+    for index, row in enumerate(digit_scenes("train", 72, size=48, annotations=["captions"])):
         row["image"].save(tmp_path / f"{index}.png")
         content["images"].append({"id": index, "file_name": f"{index}.png"})
         content["annotations"] += [{"image_id": index, "caption": caption} for caption in row["captions"]]
@@ -199,12 +199,15 @@ def captions_folder(tmp_path):
 
 def test_the_captioning_study_compares_tuning_with_its_control(captions_folder, tmp_path):
     model, data = captions_folder
-    steps = "--mle_steps 4 --steps 2 --control_steps 2 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
+    steps = "--mle_steps 4 --steps 2 --control_steps 2 --folds 3 --learning_rates 1e-4 --control_learning_rates 1e-4"
     paths = ("--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/captioning.json")
-    run("captioning_study.py", *model, *data, *steps.split(), *paths)
+    decodings = ("--decodings", "greedy", "beam 2", "mbr 16 without end")
+    run("captioning_study.py", *model, *data, *steps.split(), *decodings, *paths)
     results = json.loads((tmp_path / "captioning.json").read_text())
-    assert list(results["rows"]) == ["mle 0.0003", "mle_continued 0.0001", "tuned 0.0001"]
-    assert len(results["rows"]["tuned 0.0001"]["cider"]["seeds"]) == 2 and len(results["captions"]) == 8
+    controls = [f"{row}, {decoding}" for row in ("mle", "mle_continued") for decoding in decodings[1:]]
+    assert list(results["rows"]) == [*controls, "tuned, greedy", "tuned_without_end, greedy"]
+    assert all(len(by_fold) == 3 for by_fold in results["cider_by_fold"].values()) and len(results["captions"]) == 10
+    assert sum(of_fold["test"] for of_fold in results["num_images"]) == 72
 
 
 def test_reading_is_compared_with_more_imitation(tmp_path):

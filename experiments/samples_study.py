@@ -1,0 +1,124 @@
+"""Figures 5 and 6 of the paper, of models before and after tuning: what do their samples hold, and does the metric follow the reward?
+
+    python experiments/samples_study.py
+
+Needs the models of `detection_study.py --situation incomplete` and of `scene_captioning_study.py`, first seed, in their work_dirs.
+A thousand samples of each test image are drawn from both models and scored by the reward that was tuned for. Writes the numbers
+and, for the documentation, the charts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import detection_study
+import scene_captioning_study
+import tables
+import torch
+from caption_scenes import captioned_scenes
+from runs import commit
+from study import Study
+from trl import TrlParser
+
+from vision_rl.analysis import figures, sample_rewards
+
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs" / "images"
+SHOWN = (10, 100, 1000)  # of best and likeliest of n, in the table
+
+
+@dataclass
+class SamplesArguments:
+    num_images: int = 64
+    num_samples: int = 1000
+    detection_work_dir: str = "runs/results"
+    detection_checkpoint: str | None = None
+    captions_work_dir: str = "runs/scene-captions"
+    output: str = str(RESULTS / "samples.json")
+    charts_dir: str = str(DOCS)
+    threads: int = 1
+
+
+class Ground(NamedTuple):
+    """An experiment, the row that was tuned and its learning rate, and test images."""
+
+    study: Study
+    row: str
+    learning_rate: float
+    images: Any
+
+
+def incomplete_labels(args: SamplesArguments) -> Ground:
+    known = tables.read_json(RESULTS / "detection-incomplete.json")
+    options = {"work_dir": args.detection_work_dir, "checkpoint": args.detection_checkpoint}
+    study = detection_study.DetectionStudy(
+        detection_study.StudyArguments(situation="incomplete", steps=known["settings"]["steps"], **options)
+    )
+    images = study.scenes("test").select(range(args.num_images))
+    return Ground(study, "tuned_map", known["learning_rates"]["tuned_map"]["chosen"], images)
+
+
+def captions(args: SamplesArguments) -> Ground:
+    known = tables.read_json(RESULTS / "scene-captions.json")
+    study = scene_captioning_study.SceneCaptioningStudy(
+        scene_captioning_study.StudyArguments(work_dir=args.captions_work_dir)
+    )
+    rate = known["learning_rates"]["tuned"]["chosen"]
+    return Ground(study, "tuned_without_end", rate, captioned_scenes("test", args.num_images))
+
+
+GROUNDS = {"incomplete labels, mAP": incomplete_labels, "captions of scenes, CIDEr": captions}
+
+
+def samples(ground: Ground, args: SamplesArguments) -> dict[str, dict]:
+    """What `RewardSamples.summary` says of the model that tuning started from, and of the tuned one; first seed."""
+    seed = ground.study.seeds[0]
+    start = ground.study.start(ground.row, seed)
+    folders = {"MLE": start, "tuned": ground.study.trained(ground.row, ground.learning_rate, seed)}
+    config = ground.study.config(ground.row, ground.learning_rate, seed)
+    config |= {"output_dir": str(ground.study.folder / "samples"), "use_cpu": True, "report_to": "none"}
+    config |= {"per_device_eval_batch_size": 16}
+    found = {}
+    for name, folder in folders.items():
+        trainer = ground.study.make_trainer(ground.row, config, folder)
+        found[name] = sample_rewards(trainer, ground.images, args.num_samples).summary()
+    return found
+
+
+def main(args: SamplesArguments) -> dict:
+    torch.set_num_threads(args.threads)
+    models = {name: samples(make(args), args) for name, make in GROUNDS.items()}
+    settings = {"num_images": args.num_images, "num_samples": args.num_samples}
+    results = {"commit": commit(), "settings": settings, "models": models}
+    tables.write_json(results, args.output)
+    Path(args.charts_dir).mkdir(parents=True, exist_ok=True)
+    for name, of_ground in models.items():
+        for what, draw in (
+            ("quantiles", figures.quantile_chart),
+            ("best-of-n", figures.best_of_n_chart),
+            ("likeliest-of-n", figures.likeliest_of_n_chart),
+        ):
+            file = Path(args.charts_dir) / f"{name.split(',')[0].replace(' ', '-')}-{what}.svg"
+            file.write_text(draw(of_ground), encoding="utf-8")
+    print(table(results))
+    return results
+
+
+def table(results: dict) -> str:
+    """What a sample, the greedy answer, and the best and the likeliest of n samples earn, as Markdown."""
+    rows = []
+    for ground, models in results["models"].items():
+        for name, summary in models.items():
+            numbers = [summary["sampled"]["mean"], summary["greedy"]["mean"]]
+            for key in ("best_of_n", "likeliest_of_n"):
+                at = dict(zip(summary[key]["n"], summary[key]["mean"], strict=True))
+                numbers += [at[n] for n in SHOWN if n in at]
+            rows.append([f"{ground}: {name}", *(f"{number:.2f}" for number in numbers)])
+    sizes = [n for n in SHOWN if n <= results["settings"]["num_samples"]]
+    titles = [f"{what} of {n}" for what in ("best", "likeliest") for n in sizes]
+    return tables.markdown(["reward", "a sample", "greedy", *titles], rows)
+
+
+if __name__ == "__main__":
+    main(*TrlParser((SamplesArguments,)).parse_args_and_config())
