@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from vision_rl.cli import main
-from vision_rl.data.coco import load_coco_detection
+from vision_rl.data.coco import category_names, load_coco_detection
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
+from vision_rl.tasks.detection import DetectionProcessor
 
 
 @pytest.fixture
@@ -121,3 +122,19 @@ def test_wrong_input_is_told(coco, tmp_path, capsys, options, told):
 def test_no_data_at_all_is_told(tmp_path, capsys):
     assert main(f"prepare --task detection --output_dir {tmp_path}/rows".split()) == 1
     assert "There is no data to prepare" in capsys.readouterr().err
+
+
+def test_prepared_scenes_know_the_names_of_their_classes(tmp_path):
+    run(f"prepare --task detection --scenes 8 --output_dir {tmp_path}/rows")
+    rows = datasets.load_dataset(str(tmp_path / "rows"), split="train")
+    assert category_names(rows) == category_names(digit_scenes("train", 1)) == list("0123456789")
+    model = " ".join(
+        f"--{part}_hidden_size 16 --{part}_layers 1 --{part}_heads 2 --{part}_mlp_size 16"
+        for part in ("encoder", "decoder")
+    )
+    run(
+        f"mle --task detection --image_size 32 --num_bins 32 --max_boxes 4 {model} --dataset_name {tmp_path}/rows "
+        f"--max_steps 1 --per_device_train_batch_size 4 --eval_strategy no --report_to none --use_cpu true "
+        f"--output_dir {tmp_path}/mle"
+    )
+    assert DetectionProcessor.from_pretrained(tmp_path / "mle").categories == list("0123456789")

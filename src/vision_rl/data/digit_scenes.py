@@ -29,7 +29,7 @@ _FEATURES = {
     "objects": {
         "objects": {
             "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
-            "category": datasets.List(datasets.Value("int64")),
+            "category": datasets.List(datasets.ClassLabel(names=list(CATEGORIES))),
         }
     },
     "segmentation": {

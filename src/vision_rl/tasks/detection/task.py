@@ -10,7 +10,7 @@ from typing import Any, Literal
 from datasets import Dataset, IterableDataset
 
 from vision_rl.data.coco import category_ids, category_names, load_coco_detection
-from vision_rl.data.digit_scenes import CATEGORIES, digit_scenes
+from vision_rl.data.digit_scenes import digit_scenes
 from vision_rl.tasks.detection.average_precision import coco_map
 from vision_rl.tasks.detection.coco_results import coco_results
 from vision_rl.tasks.detection.processing import DetectionProcessor
@@ -105,8 +105,6 @@ def _category_names(options: Options, rows: Dataset | None) -> list[str]:
             raise ValueError("Without the data nobody knows its categories: give num_categories.")
         return [f"category {place}" for place in range(options.num_categories)]
     names = category_names(rows)
-    if names is None and options.scenes is not None:
-        return list(CATEGORIES)
     if names is None:
         raise ValueError("The data set has numbers for its categories and no names: type the column as a ClassLabel.")
     return names
