@@ -308,14 +308,17 @@ class DetectionStudy(Study):
         return points
 
     def images_needed(self, row: str, learning_rate: float, folder: Path) -> dict:
-        """Of how many images the mean gradient is as large as its noise, and the interval; kept, by the weights of the model."""
+        """Of how many images the mean gradient of the policy is as large as its noise, and the interval; kept, by the weights.
+
+        Without the confidence loss, which has ten times as long a gradient, and hardly any noise.
+        """
         file = self.folder / "measured" / f"{weights_of(folder)}-{row}-noise.json"
         if not file.exists():
             config = self.config(row, learning_rate, self.seeds[0])
             config |= {"output_dir": str(self.folder / "noise"), "use_cpu": True, "report_to": "none"}
-            *_, whole_update = gradient_noise(self.make_trainer(row, config, folder), NUM_NOISE_BATCHES)
-            tables.write_json(whole_update.summary(), file)
-        noise = tables.read_json(file)
+            estimators = gradient_noise(self.make_trainer(row, config, folder), NUM_NOISE_BATCHES)
+            tables.write_json({each.name: each.summary() for each in estimators}, file)
+        noise = tables.read_json(file)["leave_one_out, prefix rewards"]
         return {name: noise[name] for name in ("images_needed", "images_needed_interval")}
 
     def stopping(self, folder: Path) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from transformers import TrainingArguments
 
 from vision_rl.trainer.other_names import OF_CONFIGS, refuse_other_names
@@ -146,6 +147,10 @@ class VisionConfig(TrainingArguments):
             self.optim = BIG_VISION_ADAFACTOR
         check_processes(self)
         join_deepspeed(self)
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = (
+                False  # else torch warns of each loader that there is nothing to pin memory for
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: rewards and metrics read the data set's columns.")
         if self.dataloader_drop_last:
