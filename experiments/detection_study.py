@@ -11,9 +11,10 @@ mAP does.
 What is finished is kept in `work_dir`: an interrupted study goes on from there.
 """
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from vision_rl.analysis import gradient_noise
 from vision_rl.analysis.noise import images_text
 from vision_rl.data.digit_scenes import with_missing_boxes
 from vision_rl.models.log_prob_head import weigh_logits
+from vision_rl.rewards import RewardOutput
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
 from vision_rl.tasks.detection.processing import SCORES
 from vision_rl.tasks.detection.rewards import ABSENT, TOKENS_PER_BOX, confidence_targets
@@ -53,7 +55,7 @@ class Row:
     Args:
         title: in the tables.
         learning_rates: the best of them on validation is taken.
-        reward: what it is tuned for.
+        reward: what it is tuned for, of `make_rewards` or `reward_variants`.
         images, generations: of a step of tuning; the steps are so many that all tuned models see as many samples.
         length: times as many steps. A step of MLE takes less time than one of tuning: MLE makes more, and takes longer.
         all_seeds: otherwise the first only.
@@ -73,6 +75,9 @@ TUNED = {
     "tuned_map_64": Row("tuned for mAP, 64 images a step", (2e-4,), images=64, all_seeds=False),
     "tuned_map_256": Row("tuned for mAP, 256 images a step", (4e-4,), images=256, all_seeds=False),
     "tuned_map_g16": Row("tuned for mAP, 16 samples an image", (2e-4,), generations=16, all_seeds=False),
+    "tuned_map_no_confidence": Row("tuned for mAP, no confidence loss", (1e-4,), reward="map, no confidence loss"),
+    "tuned_map_released": Row("tuned for mAP, confidence loss as released", (1e-4,), reward="map, released loss"),
+    "tuned_map_whole": Row("tuned for mAP, no prefix rewards", (1e-4,), reward="map, whole samples"),
     "tuned_recall": Row("tuned for recall", (1e-4,), reward="recall"),
     "tuned_f1": Row("tuned for F1", (1e-4,), reward="f1"),
     "tuned_f1_64": Row("tuned for F1, 64 images a step", (2e-4,), reward="f1", images=64, all_seeds=False),
@@ -138,6 +143,22 @@ class StudyArguments:
     threads: int = 1
 
 
+def reward_variants(reward: AveragePrecisionReward) -> dict[str, Callable]:
+    """The reward for mAP without its confidence loss, with the released one, and without prefix rewards."""
+    without, released = copy.copy(reward), copy.copy(reward)
+    without.confidence_weight = 0.0
+    released.confidence_among = "vocabulary"
+
+    def of_whole_samples(completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
+        return replace(reward(completion_ids, references, log_metric), prefix_rewards=None)
+
+    return {
+        "map, no confidence loss": without,
+        "map, released loss": released,
+        "map, whole samples": of_whole_samples,
+    }
+
+
 class ConfidenceMLETrainer(VisionMLETrainer):
     """MLE whose confidences are not drawn but learned: of one sampled answer an image, as when mAP is tuned for."""
 
@@ -170,6 +191,7 @@ class DetectionStudy(Study):
         self.train_dataset = unseen_scenes(args.situation, num_seen(args.situation), args.num_train_images)
         counted = situation_scenes(args.situation, "train", min(NUM_COUNTED, args.num_train_images))
         self.rewards = make_rewards(self.processor, counted)
+        self.variants = reward_variants(self.rewards["map"])
         self.scores: dict[str, str] = {}  # by which each tested row is best on validation
         self._scenes: dict[str, Dataset] = {}
 
@@ -208,7 +230,9 @@ class DetectionStudy(Study):
         data = {"train_dataset": self.train_dataset, "processing_class": self.processor}
         model = VisionEncoderDecoderModel.from_pretrained(start)
         if row in TUNED:
-            return VisionRewardTrainer(model, self.rewards[TUNED[row].reward], VisionRewardConfig(**config), **data)
+            return VisionRewardTrainer(
+                model, (self.rewards | self.variants)[TUNED[row].reward], VisionRewardConfig(**config), **data
+            )
         if row == "mle_confidence":
             return ConfidenceMLETrainer(model, VisionMLEConfig(**config), reward=self.rewards["map"], **data)
         return VisionMLETrainer(model, VisionMLEConfig(**config), **data)

@@ -125,3 +125,19 @@ def test_the_demos_checkpoints_are_small_and_hold_nothing_but_model_and_processo
         model = {"config.json", "generation_config.json", "model.safetensors", "processor_config.json"}
         words = {"tokenizer.json", "tokenizer_config.json"} if folder.name == "scene-captions" else set()
         assert {file.name for file in folder.iterdir()} == model | words
+
+
+def test_the_variants_of_the_reward_for_map_differ_in_nothing_but_what_they_leave_out(experiment):
+    study = experiment("detection_study")
+    p = processor(num_bins=32)
+    reward = AveragePrecisionReward(p.num_bins, p.num_labels)
+    rows = box_dataset()
+    ids = torch.randint(0, p.vocab_size, (len(rows), p.completion_length), generator=torch.Generator().manual_seed(0))
+    variants = {"map": reward, **study.reward_variants(reward)}
+    found = {name: variant(ids, p.get_references(rows)) for name, variant in variants.items()}
+    assert all(output.rewards == found["map"].rewards for output in found.values())
+    assert found["map"].token_targets.among == "candidates" and found["map"].prefix_rewards is not None
+    assert found["map, no confidence loss"].token_targets is None
+    assert found["map, released loss"].token_targets.among == "vocabulary"
+    assert found["map, whole samples"].prefix_rewards is None
+    assert reward.confidence_weight == 0.3 and reward.confidence_among == "candidates"
