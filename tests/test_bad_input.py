@@ -1,4 +1,4 @@
-"""Bad input gets a sentence that says what is wrong, where, and what to do; before training where it can be known."""
+"""Bad input is answered with a sentence that says what is wrong, where, and what to do: before training if possible."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A frozen encoder's output, computed once, trains the decoder as the images themselves do."""
+"""The output of a frozen encoder, computed once, trains the decoder in the same way as the images."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_evaluation_on_encoded_images_equals_evaluation_on_the_images(tmp_path):
     )
     metrics = trainer.evaluate()
     assert metrics["eval_encoded_cer"] == metrics["eval_images_cer"]
-    assert metrics["eval_encoded_loss"] == pytest.approx(metrics["eval_images_loss"], rel=1e-2)  # float16
+    assert metrics["eval_encoded_loss"] == pytest.approx(metrics["eval_images_loss"], rel=1e-2)  # stored in float16
 
 
 def test_an_encoder_that_still_learns_is_refused():

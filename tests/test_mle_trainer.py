@@ -1,4 +1,4 @@
-"""MLE: the loss that is meant, whatever the accumulation, and the trap of stock Trainer that makes us own it."""
+"""MLE: the loss is right for every accumulation, unlike that of transformers' Trainer; and learning."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def first_log(trained):
 
 
 def true_loss(model, dataset):
-    """The mean over all tokens of the set, by transformers' own forward on one batch."""
+    """The mean loss over all tokens of the set, from transformers' own forward on one batch."""
     processor = text_processor()
     rows = RowDataset(dataset)
     batch = VisionCollator(processor, "image", {"text": "text"}, True)([rows[RowKey(0, i)] for i in range(len(rows))])
@@ -68,7 +68,7 @@ def test_the_loss_is_the_mean_over_the_steps_tokens_whatever_the_accumulation(tm
 
 
 def test_stock_trainer_multiplies_the_loss_by_the_accumulation_steps(tmp_path):
-    """The trap that makes us own the loss; when this fails, transformers has fixed it."""
+    """A fault of transformers, because of which we compute the loss ourselves. When this fails, it has been fixed."""
     rows = RowDataset(text_dataset(8))
     collate = VisionCollator(text_processor(), "image", {"text": "text"}, True)
 
@@ -153,7 +153,7 @@ def test_transformers_decoders_are_trained_alike(tmp_path, decoder):
     expected = true_loss(trained.model, text_dataset(8))
     trained.train()
     losses = [entry["loss"] for entry in trained.state.log_history if "loss" in entry]
-    assert losses[0] == pytest.approx(expected, rel=0.2)  # dropout acts
+    assert losses[0] == pytest.approx(expected, rel=0.2)  # dropout changes the loss a little
     assert losses[-1] < 0.8 * losses[0]
 
 

@@ -1,4 +1,4 @@
-"""`vision-rl prepare`: a data set folder that every other command and `load_dataset` take, with all that the source says."""
+"""`vision-rl prepare` makes a folder that every other command and `load_dataset` take, with all the source's columns."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
 
 @pytest.fixture
 def coco(tmp_path) -> Path:
-    """Two folders in COCO's form, of boxes and of panoptic maps."""
+    """Two folders in COCO's form, one with boxes and one with panoptic maps."""
     folder = tmp_path / "coco"
     for split, count in (("train", 6), ("validation", 3)):
         boxes, maps, images = [], [], []

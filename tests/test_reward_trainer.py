@@ -1,4 +1,4 @@
-"""Reward tuning: it learns, its parts do what they say, and TRL's habits hold."""
+"""Reward tuning: it learns, its parts do what they say, and it behaves as TRL users expect."""
 
 import asyncio
 
@@ -166,8 +166,8 @@ def test_the_first_step_is_on_policy(tmp_path):
     [
         ({}, [4]),
         ({"baseline": "greedy"}, [4]),
-        ({"reward_num_workers": 1}, [2, 2]),  # half of them scored while the others are sampled
-        ({"gradient_accumulation_steps": 2}, [8, 4, 4]),  # all to sample, without gradient; each micro-batch to learn
+        ({"reward_num_workers": 1}, [2, 2]),  # the first half is scored while the second is sampled
+        ({"gradient_accumulation_steps": 2}, [8, 4, 4]),  # all images to sample, then each micro-batch to learn
         ({"gradient_accumulation_steps": 2, "baseline": "greedy"}, [8, 4, 4]),
     ],
 )
@@ -178,7 +178,7 @@ def test_an_image_is_encoded_once_for_sampling_and_learning_and_anew_where_micro
     batches = []
     tuned.model.encoder.register_forward_hook(lambda module, args, output: batches.append(len(output[0])))
     tuned.train()
-    assert [count for count in batches if count > 1] == encoded  # one image asks whether the head can be fused
+    assert [count for count in batches if count > 1] == encoded  # one image tells whether the head can be fused
 
 
 def all_different(completions, **kwargs) -> list[float]:
@@ -190,7 +190,7 @@ def test_with_dropout_the_learner_encodes_anew(tmp_path):
     batches = []
     tuned.model.encoder.register_forward_hook(lambda module, args, output: batches.append(len(output[0])))
     tuned.train()
-    assert batches.count(4) == 2  # a third forward, of one image, asks whether the head can be fused
+    assert batches.count(4) == 2  # a third forward, of one image, tells whether the head can be fused
 
 
 def test_evaluation_is_greedy_and_sees_the_whole_set(tmp_path):
@@ -285,7 +285,7 @@ def test_a_row_that_no_reward_applies_to_is_left_out_of_the_evaluation(tmp_path)
 
 
 def test_rewards_for_some_rows_only_tune_alike_in_every_split_into_micro_batches(tmp_path):
-    """At 1 x 8 a whole micro-batch may have no reward, which is no error and changes nothing."""
+    """In micro-batches of one image, a whole one may have no reward. That is no error and changes nothing."""
 
     def only_short_texts(completions, references, **kwargs):
         return [
@@ -308,7 +308,7 @@ def test_rewards_for_some_rows_only_tune_alike_in_every_split_into_micro_batches
 
 
 def test_async_rewards_run_together_and_keep_their_loop(tmp_path):
-    """A semaphore belongs to the loop that used it first; the two would wait forever if one ran after the other."""
+    """A semaphore belongs to the loop that used it first. Run one after the other, the two would wait for ever."""
     semaphore, arrived = asyncio.Semaphore(1), {name: asyncio.Event() for name in ("one", "other")}
 
     async def one(completions, **kwargs):
@@ -344,7 +344,7 @@ def test_gradients_are_not_clipped_unless_asked_for(tmp_path):
     assert VisionRewardConfig("out").max_grad_norm == 0
     tuned = trainer(tmp_path, max_steps=1)
     tuned.train()
-    assert history(tuned)[0]["grad_norm"] > 0  # measured all the same
+    assert history(tuned)[0]["grad_norm"] > 0  # it is still measured
 
 
 def test_two_rewards_of_one_name_have_two_log_keys(tmp_path):
@@ -363,7 +363,7 @@ def test_beta_keeps_the_policy_near_the_mle_model(tmp_path):
 
 
 def test_the_released_estimator_learns_from_sample_0_only(tmp_path):
-    """`first` with `mean`: the authors' loss, the mean over images and all positions of -A log p of sample 0."""
+    """`first` with `mean` is the authors' loss: the mean over images and all positions of -A log p of sample 0."""
     tuned = trainer(tmp_path, baseline="first", loss_reduction="mean", num_generations=3, max_completion_length=4)
     inputs = tuned._prepare_inputs(next(iter(tuned.get_train_dataloader())))
     completions = tuned._sample(inputs)
@@ -379,7 +379,7 @@ def test_the_released_estimator_learns_from_sample_0_only(tmp_path):
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_token_targets_weigh_the_same_against_reinforce_in_both_reductions(tmp_path, reduction):
-    """As in the released code: mean over batch and boxes of the cross-entropy, times 0.3, beside a mean over positions."""
+    """As in the released code: 0.3 times the cross-entropy's mean over batch and boxes, beside a mean over positions."""
     length = 6
     tuned = trainer(tmp_path, loss_reduction=reduction, max_completion_length=length, model=tiny_model(end=None))
     inputs = tuned._prepare_inputs(next(iter(tuned.get_train_dataloader())))
@@ -404,7 +404,7 @@ def test_token_targets_weigh_the_same_against_reinforce_in_both_reductions(tmp_p
 
 
 def test_a_reward_output_teaches_its_token_targets(tmp_path):
-    """All rewards equal, so that only the targets can teach: the first token becomes 'b'."""
+    """All rewards are equal, so only the targets can teach: the first token becomes 'b'."""
 
     def says_b_first(completions, completion_ids, **kwargs):
         n = len(completions)
@@ -445,7 +445,7 @@ def test_overriding_one_of_the_four_calls_changes_only_that_step(tmp_path):
 
 
 def test_a_model_without_the_exact_sampler_is_tuned_through_generate(tmp_path, caplog):
-    """A foreign encoder-decoder: it has generate, but is no VisionEncoderDecoderModel."""
+    """A foreign encoder-decoder has `generate`, but is not a VisionEncoderDecoderModel."""
     from foreign_model import ForeignEncoderDecoder
 
     model = ForeignEncoderDecoder.wrapping(tiny_model())
