@@ -144,7 +144,9 @@ def test_the_notebook_has_the_cells_of_its_page():
     spec = importlib.util.spec_from_file_location("notebook", DOCS / "tutorials" / "notebook.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    for path in DOCS.glob("tutorials/*.ipynb"):
+    notebooks = list(DOCS.glob("tutorials/*.ipynb"))
+    assert notebooks
+    for path in notebooks:
         assert path.read_text() == script.notebook(path.with_suffix(".md").read_text()), f"run {script.__doc__}"
 
 
