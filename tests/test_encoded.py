@@ -34,8 +34,16 @@ def trained(trainer) -> dict[str, torch.Tensor]:
 def test_a_model_in_another_precision_takes_encoded_images(tmp_path, dtype):
     model = frozen_model().to(dtype)
     data = EncodedDataset(text_dataset(8), model, text_processor())
-    args = VisionRewardConfig(str(tmp_path), max_completion_length=5, **COMMON)
-    VisionRewardTrainer(model, share_of_a, args, data, processing_class=text_processor()).train()
+    args = VisionRewardConfig(str(tmp_path), max_completion_length=5, learning_rate=1e-2, **COMMON)
+
+    def all_different(completions, **kwargs):
+        return list(map(float, range(len(completions))))
+
+    trainer = VisionRewardTrainer(model, all_different, args, data, processing_class=text_processor())
+    before = {name: weight.clone() for name, weight in model.decoder.named_parameters()}
+    after = trained(trainer)
+    assert all(weight.dtype == dtype and weight.isfinite().all() for weight in after.values())
+    assert any(not torch.equal(after[f"decoder.{name}"], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
