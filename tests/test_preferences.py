@@ -307,7 +307,7 @@ def test_choices_that_mean_nothing_are_foretold_by_half_and_warned_of(caplog):
     rng = np.random.default_rng(0)
     with caplog.at_level(logging.WARNING):
         reward = fit_preference_reward(choices_by(lambda word: rng.random(), 400), lengths)
-    assert reward.agreement.interval[0] < 0.5 < reward.agreement.interval[1] + 0.05
+    assert reward.agreement.interval[0] < 0.5 < reward.agreement.interval[1]
     assert "no better than a coin" in caplog.text
 
 
