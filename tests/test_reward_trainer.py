@@ -340,10 +340,16 @@ def test_a_reward_may_log_tensors_and_they_are_saved(tmp_path):
 
 
 def test_gradients_are_not_clipped_unless_asked_for(tmp_path):
-    assert VisionRewardConfig("out").max_grad_norm == 0
-    tuned = trainer(tmp_path, max_steps=1)
-    tuned.train()
-    assert history(tuned)[0]["grad_norm"] > 0  # it is still measured
+    sgd = {"optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "max_steps": 1, "num_generations": 4}
+    for options in ({}, {"max_grad_norm": 0.5}):
+        model = tiny_model()
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        tuned = trainer(tmp_path, all_different, model, **sgd, **options)
+        tuned.train()
+        moved = torch.cat([(old - new).flatten() for old, new in zip(before, model.parameters(), strict=True)]).norm()
+        norm = history(tuned)[0]["grad_norm"]
+        assert norm > 0.5
+        assert moved.item() == pytest.approx(options.get("max_grad_norm", norm), rel=1e-3)
 
 
 def test_two_rewards_of_one_name_have_two_log_keys(tmp_path):
