@@ -1,6 +1,7 @@
 """Reward tuning: it learns, its parts do what they say, and it behaves as TRL users expect."""
 
 import asyncio
+import math
 
 import pytest
 import torch
@@ -99,7 +100,10 @@ def test_an_evaluation_before_the_first_log_asks_for_no_reward(tmp_path):
         return [len(completion) if trainer_state.global_step == 1 else None for completion in completions]
 
     evaluating = {"eval_strategy": "steps", "eval_steps": 1, "logging_steps": 2, "max_steps": 2}
-    trainer(tmp_path, reward=later, eval_dataset=text_dataset(4), **evaluating).train()
+    tuned = trainer(tmp_path, reward=later, eval_dataset=text_dataset(4), **evaluating)
+    tuned.train()
+    rewards = [log["eval_reward"] for log in tuned.state.log_history if "eval_reward" in log]
+    assert rewards[0] > 0 and math.isnan(rewards[1])
 
 
 def test_images_without_labels_are_tuned_on_and_others_with_labels_evaluated(tmp_path):
