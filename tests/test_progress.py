@@ -80,7 +80,7 @@ def test_an_evaluation_by_itself_has_a_line_while_it_runs(tmp_path):
     screen, before = in_terminal(trainer), sys.stdout
     trainer.evaluate()
     assert "2/2" in plain(screen.getvalue()) and sys.stdout is before
-    assert trainer._progress.bar is None
+    assert screen.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is shown again
 
 
 def test_without_a_terminal_the_log_is_trainers_own(tmp_path, capsys):
