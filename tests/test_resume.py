@@ -119,7 +119,7 @@ def test_resumed_in_any_epoch_equals_uninterrupted(tmp_path, kind, decoder):
 
 @pytest.mark.parametrize("kind", ["mle", "reward"])
 def test_resumed_with_accumulation_and_the_papers_optimizer_equals_uninterrupted(tmp_path, kind):
-    assert_resumes(kind, tmp_path, decoder="gpt2", **ACCUMULATED, **PAPERS_OPTIMIZER)
+    assert_resumes(kind, tmp_path, **ACCUMULATED, **PAPERS_OPTIMIZER)
 
 
 def test_resumed_with_reference_model_and_greedy_baseline_equals_uninterrupted(tmp_path):
