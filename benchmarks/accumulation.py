@@ -1,10 +1,11 @@
-"""An update step of accumulated micro-batches: all of its images sampled at once, against one micro-batch at a time.
+"""An update step of several micro-batches: sampling for all images at once, against one micro-batch at a time.
 
     python benchmarks/accumulation.py --images 1 --rounds 3                 # the figures of docs/performance.md, on a CPU
     python benchmarks/accumulation.py --vit b --length 128 --images 8 --dtype bfloat16 --device cuda
 
-Decoding goes token by token, so what counts, above all on a GPU, is how many decode steps an update waits for. At once, the
-images are encoded again to learn. Seconds are medians; the trainings are the same, and take their turns in one process.
+Decoding goes token by token, so the number of decode steps decides how long an update takes, above all on a GPU.
+Sampling at once has a price: the images are encoded a second time for learning. Both trainings compute the same and
+run in turn in one process. Seconds are medians.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +36,7 @@ class CountingTrainer(WatchedTrainer):
 
 
 def steps_of(workload: Workload, args: AccumulationArguments, model, images_at_once: int) -> dict:
-    """Seconds of the update steps after the first, and decode steps of one."""
+    """Seconds of the update steps after the first, and the decode steps of one update step."""
     rows = noise_images(replace(workload, images=workload.images * args.accumulation))
     options = {"gradient_accumulation_steps": args.accumulation, "per_device_generation_batch_size": images_at_once}
     steps = args.rounds + 1

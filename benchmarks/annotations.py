@@ -1,11 +1,11 @@
-"""Seconds and memory of starting on a data set of COCO's size: the first start, which reads the JSON, and every later one.
+"""Seconds and memory of the start on a data set of COCO's size: the first start, which reads the JSON, and a later one.
 
     python benchmarks/annotations.py
     python benchmarks/annotations.py --num_images 10000 --num_boxes 75000
 
-Made-up annotations with polygons, as many as COCO's, over images that are hard links to a few. Each figure is from a process
-of its own: the seconds of the call, without imports, by the clock on the wall and of the processor, and the most memory that the
-process had, beyond its imports and in all.
+The annotations are made up: as many as COCO's, with polygons, over images that are hard links to a few files. Each
+figure is measured in a process of its own: wall time and CPU time of the call, without the imports, and peak memory of
+the process, with and without its imports.
 """
 
 import json
@@ -24,7 +24,7 @@ from transformers import HfArgumentParser
 
 SIZES = [(640, 480), (480, 640), (640, 427), (500, 375), (640, 640), (333, 500), (612, 612), (640, 360)]
 NUM_CATEGORIES = 80
-POLYGON = 40  # numbers, about COCO's mean
+POLYGON = 40  # numbers in a polygon, about COCO's mean
 
 CHILD = """
 import json, re, sys, time
@@ -79,7 +79,7 @@ def main(args: AnnotationArguments) -> list[dict]:
 
 
 def measured(folder: Path, file: Path, what: str) -> dict[str, float]:
-    """What a process of its own prints."""
+    """The figures that a new process prints."""
     command = [sys.executable, "-c", CHILD, str(folder / "images"), str(file), what]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(folder / "cache")}
     return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

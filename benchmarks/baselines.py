@@ -1,8 +1,8 @@
-"""The REINFORCE step as a transformers user writes it today, which ours is measured against.
+"""The baseline of the benchmarks: a REINFORCE step as a transformers user writes it today.
 
 `generate(num_return_sequences=G)`, a reward, leave-one-out advantages, one teacher-forced pass with a log-softmax over
-all logits `(B*G, T, V)`, backward, AdamW. "naive" gives the learning pass each image G times; "competent" encodes it once
-there and repeats what the encoder says. Nothing else differs between the two.
+all logits `(B*G, T, V)`, backward, AdamW. In the learning pass "naive" encodes each image G times; "competent" encodes
+it once and repeats the encoder's output. Nothing else differs between the two.
 """
 
 import copy
@@ -20,7 +20,7 @@ from workload import Workload, end_like_captions, share_of_sevens
 
 @dataclass
 class Script:
-    """A script with weights of its own; `step` returns the seconds of its parts."""
+    """A training script with its own copy of the weights. `step` returns the seconds of its parts."""
 
     workload: Workload
     model: VisionEncoderDecoderModel
@@ -30,12 +30,12 @@ class Script:
 
     def __post_init__(self):
         self.model = copy.deepcopy(self.model).train()
-        # lr=0: the same work, and weights that stay those of the others
+        # lr=0 does the same work, and the weights stay equal to those of the other scripts
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
         self.config = GenerationConfig(
             max_new_tokens=self.workload.length,
             do_sample=True,
-            top_k=0,  # the default of 50 would be another distribution
+            top_k=0,  # the default of 50 would sample from another distribution
             num_return_sequences=self.workload.num_generations,
             decoder_start_token_id=self.model.generation_config.decoder_start_token_id,
             pad_token_id=self.model.generation_config.pad_token_id,
@@ -61,7 +61,7 @@ class Script:
         return {**parts, "total": times[-1] - times[0], "tokens": ids.shape[1]}
 
     def loss(self, pixel_values: Tensor, ids: Tensor, mask: Tensor, rewards: Tensor) -> Tensor:
-        """Of `ids (B*G, T)`: the mean over samples of -advantage * log p."""
+        """The mean over the samples `ids (B*G, T)` of -advantage * log p."""
         with self.workload.autocast:
             logps = self.log_probabilities(pixel_values, ids)
         rewards = rewards.view(-1, self.workload.num_generations)
@@ -70,7 +70,7 @@ class Script:
         return -(advantages[:, None] * logps * mask).sum() / len(ids)
 
     def log_probabilities(self, pixel_values: Tensor, ids: Tensor) -> Tensor:
-        """Of `ids (B*G, T)`, given what precedes each."""
+        """`(B*G, T)`: the log-probability of each of `ids (B*G, T)`, given the ids before it."""
         starts = torch.full_like(ids[:, :1], self.config.decoder_start_token_id)
         inputs: dict[str, Any] = {"decoder_input_ids": torch.cat([starts, ids[:, :-1]], dim=1), "use_cache": False}
         if self.encodes_once:
@@ -90,10 +90,10 @@ def mask_of(ids: Tensor, end: int | None) -> Tensor:
 
 
 class OutsideScript:
-    """A script of somebody else's: a file with `get_args`, `setup`, `make_batch`, `step` and `LOGPROBS`.
+    """Somebody else's script: a file with `get_args`, `setup`, `make_batch`, `step` and `LOGPROBS`.
 
-    It brings its own model, of which `model` is a copy, for ours to have the same weights. It may force the lengths of
-    captions; the model is made to end by itself as well, for ours.
+    The script makes the model; `model` is a copy of it, so that our trainer has the same weights. The script may force
+    the lengths of captions. Our trainer forces nothing, so the weights are set to end captions at about these lengths.
     """
 
     def __init__(self, path: str, implementation: str, workload: Workload):
@@ -114,7 +114,7 @@ class OutsideScript:
             "dtype": {"float32": "fp32", "bfloat16": "bf16"}[workload.dtype],
             "seed": workload.seed,
         }
-        # the decoder is as wide as the encoder, as in `make_model`
+        # the decoder is as wide as the encoder, like that of `make_model`
         options["dec-width"] = self.module.VITS[workload.vit][0]
         given, sys.argv = sys.argv, [path, *(f"--{name}={value}" for name, value in options.items())]
         try:
@@ -129,7 +129,7 @@ class OutsideScript:
             end_like_captions(self.state["model"])
         self.model = copy.deepcopy(self.state["model"]).eval()
         if not workload.captions:
-            self.model.config.eos_token_id = None  # as its generation config has it
+            self.model.config.eos_token_id = None  # its generation config has no end token either
         self.generator = torch.Generator().manual_seed(workload.seed)
 
     def step(self, pixel_values: Tensor) -> dict[str, float]:
@@ -138,5 +138,5 @@ class OutsideScript:
         return {**parts, "tokens": int(lengths.max())}
 
     def log_probabilities(self, pixel_values: Tensor, ids: Tensor) -> Tensor:
-        """As `Script.log_probabilities`."""
+        """The same as `Script.log_probabilities`."""
         return self.log_probabilities_of(self.state["model"], pixel_values, ids, self.workload.num_generations)

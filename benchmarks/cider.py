@@ -1,10 +1,11 @@
-"""CIDEr-D: captions a second against pycocoevalcap, on the same tokens, and how far the scores differ.
+"""CIDEr-D against pycocoevalcap on the same tokens: captions a second, and how far the scores differ.
 
     pip install pycocoevalcap
     python benchmarks/cider.py
 
-Captions are made up: words as frequent as Zipf's law has them, five references of ten words or so an image, and eight
-candidates that are references with words changed. CPU time, in turns; it stops if scores differ by more than 1e-9.
+The captions are made up: word frequencies follow Zipf's law, each image has five references of about ten words, and
+eight candidates that are references with some words changed. Times are CPU time; the two take turns. The benchmark
+stops if scores differ by more than 1e-9.
 """
 
 import argparse
@@ -27,7 +28,7 @@ def made_up(rng: np.random.Generator, num_images: int, num_candidates: int) -> t
 
     def caption(like: list[str] | None = None) -> str:
         words = [VOCABULARY[index] for index in rng.choice(len(VOCABULARY), rng.integers(8, 14), p=chance)]
-        if like is not None:  # half of the words are those of a reference
+        if like is not None:  # half of the words are from a reference
             kept = like[rng.integers(len(like))].split()
             words = [kept[i] if i < len(kept) and rng.random() < 0.5 else word for i, word in enumerate(words)]
         return " ".join(words)

@@ -1,11 +1,11 @@
-"""Colourfulness: images a second on one core against scikit-image and NumPy, and how far the numbers differ.
+"""Colourfulness against scikit-image and NumPy: images a second on one core, and how far the numbers differ.
 
     pip install scikit-image
     python benchmarks/colorfulness.py
 
-Three photos that come with scikit-image, and one of random pixels, at 512 x 512. CPU time, in turns; the table of all
-colours, which takes some seconds once, is made before. It stops if Lab differs by more than float32 explains, or a term of
-the reward at all.
+The pictures are three photos that come with scikit-image, and one of random pixels, at 512 x 512. Times are CPU time;
+the two take turns. Our table of all colours, which takes some seconds once, is made before. The benchmark stops if Lab
+differs by more than float32 explains, or if a term of the reward differs at all.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def pictures(side: int) -> dict[str, np.ndarray]:
 
 
 def terms_by_skimage(image: np.ndarray | torch.Tensor) -> tuple[float, float]:
-    """The reward's terms as one would write them down."""
+    """The reward's two terms, written down in the plain way."""
     _, a, b = np.moveaxis(rgb2lab(image), -1, 0)
     counts, _ = np.histogram(np.arctan2(b, a), bins=7, range=(-np.pi, np.pi))
     shares = counts[counts > 0] / counts.sum()

@@ -1,11 +1,11 @@
-"""Images a second that reach the trainer: decoded and resized in its own process, in workers, or stored at the model's size.
+"""Images a second that reach the trainer: resized in its own process, in workers, or stored at the model's size.
 
     python benchmarks/data_loading.py
     python benchmarks/data_loading.py --image_size 512 --workers 1 2 4 --clock wall
 
-JPEGs of 640 x 480, of which each batch is decoded and resized once, however many completions an image gets. The batches
-of all ways are compared first, and must be equal. CPU time is that of the trainer's own process, which its steps have to
-wait for; with workers also look at wall time, on as many cores as they are.
+The images are JPEGs of 640 x 480. Each is decoded and resized once a step, however many completions it gets. First the
+batches of all ways are compared: they must be equal. CPU time is that of the trainer's own process, for which the
+training step has to wait. With workers look at wall time as well, on as many cores as there are workers.
 """
 
 import tempfile

@@ -1,11 +1,12 @@
-"""Detection: completions a second of the reward against loops over boxes, and mAP against pycocotools.
+"""Detection: the reward against loops over boxes, in completions a second, and mAP against pycocotools.
 
     python benchmarks/detection.py
 
-The reward's loops are those that one would write down after reading the rules (paper, section 4.2), with the IoUs of a
-completion from NumPy at once; ours is called as the trainer calls it, with lists of ids. mAP of the same boxes in COCO's
-JSON form, the time of making it included in both. Boxes are made up: most predictions are true boxes moved a little. CPU
-time, in turns; it stops if rewards differ by more than 1e-5 (ours are float32) or a number of mAP by more than 1e-9.
+The loops are written straight from the rules (paper, section 4.2), with all IoUs of a completion computed by NumPy at
+once. Our reward is called as the trainer calls it, with lists of ids. For mAP both sides start from the same boxes,
+and the time to bring them into their form counts. Boxes are made up: most predictions are true boxes moved a little.
+Times are CPU time; the two take turns. The benchmark stops if rewards differ by more than 1e-5 (ours are float32), or
+mAP by more than 1e-9.
 """
 
 import argparse
@@ -27,7 +28,7 @@ DUPLICATE_WEIGHT = 0.3
 
 
 def made_up(rng: np.random.Generator, num_true: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as rows y0, x0, y1, x1, label: 100 predictions and up to `num_true` true ones."""
+    """100 predicted and up to `num_true` true boxes, as rows y0, x0, y1, x1, label."""
     true = boxes(rng, rng.integers(1, num_true + 1))
     near = true[rng.integers(len(true), size=NUM_PREDICTIONS)]
     near[:, :4] = (near[:, :4] + rng.normal(0, 20, (NUM_PREDICTIONS, 4))).astype(int).clip(0, NUM_BINS)
@@ -49,7 +50,7 @@ def as_ids(rows: np.ndarray) -> list[int]:
 
 
 def by_loops(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Matches less 0.3 for each duplicate, the mean over ten thresholds."""
+    """The number of matches minus 0.3 for each duplicate, as a mean over ten thresholds."""
     low, high = (
         np.maximum(predicted[:, None, :2], true[None, :, :2]),
         np.minimum(predicted[:, None, 2:4], true[None, :, 2:4]),
@@ -120,7 +121,7 @@ def map_row(rng: np.random.Generator, num_images: int, rounds: int) -> dict:
 
 
 def by_pycocotools(predictions: list[dict], references: list[dict]) -> np.ndarray:
-    """The twelve numbers."""
+    """COCO's twelve numbers."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         true, found = COCO(), COCO()
         for dataset, images in ((true, references), (found, predictions)):

@@ -1,12 +1,12 @@
-"""All that a machine with one GPU and no network can say of this project: one JSON file. No check begins after 450 seconds.
+"""All checks of this project on a machine with one GPU and no network, in one JSON file.
 
     make gpu-check                                          # writes gpu_check.json
-    python benchmarks/gpu_check.py --device cpu --tiny      # its logic, without a GPU, in seconds
+    python benchmarks/gpu_check.py --device cpu --tiny      # the same code without a GPU, in seconds
 
-It needs torch, transformers, accelerate and peft, and no installation: `PYTHONPATH=src`. Packages that only data, metrics
-or tests want may be missing. Every check is written down as soon as it has ended: `status` is "ok", "failed" with what
-went wrong, or "left out" with the reason; a check that fails stops none of the others. Nothing here says how fast
-something should be: read the figures.
+It needs torch, transformers, accelerate and peft, but no installation: `PYTHONPATH=src`. Packages that only data,
+metrics or tests use may be missing. Every check is written to the file as soon as it ends. Its `status` is "ok",
+"failed" with the error, or "left out" with the reason; a failed check does not stop the others. No check begins after
+450 seconds. The speeds are figures to read: no check asks for a certain speed.
 """
 
 import copy
@@ -54,9 +54,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @dataclass
 class GpuCheckArguments:
     device: str = "cuda"
-    tiny: bool = False  # sizes of seconds
+    tiny: bool = False  # sizes so small that all takes seconds
     output: str = "gpu_check.json"
-    seconds: float = 450  # no check begins after so many
+    seconds: float = 450  # no check begins later
     rounds: int = 2
 
 
@@ -65,8 +65,8 @@ class LeftOut(Exception):
 
 
 def main(args: GpuCheckArguments) -> dict[str, dict]:
-    """The results by name; also in `args.output`, after each check."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is compared with a CPU's
+    """The results of the checks by name, which are also written to `args.output` after each check."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # to compare float32
     checks: dict[str, Callable[[GpuCheckArguments], Any]] = {
         "machine": machine,
         "sampler and learning pass against a CPU": against_a_cpu,
@@ -98,7 +98,7 @@ def main(args: GpuCheckArguments) -> dict[str, dict]:
     return results
 
 
-# --- right? ---------------------------------------------------------------------------------------------------------
+# --- are the results right? -----------------------------------------------------------------------------------------
 
 
 def small(args: GpuCheckArguments, **sizes) -> Workload:
@@ -123,7 +123,7 @@ def machine(args: GpuCheckArguments) -> dict:
 
 
 def against_a_cpu(args: GpuCheckArguments) -> dict:
-    """The same uniforms here and on a CPU; log-probabilities and gradients of these samples, here and on a CPU."""
+    """Samples from the same uniforms, and their log-probabilities and gradients, here and on a CPU."""
     here = small(args, captions=True)
     there = replace(here, device="cpu")
     model = make_model(here)
@@ -134,10 +134,7 @@ def against_a_cpu(args: GpuCheckArguments) -> dict:
     logps_there, gradient_there = gradients_of(there, model, drawn.completion_ids)
     difference = ((drawn.per_token_logps - logps) * drawn.completion_mask).abs().max().item()
     found = {
-        "completions drawn alike": same.all(-1)
-        .float()
-        .mean()
-        .item(),  # a draw at the border of two ids may fall apart
+        "completions drawn alike": same.all(-1).float().mean().item(),  # a draw at the border of two ids may differ
         "sampler's logp against the learning pass": difference,
         "logp against a CPU": ((logps.cpu() - logps_there) * drawn.completion_mask.cpu()).abs().max().item(),
         "gradient against a CPU, of its norm": (
@@ -163,7 +160,7 @@ def draw(workload: Workload, model, seed: int = 0, **how) -> SampledCompletions:
 
 
 def graphs_against_eager_steps(args: GpuCheckArguments) -> dict:
-    """Replayed steps draw what called ones draw, and their log-probabilities are the learning pass's."""
+    """Replayed decode steps draw the samples of eager steps, with the log-probabilities of the learning pass."""
     if args.device != cuda_graphs.DEVICE:
         raise LeftOut(f"no CUDA graphs on a {args.device}")
     return {
@@ -185,7 +182,7 @@ def graphs_of(workload: Workload, rollouts: int) -> dict:
     seconds = in_turns(runs, rollouts, workload.now)
     found = {
         "captured": sum(graph is not None for runner in runners for graph in runner.graphs.values()),
-        "rollouts drawn alike": sum(alike) / rollouts,  # attention with a mask rounds otherwise: one id may fall apart
+        "rollouts drawn alike": sum(alike) / rollouts,  # masked attention rounds differently: an id may differ
         "sampler's logp against the learning pass": difference,
         "times as fast": ratio(seconds["eager"], seconds["graphs"]),
     }
@@ -202,7 +199,7 @@ def draw_eagerly(workload: Workload, model, seed: int = 0) -> SampledCompletions
 
 
 def bfloat16(args: GpuCheckArguments) -> dict:
-    """How far the sampler's log-probabilities are from the learning pass's, both under autocast; frozen and not."""
+    """How far the log-probabilities of sampler and learning pass differ under autocast; decoder frozen and not."""
     workload = replace(small(args, captions=True), dtype="bfloat16")
     model = make_model(workload)
     found = {}
@@ -219,7 +216,7 @@ def bfloat16(args: GpuCheckArguments) -> dict:
 
 
 def marked_tests(args: GpuCheckArguments) -> dict:
-    """Those that need a GPU; files whose imports are not there are counted as errors of collection."""
+    """The tests marked `gpu`. Files whose imports are missing count as errors of collection."""
     if args.tiny:
         raise LeftOut("not at this size")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--continue-on-collection-errors", "tests"]
@@ -230,11 +227,11 @@ def marked_tests(args: GpuCheckArguments) -> dict:
     return counts
 
 
-# --- fast? ----------------------------------------------------------------------------------------------------------
+# --- how fast is it? ------------------------------------------------------------------------------------------------
 
 
 def step(workload: Workload, args: GpuCheckArguments) -> dict:
-    """Our step against the scripts': times as fast, and peak memory beyond weights, optimiser state and images."""
+    """Our step against the scripts': the ratio of times, and peak memory beyond weights, optimiser state and images."""
     model = make_model(workload)
     scripts = make_scripts(workload, model, ("naive", "competent"))
     times = step_times(workload, model, scripts, args.rounds)
@@ -253,7 +250,7 @@ def step(workload: Workload, args: GpuCheckArguments) -> dict:
 
 
 def limits(workload: Workload, args: GpuCheckArguments) -> dict:
-    """Decoding's share of the copy bandwidth, and learning's of the matrix rate."""
+    """The share of the copy bandwidth that decoding reaches, and that of the matrix rate that learning reaches."""
     options = RooflineArguments(copied_mib=1, matrix_size=64, rounds=1) if args.tiny else RooflineArguments(rounds=2)
     rows = roofline(workload, options)
     return {row["part"]: {key: row[key] for key in ("reached", "limit", "unit", "share")} for row in rows}

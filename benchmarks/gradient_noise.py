@@ -1,9 +1,9 @@
-"""How noisy the gradient of detection tuning is, by estimator: baselines, prefix rewards, and the two confidence losses.
+"""How noisy the gradient of detection tuning is with each estimator: baselines, prefix rewards, two confidence losses.
 
     python benchmarks/gradient_noise.py --situation incomplete --reward map --batches 60
 
-Each batch is 16 fresh scenes with 4 samples each, drawn from an MLE model that comes along, or another `--model`. `vision_rl.analysis` does the rest:
-how noise and signal are told apart is in `vision_rl/analysis/noise.py`.
+Each batch is 16 fresh scenes with 4 samples each, drawn from an MLE model that comes with the repository or from
+`--model`. `vision_rl/analysis/noise.py` describes how noise and signal are told apart.
 """
 
 import argparse

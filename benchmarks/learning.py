@@ -1,11 +1,11 @@
-"""The learning pass against the scripts': time and memory, by default with a vocabulary of 30 000 and G = 8.
+"""Time and memory of the learning pass, against that of the scripts; by default with a vocabulary of 30 000 and G = 8.
 
     python benchmarks/learning.py
     python benchmarks/learning.py --vit b --image_size 512 --images 32 --length 128 --dtype bfloat16 --device cuda
 
-The pass goes from samples and rewards to gradients: encoder, teacher-forced decoder, log-probabilities, backward. Its
-memory is the peak of a whole step beyond weights, optimiser state and images. The gradients, which no way of learning
-saves, are part of it. That both compute the same is checked first.
+The pass leads from samples and rewards to gradients: encoder, teacher-forced decoder, log-probabilities, backward. Its
+memory is the peak of a whole step beyond weights, optimiser state and images; it includes the gradients, which every
+way of learning needs. First a check makes sure that both compute the same.
 """
 
 import copy
@@ -27,9 +27,9 @@ from vision_rl.models.special_ids import special_ids
 def gradients_of(
     workload: Workload, model: VisionEncoderDecoderModel, completion_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The log-probabilities of `completion_ids (B, G, T)`, and the decoder's gradient of their mean, as one vector.
+    """Log-probabilities of `completion_ids (B, G, T)`, and the decoder's gradient of their mean as one vector.
 
-    By a teacher-forced pass of a copy of the model on the workload's device, with the fused head.
+    Computed with the fused head in a teacher-forced pass of a copy of the model, on the workload's device.
     """
     model = copy.deepcopy(model).to(workload.device)
     model.decoder.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock, the most memory that was in use, and figures as JSON lines and a Markdown table."""
+"""What the benchmarks share: a clock, peak memory, and figures as JSON lines and a Markdown table."""
 
 import json
 import time
@@ -19,10 +19,10 @@ MIB = 2**20
 
 
 def clock_of(device: str = "cpu", kind: Literal["cpu", "wall"] = "wall") -> Clock:
-    """Seconds, once the device has done what it was given: of this process's CPU time, or of the clock on the wall.
+    """A clock: seconds of CPU time of this process or of wall time. On a GPU it waits until the device is done.
 
-    CPU time is for machines that others use as well. It leaves out worker processes and waiting, and it adds up threads:
-    compare it with one thread only.
+    CPU time is for machines that others use as well. It leaves out waiting and worker processes, and it adds up
+    threads, so take it with one thread only.
     """
     if not device.startswith("cuda"):
         return time.process_time if kind == "cpu" else time.perf_counter
@@ -35,7 +35,7 @@ def clock_of(device: str = "cpu", kind: Literal["cpu", "wall"] = "wall") -> Cloc
 
 
 def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, now: Clock) -> dict[str, list[float]]:
-    """Seconds of each run, one of each a round, after a round that does not count: a slow minute slows all of them."""
+    """Seconds of each run in each round; a first round does not count. In turns, because a slow minute slows them all."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
@@ -46,14 +46,14 @@ def in_turns(runs: Mapping[str, Callable[[], object]], rounds: int, now: Clock) 
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """How many times as long the slow one takes: the median of the rounds' own ratios."""
+    """How many times as long the slow one takes: the median of the ratios of the single rounds."""
     return median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def compared(
     other: str, theirs: Callable[[], object], ours: Callable[[], object], count: int, rounds: int, now: Clock
 ) -> dict[str, float]:
-    """Columns of a table: of `count` things, how many the other's code and ours do in a second, and how often as many."""
+    """Columns of a table for runs over `count` things: things a second by the other code and by ours, and the ratio."""
     seconds = in_turns({"theirs": theirs, "ours": ours}, rounds, now)
     return {
         f"{other}, a second": count / min(seconds["theirs"]),
@@ -64,7 +64,7 @@ def compared(
 
 @dataclass
 class Peak:
-    """The most bytes that were in use at once, beyond those that were in use before."""
+    """The most bytes in use at once, beyond those that were in use at the beginning."""
 
     bytes: int = 0
 
@@ -75,10 +75,11 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: str = "cpu") -> Iterator[Peak]:
-    """Measures a block; the peak is there when it has ended.
+    """Measures the memory of a block; the peak can be read when the block has ended.
 
-    On the CPU each allocation and release of PyTorch's allocator is recorded by its profiler and added up, those inside of
-    an operation included; what libraries take for themselves is not. Slow: do not take times inside.
+    On the CPU PyTorch's profiler records each allocation and release of PyTorch's allocator, those inside of an
+    operation included. Memory that libraries allocate themselves is not counted. This is slow: do not take times
+    inside the block.
     """
     peak = Peak()
     if device.startswith("cuda"):
@@ -100,7 +101,7 @@ def peak_memory(device: str = "cpu") -> Iterator[Peak]:
 
 
 def report(benchmark: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """One JSON line a figure, then all of them as a Markdown table; rows have the same keys."""
+    """Print one JSON line for each row, then all rows as a Markdown table. All rows must have the same keys."""
     rows = [{key: _rounded(value) for key, value in row.items()} for row in rows]
     for row in rows:
         print(json.dumps({"benchmark": benchmark, **row}), flush=True)

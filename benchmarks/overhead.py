@@ -1,10 +1,10 @@
-"""What the trainer adds to its steps: Trainer's loop, logging and loading data, in per cent of the bare step.
+"""What Trainer's loop, logging and loading of data add to a training step, in per cent of the bare step.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --image_size 512 --dataloader_num_workers 2 --clock wall
 
-The bare step is `training_step` and the optimiser on a batch that is there. It takes turns with the same step in the loop
-of `trainer.train()`, which has its batch decoded and resized from JPEGs and logs every tenth step, as by default.
+The bare step is `training_step` and the optimiser on a batch that is in memory. It takes turns with the same step in
+the loop of `trainer.train()`, where JPEGs are decoded and resized and, as by default, every tenth step is logged.
 """
 
 import tempfile
@@ -30,7 +30,7 @@ class OverheadArguments:
 
 
 class Loop(TrainerCallback):
-    """Seconds from the end of one step to the end of the next, less the bare step that is put between them."""
+    """Seconds from the end of one step to the end of the next, minus those of the bare step that runs between them."""
 
     def __init__(self, trainer: VisionRewardTrainer, now):
         self.trainer, self.now = trainer, now
@@ -68,7 +68,7 @@ def main(workload: Workload, args: OverheadArguments) -> list[dict]:
         loop = Loop(trainer, workload.now)
         trainer.add_callback(loop)
         trainer.train()
-    in_loop, bare = loop.in_loop[1:], loop.bare[1:-1]  # without the first; the last has no step behind it
+    in_loop, bare = loop.in_loop[1:], loop.bare[1:-1]  # the first step warms up; no step follows the last bare one
     return [
         {
             **workload.describe(),

@@ -1,13 +1,14 @@
-"""Panoptic quality: images a second against the way panopticapi counts, and how far the results differ.
+"""Panoptic quality against panopticapi's way of counting: images a second, and how far the results differ.
 
     OMP_NUM_THREADS=1 python benchmarks/panoptic.py
 
 panopticapi is not on PyPI, so the baseline is written here, in the same steps as its `pq_compute`: sort the ids of all
-pixels of the prediction, then those of all pairs of ids (`np.unique`), then match in Python loops. Both start from maps in
-memory: reading PNGs, which takes longer than matching by runs, is left out. Maps are made up: segments are the cells of
-random points, which the prediction has moved a little. "noise" has a random id in every pixel of the prediction: no run of
-equal pixels, the worst case. CPU time, each over all images in turn. It stops if results differ by more than 1e-9.
-The last two rows compare the evaluate modules with the functions that they call.
+pixels of the prediction, then the pairs of ids of all pixels (`np.unique`), then match in Python loops. Both start
+from maps in memory: reading PNGs, which takes longer than our matching, is left out. Maps are made up: segments are
+the cells of random points, which the prediction has moved a little. "noise" is the worst case for us: the prediction
+has a random id in every pixel, so that no run of equal pixels exists. Times are CPU time; the two take turns, each
+over all images. The benchmark stops if results differ by more than 1e-9. The last two rows compare the evaluate
+modules with the functions that they call.
 """
 
 import argparse
@@ -27,7 +28,7 @@ NUM_CATEGORIES = 20
 
 
 def made_up(rng: np.random.Generator, size: int, num_segments: int, noise: bool) -> tuple:
-    """A prediction and a reference, the latter with a band of void, a crowd, and areas as in COCO's JSON."""
+    """A prediction and a reference. The reference has a band of void, a crowd, and areas as in COCO's JSON."""
     points = rng.random((num_segments, 2)) * size
     pair = []
     for places in (points + rng.normal(0, size / 40, points.shape), points):
@@ -50,7 +51,7 @@ def made_up(rng: np.random.Generator, size: int, num_segments: int, noise: bool)
 
 
 def by_sorting(prediction, reference) -> tuple[float, int, int, int]:
-    """The sum of IoUs and the numbers of true positives, false positives and false negatives, panopticapi's way."""
+    """Panopticapi's way: the sum of IoUs, and the numbers of true positives, false positives and false negatives."""
     predicted = {row["id"]: dict(row) for row in prediction[1]}
     true = {row["id"]: row for row in reference[1]}
     for segment, count in zip(*np.unique(prediction[0], return_counts=True), strict=True):

@@ -1,4 +1,4 @@
-"""Made-up photos as JPEG on disk, and a processor that resizes them: what loading data costs."""
+"""Made-up photos as JPEGs on disk, and a processor that resizes them, to measure what loading data costs."""
 
 import io
 from pathlib import Path
@@ -11,11 +11,11 @@ from transformers import BatchFeature, ViTImageProcessorPil
 from vision_rl import VisionProcessor
 
 
-PHOTO_SIZE = (640, 480)  # as most of COCO's
+PHOTO_SIZE = (640, 480)  # the size of most of COCO's photos
 
 
 class PhotoProcessor(VisionProcessor):
-    """Resizes photos and scales them to [-1, 1]; completions stay ids."""
+    """Resizes photos and scales them to [-1, 1]; completions are not decoded."""
 
     def __init__(self, image_processor, **kwargs):
         super().__init__(image_processor, **kwargs)
@@ -32,7 +32,7 @@ class PhotoProcessor(VisionProcessor):
 
 
 def make_photos(folder: Path, count: int, seed: int = 0) -> datasets.Dataset:
-    """`count` rows with JPEGs of 640 x 480 pixels, smooth with some noise: about 100 kB each, as COCO's are."""
+    """`count` rows with JPEGs of 640 x 480 pixels, smooth with some noise. Each has about 100 kB, as COCO's have."""
     rng = np.random.default_rng(seed)
     width, height = PHOTO_SIZE
 

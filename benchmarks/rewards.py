@@ -1,4 +1,4 @@
-"""All rewards and metrics against the field's own code: captioning, detection and mAP, panoptic quality, colour.
+"""All rewards and metrics against the code that the field uses: captions, detection and mAP, panoptic quality, colour.
 
     pip install pycocoevalcap scikit-image
     OMP_NUM_THREADS=1 python benchmarks/rewards.py

@@ -1,13 +1,13 @@
-"""How near a device's limits decoding and learning come: shares of its copy bandwidth and of its matrix rate.
+"""How near decoding and learning come to a device's limits: shares of its copy bandwidth and of its matrix rate.
 
     python benchmarks/roofline.py --vit b --image_size 640 --length 600 --images 32 --dtype bfloat16 --device cuda
     python benchmarks/roofline.py                                       # shares of what a CPU reaches
 
-Decoding: the bytes that a token step cannot but read (the decoder's weights, keys and values of the images once and of
-the completions so far), over the time of one more token: the difference between completions of T and of T/4 tokens.
-Learning: three times the operations of one forward, the images encoded once, over the time of the learning pass; what is
-computed twice counts once. The limits are what a copy of a large tensor (read and written) and a product of two square
-matrices reach on that device, in the same data type, now.
+Decoding: the bytes that a token step has to read (the decoder's weights, and the keys and values of each image and of
+the completions so far), over the time of one more token. That time is taken from completions of T and of T/4 tokens.
+Learning: three times the operations of one forward with each image encoded once, over the time of the learning pass.
+What the pass computes twice counts once. The limits are measured on the same device in the same data type: a copy of a
+large tensor (read and written), and a product of two square matrices.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from vision_rl.models.shared_images import share_images
 @dataclass
 class RooflineArguments:
     copied_mib: int = 512
-    matrix_size: int | None = None  # default: 8192 on a GPU, 1024 on a CPU
+    matrix_size: int | None = None  # None: 8192 on a GPU, 1024 on a CPU
     rounds: int = 5
 
 
@@ -38,23 +38,23 @@ def fastest(run: Callable[[], object], rounds: int, workload: Workload) -> float
 
 
 def copy_rate(workload: Workload, args: RooflineArguments) -> float:
-    """Bytes a second, read and written."""
+    """Bytes a second of a copy, read and written."""
     source = torch.ones(args.copied_mib * 2**20 // 4, device=workload.device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / fastest(lambda: target.copy_(source), args.rounds, workload)
 
 
 def matrix_rate(workload: Workload, args: RooflineArguments) -> float:
-    """Operations a second."""
+    """Operations a second of a matrix product."""
     size = args.matrix_size or (1024 if workload.device == "cpu" else 8192)
     a, b = torch.randn(2, size, size, device=workload.device, dtype=getattr(torch, workload.dtype))
     return 2 * size**3 / fastest(lambda: a @ b, args.rounds, workload)
 
 
 def decoding_bytes(workload: Workload, model: VisionEncoderDecoderModel, num_image_tokens: int) -> float:
-    """What one token step has to read, on average over the second three quarters of a completion."""
+    """The bytes that one token step has to read, on average over the last three quarters of a completion."""
     itemsize = getattr(torch, workload.dtype).itemsize
-    unread = {"embed_tokens.weight", "embed_positions.weight"}  # but for one row a completion
+    unread = {"embed_tokens.weight", "embed_positions.weight"}  # only one row for each completion is read
     weights = sum(
         weight.numel()
         for name, weight in model.decoder.named_parameters()
@@ -69,7 +69,7 @@ def decoding_bytes(workload: Workload, model: VisionEncoderDecoderModel, num_ima
 
 
 def learning_operations(workload: Workload, model: nn.Module, pixel_values: torch.Tensor) -> int:
-    """Of a forward and a backward, which takes twice as many."""
+    """The operations of a forward and of a backward, which takes twice as many."""
     share_images(model)
     rows = workload.images * workload.num_generations
     ids = torch.zeros((rows, workload.length), dtype=torch.long, device=workload.device)

@@ -1,11 +1,11 @@
-"""Drawing G completions an image against `generate(num_return_sequences=G)`: the decode loop, and with the encoder.
+"""Our sampler against `generate(num_return_sequences=G)`: the decode loop alone, and together with the encoder.
 
     python benchmarks/sampling.py --figures       # 1024 image tokens and smaller ones, on a CPU
     python benchmarks/sampling.py --vit b --image_size 640 --length 600 --images 32 --dtype bfloat16 --device cuda
 
-Both draw from softmax(logits), in turns in one process; ours keeps the log-probabilities as well, which are compared
-(1e-5 in float32) with those of a teacher-forced pass over the same ids. The decode loop starts from encoded images.
-Memory is what the whole call takes beyond weights and images.
+Both draw G completions for each image from softmax(logits), in turns in one process. Ours also keeps the
+log-probabilities; they are compared with those of a teacher-forced pass over the same ids (1e-5 in float32). The
+decode loop starts from encoded images. Memory is that of the whole call beyond weights and images.
 """
 
 from dataclasses import dataclass, field, replace
@@ -56,7 +56,7 @@ def compare(workload: Workload, args: SamplingArguments) -> dict:
     ids, _, logps = (
         values.flatten(0, 1)
         for values in sample(model, pixel_values, workload.num_generations, max_completion_length=workload.length)
-    )  # in float32
+    )  # without autocast, so in float32
     with torch.no_grad():
         expected = replace(script, workload=replace(workload, dtype="float32")).log_probabilities(pixel_values, ids)
     difference = ((expected - logps) * mask_of(ids, script.config.eos_token_id)).abs().max().item()

@@ -1,10 +1,10 @@
-"""How a step's time and memory grow with images, completions an image, tokens and vocabulary: figures and exponents.
+"""How a step's time and memory grow with images, completions for each image, tokens and vocabulary.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --over num_generations --points 2 4 8 16 32
 
-One size grows and the others stay. The exponents are slopes of straight lines through the logarithms: 1 is in proportion,
-0 not at all. A step has parts that do not grow, so exponents below 1 are usual at small sizes.
+One size grows while the others stay. An exponent is the slope of a straight line through the logarithms: 1 means
+growth in proportion, 0 no growth. A step has parts that do not grow, so exponents below 1 are usual at small sizes.
 """
 
 from collections.abc import Sequence
@@ -60,13 +60,13 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def main(workload: Workload, args: ScalingArguments) -> tuple[list[dict], list[dict]]:
-    """The figures, and the exponents."""
+    """The figures and the exponents."""
     torch.set_num_threads(workload.threads)
     rows, exponents = [], []
     for over in args.over:
         points = args.points or POINTS[over]
         measured = [measure(replace(workload, **{over: point}), args, over) for point in points]
-        for of_one in zip(*measured, strict=True):  # one implementation at all points
+        for of_one in zip(*measured, strict=True):  # the rows of one implementation at all points
             slopes = {key: exponent(points, [row[key] for row in of_one]) for key in MEASURED}
             exponents.append({"grows": over, "from": points[0], "to": points[-1], "by": of_one[0]["by"], **slopes})
         rows += [row for at_point in measured for row in at_point]

@@ -1,4 +1,4 @@
-"""A step of reward tuning against the scripts that a transformers user would write: time and memory.
+"""Time and memory of a step of reward tuning, against the scripts that a transformers user would write.
 
     python benchmarks/step.py --figures                                   # the figures of docs/performance.md, on a CPU
     python benchmarks/step.py --num_generations 8 --length 64
@@ -6,10 +6,10 @@
     python benchmarks/step.py --baseline other_script.py --against naive  # a script of somebody else's
 
 All have the same weights, images, sizes and threads, and take their steps in turns in one process. First their
-log-probabilities of the same samples are compared (1e-5), and their gradients (1e-4 of the norm). Ratios are
-medians of those of the rounds, above 1 where ours is faster. Samples are drawn anew each step, by each from the same
-distribution: with --captions the model itself ends them after 12 tokens or so, and nobody is forced to. Memory is what a
-step takes beyond weights, optimiser state and images.
+log-probabilities of the same samples are compared (1e-5), and their gradients (1e-4 of the norm). A ratio is the
+median of the rounds' ratios, above 1 where ours is faster. Each implementation draws new samples in each step, from
+the same distribution: with --captions the model itself ends them after about 12 tokens, without being forced. Memory
+is that of a step beyond weights, optimiser state and images.
 """
 
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Our trainer's steps and those of the scripts, in turns within one process, after a check that they do the same."""
+"""Steps of our trainer and of the scripts in turns within one process, after a check that they compute the same."""
 
 import copy
 from collections.abc import Mapping
@@ -18,19 +18,19 @@ from vision_rl import VisionProcessor, VisionRewardConfig, VisionRewardTrainer
 
 
 OURS = "vision_rl"
-LOGP_TOLERANCE = 1e-5  # of a token's log-probability, in float32
-GRADIENT_TOLERANCE = 1e-4  # of all parameters' together, as a share of its norm
+LOGP_TOLERANCE = 1e-5  # for the log-probability of a token, in float32
+GRADIENT_TOLERANCE = 1e-4  # for the gradient of all parameters together, as a share of its norm
 Scripts = Mapping[str, Script | OutsideScript]
 
 
 def make_scripts(workload: Workload, model: VisionEncoderDecoderModel, names: tuple[str, ...]) -> dict[str, Script]:
-    """Of the names "naive" and "competent"."""
+    """The scripts of these names: "naive" or "competent"."""
     return {name: Script(workload, model, encodes_once=name == "competent") for name in names}
 
 
 @dataclass
 class Times:
-    """Seconds of the parts of the steps, by implementation: `sample`, `learn`, `optimizer`, `total`; `tokens` drawn."""
+    """For each implementation each step's seconds `sample`, `learn`, `optimizer`, `total`, and the `tokens` drawn."""
 
     steps: dict[str, list[dict[str, float]]]
 
@@ -38,19 +38,19 @@ class Times:
         return median(step[part] for step in self.steps[name])
 
     def ratio(self, name: str, part: str = "total") -> float:
-        """How many times as long as ours the part of `name` takes."""
+        """How many times as long the part takes in the implementation `name` as in ours."""
         return ratio([step[part] for step in self.steps[name]], [step[part] for step in self.steps[OURS]])
 
 
 def step_times(workload: Workload, model: VisionEncoderDecoderModel, scripts: Scripts, rounds: int) -> Times:
-    """One step of each a round, after a round that does not count."""
+    """The times of one step of each implementation in each round. The first round does not count."""
     clocked = ClockedSteps(workload, scripts)
     train(workload, model, rounds + 1, clocked)
     return Times({name: steps[1:] for name, steps in clocked.steps.items()})
 
 
 def step_peaks(workload: Workload, model: VisionEncoderDecoderModel, scripts: Scripts) -> dict[str, Peak]:
-    """The memory that a whole step takes beyond weights, their optimiser's state and the images: gradients included."""
+    """The memory of a whole step beyond weights, optimiser state and images. It includes the gradients."""
     measured = MeasuredSteps(workload.device)
     train(workload, model, 2, measured)  # the first step makes the optimiser's state
     peaks = {OURS: measured.peak}
@@ -63,7 +63,7 @@ def step_peaks(workload: Workload, model: VisionEncoderDecoderModel, scripts: Sc
 
 
 def check_equal(workload: Workload, model: VisionEncoderDecoderModel, scripts: Scripts) -> dict[str, float]:
-    """The scripts give our samples our log-probabilities and, those written here, our gradients; in float32.
+    """Check in float32 that the scripts find our log-probabilities for our samples and, where `Script`s, our gradients.
 
     Returns:
         The largest differences: `logp` and, as a share of its norm, `gradient`.
@@ -83,7 +83,7 @@ def check_equal(workload: Workload, model: VisionEncoderDecoderModel, scripts: S
         assert difference <= LOGP_TOLERANCE, f"log-probabilities of {name} differ by {difference:.1e}"
         differences["logp"] = max(differences["logp"], difference)
         if isinstance(script, Script):
-            in_float32 = replace(script, workload=workload)  # with a copy of the model
+            in_float32 = replace(script, workload=workload)  # the script copies the model
             in_float32.loss(pixel_values, ids, mask, rewards.to(ids.device)).backward()
             gradients = {key: weight.grad for key, weight in in_float32.model.named_parameters()}
             theirs = torch.cat([gradients[key].flatten() for key in kept.gradients])
@@ -105,7 +105,7 @@ def pixels(workload: Workload) -> Tensor:
 def train(
     workload: Workload, model: VisionEncoderDecoderModel, steps: int, callback: TrainerCallback
 ) -> "WatchedTrainer":
-    """Steps of `VisionRewardTrainer` on a copy of the model; every step has the same images and leaves the weights."""
+    """Train `VisionRewardTrainer` on a copy of the model. Every step has the same images and leaves the weights alone."""
     trainer = make_trainer(WatchedTrainer, workload, model, steps)
     trainer.add_callback(callback)
     if isinstance(callback, ClockedSteps | MeasuredSteps):
@@ -123,7 +123,7 @@ def make_trainer(
     processor: VisionProcessor | None = None,
     **options,
 ):
-    """A `VisionRewardTrainer` that neither prints nor saves; by default every step has the same images of noise."""
+    """A `VisionRewardTrainer` that neither prints nor saves. By default every step has the same images of noise."""
     with TemporaryDirectory() as folder:
         args = VisionRewardConfig(
             folder,
@@ -149,7 +149,7 @@ def make_trainer(
 
 
 class WatchedTrainer(VisionRewardTrainer):
-    """Keeps what was drawn last, and tells when; and when an update step begins, its images being there."""
+    """Keeps the last samples. Calls `when_begun` once a step's images are there, and `when_drawn` after sampling."""
 
     def when_begun(self) -> None: ...
 
@@ -166,11 +166,11 @@ class WatchedTrainer(VisionRewardTrainer):
 
 
 class ClockedSteps(TrainerCallback):
-    """Takes the time of each step of the trainer; before each, the scripts take theirs.
+    """Times each step of the trainer. Before each of them the scripts take their steps.
 
-    The time goes from the rollout's begin to `on_step_end`: sampling, reward, learning, all that the trainer records, the
-    optimiser. A forward of the encoder with gradient that comes before sampling serves both; it counts as learning,
-    where the scripts have theirs.
+    The time of a step goes from the begin of the rollout to `on_step_end`: sampling, reward, learning, everything that
+    the trainer records, optimiser. If the encoder runs with gradient before sampling, its output serves sampling and
+    learning; that forward counts as learning, as the scripts' does.
     """
 
     def __init__(self, workload: Workload, scripts: Scripts):
@@ -218,7 +218,7 @@ class ClockedSteps(TrainerCallback):
 
 
 class MeasuredSteps(TrainerCallback):
-    """The peak of the last step."""
+    """The peak memory of the last step."""
 
     def __init__(self, device: str):
         self.device = device

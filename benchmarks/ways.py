@@ -1,10 +1,11 @@
-"""What each way to run faster gains over the plain one, here: every way that the code keeps stands in a table.
+"""What each way to run faster gains on this machine: a table of all the ways that the code has.
 
     python benchmarks/ways.py                                          # on one core of a CPU
     python benchmarks/ways.py --device cuda --dtype bfloat16 --vit b   # on a GPU
 
-Both sides compute the same; they take turns in one process, and a ratio is the median of the rounds' own, above 1 where
-the way is faster. Memory is the peak beyond weights, and what is below 1 is saved.
+With and without the way the code computes the same. The two take turns in one process; a ratio is the median of the
+rounds' ratios, above 1 where the way is faster. Memory is the share of the peak beyond weights: below 1 the way saves
+memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ def main(workload: Workload, args: WaysArguments) -> list[dict]:
     small = replace(workload, vit="xs", image_size=32, decoder_layers=2, images=8)
     half = replace(workload, dtype="bfloat16")
     words = replace(workload, vocab_size=30_000, images=16, length=64)
-    if workload.vit == "xs":  # a test
+    if workload.vit == "xs":  # a test of this file
         small = half = words = workload
     rows = [
         decoding("packed weights", workload, patch.object(writer, "can_pack", lambda *_: False), args),
@@ -54,7 +55,7 @@ def main(workload: Workload, args: WaysArguments) -> list[dict]:
 
 
 def decoding(way: str, workload: Workload, without: Any, args: WaysArguments, frozen: bool = False) -> dict:
-    """The decode loop with the way, and `without` it."""
+    """The decode loop with the way, and without it: inside of the context `without`."""
     model = make_model(workload).requires_grad_(not frozen)
     with torch.no_grad(), workload.autocast:
         images = model.encoder(pixel_values=pixels(workload)).last_hidden_state
@@ -71,7 +72,7 @@ def decoding(way: str, workload: Workload, without: Any, args: WaysArguments, fr
 
 
 def maximum_likelihood(way: str, workload: Workload, args: WaysArguments, frozen: bool = False) -> dict:
-    """A forward and a backward pass of MLE, by the fused head and by whole logits."""
+    """A forward and a backward pass of MLE, with the fused head and with whole logits."""
     model = make_model(workload).train()
     model.encoder.requires_grad_(not frozen)
     labels = torch.randint(2, workload.vocab_size, (workload.images, workload.length), device=workload.device)
@@ -115,7 +116,7 @@ def _row(way: str, workload: Workload, seconds: dict[str, list[float]], memory: 
 
 @contextmanager
 def _cast_never(self) -> Iterator[None]:
-    """Autocast casts what it wants to, when it wants to."""
+    """In place of `CastWeights.in_place`: nothing is cast beforehand, so autocast casts when it needs to."""
     yield
 
 

@@ -1,9 +1,9 @@
-"""Captions through a WordPiece tokenizer and back: the share that still has the words that CIDEr compares.
+"""Captions through a WordPiece tokenizer and back: the share whose words, as CIDEr compares them, are still the same.
 
     python benchmarks/wordpiece.py --tokenizer google-bert/bert-base-uncased --captions captions_val2017.json
 
-`captions` is COCO's captions JSON. Three ways to decode are compared: the tokenizer's own, its `clean_up_tokenization_spaces`,
-and what `CaptioningProcessor` does.
+`captions` is COCO's captions JSON. Three ways to decode are compared: the tokenizer's own, the tokenizer's with
+`clean_up_tokenization_spaces`, and that of `CaptioningProcessor`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What is sampled and learned in the benchmarks: a model of a given size, images of noise, a reward that costs nothing."""
+"""What the benchmarks sample and learn: a model of a given size, images of noise, a reward that costs nothing."""
 
 import math
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ from vision_rl import VisionProcessor
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
 
 
-PAD, END = 0, 1  # the pad also starts the decoder
+PAD, END = 0, 1  # the padding also starts the decoder
 VITS = {"xs": (64, 2, 1), "ti": (192, 12, 3), "s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}
 PATCH_SIZE = 16
-CAPTION_LENGTH = 12  # tokens of the middle one; COCO's captions have 10.5 words on average
-FIRST_END = 4  # tokens before which a caption hardly ends
+CAPTION_LENGTH = 12  # tokens of a median caption; COCO's captions have 10.5 words on average
+FIRST_END = 4  # before so many tokens a caption hardly ever ends
 
 
 @dataclass
 class Workload:
-    """Sizes of a step, and how its time is taken."""
+    """The sizes of a step, and how its time is taken."""
 
     vit: Literal["xs", "ti", "s", "b", "l"] = field(
         default="s", metadata={"help": "Encoder, patches of 16; xs is for tests."}
@@ -58,7 +58,7 @@ class Workload:
         return torch.autocast(device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
     def describe(self) -> dict[str, object]:
-        """The columns of a table that say what was measured."""
+        """The columns of a table that describe the workload."""
         lengths = "captions" if self.captions else "full"
         return {
             "model": f"{self.vit}@{self.image_size}, {self.decoder} {self.decoder_layers}x{VITS[self.vit][0]}",
@@ -72,7 +72,7 @@ class Workload:
 
 
 class NoiseProcessor(VisionProcessor):
-    """Pixels to [-1, 1]; completions stay ids."""
+    """Scales pixels to [-1, 1]; completions are not decoded."""
 
     def __call__(self, images, seeds=None, **targets) -> dict[str, torch.Tensor]:
         pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images]))  # (B, H, W, 3)
@@ -83,19 +83,19 @@ class NoiseProcessor(VisionProcessor):
 
 
 def share_of_sevens(completion_ids, **kwargs) -> list[float]:
-    """The share of ids that 7 divides: a reward that differs among samples and takes no time."""
+    """The share of ids that 7 divides: a reward that differs between samples and takes no time."""
     return [sum(token % 7 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
 def noise_images(workload: Workload) -> list[dict]:
-    """The rows of the data set: one step's images."""
+    """The rows of the data set: the images of one step."""
     rng = np.random.default_rng(workload.seed)
     shape = (workload.image_size, workload.image_size, 3)
     return [{"image": rng.integers(0, 256, shape, dtype=np.uint8)} for _ in range(workload.images)]
 
 
 def make_model(workload: Workload) -> VisionEncoderDecoderModel:
-    """New weights; a decoder as wide as its encoder, without dropout."""
+    """A model with new weights, without dropout, whose decoder is as wide as its encoder."""
     torch.manual_seed(workload.seed)
     width, layers, heads = VITS[workload.vit]
     encoder = vit_encoder(workload.image_size, PATCH_SIZE, width, layers, heads, 4 * width)
@@ -111,7 +111,7 @@ def make_model(workload: Workload) -> VisionEncoderDecoderModel:
                 max_position_embeddings=workload.length + 1,
             )
         )
-        torch.nn.init.normal_(decoder.lm_head.weight, std=0.02)  # as GPT-2's; a new one of ours is zero
+        torch.nn.init.normal_(decoder.lm_head.weight, std=0.02)  # as in GPT-2; a new head of ours is zero
     else:
         decoder = GPT2LMHeadModel(
             GPT2Config(
@@ -137,11 +137,11 @@ def make_model(workload: Workload) -> VisionEncoderDecoderModel:
 
 @torch.no_grad()
 def end_like_captions(model: VisionEncoderDecoderModel) -> None:
-    """Sets weights so that the model itself ends its sentences after 12 tokens or so, give or take two.
+    """Sets weights so that the model itself ends its completions after about 12 tokens, give or take two.
 
-    No sampler is forced to anything, so that all draw lengths of the same distribution, at no cost, and learn from the
-    log-probabilities that they have drawn with. One number of the position embeddings grows with the position; the end
-    token's row of the head reads it.
+    No sampler is forced to anything. So all of them draw lengths from the same distribution, at no cost, and learn
+    with the log-probabilities of their own draws. It works by one number of the position embeddings, which grows with
+    the position and which the end token's row of the head reads.
     """
     decoder, end = model.decoder, model.generation_config.eos_token_id
     gpt2 = isinstance(decoder, GPT2LMHeadModel)
@@ -150,7 +150,7 @@ def end_like_captions(model: VisionEncoderDecoderModel) -> None:
     size, length = model.encoder.config.image_size, min(CAPTION_LENGTH, len(positions.weight))
     ids = torch.randint(2, head.out_features, (8, length))
     pixel_values = torch.randn(8, 3, size, size)
-    seen: dict[nn.Module, torch.Tensor] = {}  # what enters the last norm and the head
+    seen: dict[nn.Module, torch.Tensor] = {}  # the inputs of the last norm and of the head
 
     def look() -> None:
         hooks = [
@@ -162,11 +162,11 @@ def end_like_captions(model: VisionEncoderDecoderModel) -> None:
             hook.remove()
 
     look()
-    quarter = seen[norm].norm(dim=-1).mean() / 4  # small beside the rest, so that the norm hardly bends it
+    quarter = seen[norm].norm(dim=-1).mean() / 4  # small beside the other numbers, so that the norm hardly changes it
     steps = torch.arange(len(positions.weight), dtype=torch.float32) - FIRST_END
     positions.weight[:, 0] = steps / (CAPTION_LENGTH - FIRST_END) * quarter
     look()
     head.weight[:, 0] = 0
     head.weight[end] = 0
-    # as likely at that length as all other tokens together
+    # at CAPTION_LENGTH the end is as likely as all other tokens together
     head.weight[end, 0] = math.log(head.out_features) / seen[head][:, -1, 0].mean()

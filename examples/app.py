@@ -1,10 +1,10 @@
-"""A page that answers one image with several models side by side: MLE and what was tuned from it, of any task.
+"""A page that shows the answers of two models to an image side by side: MLE, and the model tuned from it. For any task.
 
     pip install "vision-rl[app]"
     python examples/app.py --mle runs/colorization/mle --tuned runs/colorization/tuned
 
-Then open http://127.0.0.1:7860. The task is told from the models; --task names a file of yours. The page is on this machine
-only: pictures that are dropped there are not sent elsewhere.
+Then open http://127.0.0.1:7860. The models know their task; for a task of your own, --task names your file. The page is
+on this machine only: pictures that you drop there are not sent elsewhere.
 """
 
 import html
@@ -23,11 +23,11 @@ class ScriptArguments:
     tuned: str = "runs/colorization/tuned"
     task: str | None = None
     port: int = 7860
-    width: int = 512  # of a drawn picture in pixels
+    width: int = 512  # of the drawn pictures, in pixels
 
 
 def make_page(args: ScriptArguments) -> gradio.Blocks:
-    """One image in, a drawn answer of each model out."""
+    """The page: it takes an image and shows the answer of each model, drawn."""
     pipelines = {
         "MLE": vision_rl.pipeline(args.mle, args.task),
         "Tuned": vision_rl.pipeline(args.tuned, args.task),
@@ -43,9 +43,9 @@ def make_page(args: ScriptArguments) -> gradio.Blocks:
 
     with gradio.Blocks(title="vision_rl", analytics_enabled=False) as page:
         gradio.Markdown("## Before and after tuning")
-        image = gradio.File(label="An image", file_types=["image"])  # not gradio.Image, which hides why it reads none
+        image = gradio.File(label="An image", file_types=["image"])  # gradio.Image would hide why a file is unreadable
         with gradio.Row():
-            how = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}  # none that uploads
+            how = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}  # no upload
             answers = [gradio.Image(label=name, **how) for name in pipelines]
         image.change(answer, image, answers)
     return page

@@ -1,9 +1,9 @@
-"""Caption images: MLE, then tuning for CIDEr with eight samples an image, each against the other seven.
+"""Caption images: MLE, then tuning for CIDEr with eight samples for each image, each compared with the other seven.
 
     python examples/captioning.py                                             # about 4 minutes on a CPU
 
-Writes runs/captioning: models and captions.png. So early the model hardly looks at the image: tuning doubles CIDEr (0.37 to
-0.76) by saying of all what is true of most. More --mle_steps help, and photos: --images_dir coco --karpathy_file ...
+Writes runs/captioning: models and captions.png. After so few steps the model hardly looks at the image: tuning doubles
+CIDEr (0.37 to 0.76) by what is true of most images. More --mle_steps help, or photos: --images_dir coco --karpathy_file ...
 """
 
 from dataclasses import dataclass

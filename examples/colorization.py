@@ -5,7 +5,7 @@
         --keep_luminance true --max_steps 1000 --learning_rate 2e-3 --output_dir runs/colorization/stage1
     python examples/colorization.py                   # on a CPU, far from converged
 
-Of scenes of digits; for photos give both --images_dir and --eval_images_dir. Writes runs/colorization: models, pictures.png.
+On scenes of digits, or on photos: --images_dir and --eval_images_dir. Writes runs/colorization: models and pictures.png.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def main(args: ScriptArguments, options: colorization.Options) -> None:
         colorization.load_data(options, "validation"),
     )
     shown = eval_dataset.select(range(6))
-    # Stage I, which stays as it is, and the model that sees a grey photo and writes stage I's codes.
+    # Stage I, which is not trained any more, and the model, which sees a grey photo and writes stage I's codes.
     stage1 = models.UViMModel.from_pretrained(args.stage1)
     processor = colorization.ColorizationProcessor.from_pretrained(args.stage1)
     size = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256, "num_hidden_layers": 3}
@@ -47,7 +47,7 @@ def main(args: ScriptArguments, options: colorization.Options) -> None:
     common = {"per_device_train_batch_size": 16, "adam_beta2": 0.95, "warmup_steps": 50, "logging_steps": 50}
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "processing_class": processor}
     data["compute_metrics"] = colorization.make_metric(processor)
-    data["completion_decoder"] = models.uvim.UViMDecoder(stage1, processor)  # makes labels, and pictures of samples
+    data["completion_decoder"] = models.uvim.UViMDecoder(stage1, processor)  # makes labels, and pictures from samples
 
     # Step 1: imitate the codes of the true colours.
     schedule = {"learning_rate": 1e-3, "lr_scheduler_type": "cosine", "max_steps": args.mle_steps}
@@ -56,7 +56,7 @@ def main(args: ScriptArguments, options: colorization.Options) -> None:
     mle.save_model()
     before, pictures = mle.evaluate(), mle.predict(shown).predictions
 
-    # Step 2: tune for colourfulness. It is easily overdone: a warning comes when PSNR falls while the reward rises.
+    # Step 2: tune for colourfulness. It is easily overdone: the trainer warns when PSNR falls while the reward rises.
     schedule = {"learning_rate": 1e-4, "max_steps": args.tune_steps, "num_generations": 4, "eval_strategy": "steps"}
     config = VisionRewardConfig(f"{args.output_dir}/tuned", **schedule, **common)
     tuned = VisionRewardTrainer(model, colorization.ColorfulnessReward(), config, **data)

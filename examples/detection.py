@@ -1,11 +1,11 @@
-"""Find objects where half of the labels are missing: MLE learns to leave half of them out, tuning for mAP repairs that.
+"""Find objects although half of the labels are missing: MLE learns to leave out half of them, tuning for mAP mends it.
 
     python examples/detection.py                                              # a minute and a half on a CPU
     python examples/detection.py --images_dir photos --annotation_file boxes.json --mle_steps 20000     # COCO's form
     accelerate launch --multi_gpu --num_processes 2 examples/detection.py
 
-Starts from a small detector that MLE has brought far on such scenes of digits, so that you need not wait for that, with its
-head made ready for your categories. Writes runs/detection: both models and boxes.png, MLE above, tuned below.
+Starts from a small detector that has learned such scenes of digits by MLE, so that you need not wait for it; its head is
+adapted to your categories. Writes runs/detection: both models and boxes.png, MLE above and tuned below.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class ScriptArguments:
 
 def main(args: ScriptArguments, options: detection.Options) -> None:
     set_seed(0)
-    # The data: rows with `image` and `objects: {bbox, category}`. A folder without an evaluation of its own gives a tenth.
+    # The data: rows with `image` and `objects: {bbox, category}`. A folder is evaluated on a tenth, or on one of its own.
     train_dataset, eval_dataset = detection.load_data(options, "train"), detection.load_data(options, "validation")
     if options.annotation_file is None:
         train_dataset = with_missing_boxes(train_dataset, 0.5)
@@ -39,7 +39,7 @@ def main(args: ScriptArguments, options: detection.Options) -> None:
         train_dataset, eval_dataset = train_dataset.train_test_split(0.1, seed=0).values()
     shown = eval_dataset.select(range(6))
 
-    # The processor writes boxes as tokens. The model keeps what it knows of tokens that mean the same.
+    # The processor writes boxes as tokens. The model keeps what it knows about tokens whose meaning stays.
     old = detection.DetectionProcessor.from_pretrained(args.model)
     processor = detection.make_processor(options, old.image_processor, train_dataset)
     model = VisionEncoderDecoderModel.from_pretrained(args.model)
@@ -56,7 +56,7 @@ def main(args: ScriptArguments, options: detection.Options) -> None:
     mle.save_model()
     before, boxes = mle.evaluate(), mle.predict(shown).predictions
 
-    # Step 2: tune for mAP. The reward also teaches what MLE does not know: how sure to be of a box.
+    # Step 2: tune for mAP. The reward also teaches what MLE cannot: how sure to be of a box.
     reward = detection.REWARDS["map"](processor, train_dataset)
     schedule = {"learning_rate": 1e-4, "max_steps": args.tune_steps, "num_generations": 4}
     config = VisionRewardConfig(f"{args.output_dir}/tuned", **schedule, **common)

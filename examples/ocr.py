@@ -1,10 +1,10 @@
-"""Read handwritten digits: MLE from scratch, then tuning for what one wants, the whole string right.
+"""Read handwritten digits: MLE from scratch, then tuning for the goal itself, that the whole string is right.
 
     python examples/ocr.py                                                    # about 5 minutes on a CPU
     accelerate launch --multi_gpu --num_processes 2 examples/ocr.py
 
-Half of the strings are then read right. Tuning raises what a sample earns (`reward` in the log), and not the greedy reading,
-which MLE asks for already: docs/results.md. Writes runs/ocr: both models and readings.png.
+Half of the strings are then read right. Tuning raises the reward of samples (`reward` in the log), but not the quality of
+greedy reading, which MLE optimises already: docs/results.md. Writes runs/ocr: both models and readings.png.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ScriptArguments:
 
 def main(args: ScriptArguments, options: ocr.Options) -> None:
     set_seed(0)
-    # The data: rows with `image` and `text`, here 32 x 80 pixels with two to four digits. Any data set of such rows will do.
+    # The data: rows with `image` and `text`, here 32 x 80 pixels with two to four digits. Any data set with such rows works.
     train_dataset, eval_dataset = ocr.load_data(options, "train"), ocr.load_data(options, "validation")
     shown = eval_dataset.select(range(8))
     processor = ocr.make_processor(options, ViTImageProcessorPil(do_resize=False), train_dataset)
@@ -34,7 +34,7 @@ def main(args: ScriptArguments, options: ocr.Options) -> None:
     # The model: a ViT on columns of 4 pixels and the paper's decoder, 115,000 parameters.
     size = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
     encoder = ViTModel(ViTConfig(image_size=(32, 80), patch_size=(32, 4), num_hidden_layers=2, **size))
-    tokens = {"vocab_size": processor.vocab_size, "max_position_embeddings": 5}  # four digits and the end
+    tokens = {"vocab_size": processor.vocab_size, "max_position_embeddings": 5}  # four digits and the end token
     decoder = models.VisionDecoderForCausalLM(models.VisionDecoderConfig(**tokens, **size, num_hidden_layers=1))
     model = models.vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
     models.init_sincos_positions(model)
@@ -50,7 +50,7 @@ def main(args: ScriptArguments, options: ocr.Options) -> None:
     mle.save_model()
     before, readings = mle.evaluate(), mle.predict(shown).predictions
 
-    # Step 2: tune for two rewards, whose sum a sample earns: every character right, and most of them.
+    # Step 2: tune for the sum of two rewards: every character is right, and the share of characters that are right.
     rewards = [ocr.exact_match_reward, ocr.character_accuracy_reward]
     schedule = {"learning_rate": 1e-4, "warmup_steps": 10, "max_steps": args.tune_steps, "num_generations": 8}
     config = VisionRewardConfig(f"{args.output_dir}/tuned", **schedule, **common)

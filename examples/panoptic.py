@@ -1,9 +1,9 @@
-"""Segment images in three steps: codes for maps (stage I), MLE on the codes, tuning for panoptic quality (PQ).
+"""Segment images in three steps: learn codes for maps (stage I), MLE on the codes, tuning for panoptic quality (PQ).
 
     python examples/panoptic.py                       # on a CPU, far from converged
 
-Writes runs/panoptic: stage I, both models, and maps.png, MLE above and tuned below. docs/panoptic.md has an experiment.
-A folder in COCO's form instead: --images_dir, --masks_dir, --annotation_file, and the same three with --eval_ in front.
+Writes runs/panoptic: stage I, both models and maps.png, MLE above and tuned below. docs/panoptic.md has an experiment.
+For a folder in COCO's form: --images_dir, --masks_dir, --annotation_file, and the same three with --eval_ in front.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def main(args: ScriptArguments, options: panoptic.Options) -> None:
     common = {"per_device_train_batch_size": 16, "adam_beta2": 0.95, "warmup_steps": 50, "logging_steps": 50}
     schedule = {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", **common}
 
-    # Stage I writes a map as codes, and reads them back. How well it does is the ceiling of what follows.
+    # Stage I writes a map as codes and reads them back. Its quality is the ceiling of what follows.
     size = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 256}
     codes = {"codebook_size": processor.num_codes, "code_length": processor.code_len, "code_dropout": "none"}
     layers = {"code_dim": 128, "outputs": processor.outputs, "num_encoder_layers": 2, "num_decoder_layers": 3}
@@ -47,18 +47,18 @@ def main(args: ScriptArguments, options: panoptic.Options) -> None:
     reader.save_model()
     ceiling = reader.evaluate()
 
-    # Stage II sees the image and writes the codes. First by MLE, on the codes that stage I writes.
+    # Stage II sees the image and writes the codes. First MLE: it imitates the codes that stage I writes.
     encoder = description.make_encoder(64, size | {"num_hidden_layers": 3}, patch_size=8, conv_stem=True)
     decoder = description.make_decoder(processor.vocab_size, processor.code_len, size | {"num_hidden_layers": 2})
     model = description.make_model(processor, encoder, decoder)
     models.init_sincos_positions(model)
-    data["completion_decoder"] = models.uvim.UViMDecoder(stage1, processor)  # frozen
+    data["completion_decoder"] = models.uvim.UViMDecoder(stage1, processor)  # stage I, frozen
     config = VisionMLEConfig(f"{args.output_dir}/mle", max_steps=args.mle_steps, **schedule)
     mle = VisionMLETrainer(model, config, **data)
     mle.train()
     mle.save_model()
     before, maps = mle.evaluate(), mle.predict(shown).predictions
-    # Then by reward: each sample is read back and compared with the true map.
+    # Then tuning: stage I turns each sample into a map, which is compared with the true one.
     schedule = {"learning_rate": 1e-4, "num_generations": 4, **common}
     config = VisionRewardConfig(f"{args.output_dir}/tuned", max_steps=args.tune_steps, **schedule)
     tuned = VisionRewardTrainer(model, panoptic.PanopticReward(), config, **data)

@@ -1,11 +1,11 @@
-"""Ask people which of two answers is better, fit a reward to what they choose, and tune a model for it.
+"""Ask people which of two answers is better, fit a reward to their choices, and tune a model for it.
 
     pip install "vision-rl[app]"
     python examples/preferences.py --model runs/colorization/mle                # a page; choose, then end it with Ctrl+C
     python examples/preferences.py --model runs/colorization/mle --tune true    # from 30 choices on; some hundreds are good
 
-Starts from the model of examples/colorization.py. The pairs are two samples of it for each image; whoever opens the page again
-goes on where they were. Writes runs/preferences: choices.jsonl with the pictures that were shown, and the tuned model.
+Starts from the model of examples/colorization.py. A pair is two of its samples for one image. Whoever opens the page again
+goes on where they stopped. Writes runs/preferences: choices.jsonl with the pictures that were shown, and the tuned model.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class ScriptArguments:
 
 
 def choose(args: ScriptArguments, options: colorization.Options) -> None:
-    """The page. It is on this machine only; nothing is sent elsewhere."""
+    """Open the page. It is on this machine only; nothing is sent elsewhere."""
     pipeline = vision_rl.pipeline(args.model)
     rows = colorization.load_data(options, "train")
     images = rows.select(range(min(args.pairs, len(rows))))["image"]
@@ -43,7 +43,7 @@ def choose(args: ScriptArguments, options: colorization.Options) -> None:
 
 
 def tune(args: ScriptArguments, options: colorization.Options) -> None:
-    """What people like, as a reward: how well it foretells them, what it pays for, and the model that is tuned for it."""
+    """Fit the reward, print how well it predicts the choices and what it pays for, and tune the model for it."""
     reward = fit_preference_reward(ChoiceFile(f"{args.output_dir}/choices.jsonl").read(), colorization.color_features)
     print(f"The reward {reward.agreement}.")
     for name, feature in sorted(reward.fitted.items(), key=lambda item: -abs(item[1].weight)):
@@ -52,7 +52,7 @@ def tune(args: ScriptArguments, options: colorization.Options) -> None:
     schedule = {"learning_rate": 1e-4, "max_steps": args.tune_steps, "num_generations": 4, "warmup_steps": 10}
     trainer = VisionRewardTrainer(
         args.model,
-        # what people were not asked about they did not choose: likeness to the photo holds the model to it
+        # the choices do not cover everything: likeness to the photo keeps the model close where they say nothing
         [reward, colorization.fidelity_reward],
         VisionRewardConfig(f"{args.output_dir}/tuned", per_device_train_batch_size=16, logging_steps=10, **schedule),
         train_dataset=colorization.load_data(options, "train"),
@@ -63,7 +63,7 @@ def tune(args: ScriptArguments, options: colorization.Options) -> None:
     )
     before = trainer.evaluate()
     trainer.train()
-    trainer.save_model()  # with the reward, in reward/preference
+    trainer.save_model()  # and with it the reward, in reward/preference
     after = trainer.evaluate()
     for name in ("eval_rewards/PreferenceReward/mean", "eval_psnr"):
         print(f"{name}: {before[name]:.3f} after MLE, {after[name]:.3f} after tuning")

@@ -2,8 +2,8 @@
 
     python examples/reward_server.py --port 8000
 
-Asked with POST {"id", "completions", "references"}, it answers {"id", "rewards"}. It is for the loopback: put a server that
-knows its callers in front of it before others can reach it.
+A POST of {"id", "completions", "references"} is answered with {"id", "rewards"}. It listens on the loopback only. Before
+others may reach it, put a server in front that checks its callers.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from vision_rl.tasks.ocr import character_accuracy_reward
 
 
-MOST_BYTES = 2**24  # of a question
+MOST_BYTES = 2**24  # of a request
 
 
 class RewardHandler(BaseHTTPRequestHandler):
-    timeout = 60  # seconds for a caller that begins to ask and does not go on
+    timeout = 60  # seconds to wait for a caller that has sent only a part of its request
 
     def do_POST(self) -> None:
         try:

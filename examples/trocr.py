@@ -1,10 +1,10 @@
-"""Tune a TrOCR, a Donut or another model of the Hub that reads images, with a reward of your own.
+"""Tune a TrOCR, a Donut or another model of the Hub that reads images, for a reward of your own.
 
     python examples/trocr.py                                                  # a tiny TrOCR with random weights
     python examples/trocr.py --model microsoft/trocr-small-handwritten        # or naver-clova-ix/donut-base
 
-Model and processor are transformers' own, and stay so. The tiny one learns by MLE first, in half a minute on a CPU; tuning
-then brings texts of the right length from 42 % to 56 %. A pretrained one is tuned as it is: `--mle_steps 0`.
+Model and processor are transformers' own classes. The tiny model first learns by MLE, in half a minute on a CPU; tuning then
+raises the share of texts of the right length from 42 % to 56 %. For a pretrained model leave MLE out: `--mle_steps 0`.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ScriptArguments:
 
 
 def right_length(completions: list[str], references: list[str], **kwargs) -> list[float]:
-    """A reward as in TRL, a number for each completion: is the text as long as the true one?"""
+    """A reward as in TRL, one number for each completion: is the text as long as the true one?"""
     return [float(len(text) == len(truth)) for text, truth in zip(completions, references, strict=True)]
 
 
@@ -62,7 +62,7 @@ def main(args: ScriptArguments, options: ocr.Options) -> None:
         mle.train()
     before = mle.evaluate()
 
-    # Step 2: tune for the reward. Several of them, with reward_weights, are a list.
+    # Step 2: tune for the reward. Several rewards are given as a list, with reward_weights.
     schedule = {"learning_rate": 1e-4, "max_steps": args.tune_steps, "num_generations": 4}
     config = VisionRewardConfig(f"{args.output_dir}/tuned", **schedule, **common)
     tuned = VisionRewardTrainer(model, right_length, config, **data)

@@ -1,4 +1,4 @@
-"""What a captioner reaches: its answers under several decodings, their metrics, and how many forms of sentence it has left."""
+"""What a captioner reaches: its answers under several decodings, their metrics, and how varied its sentences are."""
 
 import re
 import time
@@ -18,9 +18,9 @@ from vision_rl.tasks.captioning.coco_captions import UNFINISHED
 
 
 BATCH = 100  # images at once
-NUM_SAMPLES = 8  # of the mean reward of a sample
-# How an answer is found: the most likely word each time, beams, or of 16 samples the one that the others agree with most,
-# by CIDEr with the end of a sentence as a word, as tuning is paid for, and without, as CIDEr is reported.
+NUM_SAMPLES = 8  # samples an image whose mean reward is reported
+# How an answer is found: the most likely word each time; by beam search; or, out of 16 samples, the one that the others
+# agree with most. They agree by CIDEr, with the end of a sentence as a word (the reward) or without it (the metric).
 DECODINGS = ("greedy", "beam 2", "beam 4", "beam 8", "mbr 16 with end", "mbr 16 without end")
 
 _PLACEHOLDERS = [
@@ -34,11 +34,11 @@ _PLACEHOLDERS = [
 class Answers(NamedTuple):
     captions: list[str]
     ids: list[list[int]]  # with the end token, if there is one
-    milliseconds: float  # of this process, an image: encoding, where it is not done yet, writing and choosing
+    milliseconds: float  # of this process, for each image: encoding (unless it is done already), writing and choosing
 
 
 def sentence_form(caption: str) -> str:
-    """ "a red 3 left of a blue 7" to "a COLOUR DIGIT BESIDE a COLOUR DIGIT"."""
+    """Turns "a red 3 left of a blue 7" into "a COLOUR DIGIT BESIDE a COLOUR DIGIT"."""
     for pattern, placeholder in _PLACEHOLDERS:
         caption = pattern.sub(placeholder, caption)
     return caption
@@ -49,7 +49,7 @@ def num_forms(captions: Sequence[str]) -> int:
 
 
 def effective_forms(captions: Sequence[str]) -> float:
-    """The exponential of the entropy of the forms: as many equally frequent ones would be as various."""
+    """The exponential of the entropy of the forms: so many equally frequent forms have the same entropy."""
     counts = np.array(list(Counter(map(sentence_form, captions)).values()))
     shares = counts / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
@@ -64,11 +64,11 @@ def answers(
     rewards: Mapping[str, CiderReward],
     max_tokens: int,
 ) -> Answers:
-    """One caption an image, for one of `DECODINGS`.
+    """One caption for each image, by one of `DECODINGS`.
 
     Args:
-        images: their pixels `(B, 3, H, W)`, or what a frozen encoder says of them `(B, N, d)`.
-        rewards: by the names that decodings have them by.
+        images: their pixels `(B, 3, H, W)`, or the output of a frozen encoder `(B, N, d)`.
+        rewards: under the names that `DECODINGS` uses.
     """
     name, count, by = (*decoding.split(maxsplit=2), "1", "")[:3]
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def answers(
             encoded = {"encoder_outputs": BaseModelOutput(last_hidden_state=batch.clone())}  # which generate changes
             given = {"pixel_values": batch} if batch.ndim == 4 else encoded
             written = model.generate(**given, num_beams=int(count), do_sample=False, max_new_tokens=max_tokens)
-            ids = [of_image[1:] for of_image in written.tolist()]  # without the start
+            ids = [of_image[1:] for of_image in written.tolist()]  # without the start token
         else:
             ids = written_ids(model, batch, int(count), max_tokens, do_sample=name == "mbr")
         texts = processor.batch_decode(ids)
@@ -93,10 +93,10 @@ def answers(
 
 
 def consensus(texts: list[str], ids: list[list[int]], count: int, reward: CiderReward) -> np.ndarray:
-    """Of each image's `count` samples the place of the one with the highest mean CIDEr against all of them.
+    """For each image, the index of the sample (of `count`) that has the highest mean CIDEr against all of the samples.
 
-    Minimum Bayes risk decoding for the reward: the samples stand for what people might have written. A sample's score
-    against itself is the same for each, and changes no order.
+    This is minimum Bayes risk decoding for the reward: the samples stand for what people might have written. Each sample
+    is also scored against itself; that score is the same for all of them and does not change their order.
     """
     pools = [texts[start : start + count] for start in range(0, len(texts), count) for _ in range(count)]
     scores = reward(texts, pools, ids)
@@ -107,7 +107,7 @@ def consensus(texts: list[str], ids: list[list[int]], count: int, reward: CiderR
 def samples(
     model: VisionEncoderDecoderModel, processor: CaptioningProcessor, images: torch.Tensor, max_tokens: int
 ) -> tuple[list[str], list[list[int]]]:
-    """`NUM_SAMPLES` captions an image, one image after the other; `images` as for `answers`."""
+    """`NUM_SAMPLES` captions for each image; those of one image stand together. `images` are those of `answers`."""
     torch.manual_seed(0)
     ids = [row for batch in images.split(BATCH) for row in written_ids(model, batch, NUM_SAMPLES, max_tokens)]
     return processor.batch_decode(ids), ids
@@ -128,12 +128,12 @@ def caption_columns(
     weights: np.ndarray,
     more: Mapping[str, Sequence[float]],
 ) -> dict[str, np.ndarray]:
-    """Means over the images and over their resamples, `(1 + R,)` each; BLEU-4 is of the whole set, and has none.
+    """Means over the images and over their resamples, `(1 + R,)` each. BLEU-4 is that of the whole set throughout.
 
     Args:
-        captions, references: one of each an image.
+        captions, references: one entry for each image.
         weights: `(1 + R, N)`, how often each image counts.
-        more: other values, one an image.
+        more: further values, one for each image.
     """
     words = [caption.split() for caption in ptb_tokenize(captions)]
     together = coco_captions(captions, references)

@@ -1,7 +1,7 @@
-"""The ground of the experiment with captions of scenes: images of one to three digits, five sentences each, and its model.
+"""Data and model of the experiment with captions of scenes: images of one to three digits with five sentences each.
 
-Each sentence is true, and each could as well have been another: what an annotator mentions, and in which order, nothing
-in the image decides. That is what imitation cannot learn, and what a reward over all five need not.
+Every sentence is true, but nothing in the image decides what an annotator mentions, or in which order. Imitation cannot
+learn that choice; a reward that compares with all five sentences does not ask for it.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from vision_rl.tasks.captioning import CaptioningProcessor, CiderReward, Documen
 
 IMAGE_SIZE, MAX_TOKENS = 32, 16
 SCENES = {"size": IMAGE_SIZE, "max_digits": 3, "min_height": 14, "max_height": 20}
-NUM_COUNTED = 5000  # training scenes of which n-grams are counted for CIDEr
+NUM_COUNTED = 5000  # training scenes whose n-grams are counted for CIDEr
 ENCODER = Path(__file__).parent / "checkpoints" / "detection-crowded"  # knows digits, but no colours and no words
-COUNTED_SEED = 1000  # of scenes that nothing is trained on
+COUNTED_SEED = 1000  # seed of these scenes; nothing is trained on them
 
 
 def captioned_scenes(split: Split, length: int, seed: int = 0, **options) -> DigitScenes:
-    """Scenes with captions, drawn when asked for: another seed, and none is the same."""
+    """Scenes with captions. Each is drawn when it is asked for; two seeds have no scene in common."""
     return DigitScenes(split, length, seed, annotations=("captions",), **SCENES | options)
 
 
@@ -34,7 +34,7 @@ def captions_of(scenes: DigitScenes) -> list[list[str]]:
 
 
 def word_tokenizer(captions: Sequence[Sequence[str]]) -> PreTrainedTokenizerFast:
-    """One id a word or sign that occurs; 0 is the padding, with which the decoder also starts, 1 the end."""
+    """One id for each word or sign that occurs. Id 0 is the padding and also starts the decoder; id 1 is the end."""
     split = pre_tokenizers.Whitespace()
     texts = [text for of_image in captions for text in of_image]
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
@@ -45,14 +45,14 @@ def word_tokenizer(captions: Sequence[Sequence[str]]) -> PreTrainedTokenizerFast
 
 
 def make_processor() -> CaptioningProcessor:
-    """Knows every word that captions of scenes have, also those of a scene without digits."""
+    """A processor that knows every word of the captions, including those of a scene without digits."""
     tokenizer = word_tokenizer(captions_of(captioned_scenes("train", 2000, COUNTED_SEED, min_digits=0)))
     images = ViTImageProcessorPil(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     return CaptioningProcessor(images, tokenizer, max_caption_length=MAX_TOKENS)
 
 
 def make_rewards(processor: CaptioningProcessor) -> dict[str, CiderReward]:
-    """CIDEr-D with the end of a sentence counted as a word, as one tunes for it, and without, as it is reported."""
+    """CIDEr-D twice: with the end of a sentence counted as a word, for tuning, and without it, for reporting."""
     captions = captions_of(captioned_scenes("train", NUM_COUNTED, COUNTED_SEED))
     end = processor.tokenizer.eos_token_id
     return {
@@ -62,7 +62,7 @@ def make_rewards(processor: CaptioningProcessor) -> dict[str, CiderReward]:
 
 
 def captioner(processor: CaptioningProcessor, seed: int) -> VisionEncoderDecoderModel:
-    """The encoder of a small detector, three layers of 128 numbers, with a new decoder of two."""
+    """The encoder of a small detector (three layers, width 128) with a new decoder of two layers."""
     torch.manual_seed(seed)
     size = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
     encoder = make_encoder(IMAGE_SIZE, size, init=ENCODER)

@@ -1,10 +1,11 @@
-"""What happens when one tunes for colourfulness too long, and what holds it back (docs/reward-hacking.md).
+"""What happens when a model is tuned for colourfulness for too long, and what prevents it (docs/reward-hacking.md).
 
     python experiments/dense_study.py --task colorization --stage1 runs/colorization-stage1 --images_dir photos
     python experiments/colorization_hacking.py --model runs/dense-study/colorization/mle-lr0.001-seed0 --images_dir photos
 
-All runs start from one MLE model: the reward alone; with a KL to the MLE model; with likeness to the photo paid for; and
-the reward alone in small steps, stopped when PSNR on held-out photos has fallen below what was said to be acceptable.
+All runs start from one MLE model. They are tuned for the reward alone; with a KL penalty towards the MLE model; with a
+second reward for likeness to the photo; and for the reward alone in small steps, stopped early. The last one stops when
+PSNR on held-out photos has fallen by more than `acceptable_loss`.
 """
 
 import json
@@ -47,8 +48,8 @@ class HackingArguments:
     learning_rate: float = 3e-4
     betas: list[float] = field(default_factory=lambda: [0.05, 0.5])
     fidelity_weights: list[float] = field(default_factory=lambda: [5.0])
-    acceptable_loss: float = 1.0  # of PSNR on held-out photos, in dB: where to stop
-    careful_learning_rate: float = 1e-5  # of the run that is stopped, which is also evaluated ten times as often
+    acceptable_loss: float = 1.0  # in dB of PSNR on held-out photos: where the last run stops
+    careful_learning_rate: float = 1e-5  # of the run that stops early; it is evaluated ten times as often
     seed: int = 0
     work_dir: str = "runs/colorization-hacking"
     output: str = "experiments/results/colorization-hacking.json"
@@ -57,7 +58,7 @@ class HackingArguments:
 
 
 class StopBelow(TrainerCallback):
-    """Ends the training at the first evaluation whose PSNR is below a floor; the first evaluation comes before step 1."""
+    """Ends the training at the first evaluation whose PSNR is more than `acceptable_loss` below that before step 1."""
 
     def __init__(self, acceptable_loss: float):
         self.acceptable_loss, self.floor = acceptable_loss, float("inf")
@@ -70,7 +71,7 @@ class StopBelow(TrainerCallback):
 
 
 class Runs:
-    """The four runs, made where they are missing, and their curves on validation photos."""
+    """The four runs, each trained unless it is there already, and their curves on validation photos."""
 
     def __init__(self, args: HackingArguments, data_args: DataArguments):
         self.args, self.data_args = args, data_args
@@ -79,7 +80,7 @@ class Runs:
         self.decoder = UViMDecoder(UViMModel.from_pretrained(args.model, subfolder="stage1"), self.processor)
 
     def curve(self, name: str, settings: dict, callbacks: list) -> list[dict[str, float]]:
-        """Step and metrics of each evaluation; the models of all of them stay in the run's folder."""
+        """Step and metrics of each evaluation. The model of each evaluation stays in the run's folder."""
         folder = Path(self.args.work_dir) / name.replace(" ", "-")
         config = {
             **TUNE_DEFAULTS,
@@ -124,7 +125,7 @@ class Runs:
 
     @torch.no_grad()
     def pictures(self, name: str, step: int, images: list[Image.Image]) -> list[Image.Image]:
-        """What the model of a run makes of photos after `step` steps, at most probability."""
+        """How the model of a run colours photos after `step` steps, decoded greedily."""
         folder = Path(self.args.work_dir) / name.replace(" ", "-") / f"checkpoint-{step}"
         model = VisionEncoderDecoderModel.from_pretrained(folder if step else self.args.model)
         inputs = self.processor(images=images)
@@ -164,7 +165,7 @@ def main(args: HackingArguments, data_args: DataArguments) -> dict:
 
 
 def _strips(runs: Runs, curves: dict[str, list[dict]], photos: list[Image.Image]) -> Image.Image:
-    """A row for each photo: MLE, the reward alone early, half-way and at the end, and the ends of the other runs."""
+    """A row for each photo: MLE; the reward alone early, half-way and at the end; the final models of the other runs."""
     alone = [point["step"] for point in curves["reward alone"]]
     shown = {"MLE": ("reward alone", 0)}
     shown |= {
@@ -181,7 +182,7 @@ def _strips(runs: Runs, curves: dict[str, list[dict]], photos: list[Image.Image]
 
 
 def plot(results: dict) -> plt.Figure:
-    """Colourfulness and PSNR of held-out photos against steps, a line a run."""
+    """Colourfulness and PSNR of held-out photos over the steps, one line for each run."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, (name, title) in zip(
         axes, (("colorfulness", "colourfulness (the reward)"), ("psnr", "PSNR in dB")), strict=True

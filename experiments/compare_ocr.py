@@ -1,10 +1,10 @@
-"""The whole story in a few minutes on two CPU cores: imitate, then tune for the reward, and compare with more imitation.
+"""Imitation, then tuning for the reward, compared with more imitation: a few minutes on two CPU cores.
 
     python experiments/compare_ocr.py
 
-Strings of real handwritten digits are read by a small vision transformer. It is trained by maximum likelihood (MLE),
-then tuned for "the whole string is right" and "most characters are right". The control continues MLE instead, for as
-many steps at least and about as long. No digit of the test images was ever seen in training. Writes runs/ocr/.
+A small vision transformer reads strings of real handwritten digits. It is trained by maximum likelihood (MLE), then tuned
+for two rewards: "the whole string is right" and "most characters are right". The control continues MLE instead, for at
+least as many steps and about as long. No digit of the test images occurs in training. Writes runs/ocr/.
 """
 
 import json
@@ -55,15 +55,15 @@ class CompareArguments:
     mle_steps: int = 4000
     mle_learning_rate: float = 4e-3
     tune_steps: int = 600
-    tune_learning_rate: float = 1e-4  # of 3e-5, 1e-4 and 3e-4 the best on validation, read greedily
-    control_learning_rate: float = 4e-3  # of 1e-3, 2e-3 and 4e-3 likewise
+    tune_learning_rate: float = 1e-4  # the best of 3e-5, 1e-4 and 3e-4 on validation, with greedy reading
+    control_learning_rate: float = 4e-3  # likewise the best of 1e-3, 2e-3 and 4e-3
     num_train_images: int = 24_000
     eval_split: str = "test"
     num_eval_images: int = 1000
 
 
 def digits(split: str, num_images: int) -> Dataset:
-    """Two to four digits an image, some of them touching."""
+    """Images of two to four digits, some of them touching."""
     return digit_strings(
         split, num_images, min_digits=2, max_digits=MAX_DIGITS, height=HEIGHT, width=WIDTH, crowding=0.25
     )
@@ -75,7 +75,7 @@ def small_reader(vocab_size: int) -> VisionEncoderDecoderModel:
     image = {"image_size": (HEIGHT, WIDTH), "patch_size": (HEIGHT, 4)}
     activation = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
     encoder = ViTModel(ViTConfig(**image, **size, **activation, num_hidden_layers=2))
-    text = {"vocab_size": vocab_size, "max_position_embeddings": MAX_DIGITS + 1}  # and the end token
+    text = {"vocab_size": vocab_size, "max_position_embeddings": MAX_DIGITS + 1}  # the digits and the end token
     decoder = VisionDecoderForCausalLM(VisionDecoderConfig(**text, **size, num_hidden_layers=1))
     model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
     init_sincos_positions(model)
@@ -107,7 +107,7 @@ def main(options: CompareArguments) -> None:
     start = VisionEncoderDecoderModel.from_pretrained(out / "mle")
     tuned = trained(VisionRewardTrainer(start, rewards, args, **data))
 
-    # A step of tuning takes longer than one of MLE: the control takes as many of the latter as fit into the same time.
+    # A tuning step takes longer than an MLE step. The control takes as many MLE steps as fit into the time of tuning.
     fitting = options.mle_steps * seconds(tuned) / seconds(mle)
     steps = max(options.tune_steps, math.ceil(fitting))
     print(f"\n3/3  Control: MLE continued for as long, {steps} steps", flush=True)
@@ -138,13 +138,13 @@ def trained(trainer: Trainer) -> Trainer:
 
 
 def seconds(trainer: Trainer) -> float:
-    """How long it trained, without making the data and saving the model."""
+    """How long the training took, without making the data and saving the model."""
     return next(log["train_runtime"] for log in reversed(trainer.state.log_history) if "train_runtime" in log)
 
 
 @torch.no_grad()
 def read(folder: Path, images, num_generations: int = 4) -> tuple[list[str], list[list[str]]]:
-    """What a saved model reads: greedily, and in some samples of each image."""
+    """What a saved model reads: greedily, and in `num_generations` samples of each image."""
     model = VisionEncoderDecoderModel.from_pretrained(folder)
     processor = TextProcessor.from_pretrained(folder)
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ def read(folder: Path, images, num_generations: int = 4) -> tuple[list[str], lis
 
 
 def score(greedy: list[str], sampled: list[list[str]], references: list[str]) -> dict[str, float]:
-    """Metric and mean reward (exact match + character accuracy, at most 2), of the greedy and of the sampled readings."""
+    """Metric and mean reward (exact match + character accuracy, at most 2) of the greedy and of the sampled readings."""
 
     def mean_reward(readings, references):
         rewards = zip(
@@ -190,7 +190,7 @@ def show(table: dict[str, dict], options: CompareArguments) -> None:
 
 
 def picture(images, before: list[list[str]], after: list[list[str]]):
-    """The first twelve images, and three samples of each before and after tuning."""
+    """The first twelve images, each with three samples from before and three from after tuning."""
     return draw_grid(
         [
             draw(images[i]["image"], {"before": before[i][:3], "after": after[i][:3]}, images[i]["text"])

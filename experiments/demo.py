@@ -1,17 +1,18 @@
-"""MLE, better decoding, more MLE, and reward tuning: before and after, where imitation and the goal differ.
+"""MLE, better decoding, more MLE and reward tuning, compared where imitation and the goal differ.
 
     python experiments/demo.py                 # or: make demo
     python experiments/demo.py --full true     # or: make demo-full; makes the MLE models anew first
     python experiments/demo.py --smoke true    # every line of it in under a minute, on numbers that show nothing
 
-Scenes of handwritten digits, none of which is in both training and test, and MLE models that come along:
+The images are scenes of handwritten digits; no digit is in both training and test. The MLE models come with the repository.
+There are two parts:
 
 * incomplete: half of the training boxes are missing. A detector is tuned for mAP.
-* captions: each scene has five true sentences, and nothing in the image says which of them. A captioner is tuned for CIDEr.
+* captions: each scene has five true sentences, and nothing in the image favours one. A captioner is tuned for CIDEr.
 
-As controls, MLE goes on for longer than tuning takes, with the learning rate that suited it best on validation, and MLE
-models also answer in the way that suits them best. Writes runs/demo/: the tables, a picture of each, the models, and of each tuned
-one a page, report.html. docs/results.md has the whole experiments.
+The controls continue MLE for longer than tuning takes, with the learning rate that was best for it on validation. The MLE
+models are also decoded in the way that suits them best. Writes runs/demo/: the tables, a picture of each part, the models,
+and a page report.html for each tuned model. docs/results.md has the whole experiments.
 """
 
 import json
@@ -45,10 +46,10 @@ NUM_DRAWN = 4
 class DemoArguments:
     output_dir: str = "runs/demo"
     seed: int = 0
-    steps: int = 200  # of tuning; the controls make more, and take longer
+    steps: int = 200  # of tuning; the controls take more steps and more time
     num_train_images: int = 15_000
     num_eval_images: int = 500
-    threads: int = 1  # two hardly help models this small, and hinder where the cores are shared
+    threads: int = 1  # a second thread hardly helps models this small, and slows them where the cores are shared
     full: bool = False
     smoke: bool = False
 
@@ -58,11 +59,11 @@ class DemoArguments:
 
 
 class Line(NamedTuple):
-    """A line of the table: a model, and how it answers."""
+    """A line of the table: a model, and how it is decoded."""
 
     title: str
-    row: str  # of the study
-    how: Mapping[str, Any] = {}  # for its `measure`
+    row: str  # the row of the study that has the model
+    how: Mapping[str, Any] = {}  # options of the study's `measure`
 
 
 @dataclass
@@ -70,12 +71,12 @@ class Piece:
     """A part of the demo: an experiment's study with fewer steps."""
 
     study: Study
-    checkpoint: Path  # of the MLE model
-    rates: dict[str, float]  # of each row that is trained
+    checkpoint: Path  # the MLE model
+    rates: dict[str, float]  # the learning rate of each row that is trained
     lines: list[Line]
     columns: dict[str, str]
-    draw: Callable[[dict], list[Image.Image]]  # of what each line predicts
-    compare: Callable[[dict, dict], Comparison]  # MLE with the tuned model, of what each line predicts and its numbers
+    draw: Callable[[dict], list[Image.Image]]  # from the predictions of each line
+    compare: Callable[[dict, dict], Comparison]  # MLE with the tuned model, from predictions and numbers of each line
 
 
 def incomplete_labels(demo: DemoArguments, out: Path) -> Piece:
@@ -208,7 +209,7 @@ PIECES = {"incomplete": incomplete_labels, "captions": captions_of_scenes}
 
 
 def chosen_rates(results: dict) -> dict[str, float]:
-    """Of each row that was trained, the learning rate that validation chose in the whole experiment."""
+    """For each row that was trained, the learning rate that validation chose in the whole experiment."""
     return {row: tried["chosen"] for row, tried in results["learning_rates"].items()}
 
 

@@ -1,8 +1,8 @@
-"""MLE with an auxiliary loss: every patch of the encoder tells which box it lies in.
+"""MLE with an auxiliary loss: every patch of the encoder predicts the box that it lies in.
 
-A small encoder that is trained from scratch through the decoder alone takes very long to find out where things are. This
-loss tells it directly, as dense detectors are trained; `drop_head` takes its head off when the encoder has learned. It
-shows how an auxiliary loss is added to the MLE trainer: by a subclass.
+A small encoder that learns from scratch, through the decoder alone, takes very long to find out where things are. This
+loss tells the encoder directly, as in dense detectors; `drop_head` removes the head of the loss afterwards. The file also
+shows how to add an auxiliary loss to the MLE trainer: by a subclass.
 """
 
 import numpy as np
@@ -14,14 +14,14 @@ from vision_rl import VisionMLETrainer
 
 
 class DenseBoxesMLETrainer(VisionMLETrainer):
-    """`VisionMLETrainer` for detection whose encoder also learns class and box of each patch."""
+    """`VisionMLETrainer` for detection, whose encoder also learns class and box of each patch."""
 
     weight, box_weight = 1.0, 5.0
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
         self.num_labels = self.processor.num_labels
-        # A part of the model, so that it is moved, optimised and saved with it; one class more for patches without box.
+        # As a part of the model, the head is moved, optimised and saved with it. The last class: patches without a box.
         model.dense_head = nn.Linear(model.encoder.config.hidden_size, self.num_labels + 1 + 4).to(self.args.device)
 
     def drop_head(self) -> None:
@@ -41,9 +41,9 @@ class DenseBoxesMLETrainer(VisionMLETrainer):
         return (loss, outputs) if return_outputs else loss
 
     def dense_targets(self, columns, num_patches: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """For each patch the class `(B, N)` and the box `(B, N, 4)` in 0..1 of the smallest box that its centre lies in.
+        """The smallest box that the centre of each patch lies in: its class `(B, N)` and its corners `(B, N, 4)` in 0..1.
 
-        Crowd regions are no objects: as in the processor's labels, they are left out.
+        Crowd regions are left out, as in the processor's labels: they are no objects.
         """
         side = round(num_patches**0.5)
         y, x = (np.mgrid[:side, :side].reshape(2, -1) + 0.5) / side  # (N,) centres in 0..1

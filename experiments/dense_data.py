@@ -1,4 +1,4 @@
-"""The data of the two tasks with a stage I: panoptic maps and colours, of a folder or of scenes of handwritten digits."""
+"""The data of the two tasks with a stage I, panoptic maps and colours: a folder, or scenes of handwritten digits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,13 +16,13 @@ SCENES = {"size": 64, "max_digits": 3, "min_height": 26, "max_height": 40}
 
 @dataclass
 class DataArguments:
-    images_dir: str | None = None  # photos, also in folders of it; a tenth each is validation and test
-    masks_dir: str | None = None  # with annotation_file, COCO's panoptic JSON: the maps of the photos
+    images_dir: str | None = None  # photos, nested folders included; a tenth is validation, another tenth is test
+    masks_dir: str | None = None  # the maps of the photos; needs annotation_file, which is COCO's panoptic JSON
     annotation_file: str | None = None
-    on_bad_annotation: Literal["raise", "skip"] = "raise"  # of these
-    num_train_images: int = 20_000  # digit scenes, without any of the above
-    num_eval_images: int = 300  # of validation, and of test
-    num_test_images: int | None = None  # of test, if other
+    on_bad_annotation: Literal["raise", "skip"] = "raise"  # for the photos and their maps
+    num_train_images: int = 20_000  # of scenes, where none of the above is given
+    num_eval_images: int = 300  # of validation, and of test as well
+    num_test_images: int | None = None  # of test, if the number differs
 
 
 def panoptic_data(args: DataArguments) -> tuple[Dataset, Dataset, Dataset]:

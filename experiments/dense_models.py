@@ -1,4 +1,4 @@
-"""What the experiments with codes train: a small ViT and the paper's decoder that write the codes of stage I."""
+"""The model of the experiments with codes: a small ViT and the paper's decoder, which writes the codes of stage I."""
 
 from dataclasses import dataclass
 
@@ -39,19 +39,19 @@ TUNE_DEFAULTS = {
 @dataclass
 class ModelArguments:
     stage1: str = "runs/panoptic-stage1"
-    encoder: str | None = None  # big_vision's ViT (npz), or that of a VisionEncoderDecoderModel; None: a new one
+    encoder: str | None = None  # a ViT of big_vision (npz), or a folder whose model has one; None: a new one
     patch_size: int = 8
     hidden_size: int = 128
     num_encoder_layers: int = 3
     num_decoder_layers: int = 2
     num_attention_heads: int = 4
     mlp_ratio: int = 2  # width of the MLPs over hidden_size; the paper's: 4
-    conv_stem: bool = True  # of a new encoder; a small one needs it, the paper's has none
-    sincos_positions: bool = True  # where learned positions start, if the encoder is new; the paper's: at random
+    conv_stem: bool = True  # only of a new encoder: small ones need it, the paper's has none
+    sincos_positions: bool = True  # how a new encoder's learned positions start; the paper's: at random
 
 
 def code_writer(args: ModelArguments, stage1: UViMModel, processor: DenseProcessor) -> VisionEncoderDecoderModel:
-    """A ViT and the paper's decoder; token = code + 1, and token 0 is never written."""
+    """A ViT and the paper's decoder. Token = code + 1; token 0 is never written."""
     size = transformer_size(
         "vit-b16",
         hidden_size=args.hidden_size,

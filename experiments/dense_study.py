@@ -1,12 +1,12 @@
-"""The experiments with codes: what more MLE and what tuning make of a model of panoptic maps, or of colours.
+"""The experiments with codes: more MLE against tuning, for a model of panoptic maps or of colours.
 
     python experiments/dense_study.py --stage1 runs/panoptic-stage1
     python experiments/dense_study.py --task colorization --stage1 runs/colorization-stage1 --images_dir photos
 
-Made for two CPU cores. All start from MLE models, each the best on validation of its training: one, or one a seed. "MLE
-continued" takes longer than tuning does. The learning rates of both are chosen on validation with the first seed; tuning is
-shown with all its rates. "Stage I" is what is read back of the true codes: the ceiling. What is finished is kept in
-`work_dir`.
+Made for two CPU cores. All runs start from one MLE model, or from one for each seed; it is the checkpoint of its training
+that was best on validation. "MLE continued" takes longer than tuning. Both learning rates are chosen on validation with
+the first seed; tuning is shown with all its rates. "Stage I" decodes the true codes: the ceiling. Finished models stay in
+`work_dir` and are used again.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,9 +33,9 @@ from vision_rl.models.uvim import UViMDecoder, UViMModel
 from vision_rl.tasks import colorization, panoptic
 
 
-NUM_RESAMPLES = 1000  # of the test images, for the intervals
+NUM_RESAMPLES = 1000  # resamples of the test images, for the intervals
 NUM_SAMPLES = 4
-NUM_DRAWN = 6  # test images of the picture
+NUM_DRAWN = 6  # test images in the picture
 PATHS = ("stage1", "encoder", "images_dir", "masks_dir", "annotation_file", "work_dir", "output", "picture")
 
 
@@ -43,20 +43,20 @@ PANOPTIC_COLUMNS = {"pq": "PQ", "sq": "SQ", "rq": "RQ", "pq_things": "PQ things"
 
 
 class Task(NamedTuple):
-    """What differs between the two; `columns(predictions, references, weights, processor)` gives `(1 + R,)` each."""
+    """What differs between the tasks. `columns(predictions, references, weights, processor)` gives `(1 + R,)` each."""
 
     data: Callable
     processor: type
     reward: Callable
-    metrics: Callable[..., Callable]  # of the processor
+    metrics: Callable[..., Callable]  # makes the metric from the processor
     columns: Callable[..., dict[str, np.ndarray]]
-    names: dict[str, str]  # of the columns
-    chosen_by: str  # the column that chooses learning rates
-    best_by: str  # the metric that chooses the MLE model
+    names: dict[str, str]  # the titles of the columns
+    chosen_by: str  # the column by which learning rates are chosen
+    best_by: str  # the metric by which the MLE model is chosen
 
 
 def panoptic_columns(predictions: list, references: list, weights: np.ndarray, processor) -> dict[str, np.ndarray]:
-    """PQ, SQ and RQ of the images and of their resamples, from each image's share in each category's sums."""
+    """PQ, SQ and RQ of the images and of their resamples. Each image's part of each category's sums is computed once."""
     metric = panoptic.PanopticQuality(processor.categories)
     totals = np.stack([metric.totals([image]) for image in metric.per_image(predictions, references)])  # (N, 4, C)
     qualities = [metric.of_totals(of_images) for of_images in np.tensordot(weights, totals, 1)]  # 1 + R
@@ -64,7 +64,7 @@ def panoptic_columns(predictions: list, references: list, weights: np.ndarray, p
 
 
 def colorization_columns(predictions: list, references: list, weights: np.ndarray, _) -> dict[str, np.ndarray]:
-    """Means of the images, and of their resamples."""
+    """Means over the images, and over their resamples."""
     metrics = colorization.colorization_metrics(predictions, references)
     names = ("vivid_fraction", "hue_entropy", "colorfulness", "hasler_colorfulness", "psnr")
     return {name: weights @ np.array(metrics[f"per_image_{name}"]) / len(references) for name in names}
@@ -106,22 +106,22 @@ REWARDS = {"greedy_reward": "reward, greedy", "sampled_reward": "reward, sampled
 class StudyArguments:
     task: Literal["panoptic", "colorization"] = "panoptic"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    mle_seeds: list[int] = field(default_factory=lambda: [0])  # a run starts from the MLE model at its place, in turn
+    mle_seeds: list[int] = field(default_factory=lambda: [0])  # the i-th run starts from the i-th, in turn
     mle_steps: int = 8000
     mle_learning_rate: float = 1e-3
-    mle_batch_size: int = 32  # of MLE; MLE continued has 32
+    mle_batch_size: int = 32  # "MLE continued" has 32
     steps: int = 300  # of tuning
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     control_steps: int = 1500
     control_learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4, 3e-4])
     work_dir: str = "runs/dense-study"
-    output: str | None = None  # experiments/results/{task}.json
-    picture: str | None = None  # docs/images/{task}.png
+    output: str | None = None  # None: experiments/results/{task}.json
+    picture: str | None = None  # None: docs/images/{task}.png
     threads: int = 1
 
 
 class DenseStudy(Study):
-    """The models of the experiment, and what they reach."""
+    """The models of the experiment, and their results."""
 
     def __init__(self, args: StudyArguments, model_args: ModelArguments, data_args: DataArguments):
         super().__init__(Path(args.work_dir) / args.task, args.seeds)
@@ -177,7 +177,7 @@ class DenseStudy(Study):
 
     @torch.no_grad()
     def measure(self, folder: Path | None, split: str) -> tuple[dict[str, np.ndarray], list]:
-        """The columns, `(1 + R,)` each, and the predictions; of stage I alone without a folder."""
+        """The columns, `(1 + R,)` each, and the predictions of the model in `folder`; without one, those of stage I."""
         rows = self.rows[split]
         model = None if folder is None else VisionEncoderDecoderModel.from_pretrained(folder)
         torch.manual_seed(0)
@@ -220,18 +220,18 @@ class DenseStudy(Study):
         return columns[self.task.chosen_by][0]
 
     def draw(self, predictions: dict[str, list]) -> Image.Image:
-        """Some test images, a row each: what the first seed's models make of them."""
+        """A row for each of some test images: the answers of the first seed's models."""
         cells, count = [], min(NUM_DRAWN, len(self.rows["test"]))
         for index in range(count):
             made = {name: of_row[index] for name, of_row in predictions.items()}
             cells += _cells(self.args.task, self.processor, self.rows["test"][index], made)
         if self.args.task == "colorization":
-            return draw_grid(cells, columns=1, gap=6)  # photos of several shapes, named one by one
+            return draw_grid(cells, columns=1, gap=6)  # photos have several shapes, so each has its own titles
         return draw_grid(cells, columns=len(cells) // count, gap=6, headings=("truth", *predictions))
 
 
 def _cells(task: str, processor, row: dict, made: dict) -> list[Image.Image]:
-    """A picture of the truth and one of each model's answer; of photos, which have several shapes, all in one."""
+    """A picture of the truth and one of each model's answer; of a photo all in one, as photos have several shapes."""
     reference = processor.get_references([row])[0]
     if task == "colorization":
         return [colorization.draw(row["image"], made, reference, width=160)]
@@ -270,12 +270,12 @@ def column_names(results: dict) -> dict[str, str]:
 
 
 def table(results: dict) -> str:
-    """The rows as Markdown: means over the seeds."""
+    """The rows of the study as Markdown, means over the seeds."""
     return tables.row_table(results, column_names(results), label, _form)
 
 
 def difference_table(results: dict) -> str:
-    """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
+    """What tuning gains, with 95 % intervals over the test images, as Markdown."""
     return tables.difference_table(results, column_names(results), label, _form)
 
 
@@ -284,7 +284,7 @@ def _form(name: str) -> str:
 
 
 def label(row: str) -> str:
-    """The name of a row, with the learning rate of tuning: "tuned, 3e-05"."""
+    """The title of a row; a tuned one has its learning rate in it: "tuned, 3e-05"."""
     name, *rate = row.split()
     return f"{ROWS[name]}, {rate[0]}" if name == "tuned" else ROWS[name]
 

@@ -1,11 +1,11 @@
-"""Detection from few real photos: a pretrained encoder stays as it is, a decoder is trained on it, then tuned for mAP.
+"""Detection from few real photos: a decoder is trained on a frozen, pretrained encoder, then tuned for mAP.
 
     python experiments/frozen_detection.py --images_dir bccd/JPEGImages --annotation_file bccd/instances.json \\
         --encoder facebook/dinov2-small
 
-One folder in COCO's form is split into training, validation and test. What the encoder says of each image and of its
-mirror images is computed once, so that two CPU cores suffice. The control goes on with MLE for longer than tuning takes.
-Writes the table and the models to `output_dir`.
+One folder in COCO's form is split into training, validation and test. The encoder's output for each image and its mirror
+images is computed once, so that two CPU cores suffice. The control continues MLE for longer than tuning takes. Writes the
+table and the models to `output_dir`.
 """
 
 import json
@@ -29,7 +29,7 @@ class FrozenArguments:
     images_dir: str
     annotation_file: str
     encoder: str = "facebook/dinov2-small"
-    num_encoder_layers: int = 10  # the last layers of many encoders know less of places
+    num_encoder_layers: int = 10  # the last layers of many encoders know less about places
     image_size: int = 252
     max_boxes: int = 30
     num_bins: int = 100
@@ -45,7 +45,7 @@ class FrozenArguments:
 
 
 class Mirrored(Dataset):
-    """Every row four times: as it is, mirrored left to right, top to bottom, and both."""
+    """Every row four times: as it is, mirrored left to right, mirrored top to bottom, and mirrored both ways."""
 
     FLIPS = (None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180)
 

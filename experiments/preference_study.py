@@ -1,11 +1,11 @@
-"""How many choices a preference reward needs, and whether its rater prefers what is tuned for it (docs/preferences.md).
+"""How many choices a preference reward needs, and whether its rater prefers the tuned model (docs/preferences.md).
 
-    python experiments/preference_study.py    # about 12 minutes on one busy core; again, only what is missing
+    python experiments/preference_study.py    # about 12 minutes on one busy core; a second call does what is missing
 
-Nobody sits at the page here: simulated raters choose between two samples, and are not always sure. One likes a tone of colour,
-one likes what is close to the true photo; both measure a distance in CIELAB of which the reward knows nothing, for it sees
-choices and `color_features` only. The pictures are scenes of digits of 32 pixels, so small that stage I, MLE and tuning
-train in minutes: they show the way, not how good colours become.
+The raters are simulated: they choose between two samples, and are not always sure. One rater likes a tone of colour, the
+other likes what is close to the true photo. Both judge by a distance in CIELAB that the reward does not know: it sees only
+the choices and `color_features`. The pictures are scenes of digits of 32 pixels, small enough to train stage I, MLE and
+tuning in minutes. They show that the method works, not how good the colours can become.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +44,8 @@ COMMON = {"per_device_train_batch_size": 16, "adam_beta2": 0.95, "report_to": "n
 COMMON |= {"use_cpu": True, "save_strategy": "no"}
 WIDTH = 64
 NUM_TRAIN = 2000
-TONE = (20.0, 8.0)  # a rose, in a and b of CIELAB; the MLE model's mean is (6, 17)
-SURE = 5.0  # of distance in CIELAB: pictures so much apart are told in the right order 73 % of the time
+TONE = (20.0, 8.0)  # a rose tone, as a and b of CIELAB; the MLE model's mean is (6, 17)
+SURE = 5.0  # a distance in CIELAB: of pictures that differ by it the rater chooses the better one 73 % of the time
 
 
 @dataclass
@@ -56,8 +56,8 @@ class StudyArguments:
     learning_rate: float = 1e-4
     counts: list[int] = field(default_factory=lambda: [50, 100, 200, 400, 800])
     tuned_counts: list[int] = field(default_factory=lambda: [50, 200, 800])
-    num_eval: int = 300  # scenes on which models are compared
-    num_fresh: int = 1000  # choices that no reward is fitted to
+    num_eval: int = 300  # scenes on which the models are compared
+    num_fresh: int = 1000  # choices that no reward is fitted on
     work_dir: str = "runs/preference"
     output: str = "experiments/results/preference.json"
     pictures: str = "docs/images/preference.png"
@@ -81,7 +81,7 @@ def _colours(picture: Image.Image) -> torch.Tensor:
 
 
 def chooses(rater: str, pair: Pair, rng: np.random.Generator) -> int:
-    """0 or 1: the better one most of the time, by Bradley and Terry's model of the rater's own liking."""
+    """The rater's choice, 0 or 1: mostly the picture it likes better, at the odds of Bradley and Terry's model."""
     first, second = (RATERS[rater](picture, pair.image) for picture in pair.completions)
     return int(rng.random() > 1 / (1 + np.exp(second - first)))
 
@@ -91,7 +91,7 @@ def scenes(split: str, count: int, seed: int = 0) -> Dataset:
 
 
 def collect(rater: str, model: str, count: int, seed: int, folder: Path) -> list[Choice]:
-    """Choices between two samples of the model for each of so many scenes; those that were made already are kept."""
+    """One choice between two samples of the model for each of `count` scenes. Choices already in the file are kept."""
     file = ChoiceFile(folder / f"choices-{weights_of(Path(model))}-{seed}.jsonl")
     made = len(list(file.read())) if file.path.exists() else 0
     if made < count:
@@ -105,7 +105,7 @@ def collect(rater: str, model: str, count: int, seed: int, folder: Path) -> list
 
 
 def agreement(reward: PreferenceReward, choices: Sequence[Choice]) -> float:
-    """The share of choices that a reward foretells."""
+    """The share of the choices that the reward predicts."""
     scores = [reward(list(choice.pair.completions)) for choice in choices]
     return float(
         np.mean(
@@ -115,7 +115,7 @@ def agreement(reward: PreferenceReward, choices: Sequence[Choice]) -> float:
 
 
 def ceiling(rater: str, choices: Sequence[Choice]) -> float:
-    """The share that the rater's own liking foretells: the rest is the rater's doubt."""
+    """The share of the choices that the rater's own liking predicts; the rest is the rater's doubt."""
     likings = [
         [RATERS[rater](picture, choice.pair.image) for picture in choice.pair.completions] for choice in choices
     ]
@@ -130,7 +130,7 @@ def ceiling(rater: str, choices: Sequence[Choice]) -> float:
 
 
 def tune(model: str, reward: PreferenceReward, folder: Path, args: StudyArguments) -> str:
-    """The folder of a model that was tuned for the reward, which is saved beside it."""
+    """Tune for the reward, unless that is done already; the folder with the model, and the reward beside it."""
     fitted = {name: round(feature.weight, 6) for name, feature in reward.fitted.items()}
     schedule = {"max_steps": args.tune_steps, "learning_rate": args.learning_rate}
     settings = {**schedule, "reward": fitted, "started_from": weights_of(Path(model))}
@@ -159,7 +159,7 @@ def tune(model: str, reward: PreferenceReward, folder: Path, args: StudyArgument
 
 
 def against(rater: str, images: Sequence[Image.Image], tuned: list, mle: list) -> dict:
-    """How often the rater prefers the first of two answers to each image, and how close both are to the photo."""
+    """How often the rater prefers the tuned model's answer to that of MLE, and how close both are to the photo."""
     rng = np.random.default_rng(0)
     pairs = [Pair(str(n), *both) for n, both in enumerate(zip(images, zip(tuned, mle, strict=True), strict=True))]
     wins = sum(chooses(rater, pair, rng) == 0 for pair in pairs)
@@ -203,7 +203,7 @@ def main(args: StudyArguments) -> None:
 
 
 def table(results: dict) -> str:
-    """The results as the documentation has them."""
+    """The results as the table of the documentation."""
     rows = []
     for rater, found in results["raters"].items():
         for count, row in found["choices"].items():
@@ -231,7 +231,7 @@ def table(results: dict) -> str:
 
 
 def make_mle_model(args: StudyArguments) -> str:
-    """The folder of a small model that colours scenes, made where it is missing: stage I, then MLE on its codes."""
+    """The folder of a small model that colours scenes. If it is missing it is trained: stage I, then MLE on its codes."""
     folder = Path(args.work_dir) / "mle"
     settings = {"stage1_steps": args.stage1_steps, "mle_steps": args.mle_steps}
     if is_trained(folder, settings):

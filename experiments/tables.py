@@ -1,4 +1,4 @@
-"""Results as JSON, and as the Markdown tables of the documentation."""
+"""Results as JSON files, and as the Markdown tables of the documentation."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,25 +9,25 @@ from runs import SPENT
 
 
 def write_json(results: dict, path: str | Path) -> None:
-    """Write the results, in a folder that need not be there."""
+    """Write the results; the folder is made if it is missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(results, indent=1) + "\n")
 
 
 def read_json(path: str | Path) -> dict:
-    """What `write_json` has written, or any other JSON."""
+    """The content of a JSON file."""
     return json.loads(Path(path).read_text())
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = ["|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
     return "\n".join(lines)
 
 
 def three_digits(name: str) -> str:
-    """The format of a number in every column."""
+    """The format of numbers where every column has the same: three digits."""
     return ".3f"
 
 
@@ -38,7 +38,7 @@ def row_table(
     form: Callable[[str], str] = three_digits,
     over_seeds: Callable = np.mean,
 ) -> str:
-    """The rows as Markdown: means over the seeds, and of steps and seconds what `over_seeds` says."""
+    """The rows as Markdown: means over the seeds, except for steps and seconds, which `over_seeds` combines."""
     rows = []
     for row, values in results["rows"].items():
         numbers = [f"{values[name]['mean']:{form(name)}}" if name in values else "" for name in titles]
@@ -53,7 +53,7 @@ def difference_table(
     label: Callable[[str], str],
     form: Callable[[str], str] = three_digits,
 ) -> str:
-    """What tuning gains, with intervals of 95 % over the test images, as Markdown."""
+    """What tuning gains, with 95 % intervals over the test images, as Markdown."""
     rows = [
         [
             ", over ".join(map(label, pair.split(" - "))),

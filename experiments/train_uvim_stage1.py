@@ -1,11 +1,11 @@
-"""Stage I of panoptic segmentation or colorization: learn to write dense maps as codes, and to read them back (UViM).
+"""Stage I of panoptic segmentation or colorization (UViM): learn to write dense maps as codes, and to read them back.
 
     python experiments/train_uvim_stage1.py --output_dir runs/panoptic-stage1
     python experiments/train_uvim_stage1.py --task colorization --images_dir photos --output_dir runs/colorization-stage1
 
-The quality of what is read back is the ceiling of all that follows. dense_data.py has the options for the data; the
-sizes are for images of 64 pixels, and the paper's runs are vision-rl stage1 --config panoptic_stage1 and
-colorization_stage1. Stage II is pretrain_panoptic.py or pretrain_colorization.py.
+The quality of the maps that are read back is the ceiling of stage II, which is dense_study.py. dense_data.py has the
+options for the data. The sizes here are for images of 64 pixels; the paper's runs are `vision-rl stage1` with
+`--config panoptic_stage1` or `--config colorization_stage1`.
 """
 
 from collections.abc import Callable
@@ -48,26 +48,26 @@ class ModelArguments:
     num_decoder_layers: int = 4
     num_attention_heads: int = 4
     mlp_ratio: int = 2  # width of the MLPs over hidden_size; the paper's: 4
-    max_instances: int = 8  # void, and up to three digits and four grounds
+    max_instances: int = 8  # void, up to three digits and four kinds of ground
     num_codes: int = 256
     code_len: int = 16
     code_dropout: str = "none"  # the paper's: "random", which takes longer to learn
     codebook_momentum: float = 0.99  # the paper's: 0.995
-    crop_area: list[float] | None = None  # random crops; None: whole maps, 0.3 to 1 of a photo; the paper: 0.05 1
-    keep_luminance: bool = True  # a predicted picture has the photo's own lightness; the paper's do not
+    crop_area: list[float] | None = None  # of random crops; None: whole maps, photos 0.3 to 1; the paper's: 0.05 1
+    keep_luminance: bool = True  # predictions take their lightness from the photo; the paper's do not
 
 
 def dense_task(
     args: ModelArguments, data_args: DataArguments
 ) -> tuple[PanopticProcessor | ColorizationProcessor, Callable]:
-    """The processor, and the metric of what is read back."""
+    """The processor, and the metric of the maps that are read back."""
     image_processor = ViTImageProcessorPil(size={"height": args.image_size, "width": args.image_size})
     codes = {"num_codes": args.num_codes, "code_len": args.code_len}
     if args.task == "colorization":
         colors = {"keep_luminance": args.keep_luminance, "crop_area": args.crop_area or (0.3, 1.0)}
         return ColorizationProcessor(image_processor, **codes, **colors), colorization_metrics
     categories = categories_of(data_args)
-    flip = data_args.annotation_file is not None  # a mirrored digit is none
+    flip = data_args.annotation_file is not None  # digits are not mirrored: the result is no digit
     maps = {"max_instances": args.max_instances, "crop_area": args.crop_area, "flip": flip}
     return PanopticProcessor(image_processor, categories, **codes, **maps), PanopticQuality(categories)
 

@@ -1,7 +1,7 @@
-"""The tables of README.md and docs/, written anew from the recorded results: `make tables`.
+"""`make tables`: writes the tables of README.md and docs/ from the recorded results.
 
-A table stands between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`, where NAME is a key of
-`all_tables`. Whatever else these files say is not touched.
+Each table stands between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`, where NAME is a key of
+`all_tables`. The text around the tables is not touched.
 """
 
 import json
@@ -26,7 +26,7 @@ def recorded(name: str) -> dict:
 
 
 def all_tables() -> dict[str, str]:
-    """Each table as Markdown, by the name under which a file has it."""
+    """Each table as Markdown, by the name in the comment before it."""
     tables = {"overview": overview()}
     for name in ("detection-incomplete", "detection-crowded", "detection-short"):
         tables[name] = detection_study.table(recorded(name))
@@ -53,7 +53,7 @@ def all_tables() -> dict[str, str]:
 
 
 def overview() -> str:
-    """What each experiment found: MLE, its strongest control, and the tuned model, all by the metric."""
+    """What each experiment found: the metric of MLE, of its strongest control and of the tuned model."""
     lines = [
         "| | MLE | MLE continued | best decoding of either | tuned | seconds of tuning |",
         "|---|---|---|---|---|---|",
@@ -83,11 +83,11 @@ def overview() -> str:
 
 
 def rewritten(text: str, tables: dict[str, str]) -> str:
-    """The text with each of its marked tables replaced.
+    """The text with each marked table replaced by the one of that name in `tables`.
 
     Raises:
-        KeyError: for a name that no table has.
-        ValueError: for a table whose end is not marked.
+        KeyError: `tables` has no table of a name.
+        ValueError: the end of a table is not marked.
     """
     if not text.count("<!-- table: ") == text.count("<!-- end of table -->") == len(MARKED.findall(text)):
         raise ValueError("Each `<!-- table: NAME -->` needs its own `<!-- end of table -->`.")
@@ -95,7 +95,7 @@ def rewritten(text: str, tables: dict[str, str]) -> str:
 
 
 def marked(name: str, table: str) -> str:
-    """A table between its comments, with the empty lines that Markdown needs."""
+    """A table between its two comments, with the empty lines that Markdown needs."""
     return f"<!-- table: {name} -->\n\n{table}\n\n<!-- end of table -->"
 
 

@@ -1,4 +1,4 @@
-"""What several test files use."""
+"""Fixtures that several test files use."""
 
 import importlib
 import os
@@ -12,11 +12,12 @@ import pytest
 import torch
 
 
-# No test needs the network; where there is none, huggingface_hub would retry for most of a minute. It reads this on import.
+# No test needs the network. Without one, huggingface_hub would retry for most of a minute; it reads this when
+# imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure of a test
 hypothesis.settings.load_profile("no deadline")
 
 
@@ -24,13 +25,13 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "hug
 
 
 def pytest_report_header() -> str:
-    """What a run was a run of: its first lines say so."""
+    """The first lines of a run say which versions it tested."""
     return "libraries: " + ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
 
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """A file's tests on one thread of torch: tiny tensors, or several processes."""
+    """Run the tests of a file on one thread of torch, because tensors are tiny or processes several."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +40,7 @@ def one_thread():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_datasets(tmp_path_factory):
-    """What loaders store goes away with the tests, also that of processes which tests start."""
+    """What the loaders store is removed after the tests, including what processes store that tests start."""
     import datasets  # not at the top: it imports huggingface_hub
 
     folder = str(tmp_path_factory.mktemp("datasets"))
@@ -53,7 +54,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _modules_of(folder: Path, monkeypatch) -> Iterator[Callable]:
-    """An import of the folder's modules by name, which are forgotten again."""
+    """A function that imports modules of the folder by name. After the test the modules are forgotten."""
     if not folder.is_dir():
         pytest.skip(f"{folder.name}/ is not part of the installed package")
     monkeypatch.syspath_prepend(str(folder))

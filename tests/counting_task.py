@@ -1,4 +1,4 @@
-"""A task in one file, for the command line as for the trainers: how many bright squares are in a picture?"""
+"""A task in one file, for the command line and for the trainers: how many bright squares are in a picture?"""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vision_rl import VisionProcessor
 
 
 class CountingProcessor(VisionProcessor):
-    """A picture to the number of bright squares in it: one token, id = count + 1; id 0 starts the decoder."""
+    """Writes the number of bright squares in a picture as one token: id = count + 1. Id 0 starts the decoder."""
 
     target_columns = ("count",)
     vocab_size = 6
@@ -52,7 +52,7 @@ def squares(count, seed=0):
     return Dataset.from_dict({"image": pictures, "count": shown.sum(1).tolist()})
 
 
-# --- what the command line asks of a task ----------------------------------------------------------------------------
+# --- what the command line needs of a task --------------------------------------------------------------------------
 Processor = CountingProcessor
 REWARDS = {"closeness": lambda processor, rows: closeness_reward}
 

@@ -1,4 +1,4 @@
-"""An encoder-decoder that is no `VisionEncoderDecoderModel`, for the tests of the `generate` fallback."""
+"""An encoder-decoder that is not a `VisionEncoderDecoderModel`, for the tests of the `generate` fallback."""
 
 from transformers import GenerationMixin, PreTrainedModel, VisionEncoderDecoderModel
 

@@ -1,6 +1,6 @@
-"""Broken input for every public entry: structures with something changed in them, files with damaged bytes.
+"""Broken input for every public function: structures with something changed in them, files with damaged bytes.
 
-`VISION_RL_FUZZ=500 python -m pytest tests/test_fuzz.py tests/test_hostile_annotations.py` tries so many of each.
+`VISION_RL_FUZZ=500 python -m pytest tests/test_fuzz.py tests/test_hostile_annotations.py` tries 500 inputs for each.
 """
 
 import json
@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 
-COUNT = int(os.environ.get("VISION_RL_FUZZ", "0"))  # of each entry; 0: as many as a test says itself
+COUNT = int(os.environ.get("VISION_RL_FUZZ", "0"))  # inputs for each function; 0: as many as the test itself asks for
 
-# What JSON can hold
+# values that JSON can hold
 ODD = [None, True, -1, 0, 1.5, 1e400, float("nan"), 2**80, "", "1", "\ud800", "../../x", "/etc/passwd", "a\0b", [], {}]
 ODD += [[None], {"id": 1}, [1, 2, 3], ["a"] * 4, "x" * 1000, [[[[]]]]]
-# and what a caller can pass besides
+# further values that a caller can pass
 DEEP: list = []
 for _ in range(500):
     DEEP = [DEEP]
@@ -33,7 +33,7 @@ NUMBERS = [0, -1, 1, 7, 2**31 - 1, -(2**31), 2**62, -(2**63), 1e39, np.nan, np.i
 
 
 def mutated(content: Any, rng: random.Random, odd: list = ODD) -> Any:
-    """The content with something changed, taken away or put in, somewhere; what is given stays as it is."""
+    """A copy of the content in which something is changed, removed or added at a random place."""
     if isinstance(content, np.ndarray | torch.Tensor) and _is_plain(content) and rng.random() < 0.8:
         return _mutated_array(content, rng)
     if not isinstance(content, dict | list | tuple) or not content:
@@ -55,7 +55,7 @@ def mutated(content: Any, rng: random.Random, odd: list = ODD) -> Any:
 
 
 def _is_plain(array: Any) -> bool:
-    """Numbers in memory."""
+    """Whether this is an array of numbers in memory."""
     if isinstance(array, torch.Tensor):
         return array.layout == torch.strided and array.device.type == "cpu" and not array.requires_grad
     return array.dtype.kind in "biuf"
@@ -68,7 +68,7 @@ def _has_parts(value: Any) -> bool:
 
 
 def _mutated_array(array: Any, rng: random.Random) -> Any:
-    """Another number in it, another type, or another shape."""
+    """The array with another number in it, of another type, or in another shape."""
     values = array.numpy() if isinstance(array, torch.Tensor) else array
     change = rng.randrange(6)
     if change < 2 and values.size:
@@ -89,7 +89,7 @@ def _mutated_array(array: Any, rng: random.Random) -> Any:
 
 
 def damaged(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with some changed, cut off or doubled."""
+    """The bytes, some of them changed, cut off or doubled."""
     changed = bytearray(data)
     start, length = rng.randrange(len(changed)), rng.randrange(1, 30)
     change = rng.randrange(5)
@@ -108,7 +108,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 
 def fault_of(error: BaseException, names: list[str]) -> str | None:
-    """What is wrong with an error as an answer to broken input: its type, or that it names no argument; else `None`."""
+    """Why an error is a bad answer to broken input: it has a wrong type or names no argument. `None` if it is good."""
     if not isinstance(error, ValueError | TypeError | OSError):
         return type(error).__name__
     if isinstance(error, UnicodeError | json.JSONDecodeError):
@@ -116,7 +116,7 @@ def fault_of(error: BaseException, names: list[str]) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return None
     told = str(error).lower()
-    named = any(name.lower().removesuffix("s") in told for name in names)  # "caption 2 is ..." tells of `captions`
+    named = any(name.lower().removesuffix("s") in told for name in names)  # "caption 2 is ..." names `captions`
     return None if named else f"a {type(error).__name__} that names no argument"
 
 
@@ -128,13 +128,13 @@ def attack(
     says: list[str],
     check: Callable[[Any, dict], bool],
 ) -> list[str]:
-    """Call with broken arguments `count` times; the faults, one line each.
+    """Call with broken arguments `count` times, and return the faults, one line for each.
 
     Args:
         call: takes the arguments by name.
-        arguments: good ones.
-        says: words one of which an error must have, beside the arguments' names.
-        check: whether an output of these arguments may be one; no question for broken ones only.
+        arguments: good ones, which are broken here.
+        says: words that an error may have instead of the name of an argument.
+        check: whether an output is right for the arguments that it was made from, good ones or broken ones.
     """
     assert check(call(**arguments), arguments), "the arguments that are to be broken are not good ones"
     faults = []

@@ -1,8 +1,9 @@
 """A Hub on this machine: the endpoints of huggingface.co that huggingface_hub, transformers, datasets and evaluate use.
 
-Models, data sets and Spaces with commits, branches and tags, in memory. Files travel as they do there: small texts inside
-the commit, others by LFS in one part or in several, downloads by a redirect with `X-Linked-Etag`. Xet is declined: clients
-must have `HF_HUB_DISABLE_XET=1`. Modelled on the clients and on the Hub's documentation, not on its server.
+It keeps models, data sets and Spaces with commits, branches and tags, in memory. Files travel as with the real Hub:
+small texts inside the commit, others by LFS in one part or in several, downloads by a redirect with `X-Linked-Etag`.
+Xet is not supported: clients must have `HF_HUB_DISABLE_XET=1`. It follows the clients' code and the Hub's
+documentation; the Hub's own server code is not public.
 """
 
 import base64
@@ -23,12 +24,12 @@ import yaml
 
 
 USER, TOKEN = "user", "hf_loopback"
-PART = 1 << 16  # bytes; a larger LFS file is sent in parts of so many
+PART = 1 << 16  # bytes; larger LFS files are sent in parts of this size
 LARGE = (".arrow", ".bin", ".npz", ".parquet", ".png", ".pt", ".pth", ".safetensors")
 
 
 class Refused(Exception):
-    """An answer that is an error, as the Hub words it: status, `X-Error-Code`, and a sentence."""
+    """An error answer in the Hub's form: status, `X-Error-Code` and a sentence."""
 
     def __init__(self, status: int, code: str, message: str, commit: str | None = None):
         super().__init__(message)
@@ -46,7 +47,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """Git's: of the file, or of the pointer that LFS puts in its place."""
+        """Git's id of the file, or of the pointer that LFS puts in its place."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.content)}\n"
         content = pointer.encode() if self.is_lfs else self.content
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -74,7 +75,7 @@ class Repo:
     tags: dict[str, Commit] = field(default_factory=dict)
 
     def at(self, revision: str) -> Commit:
-        """Of a branch, a tag, or a commit's id."""
+        """The commit of a branch, of a tag, or with an id."""
         for refs in (self.branches, self.tags):
             if revision in refs:
                 return refs[revision]
@@ -94,16 +95,16 @@ class Repo:
 
 
 class Hub:
-    """What is stored, and the answer to each request: `answer(method, path, query, headers, body)`."""
+    """What is stored on the Hub, and the operations on it."""
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.large: dict[str, bytes] = {}  # LFS files by their SHA-256
         self.parts: dict[tuple[str, int], bytes] = {}
         self.lock = threading.Lock()
-        self.url = self.storage = ""  # of the large files, which lie on another host
+        self.url = self.storage = ""  # `storage`: the address of the large files, which lie on another host
 
-    # --- finding ------------------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------------------------
 
     def repo(self, kind: str, name: str, signed_in: bool) -> Repo:
         found = self.repos.get((kind, name))
@@ -202,7 +203,7 @@ class Hub:
         return {"success": True, "commitOid": made.sha, "commitUrl": url, "hookOutput": ""}
 
     def ask_for_large(self, objects: list[dict[str, Any]]) -> dict[str, Any]:
-        """LFS' batch: where each file is to be sent, in parts if it is large, and nowhere if it is there already."""
+        """LFS' batch call: where to send each file, in parts if it is large, and nowhere if it is there already."""
         answers = []
         for each in objects:
             oid, size = each["oid"], each["size"]
@@ -219,7 +220,7 @@ class Hub:
 
     def join_parts(self, oid: str, asked: dict[str, Any]) -> None:
         numbers = [part["partNumber"] for part in asked["parts"]]
-        content = b"".join(self.parts[oid, number] for number in numbers)  # kept: two clients may send one file
+        content = b"".join(self.parts[oid, number] for number in numbers)  # parts stay: two clients may send a file
         self.keep_large(oid, content)
 
     def keep_large(self, oid: str, content: bytes) -> None:
@@ -229,7 +230,7 @@ class Hub:
 
 
 def described(path: str, blob: Blob) -> dict[str, Any]:
-    """A file as listings have it."""
+    """A file in the form of the listings."""
     size = len(blob.content)
     lfs = {"lfs": {"oid": blob.sha256, "sha256": blob.sha256, "size": size, "pointerSize": 130}} if blob.is_lfs else {}
     return {"oid": blob.oid, "size": size, **lfs}
@@ -248,7 +249,7 @@ AT = "(?P<revision>[^/]+)"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Takes a request apart, and puts the answer together."""
+    """Takes requests apart, asks the Hub, and puts its answers together."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -391,7 +392,7 @@ class Handler(BaseHTTPRequestHandler):
         return ok({})
 
     def preupload(self, kind, name, revision):
-        """Which files are to go by LFS."""
+        """Which files the client must send by LFS."""
         commit, answers = self._repo(kind, name, writing=True).at(revision), []
         for each in json.loads(self.body)["files"]:
             large = each["path"].endswith(LARGE) or b"\0" in base64.b64decode(each["sample"])
@@ -441,7 +442,7 @@ class Handler(BaseHTTPRequestHandler):
         return self._content(blob.content, headers)
 
     def _content(self, content: bytes, headers: dict[str, str]):
-        """Of a file, or of the range of it that is asked for."""
+        """The answer with a file, or with the range of it that was asked for."""
         headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers}
         if self.command == "HEAD":
             return 200, headers | {"X-Length": str(len(content))}, b""
@@ -483,7 +484,7 @@ ROUTES: list[tuple[str, str, Callable]] = [
 
 
 class LoopbackHub:
-    """The server, in a thread of this process, while the block lasts; `environment` is that of its clients."""
+    """The server in a thread of this process, for the length of a block. `environment` is for processes that use it."""
 
     def __init__(self) -> None:
         self.hub = Hub()
@@ -503,7 +504,7 @@ class LoopbackHub:
         self.server.server_close()
 
     def environment(self, home: os.PathLike) -> dict[str, str]:
-        """Of a process whose Hub this is, and whose cache is the folder `home`."""
+        """Environment variables for a process that uses this Hub, with its cache in the folder `home`."""
         others = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
         return others | {
             "HF_ENDPOINT": self.url,
@@ -515,10 +516,10 @@ class LoopbackHub:
         }
 
     def files(self, name: str, kind: str = "models", revision: str = "main") -> dict[str, bytes]:
-        """What is stored there."""
+        """The files of a repository."""
         return {path: blob.content for path, blob in self.hub.repos[kind, name].at(revision).files.items()}
 
     def titles(self, name: str, kind: str = "models", revision: str = "main") -> list[str]:
-        """Of its commits, the newest first."""
+        """The titles of a repository's commits, the newest first."""
         repo = self.hub.repos[kind, name]
         return [commit.title for commit in repo.history(repo.at(revision))]

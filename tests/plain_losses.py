@@ -1,4 +1,4 @@
-"""The losses of tuning on whole logits, as their formulas are written: what the weights of log-probabilities must equal."""
+"""The losses of tuning as their formulas, on whole logits. The trainer's weighted log-probabilities must agree."""
 
 import torch
 
@@ -13,20 +13,20 @@ def selective_log_softmax(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tens
 def reinforce_loss(
     per_token_logps: torch.Tensor, completion_mask: torch.Tensor, advantages: torch.Tensor
 ) -> torch.Tensor:
-    """Algorithm 2 of the paper, before averaging: the sum over samples of -advantage * log p(whole sequence).
+    """Algorithm 2 of the paper before averaging: the sum over samples of -advantage * log p(whole sequence).
 
     Args:
-        per_token_logps: `(R, T)`, completion_mask: `(R, T)`, advantages: `(R,)`, a constant of the gradient.
+        per_token_logps: `(R, T)`, completion_mask: `(R, T)`, advantages: `(R,)`, constants for the gradient.
     """
-    # masked_fill, not a product: the pad after an end may be a forbidden token, with log-probability -inf
+    # masked_fill, not a product: the padding after an end may be a forbidden token, whose log-probability is -inf
     sequence_logps = per_token_logps.masked_fill(completion_mask == 0, 0.0).sum(-1)  # (R,)
     return -(advantages.detach() * sequence_logps).sum()
 
 
 def token_target_loss(logits: torch.Tensor, targets: TokenTargets) -> torch.Tensor:
-    """Cross-entropy of `targets` against the softmax of `logits (R, T, V)`, of all of them or of the candidates'.
+    """Cross-entropy of `targets` and the softmax of `logits (R, T, V)`, over the vocabulary or over the candidates.
 
-    The mean over the positions of each sequence, summed over sequences. Weight not applied.
+    It is the mean over the positions of each sequence, summed over the sequences. The targets' weight is not applied.
     """
     rows, tokens = targets.positions.to(logits.device).unbind(1)
     logits_there, ids = logits[rows, tokens].float(), targets.ids.to(logits.device)
@@ -35,7 +35,7 @@ def token_target_loss(logits: torch.Tensor, targets: TokenTargets) -> torch.Tens
     else:
         logps = logits_there.log_softmax(-1).gather(-1, ids)
     probabilities = targets.probabilities.to(logps)
-    # a forbidden candidate has log-probability -inf, and 0 * -inf is no number
+    # a forbidden candidate has log-probability -inf, and 0 * -inf is NaN
     cross_entropy = -(probabilities * logps.masked_fill(probabilities == 0, 0.0)).sum(-1)  # (K,)
     positions_of_row = torch.bincount(rows, minlength=len(logits))
     return (cross_entropy / positions_of_row[rows]).sum()

@@ -1,4 +1,4 @@
-"""What reference programs answered, recorded: golden/README.md says which program made each file and from what."""
+"""Recorded answers of reference programs. golden/README.md says which program made each file, and from what."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def golden(name: str):
-    """The arrays of an `.npz`, each read when it is asked for, or the content of a `.json`.
+    """The arrays of an `.npz`, each of which is read when it is asked for, or the content of a `.json`.
 
     Raises:
-        FileNotFoundError: the file is part of the repository, so a test that misses it fails.
+        FileNotFoundError: the files are part of the repository, so a test without its file fails.
     """
     path = GOLDEN / name
     return json.loads(path.read_text("utf-8")) if path.suffix == ".json" else np.load(path)

@@ -1,7 +1,8 @@
-"""A CUDA graph without a GPU: it records the operations of a step and replays them, on the tensors that they had.
+"""A CUDA graph without a GPU: it records the operations of a step and replays them on the same tensors.
 
-As on a GPU a capture computes nothing, a replay runs no Python of ours and reads and writes the addresses of the
-capture, the host may not read a value meanwhile, and a capture in which something failed does not end well.
+It has the rules of a GPU: a capture computes nothing; a replay runs no Python code of ours, and reads and writes the
+addresses of the capture; the host may not read a value during a capture; a capture in which something fails raises at
+its end.
 """
 
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from vision_rl.models import cuda_graphs
 from vision_rl.models.cuda_graphs import CudaGraphRunner
 
 
-FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique")  # they wait for the device
+FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "unique")  # operations that wait for the device
 
 
 class FakeStream:
@@ -23,7 +24,7 @@ class FakeStream:
 
 
 class Streams:
-    """What of `torch.cuda` is about streams."""
+    """The part of `torch.cuda` that is about streams."""
 
     def __init__(self):
         self.default = self.current = FakeStream()
@@ -38,7 +39,7 @@ class Streams:
 
 
 class RecordedGraph:
-    """In place of `torch.cuda.CUDAGraph`."""
+    """Takes the place of `torch.cuda.CUDAGraph`."""
 
     captured: list["RecordedGraph"] = []
     fails_at_end = False
@@ -65,7 +66,7 @@ class RecordedGraph:
         for function, args, kwargs, recorded in self.recorder.calls:
             places = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
             for tensor, result in zip(tensors(recorded), tensors(function(*args, **kwargs)), strict=True):
-                if tensor.untyped_storage().data_ptr() not in places:  # neither a view nor written in place
+                if tensor.untyped_storage().data_ptr() not in places:  # neither a view nor in place
                     tensor.copy_(result)
 
 
@@ -89,7 +90,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def undo(self) -> None:
-        """A capture has computed nothing."""
+        """Restore the tensors: a capture computes nothing."""
         for place, before in self.before.values():
             place.copy_(before)
 

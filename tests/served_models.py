@@ -1,4 +1,4 @@
-"""Tiny Pix2Struct, Florence-2 and BLIP models with their own processors, made in memory."""
+"""Tiny Pix2Struct, Florence-2 and BLIP models with transformers' own processors, made in memory."""
 
 from typing import Any
 
@@ -23,12 +23,12 @@ from transformers import (
 )
 
 
-IMAGE_TOKENS = 17  # of Florence-2: the mean of a 4 x 4 map, and the map
+IMAGE_TOKENS = 17  # of Florence-2: the 4 x 4 map and its mean
 KINDS = ["pix2struct", "florence2", "blip"]
 
 
 def tokenizer(first: list[str], around: str, **special) -> PreTrainedTokenizerFast:
-    """One token a letter, after those of `first`; `around` is what is put around a text, as in "<s> $A </s>"."""
+    """One token for each letter, after the tokens of `first`. `around` frames a text, as in "<s> $A </s>"."""
     vocabulary = {token: i for i, token in enumerate([*first, *"abcd", "<unk>"])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.add_special_tokens([AddedToken(token, special=True) for token in first])
@@ -40,7 +40,7 @@ def tokenizer(first: list[str], around: str, **special) -> PreTrainedTokenizerFa
 
 
 def served(kind: str, seed: int = 0, sharp: float = 0.15) -> tuple[Any, Any]:
-    """A model and its processor; `sharp` scales the weights so that tokens are unequal."""
+    """A model and its processor. `sharp` scales the weights, so that some tokens are likelier than others."""
     torch.manual_seed(seed)
     model, processor = {"pix2struct": _pix2struct, "florence2": _florence2, "blip": _blip}[kind]()
     for parameter in model.parameters():
@@ -51,7 +51,7 @@ def served(kind: str, seed: int = 0, sharp: float = 0.15) -> tuple[Any, Any]:
 
 
 def dataset(kind: str, count: int = 16, seed: int = 0) -> Dataset:
-    """Pictures with words, and with prompts of different lengths where the model reads them."""
+    """Pictures with words; for a model that reads prompts, also prompts of different lengths."""
     rows = text_dataset(count, seed=seed)
     if kind == "florence2":
         rows = rows.add_column("prompt", [("ab", "abcd", "c")[row % 3] for row in range(count)])
@@ -101,7 +101,7 @@ def _florence2():
 
 
 def _blip():
-    """As the published ones: `bos` starts a caption, the tokenizer's `[SEP]` ends it, and `eos` is another id."""
+    """Like the published models: `bos` starts a caption, the tokenizer's `[SEP]` ends it, and `eos` is another id."""
     first = ["[PAD]", "[CLS]", "[SEP]", "[DEC]"]
     words = tokenizer(first, "[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

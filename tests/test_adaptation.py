@@ -1,4 +1,4 @@
-"""A trained model at other sizes: what meant the same before is as likely as before."""
+"""A trained model is adapted to other sizes: tokens that still mean the same are as likely as before."""
 
 import pytest
 import torch
@@ -100,7 +100,7 @@ def test_images_of_another_size_leave_the_vocabulary_as_it_is_and_resize_the_pos
 def test_another_alphabet_keeps_the_characters_that_both_have():
     old, new = text_processor("abcd"), TextProcessor(text_processor().image_processor, character_tokenizer("xdbc"))
     model = tiny_model(vocab_size=6, sharp=1.0)
-    was = logits(model, [0, 5, 3])  # d, b
+    was = logits(model, [0, 5, 3])  # the letters d, b
     adapt(model, old, new)
     now = logits(model, [0, 3, 4])
     torch.testing.assert_close(now[:, [0, 1, 3, 4, 5]], was[:, [0, 1, 5, 3, 4]])

@@ -1,4 +1,4 @@
-"""Adapters of every task type of PEFT train every encoder; PEFT calls a model otherwise for each of them."""
+"""Adapters of every task type of PEFT train every encoder, although PEFT calls the model differently for each type."""
 
 import copy
 import pickle

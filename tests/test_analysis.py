@@ -1,4 +1,4 @@
-"""What samples earn, best and likeliest of n, and how noisy gradients are: against enumeration, by hand, and in use."""
+"""Rewards of samples, best and likeliest of n, and the noise of gradients: against enumeration, by hand, and in use."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def test_the_likeliest_of_n_is_the_mean_over_all_groups_of_n_ties_in_any_order(s
 
 
 def test_the_best_of_n_is_unbiased_where_the_best_of_the_first_n_is_too_but_noisier():
-    """Of rewards that are 1 with probability .2: the expectation is 1 - .8**n."""
+    """Rewards are 1 with probability .2, so the expected best of n is 1 - .8**n."""
     draws = (np.random.default_rng(0).random((4000, 12)) < 0.2).astype(float)
     for n in (1, 3, 12):
         ours, plain = best_of_n(draws, n), draws[:, :n].max(1)
@@ -91,7 +91,7 @@ def test_samples_are_the_same_however_many_are_in_memory_at_once(tmp_path):
 
 
 def test_rewards_and_log_probabilities_belong_to_each_other(tmp_path):
-    """A reward that is the first letter's place: as often drawn as the model says."""
+    """The reward is the index of the first letter; each letter is drawn as often as the model's probability says."""
 
     def first_letter(completions, **kwargs):
         return [float("abcd".find(text[:1])) if text else -1.0 for text in completions]
@@ -139,7 +139,7 @@ def test_a_summary_rises_with_n_and_with_the_quantile(tmp_path):
 
 
 def test_signal_and_noise_of_two_by_hand():
-    """Gradients (1, 0), (3, 0), (1, 2), (3, 2): mean (2, 1), variance 4/3 in each; squared mean 5, less 8/3 / 4."""
+    """Gradients (1, 0), (3, 0), (1, 2), (3, 2): mean (2, 1), variance 4/3 in each number, signal 5 - (8/3) / 4."""
     gradients = [torch.tensor(values) for values in ([1.0, 0.0], [3.0, 0.0], [1.0, 2.0], [3.0, 2.0])]
     found = noise_of("by hand", gradients, images=10)
     assert found.signal == pytest.approx(5 - 2 / 3) and found.noise == pytest.approx(10 * 8 / 3)
@@ -148,7 +148,7 @@ def test_signal_and_noise_of_two_by_hand():
 
 
 def test_the_intervals_hold_the_truth_and_the_signal_is_unbiased():
-    """Over 300 repetitions with a squared signal of 0.5 and a noise of 20 numbers of variance 1."""
+    """300 repetitions: the squared signal is 0.5, the noise is 20 numbers of variance 1."""
     generator, signals, held = torch.Generator().manual_seed(0), [], 0
     mean = torch.full((20,), (0.5 / 20) ** 0.5)
     for _ in range(300):
@@ -203,7 +203,7 @@ def test_fewer_than_four_batches_say_nothing(tmp_path):
 
 
 def test_every_baseline_has_the_gradient_that_the_trainer_takes_with_it(tmp_path):
-    """The last loss is the trainer's own, from the same samples."""
+    """The last loss is the trainer's own, on the same samples."""
     for name in ("leave_one_out", "first", "greedy", "mean", "none"):
         trainer = tuner(tmp_path, lambda completions, **kwargs: [len(text) for text in completions], baseline=name)
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -216,7 +216,7 @@ def test_every_baseline_has_the_gradient_that_the_trainer_takes_with_it(tmp_path
 
 
 def earned_by_letter(completions, completion_ids, **kwargs) -> RewardOutput:
-    """Every letter earns something at once, and the first one is taught to be an "a"."""
+    """Every letter earns its id when it is written, and a token target teaches the first one to be an "a"."""
     a = text_processor().tokenizer.convert_tokens_to_ids("a")
     longest = max(map(len, completion_ids))
     earned = [[float(token) for token in ids] + [0.0] * (longest - len(ids)) for ids in completion_ids]
@@ -317,7 +317,7 @@ FEW = "--max_steps 2 --per_device_train_batch_size 4 --report_to none --use_cpu 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Path:
-    """A tuned counter of squares beside the one it was tuned from, with two evaluations in its log."""
+    """A tuned counter of squares, with two evaluations in its log. The model that it was tuned from lies beside it."""
     folder = tmp_path_factory.mktemp("runs")
     sizes = " ".join(f"{SIZES} ".replace("--", f"--{side}_") for side in ("encoder", "decoder"))
     new = f"--image_size 32 --patch_size 16 {sizes} --output_dir {folder}/mle"

@@ -1,4 +1,4 @@
-"""Augmented training images: boxes and maps go where the pixels go, and the same seed gives the same view."""
+"""Augmented training images: boxes and maps follow the pixels, and the same seed gives the same view."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def detection_processor(**options) -> DetectionProcessor:
 
 
 def rectangles(width: int = 120, height: int = 80) -> tuple[Image.Image, dict]:
-    """Three rectangles on white, of the colours of their classes, none touching another."""
+    """Three rectangles on white, in the colours of their classes, which do not touch."""
     pixels = np.full((height, width, 3), WHITE, np.uint8)
     bbox = [[10, 8, 30, 24], [70, 10, 40, 20], [40, 45, 24, 30]]
     for (x, y, w, h), colour in zip(bbox, COLOURS, strict=True):
@@ -56,7 +56,7 @@ def test_boxes_follow_the_pixels_when_images_are_mirrored_and_scaled(seed, flip,
         own = np.abs(picture.astype(int) - colour).max(-1) == 0
         ys, xs = np.nonzero(own)
         boxes = [box for known, box in found if known == label]
-        if not boxes:  # not learned: hardly in the picture
+        if not boxes:  # not a label: hardly in the picture
             assert len(xs) == 0 or min(np.ptp(xs), np.ptp(ys)) <= 2
         elif len(xs):
             np.testing.assert_allclose(boxes[0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=2.5)
@@ -106,7 +106,7 @@ def test_panoptic_maps_follow_the_pixels_when_images_are_mirrored_and_cut_out(se
     batch = processor.dense(images=[image], seeds=[seed], segmentation=[ids], segments_info=[infos])
     picture, semantics = batch["pixel_values"][0].movedim(0, -1).numpy(), batch["targets"]["semantics"][0].numpy()
     shown = np.concatenate([np.full((1, 3), WHITE), COLOURS])[semantics]  # (H, W, 3)
-    assert (np.abs(shown.astype(int) - picture).max(-1) > 0).mean() < 0.05  # but for a pixel at the borders
+    assert (np.abs(shown.astype(int) - picture).max(-1) > 0).mean() < 0.05  # the borders may be off by a pixel
 
 
 @settings(max_examples=20, deadline=None)

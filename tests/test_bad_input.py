@@ -1,4 +1,4 @@
-"""Bad input gets a sentence that says what is wrong, where, and what to do; before training where it can be known."""
+"""Bad input is answered with a sentence that says what is wrong, where, and what to do: before training if possible."""
 
 import numpy as np
 import pytest
@@ -360,9 +360,11 @@ class TestRewards:
         for returned in (torch.ones, np.ones):
 
             def reward(completions, make=returned, **kwargs):
-                return make(len(completions))
+                return 3 * make(len(completions))
 
-            reward_trainer(tmp_path, reward).train()
+            trainer = reward_trainer(tmp_path, reward, logging_steps=1)
+            trainer.train()
+            assert trainer.state.log_history[0]["reward"] == 3
 
     def test_a_reward_that_raises_is_named_with_the_row_it_fails_on(self, tmp_path):
         dataset = [

@@ -1,4 +1,4 @@
-"""Images that cannot be read in the middle of a run: named, or skipped without moving any other row."""
+"""Images that cannot be read in the middle of a run are named, or skipped without moving any other row."""
 
 import io
 import os
@@ -57,7 +57,7 @@ DAMAGES = (gone, truncated, text, folder, empty, bomb)
 
 
 class FromFiles:
-    """A data set as people write it: rows with paths."""
+    """A data set as people write it themselves: rows with paths."""
 
     def __init__(self, paths: list[str], texts: list[str]):
         self.paths, self.texts = paths, texts
@@ -98,7 +98,7 @@ def count(predictions, references) -> dict:
 
 
 class Damaging(TrainerCallback):
-    """After the first step, when the start's checks have seen everything whole."""
+    """Damages a file when training begins: the checks before training have seen it whole."""
 
     def __init__(self, damage, path: Path):
         self.damage, self.path = damage, path
@@ -170,7 +170,7 @@ def test_a_data_set_that_is_gone_is_an_error_not_a_run_over_nothing(tmp_path):
 
 
 def test_no_damage_to_a_picture_gets_past_with_another_error(tmp_path):
-    """Seeded mutations of four formats: read, or a ValueError that names row and file."""
+    """Files of four formats with random damage are read, or cause a ValueError that names row and file."""
     rng = random.Random(0)
     collator = make_trainer("mle", tmp_path).data_collator
     from vision_rl.trainer.data_order import Row

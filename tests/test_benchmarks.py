@@ -1,4 +1,4 @@
-"""The benchmarks run, on sizes of seconds, and refuse to compare what is not equal. No time is asserted."""
+"""The benchmarks run at small sizes, and refuse to compare what is not equal. No time is asserted."""
 
 import json
 import subprocess
@@ -89,7 +89,7 @@ def test_cpu_time_of_several_threads_is_refused(benchmark):
 
 def test_peak_memory_counts_what_is_in_use_at_once(benchmark):
     peak_memory = benchmark("measuring").peak_memory
-    kept = torch.ones(1000)  # was there before
+    kept = torch.ones(1000)  # in use before the block, so not counted
     with peak_memory() as peak:
         first = torch.zeros(500_000)
         del first
@@ -100,7 +100,7 @@ def test_peak_memory_counts_what_is_in_use_at_once(benchmark):
 
 
 def test_peak_memory_sees_what_an_operation_takes_for_itself_and_for_its_backward(benchmark):
-    """The log-sum-exp of a matrix makes another of its size, and its gradient one more."""
+    """The log-sum-exp of a matrix allocates a second one of its size, and its gradient a third."""
     peak_memory = benchmark("measuring").peak_memory
     logits = torch.zeros(100, 10_000, requires_grad=True)
     with peak_memory() as forward:
@@ -151,7 +151,7 @@ def test_sampling_runs(benchmark, decoder):
 
 
 def test_gradient_noise_runs(benchmark):
-    for reward, count in (("recall", 11), ("map_vocabulary", 12)):  # which has token targets
+    for reward, count in (("recall", 11), ("map_vocabulary", 12)):  # map_vocabulary has token targets as well
         rows = benchmark("gradient_noise").main("incomplete", None, reward, batches=4, images=2, times=2)
         assert len(rows) == count and all(row["noise"] >= 0 for row in rows)
 
@@ -226,14 +226,14 @@ def test_the_gpu_check_does_on_a_cpu_all_that_needs_no_gpu(benchmark, tmp_path):
 
 
 def test_the_gpu_check_needs_no_datasets_trl_or_evaluate():
-    """A machine with a GPU and no network may lack them."""
+    """A machine with a GPU but no network may lack these packages."""
     lacking = "import sys; sys.modules.update(dict.fromkeys(['datasets', 'trl', 'evaluate'])); import gpu_check"
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
     subprocess.run([sys.executable, "-c", lacking], cwd=folder, check=True)
 
 
 def test_the_gpu_check_replays_graphs_and_compares_them(benchmark, monkeypatch):
-    """On a CPU that records: what it says of graphs is what it will say of those of a GPU."""
+    """On a CPU whose graphs record and replay; the same check runs on a GPU."""
     a_cpu_that_captures(monkeypatch)
     gpu_check = benchmark("gpu_check")
     found = gpu_check.graphs_of(workload(benchmark, captions=True, length=24, num_generations=2), rollouts=2)
@@ -254,7 +254,7 @@ def test_a_check_of_the_gpu_that_fails_stops_no_other(benchmark, tmp_path, monke
 
 
 def test_rewards_are_those_of_the_fields_own_code(benchmark, capsys):
-    """Each of the four stops where its results differ."""
+    """Each of the four benchmarks stops if its results differ."""
     pytest.importorskip("pycocoevalcap")
     pytest.importorskip("skimage")
     benchmark("rewards").main(captioned=4, completions=4, evaluated=4, side=64, rounds=1)

@@ -1,4 +1,4 @@
-"""The callback that tells when reward and metric part."""
+"""The callback that warns when the metric falls while the reward rises."""
 
 import logging
 
@@ -12,7 +12,7 @@ from vision_rl.trainer.callbacks import RewardMetricDivergenceCallback
 
 
 def warnings_of(callback, evaluations, caplog) -> list[str]:
-    """What it says to a run of (reward, metric) pairs, one each ten steps."""
+    """The warnings in a run with these pairs of reward and metric, one pair every ten steps."""
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for index, (reward, metric) in enumerate(evaluations):

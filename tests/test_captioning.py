@@ -1,4 +1,4 @@
-"""The captioning room with the trainers: processor, loaders, TRL's text rewards, what is saved, the picture."""
+"""Captioning with the trainers: processor, loaders, TRL's text rewards, what is saved, the picture."""
 
 import functools
 import json
@@ -56,7 +56,7 @@ CAPTIONS = [
 
 
 def bert_like_tokenizer(named: bool = True) -> PreTrainedTokenizerFast:
-    """As BERT's: lower case, punctuation apart, `[CLS] caption [SEP]`."""
+    """Like BERT's: lower case, punctuation as tokens of its own, `[CLS] caption [SEP]`."""
     tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -142,7 +142,7 @@ def test_a_decoded_caption_has_no_special_tokens_and_its_compounds_are_whole():
         ("a man ' s t - shirt", "a man's t-shirt"),
         ("she isn ' t here", "she isn't here"),
         ("five o ' clock", "five o'clock"),
-        ("the dogs ' ball", "the dogs ' ball"),  # a possessive plural; its apostrophe is no token of CIDEr's
+        ("the dogs ' ball", "the dogs ' ball"),  # a possessive plural: CIDEr drops its apostrophe
         ("a ' quoted ' word", "a ' quoted ' word"),
         ("player # 12, 1, 000 fans, 3. 5 miles, 1 / 2 past", "player #12, 1,000 fans, 3.5 miles, 1/2 past"),
         ("two, three or four", "two, three or four"),
@@ -295,7 +295,7 @@ def test_trls_rewards_of_messages_run_unmodified_with_conversational_completions
         train_dataset=rows(),
         eval_dataset=rows(4),
         processing_class=processor(),
-        compute_metrics=coco_captions,  # a metric is given plain strings as ever
+        compute_metrics=coco_captions,  # a metric still gets plain strings
     )
     tuned.train()
     entry = first_log(tuned)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or it is not there: kills, full disks, damaged files, and what a resume makes of them."""
+"""A checkpoint is whole or it is not there: kills, full disks and damaged files, and what a resume does about them."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def zeroed(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
-    """One bit in the middle: the size stays, and so would JSON's or safetensors' grammar."""
+    """Flips one bit in the middle. The size stays, and a reader of JSON or safetensors may notice nothing."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -58,7 +58,7 @@ DAMAGES = (missing, empty, cut, zeroed, flipped)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Path, dict]:
-    """A run of MLE with five checkpoints, and what it left behind."""
+    """The folder of an MLE run with five checkpoints, and the record of that run."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, run("mle", folder, decoder="bert")
 
@@ -103,7 +103,7 @@ def test_resume_takes_the_newest_whole_checkpoint_and_tells_which_it_passed_over
     assert len(told) == 2
     assert "checkpoint-5" in told[0] and "model.safetensors does not have the content" in told[0]
     assert "checkpoint-4" in told[1] and "scheduler.pt is missing" in told[1]
-    check_whole(copied / "checkpoint-5")  # written anew over the damaged one
+    check_whole(copied / "checkpoint-5")  # the resumed run has replaced the damaged one
 
 
 def test_no_whole_checkpoint_is_an_error_that_tells_what_is_wrong_with_each(copied):
@@ -185,7 +185,7 @@ def test_a_damaged_best_model_is_not_loaded_at_the_end(tmp_path):
 
 
 def test_killed_at_random_moments_of_a_save_every_run_resumes_bit_for_bit(tmp_path):
-    """By hand with `--kills 100`; here 5."""
+    """5 kills here; run the script by hand for more: `--kills 100`."""
     script = Path(__file__).parent / "scripts" / "kill_while_saving.py"
     told = subprocess.run(
         [*PYTHON, str(script), "--kills", "5", "--folder", str(tmp_path), "--seed", str(os.getpid())],
@@ -203,7 +203,7 @@ def test_killed_at_random_moments_of_a_save_every_run_resumes_bit_for_bit(tmp_pa
 def test_a_save_interrupted_before_its_new_name_is_finished_by_the_resume(whole, copied):
     os.rename(copied / "checkpoint-5", copied / "_saving-checkpoint-5")
     resumed = run("mle", copied, True, decoder="bert", model=tiny_model("bert", seed=99))
-    assert resumed["seen"] == []  # nothing was left to do
+    assert resumed["seen"] == []  # no step was left to do
     assert_equal(resumed["weights"], whole[1]["weights"])
 
 
@@ -244,7 +244,7 @@ def test_the_limit_keeps_the_newest_and_the_best_and_deletes_after_the_new_one_i
 
 
 def test_a_limit_of_one_does_not_delete_the_checkpoint_just_written_for_a_damaged_later_one(copied):
-    """A resume went back from a damaged checkpoint-5; by the step's number checkpoint-4 is not the newest."""
+    """A resume has gone back behind a damaged checkpoint-5, so the new checkpoint-4 has not the highest number."""
     cut(copied / "checkpoint-5" / "model.safetensors")
     shutil.rmtree(copied / "checkpoint-4")
     run("mle", copied, True, decoder="bert", max_steps=4, save_total_limit=1)
@@ -253,7 +253,7 @@ def test_a_limit_of_one_does_not_delete_the_checkpoint_just_written_for_a_damage
 
 
 def full_disk(tmp_path: Path, megabytes: float) -> Path:
-    """A file system of its own; skipped where it may not be mounted."""
+    """A folder with a file system of its own. The test is skipped where that may not be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 2**20)}", "tmpfs", str(folder)]
@@ -264,15 +264,15 @@ def full_disk(tmp_path: Path, megabytes: float) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Room for two checkpoints of a tiny model, and a part of a third."""
+    """A disk with room for two checkpoints of a tiny model and a part of a third."""
     folder = full_disk(tmp_path, 2.5)
     yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # weights that were loaded are mapped
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # lazy, because loaded weights are still mapped
 
 
 @pytest.mark.parametrize("filled", [0.0, 0.3, 0.6, 0.9])
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_whole(small_disk, tmp_path, filled):
-    """Wherever the writing stops: in the weights, the processor, the optimizer, the states."""
+    """The parameter moves the place where writing stops: in the weights, the processor, the optimizer or the states."""
     whole_run = run("mle", tmp_path / "whole", max_steps=4)
     run("mle", small_disk / "run", max_steps=4, callbacks=[StopAt(1)])
     size = sum(path.stat().st_size for path in (small_disk / "run" / "checkpoint-1").rglob("*"))
@@ -290,7 +290,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_whole(small_disk,
 
 
 class Filling(TrainerCallback):
-    """Something else on the disk grows from step to step: the bytes that are free at the end of each."""
+    """Another file fills the disk. `free` says how many bytes it leaves free after a step."""
 
     def __init__(self, disk: Path, free: dict[int, int | None]):
         self.disk, self.free = disk, free
@@ -353,11 +353,11 @@ def test_a_new_run_names_the_damaged_file_of_the_model_it_starts_from(tmp_path, 
         make_trainer("mle", tmp_path / "new", model=str(tmp_path / "model"), processing_class=None)
 
 
-# --- what was done before an error --------------------------------------------------------------------------------------
+# --- the work before an error is kept -------------------------------------------------------------------------------
 
 
 class FailingAt:
-    """A metric or reward that fails once, at the second evaluation or in a given step."""
+    """A metric that fails once, at the call of the given number."""
 
     def __init__(self, call: int):
         self.call, self.calls = call, 0
@@ -385,7 +385,7 @@ def test_an_evaluation_that_fails_at_the_step_of_a_save_loses_nothing(tmp_path):
 def test_a_step_that_fails_leaves_a_checkpoint_of_the_one_before_it_that_resumes_bit_for_bit(
     tmp_path, kind, decoder, step
 ):
-    """BERT's dropout has drawn random numbers in the step that fails: the checkpoint has those from before."""
+    """The failing step has already drawn random numbers for BERT's dropout; the checkpoint has the state before it."""
     options = {"decoder": decoder, "save_steps": 100}
     whole_run = run(kind, tmp_path / "whole", **options)
     trainer = make_trainer(kind, tmp_path / "run", **{**STEPS, **options})

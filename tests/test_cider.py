@@ -1,4 +1,4 @@
-"""CIDEr-D and its companions: coco-caption's own numbers, hand-computed cases, and what must not pay."""
+"""CIDEr-D and its companions: coco-caption's own numbers, cases computed by hand, and captions that must not pay."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ from vision_rl.trainer.advantages import leave_one_out_advantages
 EXACT = 1e-9
 
 
-# The reference's numbers, of captions whose words are numbers, and of our own in words
+# The reference's numbers: for captions whose words are numbers, and for captions of our own
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_rewards_of_token_ids_equal_self_critical_training_and_so_does_the_advan
     content = golden("self_critical.npz")
 
     def text(ids):
-        """The ids as words up to and including the end, which is id 0: so it is a word like the others."""
+        """The ids as words, up to and including the end. The end is id 0, a word like the others."""
         ids = list(ids)
         return " ".join(map(str, ids[: ids.index(0) + 1] if 0 in ids else ids))
 
@@ -126,7 +126,7 @@ captions = st.lists(st.sampled_from(["a", "dog", "cat", "on", "runs"]), max_size
 
 @given(
     st.lists(st.tuples(captions, st.lists(captions, min_size=1, max_size=3)), min_size=1, max_size=6).filter(
-        lambda pairs: any(any(references) for _, references in pairs)  # without any word it fails
+        lambda pairs: any(any(references) for _, references in pairs)  # pycocoevalcap fails without any word
     )
 )
 def test_scores_of_random_captions_equal_pycocoevalcap(pairs):
@@ -142,7 +142,7 @@ def test_scores_of_random_captions_equal_pycocoevalcap(pairs):
     assert bleu(candidates, references, tokenize=None) == pytest.approx(
         bleu_module.Bleu(4).compute_score(gts, res, verbose=0)[0], abs=EXACT
     )
-    filled = [row for row in gts if candidates[row] and all(references[row])]  # of "" it makes the word ""
+    filled = [row for row in gts if candidates[row] and all(references[row])]  # there "" is a word
     if filled:
         expected = rouge.Rouge().compute_score({row: gts[row] for row in filled}, {row: res[row] for row in filled})[1]
         found = rouge_l([candidates[row] for row in filled], [references[row] for row in filled], tokenize=None)
@@ -157,8 +157,8 @@ def test_a_caption_equal_to_its_only_reference_scores_ten():
 
 
 def test_unigrams_by_hand():
-    # Two images, each word in one of them: every n-gram weighs log 2. "dog" against "dog runs": cosine of one word
-    # 1 / sqrt(2), no longer n-grams in common; one bigram of difference in length.
+    # Each word is in one of two images, so every n-gram weighs log 2. "dog" and "dog runs" have a cosine of 1 / sqrt(2)
+    # in single words, and no longer n-gram in common. Their lengths differ by one bigram.
     score = cider_d(["dog"], [["dog runs"]], DocumentFrequency.from_references([["dog runs"], ["cat"]]))
     assert score[0] == pytest.approx(10 / 4 * (1 / math.sqrt(2)) * math.exp(-1 / 72))
 
@@ -179,7 +179,7 @@ def test_empty_candidates_and_references_score_zero_and_not_nan(append_eos):
 def test_unicode_and_line_breaks_do_not_matter_to_the_alignment_of_captions():
     references = [["ein Café mit Ausblick"], ["two\ncats\u2028sleep"], ["犬 が 走る"]]
     scores = cider_d(["Ein café mit Ausblick", "two cats sleep", "犬 が 走る"], references)
-    assert scores == pytest.approx([10.0, 7.5, 7.5])  # three words have no n-gram of four
+    assert scores == pytest.approx([10.0, 7.5, 7.5])  # three words have no 4-gram
 
 
 def test_very_long_captions_are_scored():
@@ -202,7 +202,7 @@ def test_the_score_of_an_image_does_not_depend_on_how_often_its_references_are_r
 def test_ngrams_are_counted_within_a_caption_and_not_across_two():
     ngrams = count_ngrams(["a b", "", "b a b"])
     assert np.bincount(ngrams.caption, ngrams.count, 3).tolist() == [3, 0, 6]
-    assert len(ngrams.hashes) == 2 + 2 + 1  # a, b; ab, ba; bab
+    assert len(ngrams.hashes) == 2 + 2 + 1  # a and b; ab and ba; bab
     assert ngrams.num_words.tolist() == [2, 0, 3]
 
 
@@ -213,7 +213,7 @@ def test_frequencies_count_images_and_not_captions():
 
 
 def test_frequencies_of_many_images_are_those_of_their_parts():
-    references = [[f"word{n % 7} of image {n}"] for n in range(5000)]  # more than are counted at once
+    references = [[f"word{n % 7} of image {n}"] for n in range(5000)]  # more images than are counted at once
     frequency = DocumentFrequency.from_references(references)
     assert frequency.of_ngrams(["of image", "word0", "image 4999"]).tolist() == [5000, 715, 1]
 
@@ -277,7 +277,7 @@ def test_a_caption_that_breaks_off_is_paid_less_than_the_whole_one(reward):
 
 
 def test_the_end_token_is_what_makes_breaking_off_expensive():
-    # "with a ball" against "with a": without an end token the unfinished caption loses one word only.
+    # "with a ball" against "with a": without an end token, the unfinished caption loses only one word.
     finished, unfinished = "two children with a ball", "two children with a"
     shares = []
     for append_eos in (False, True):
@@ -312,7 +312,7 @@ def test_repetition_does_not_pay(reward):
     once, doubled, words = "a dog on the beach", "a dog on the beach on the beach", "dog dog dog beach beach beach"
     rewards = reward([once, doubled, words], references=[REFERENCES[1]] * 3)
     assert rewards[0] > rewards[1] > rewards[2]
-    assert reward(["dog beach " * 20], references=[REFERENCES[1]])[0] < 0.01  # length takes nearly all
+    assert reward(["dog beach " * 20], references=[REFERENCES[1]])[0] < 0.01  # by the length penalty
 
 
 def test_an_empty_caption_earns_next_to_nothing(reward):

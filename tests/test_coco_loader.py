@@ -1,4 +1,4 @@
-"""Data sets in COCO's JSON form and in the Hub's, written and read back."""
+"""Data sets in COCO's JSON form and in the Hub's forms are written and read back."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"i
 
 @pytest.fixture
 def folder(tmp_path):
-    """Writes images of 64 x 48 and the JSON; returns the two arguments of the loader."""
+    """A function that writes images of 64 x 48 and the JSON, and returns the two arguments of the loader."""
 
     def write(boxes, count=2, **changes):
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def test_rows_are_images_with_their_boxes_and_images_without_a_box_stay(folder):
             "bbox": [[1, 2, 30, 20.5], [0, 0, 64, 48]],
             "category": [2, 0],
             "iscrowd": [1, 0],
-            "area": [500.5, 64 * 48],  # the box's where none is given
+            "area": [500.5, 64 * 48],  # the box's area where none is given
         },
         {"bbox": [], "category": [], "iscrowd": [], "area": []},
         {"bbox": [[5, 5, 10, 10]], "category": [1], "iscrowd": [0], "area": [100]},
@@ -65,7 +65,7 @@ def test_rows_are_images_with_their_boxes_and_images_without_a_box_stay(folder):
 def test_images_are_decoded_when_a_row_is_read_and_their_headers_before(folder):
     images, annotations = folder([])
     whole = (images / "1.png").read_bytes()
-    (images / "1.png").write_bytes(whole[: len(whole) // 2])  # the header is there
+    (images / "1.png").write_bytes(whole[: len(whole) // 2])  # the header is still whole
     dataset = load_coco_detection(images, annotations)
     raw = dataset.cast_column("image", datasets.Image(decode=False))
     assert raw[1]["image"] == {"path": str(images / "1.png"), "bytes": None}
@@ -141,7 +141,7 @@ def test_boxes_partly_outside_are_clipped_and_counted(folder, caplog):
     boxes = [[-4, -2, 10, 10], [60, 40, 10, 10], [1, 1, 9, 9]]
     dataset = load_coco_detection(*folder([{"bbox": box, "area": 50} for box in boxes]))
     assert dataset[0]["objects"]["bbox"] == [[0, 0, 6, 8], [60, 40, 4, 8], [1, 1, 9, 9]]
-    assert dataset[0]["objects"]["area"] == [48, 32, 50]  # no object is larger than what is left of its box
+    assert dataset[0]["objects"]["area"] == [48, 32, 50]  # at most the area of the clipped box
     (message,) = warnings_of(caplog)
     assert "2 of 3 boxes" in message and "clipped to it; the first: annotation 1 with bbox [-4, -2, 10, 10]" in message
 
@@ -210,7 +210,7 @@ IMAGE = {"id": 100, "file_name": "0.png"}
 
 
 def box_of(folder, box=None, **changes):
-    """The row of one annotation, with these changes of it and of the file."""
+    """The row of a file with one annotation, after changes to the annotation and to the file."""
     box = {"bbox": [1, 1, 9, 9], **(box or {})}
     return load_coco_detection(*folder([box], **changes))[0]
 
@@ -374,11 +374,11 @@ def test_skipping_leaves_out_no_more_than_what_is_bad(folder, caplog):
         load_coco_detection(images, annotations, on_bad_row="ignore")
 
 
-# Sizes in the JSON, in the file, and EXIF between them
+# Sizes in the JSON and in the file, and EXIF between them
 
 
 def turned_photo(images, orientation=6):
-    """Stored 100 x 40; 6 shows it as 40 x 100."""
+    """A photo that is stored as 100 x 40; orientation 6 shows it as 40 x 100."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (100, 40)).save(images / "0.png", exif=exif)

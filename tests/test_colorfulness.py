@@ -1,4 +1,4 @@
-"""Colour spaces, the terms of the colourfulness reward, the rewards, the metric and their evaluate modules."""
+"""CIELAB, the terms of the colourfulness reward, the rewards, the metric and their evaluate modules."""
 
 import csv
 import math
@@ -39,7 +39,7 @@ READINGS = [(hue, over) for hue in ("arctan2", "arctan") for over in ("all", "vi
 
 
 def colour(hue: float, chroma: float = 40, lightness: float = 60) -> np.ndarray:
-    """The 8-bit colour nearest to a hue in radians and a distance from grey in CIELAB."""
+    """The 8-bit colour nearest to a hue in radians and a chroma, its distance from grey in CIELAB."""
     lab = torch.tensor([lightness, chroma * math.cos(hue), chroma * math.sin(hue)], dtype=torch.float64)
     return (lab_to_rgb(lab) * 255).round().to(torch.uint8).numpy()
 
@@ -70,10 +70,10 @@ def test_lab_is_that_of_the_recorded_colours():
         assert np.abs(rgb_to_lab(torch.from_numpy(rgb).float()).numpy() - lab).max() < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore:Conversion from CIE-LAB")  # scikit-image tells what it clips
+@pytest.mark.filterwarnings("ignore:Conversion from CIE-LAB")  # scikit-image warns of what it clips
 def test_colours_come_back_from_lab_and_those_outside_of_srgb_are_clipped_as_by_scikit_image():
     rgb = torch.from_numpy(noise(32, 32) / 255)
-    assert (lab_to_rgb(rgb_to_lab(rgb)) - rgb).abs().max() < 1e-5  # the primaries and their inverse have six digits
+    assert (lab_to_rgb(rgb_to_lab(rgb)) - rgb).abs().max() < 1e-5  # the two colour matrices have six digits
     assert ((lab_to_rgb(rgb_to_lab(rgb.float())) - rgb) * 255).abs().max() < 0.01
     lab = np.random.default_rng(0).uniform([0, -100, -100], [100, 100, 100], (500, 3))
     assert np.abs(lab_to_rgb(torch.from_numpy(lab)).numpy() - lab2rgb(lab)).max() < 1e-6
@@ -90,14 +90,14 @@ def test_autocast_does_not_coarsen_lab():
 
 
 def patches_of_photos() -> list[np.ndarray]:
-    """Of scikit-image's own photos, pale, as they are and in stronger colours, and of noise; nothing in them is grey."""
+    """Patches of noise and of scikit-image's photos: paler, as they are, and in stronger colours. No pixel is grey."""
     patches = [noise(32, 32), noise(32, 32) // 4 + 96]
     for photo in (astronaut(), chelsea(), coffee(), rocket()):
         patch = photo[150:214, 200:264] / 255
         grey = patch.mean(-1, keepdims=True)
         for saturation in (0.5, 1, 1.6):
             patches.append((np.clip(grey + saturation * (patch - grey), 0, 1) * 255).round().astype(np.uint8))
-    for patch in patches:  # the hue of grey is whatever the last digits make of it
+    for patch in patches:  # rounding would decide the hue of a grey pixel
         patch[(patch == patch[..., :1]).all(-1)] = (200, 100, 50)
     return patches
 
@@ -120,7 +120,7 @@ def test_terms_are_those_of_scikit_images_lab(hue, over):
 
 
 def slow_terms(image: np.ndarray, hue: str, over: str) -> tuple[float, float]:
-    """The reward's two terms pixel by pixel, in plain Python."""
+    """The reward's two terms, computed pixel by pixel in plain Python."""
     bins, num_vivid = Counter(), 0
     for pixel in image.reshape(-1, 3).tolist():
         r, g, b = ((v / 255 / 12.92) if v / 255 <= 0.04045 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in pixel)
@@ -175,7 +175,7 @@ def test_dull_pixels_have_a_hue_too_unless_only_the_vivid_are_asked():
     vivid_fraction, hue_entropy = colorfulness_terms([half])
     assert vivid_fraction.item() == 0.5 and hue_entropy.item() == pytest.approx(math.log(2))
     assert colorfulness_terms([half], entropy_over="vivid")[1].item() == 0
-    assert colorfulness_terms([GREY], entropy_over="vivid")[1].item() == 0  # of no pixel at all
+    assert colorfulness_terms([GREY], entropy_over="vivid")[1].item() == 0  # no pixel counts at all
 
 
 def test_vivid_means_above_ten_and_the_last_bin_has_the_hue_pi():
@@ -268,7 +268,7 @@ def test_the_reward_is_the_product_of_its_terms_and_logs_them():
 def test_fidelity_is_minus_the_squared_error_in_minus_one_to_one():
     black, white = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 255, np.uint8)
     one_pixel = black.copy()
-    one_pixel[0, 0] = (255, 0, 0)  # one of twelve values is off by 2
+    one_pixel[0, 0] = (255, 0, 0)  # one of twelve values differs by 2
     rewards = fidelity_reward([black, white, one_pixel, white], references=[black, black, black, None], image=[0] * 4)
     assert rewards == [0, -4, pytest.approx(-4 / 12), None]
     with pytest.raises(ValueError, match=r"The image is \(2, 2, 3\), its reference \(4, 6, 3\): resize"):
@@ -291,7 +291,7 @@ def test_confetti_earns_more_than_a_photo_until_fidelity_counts():
 def test_hasler_colourfulness_by_hand():
     assert hasler_colorfulness(GREY) == 0
     assert hasler_colorfulness(stripes((255, 0, 0))) == pytest.approx(0.3 * math.hypot(255, 127.5))
-    halves = stripes((255, 0, 0), (0, 0, 0))  # red - green is 255 and 0, its deviation half of that
+    halves = stripes((255, 0, 0), (0, 0, 0))  # red - green is 255 or 0; its deviation is half of that
     expected = math.hypot(127.5, 63.75) + 0.3 * math.hypot(127.5, 63.75)
     assert hasler_colorfulness(halves) == pytest.approx(expected)
     assert hasler_colorfulness(halves / 255) == pytest.approx(expected)
@@ -305,7 +305,7 @@ def test_hasler_colourfulness_is_near_that_of_the_recorded_photos():
     recorded = np.array([float(row["colorfulness_hasler2003"]) for row in rows])
     ours = np.array([hasler_colorfulness(Image.open(PHOTOS / "images" / row["file_name"])) for row in rows])
     assert np.corrcoef(recorded, ours)[0, 1] > 0.99
-    assert np.abs(recorded - ours).max() < 7  # theirs is of the pixels before JPEG took colour away
+    assert np.abs(recorded - ours).max() < 7  # theirs was measured before JPEG took colour away
 
 
 def test_psnr_is_that_of_the_authors_for_clipped_predictions():

@@ -1,4 +1,4 @@
-"""The processor of colorization, the picture of its predictions, and a colorizer tuned for colourfulness."""
+"""The processor of colorization, the pictures of its predictions, and a colorizer tuned for colourfulness."""
 
 import logging
 
@@ -81,7 +81,7 @@ def test_grey_is_rounded_down_and_weighs_green_most():
     colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0]], dtype=torch.uint8)
     assert rgb_to_grey(colors).tolist() == [76, 149, 29, 255, 0]  # 0.2989 * 255.5 = 76.4, 0.587 * 255.5 = 149.98
     greys = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 3)
-    assert (rgb_to_grey(greys) == greys[:, 0]).all()  # what is grey stays as it is
+    assert (rgb_to_grey(greys) == greys[:, 0]).all()  # a grey pixel stays as it is
 
 
 def test_the_photo_is_resized_before_it_is_made_grey():
@@ -106,7 +106,7 @@ def test_a_seed_says_whether_a_photo_is_mirrored_and_color_goes_with_grey():
         flipped = not torch.equal(batch["targets"]["color"], plain["targets"]["color"])
         mirrored += flipped
         expected = plain["targets"]["color"].flip(2) if flipped else plain["targets"]["color"]
-        assert (batch["targets"]["color"] - expected).abs().max() < 0.02  # mirroring and resizing in another order
+        assert (batch["targets"]["color"] - expected).abs().max() < 0.02  # mirroring comes before resizing here
         grey = rgb_to_grey(((batch["targets"]["color"] + 1) * 127.5).round().to(torch.uint8)) / 127.5 - 1
         assert torch.equal(batch["pixel_values"][:, 0], grey)
     assert 4 < mirrored < 16
@@ -122,7 +122,7 @@ def test_crops_have_the_area_and_the_shape_that_they_should_and_lie_inside():
     areas = width * height / 4800
     assert 0.23 < areas.min() < 0.3 and 0.7 < areas.max() < 0.77
     assert 0.72 < (width / height).min() < 0.8 and 1.3 < (width / height).max() < 1.38
-    x0, y0, x1, y1 = random_box((400, 2), (0.9, 1.0), rng)  # no crop of that shape is so large
+    x0, y0, x1, y1 = random_box((400, 2), (0.9, 1.0), rng)  # no crop of an allowed shape has that area
     assert y1 - y0 == 2 and 1 <= x1 - x0 <= 3
 
 
@@ -185,7 +185,7 @@ def test_with_keep_luminance_the_lightness_is_the_photos_and_the_colour_the_pred
 
     grey = rgb_to_lab((batch["pixel_values"][0].movedim(0, -1).double() + 1) / 2)
     assert (lab(kept)[..., 0] - grey[..., 0]).abs().mean() < 1 < (lab(plain)[..., 0] - grey[..., 0]).abs().mean()
-    assert (lab(kept)[..., 1:] - lab(plain)[..., 1:]).abs().mean() < 1  # but for what sRGB cannot show
+    assert (lab(kept)[..., 1:] - lab(plain)[..., 1:]).abs().mean() < 1  # some colours lie outside of sRGB
     for grey in (None, batch["pixel_values"][:1]):
         with pytest.raises(ValueError, match="keep_luminance takes the lightness .* each of the 3 predictions"):
             p.to_images(faded, grey)
@@ -198,7 +198,7 @@ def test_a_row_of_named_pictures_has_the_shape_of_the_photo():
     assert row.width == 4 * 120 + 3 * 2 and 60 < row.height < 90
     middles = [row.getpixel((120 * column + 2 * column + 60, 30)) for column in range(4)]
     assert middles == [(76, 76, 76), (255, 0, 0), (0, 0, 255), (0, 0, 255)]
-    assert np.asarray(row.convert("L"))[62:].min() < 160  # the names
+    assert np.asarray(row.convert("L"))[62:].min() < 160  # the names are written there
     assert draw(image, Image.fromarray(square), width=120).width == 242
     assert draw(np.asarray(image) / 255, square).height > 128
 
@@ -269,7 +269,7 @@ def test_grey_photos_are_left_out():
 
 
 class Palette(torch.nn.Module):
-    """A stage I without weights: each of four codes is the colour of a quarter of the picture; 0, 1, 2 are grey."""
+    """A stage I without weights: each of four codes colours a quarter of the picture. Codes 0, 1 and 2 are grey."""
 
     def __init__(self, processor: ColorizationProcessor):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`vision-rl`: the commands one after the other, as from a shell, on any task; and what they say of wrong input."""
+"""`vision-rl`: its commands one after the other, as from a shell, on any task; and their answers to wrong input."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def run(command: str, *options: str | Path) -> None:
 
 
 def fails(capsys, command: str, *options: str | Path) -> str:
-    """The one line that a command ends with."""
+    """The one line with which a failing command ends."""
     capsys.readouterr()
     assert main([*command.split(), *map(str, options)]) != 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vision-rl")]
@@ -39,12 +39,12 @@ def scenes_folder(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-# --- a task of one's own ----------------------------------------------------------------------------------------------
+# --- a task of the user's -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def counter(tmp_path_factory) -> Path:
-    """The folder of a model that counts squares, after both steps."""
+    """The folder of a model that counts squares, after MLE and tuning."""
     folder = tmp_path_factory.mktemp("counting")
     run(f"mle --task {COUNTING} --image_size 32 {ENCODER} {DECODER} {FEW} --output_dir", folder / "mle")
     run(f"tune --task {COUNTING} --model {folder}/mle {FEW} --output_dir", folder / "tuned")
@@ -267,7 +267,7 @@ def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
 
 
 def test_an_evaluate_module_by_its_path_is_a_reward(checkpoint, tmp_path):
-    """Beside the task's own, which pays the same but for the confidences."""
+    """The module is used beside the task's own reward, which pays the same and also teaches confidences."""
     module = vision_rl.metric_path("detection_reward")
     command = f"tune --task detection --model {checkpoint} --scenes 16 --logging_steps 1 {FEW} --output_dir"
     run(f"{command} {tmp_path} --reward {module} recall")
@@ -279,7 +279,7 @@ def test_an_evaluate_module_by_its_path_is_a_reward(checkpoint, tmp_path):
 def test_models_of_transformers_go_through_mle_tune_and_predict(tmp_path, kind):
     from served_models import served
 
-    model, processor = served(kind)  # to which a digit is an unknown letter
+    model, processor = served(kind)  # for which every digit is an unknown letter
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     shared = f"--task ocr --scenes 16 {FEW} --max_completion_length 8"
@@ -290,7 +290,7 @@ def test_models_of_transformers_go_through_mle_tune_and_predict(tmp_path, kind):
     assert len(json.loads((tmp_path / "out" / "texts.json").read_text())) == 3
 
 
-# --- what comes before ------------------------------------------------------------------------------------------------
+# --- what must be there before --------------------------------------------------------------------------------------
 
 
 def test_a_recipe_says_which_comes_before_it(capsys, tmp_path, monkeypatch):
@@ -302,7 +302,7 @@ def test_a_recipe_says_which_comes_before_it(capsys, tmp_path, monkeypatch):
     ):
         data = "" if recipe == "panoptic_mle" else "--images_dir coco --karpathy_file coco.json"
         told = fails(capsys, f"{command} --config {recipe} {data} --use_cpu true")
-        assert f"is not there yet: run `vision-rl {before}` first" in told or "annotation file" in told
+        assert f"is not there yet: run `vision-rl {before}` first" in told
     told = fails(capsys, "predict --model ./runs/none --images .")
     assert "There is no folder ./runs/none with a model" in told
 

@@ -1,7 +1,7 @@
-"""Every seam with another library, once: what `make test-oldest` and `make test-newest` run beside each other.
+"""Each contact with another library once, for `make test-oldest` and `make test-newest`.
 
-The other test files hold the same things to numbers; this one asks whether they go through, from an MLE step to the
-command line, with whatever versions are installed.
+The other test files check the same things by numbers. This one asks whether they run with the installed versions, from
+an MLE step to the command line.
 """
 
 import subprocess
@@ -33,7 +33,7 @@ KINDS = ("mle", "reward")
 
 @pytest.fixture(autouse=True)
 def nothing_deprecated_is_used(caplog, recwarn):
-    """transformers tells of some old names by a warning, of others by a line in the log."""
+    """No deprecation is reported. transformers reports some old names by a warning, others by a line in the log."""
     yield
     told = [record.getMessage() for record in caplog.get_records("call")]
     told += [str(warning.message) for warning in recwarn if "vision_rl" in warning.filename]
@@ -41,13 +41,13 @@ def nothing_deprecated_is_used(caplog, recwarn):
 
 
 def model_of(decoder: str) -> VisionEncoderDecoderModel:
-    """RoBERTa does not count its padding, with which the others start, as a position: it starts with an id of its own."""
+    """RoBERTa starts with an id of its own, since it gives padding no position; the other decoders start with padding."""
     if decoder != "roberta":
         return tiny_model(decoder, sharp=0.05, seed=2)
     model = tiny_model(decoder, vocab_size=7, sharp=0.05, seed=2)
     for holder in (model.config, model.generation_config):
         holder.decoder_start_token_id = 6
-    model.generation_config.suppress_tokens = [START]  # as the trainers do
+    model.generation_config.suppress_tokens = [START]  # as the trainers set it
     return model
 
 
@@ -62,7 +62,7 @@ def trained(kind: str, folder: Path, **options):
 
 
 def generated(model, processor: TextProcessor) -> list[str]:
-    """What `generate` of transformers says of the evaluation images."""
+    """What transformers' `generate` answers to the evaluation images."""
     pixel_values = processor(images=text_dataset(EVAL_ROWS, seed=1)["image"])["pixel_values"]
     return processor.batch_decode(
         model.eval().generate(pixel_values=pixel_values, max_new_tokens=MAX_LENGTH)[:, 1:].tolist()
@@ -176,7 +176,7 @@ def test_the_command_line_answers():
 
 
 def test_the_names_are_those_of_the_installed_transformers(tmp_path):
-    """5.24 has `cache`, 5.23 has `activation_checkpointing`; the names before them go in 5.40 and in 6."""
+    """5.24 has `cache`, and 5.23 has `activation_checkpointing`. The older names are removed in 5.40 and in 6."""
     model = tiny_model()
     outputs = model(pixel_values=torch.zeros(1, 3, 32, 32), decoder_input_ids=torch.zeros(1, 2, dtype=torch.long))
     assert CACHE in outputs and cache_of(outputs) is not None

@@ -1,4 +1,4 @@
-"""What the model writes while it learns: on a sheet, in parquet, in TensorBoard, wandb and trackio, in the terminal."""
+"""The completions of a training run: on a sheet, in parquet, in TensorBoard, wandb and trackio, in the terminal."""
 
 import math
 import re
@@ -110,7 +110,7 @@ def test_completions_are_the_same_with_reward_workers_and_a_greedy_baseline(tmp_
 
 
 def letters_as_they_come(completions, completion_ids, **kwargs) -> RewardOutput:
-    """Its prefix rewards: as many as there are tokens before."""
+    """A reward of 1 for each token; its prefix rewards are the numbers of tokens before."""
     width = max(map(len, completion_ids))
     return RewardOutput(
         [float(len(ids)) for ids in completion_ids],
@@ -207,7 +207,7 @@ def a_log(folder, **kwargs) -> CompletionsLog:
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_wandb_and_trackio_get_a_table_with_pictures(tmp_path, monkeypatch, name):
-    """Their own `Table` and `Image`; only what sends it away is replaced by a list."""
+    """With the libraries' own `Table` and `Image`; only their function `log`, which sends the values, is replaced."""
     module = pytest.importorskip(name, reason=f"{name} is not installed")
     from transformers.integrations import TrackioCallback, WandbCallback
 
@@ -307,7 +307,7 @@ def test_a_processor_without_a_picture_of_its_own_writes_the_completion_below_th
     assert plain.width == 512 and plain.height > 512 and right.height > plain.height
     assert pixels_of(right, RIGHT) > pixels_of(wrong, RIGHT)
     very_long = VisionProcessor.draw(text_processor(), image, "a" * 300)
-    assert very_long.height > plain.height  # broken within the word
+    assert very_long.height > plain.height  # the line is broken within the word
 
 
 def test_boxes_are_drawn_with_the_processors_class_names(one_thread):

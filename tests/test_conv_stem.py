@@ -1,4 +1,4 @@
-"""The convolutional stem: a ViT like the others, from its shapes to its checkpoints."""
+"""A ViT with a convolutional stem behaves like any other ViT, from its shapes to its checkpoints."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""CUDA graphs of decode steps on a CPU, where a fake graph records and replays: the samples of eager steps, and few captures."""
+"""CUDA graphs of decode steps give the samples of eager steps, with few captures: on a CPU, by a graph that records."""
 
 import copy
 import logging
@@ -15,7 +15,7 @@ from vision_rl.models.cuda_graphs import MAX_KEPT, CudaGraphRunner, kept_writers
 from vision_rl.models.sampling import sample
 
 
-B, G, T = 4, 4, 72  # lengths of attention: 64 and 72
+B, G, T = 4, 4, 72  # attention runs at two lengths, 64 and 72
 
 
 @pytest.fixture
@@ -24,15 +24,15 @@ def gpu(monkeypatch):
 
 
 def model_of(decoder="ours", own_forward=False):
-    """Ends one token in 40 or so: some completions are short, and some never end."""
+    """A model that ends at about one token in 40: some completions are short, and some never end."""
     model = tiny_model(decoder, vocab_size=40, sharp=0.05, length=T)
     if own_forward:
-        model.decoder.register_forward_hook(lambda *arguments: None)  # somebody watches: then modules are called
+        model.decoder.register_forward_hook(lambda *arguments: None)  # with a hook the modules are called
     return model
 
 
 def drawn(model, seed=0, images=B, graphs=True, **how):
-    """The samples of a table of uniforms; without graphs from a copy of the model on a CPU that captures nothing."""
+    """The samples for a table of uniforms. Without `graphs` a copy of the model draws them, and nothing is captured."""
     if not graphs:
         model, device = copy.deepcopy(model), cuda_graphs.DEVICE
         cuda_graphs.DEVICE = "cuda"
@@ -57,7 +57,7 @@ def test_graphs_draw_what_eager_steps_draw_in_every_rollout(gpu, decoder, own_fo
     for seed in range(3):
         assert_same(drawn(model, seed), drawn(model, seed, graphs=False))
         captures.append(len(RecordedGraph.captured))
-        with torch.no_grad():  # as an optimiser does: the weights stay where they are
+        with torch.no_grad():  # in place, as an optimiser does
             for parameter in model.decoder.parameters():
                 parameter.mul_(1.05)
     assert captures[0] > 1 and captures[-1] <= 12
@@ -69,7 +69,7 @@ def test_a_writer_of_shapes_that_were_seen_captures_nothing(gpu):
     model = model_of()
     first = drawn(model)
     captured = list(RecordedGraph.captured)
-    drawn(model)  # captures shapes that had been seen only once
+    drawn(model)  # captures the shapes that were seen only once
     captured = list(RecordedGraph.captured)
     replays = sum(graph.replays for graph in captured)
     again = drawn(model)
@@ -149,7 +149,7 @@ def test_what_has_ended_is_dropped_by_halves():
 
 
 def reading(module, args, output):
-    output[0].sum().item()  # the host waits for a value: CUDA invalidates the capture
+    output[0].sum().item()  # the host waits for a value, which invalidates a capture of CUDA
 
 
 @pytest.mark.parametrize("at_end", [False, True])
@@ -164,7 +164,7 @@ def test_a_failed_capture_costs_speed_only_and_is_remembered(gpu, caplog, monkey
         assert_same(drawn(model), expected)
         assert gpu.current is gpu.default
         assert_same(drawn(model), expected)
-        assert_same(drawn(model_of()), expected)  # another model does not try either
+        assert_same(drawn(model_of()), expected)  # another model does not try to capture either
     assert len([record for record in caplog.records if "could not be captured" in record.message]) == 1
     assert not RecordedGraph.captured
 
@@ -175,7 +175,7 @@ def test_an_error_of_a_users_hook_leaves_the_capture_s_stream_too(gpu):
 
     def failing(module, args, output):
         calls.append(1)
-        if len(calls) == 3:  # the first step, the first of its shape, the capture
+        if len(calls) == 3:  # after the first step and the first of its shape comes the capture
             raise KeyError("a mistake of the user's")
 
     model.decoder.layer_norm.register_forward_hook(failing)
@@ -195,7 +195,7 @@ def test_a_gpu_replays_the_samples_of_a_cpu(decoder):
     for _ in range(3):
         drawn = sample(model, pixels(B).cuda(), G, uniforms=table.cuda(), max_completion_length=T)
         alike = (drawn.completion_ids.cpu() == expected.completion_ids).all(-1)
-        assert alike.float().mean() > 0.9  # a draw at the border between two ids may fall apart
+        assert alike.float().mean() > 0.9  # a draw at the border of two ids may differ
         difference = (drawn.per_token_logps.cpu() - expected.per_token_logps)[alike]
         assert difference.abs().max() < 1e-3
     assert CudaGraphRunner.works

@@ -1,4 +1,4 @@
-"""The decoder against the authors' JAX code, against itself with and without a cache, and inside transformers."""
+"""The decoder: against the authors' JAX code, with and without a cache, and inside of transformers."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def tiny_config(**changes) -> VisionDecoderConfig:
 
 
 def tiny_decoder(**changes) -> VisionDecoderForCausalLM:
-    """In eval mode, with a head that has an opinion (a new one is zero)."""
+    """A decoder in eval mode. Its head is random, because a new one is zero and finds all tokens equally likely."""
     torch.manual_seed(0)
     decoder = VisionDecoderForCausalLM(tiny_config(**changes)).eval()
     torch.nn.init.normal_(decoder.lm_head.weight, std=0.3)
@@ -67,7 +67,7 @@ def ids() -> torch.Tensor:
 
 
 def reference_parameters(model: VisionEncoderDecoderModel):
-    """The reference's name, our parameter, and a function that turns the one's array into the other's shape."""
+    """For each parameter the reference's name, our tensor, and a function that brings their array into our shape."""
 
     def q_k_v(kernel):  # (width, heads, D) -> (heads*D, width)
         return kernel.reshape(kernel.shape[0], -1).T
@@ -135,7 +135,7 @@ def arrays():
 
 @pytest.fixture
 def reference(arrays):
-    """Our model with the reference's weights, and its inputs."""
+    """Our model with the reference's weights, and the reference's inputs."""
     encoder = vit_encoder(64, 16, 32, 2, 4, 64)
     decoder = VisionDecoderForCausalLM(tiny_config(vocab_size=33))
     model = vision_encoder_decoder(encoder, decoder, decoder_start_token_id=0, pad_token_id=0).eval()
@@ -331,7 +331,7 @@ def test_padding_on_the_left_changes_nothing_given_mask_and_positions(images, id
     logits = decoder(padded, encoder_hidden_states=images, attention_mask=mask, position_ids=positions).logits
     torch.testing.assert_close(logits[:, 3:], expected, rtol=0, atol=1e-5)
 
-    logits[:, 3:].sum().backward()  # the padding attends to nothing: its softmax must not poison the gradient
+    logits[:, 3:].sum().backward()  # padding attends to nothing; its softmax must not make the gradient NaN
     assert all(parameter.grad.isfinite().all() for parameter in decoder.parameters())
 
     start = decoder(
@@ -369,7 +369,7 @@ def test_wrong_calls_are_refused_with_a_sentence(images, ids):
 
 
 def greedy(model, pixel_values, length):
-    """The arg max, token by token, everything computed anew at each."""
+    """The most likely token each time; everything is computed anew for each token."""
     tokens = torch.zeros(len(pixel_values), 1, dtype=torch.long)
     for _ in range(length):
         logits = model(pixel_values=pixel_values, decoder_input_ids=tokens, use_cache=False).logits
@@ -462,7 +462,7 @@ def test_new_tokens_leave_the_logits_of_the_old_ones_alone(pixel_values, ids, tm
     after = model(pixel_values=pixel_values, decoder_input_ids=ids).logits
     assert after.shape[-1] == VOCAB + 4
     torch.testing.assert_close(after[..., :VOCAB], before, rtol=0, atol=1e-5)
-    model.save_pretrained(tmp_path)  # the whole model's config has followed
+    model.save_pretrained(tmp_path)  # the config of the whole model has the new size too
     loaded = VisionEncoderDecoderModel.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(pixel_values=pixel_values, decoder_input_ids=ids).logits, after)
 

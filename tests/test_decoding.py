@@ -1,4 +1,4 @@
-"""The decode loop against a slow one without a cache, and against itself: dropped rows, buckets, hooks, adapters."""
+"""The decode loop against a slow one without a cache, and against itself: dropped rows, lengths, hooks, adapters."""
 
 import copy
 
@@ -27,8 +27,9 @@ from vision_rl.models.token_draw import draw, inverse_cdf, policy_logits
 from vision_rl.models.writer import Work, Writer
 
 
-B, G, T = 3, 4, 16  # long enough for weights to be packed
-# Ends that make completions of many lengths: tied embeddings would rather say the same token again.
+B, G, T = 3, 4, 16  # T is long enough for weights to be packed
+# For each decoder `sharp` and its end ids, chosen for completions of many lengths: with tied embeddings a model
+# tends to repeat a token, so it needs several ends.
 SHARP_AND_ENDS = {"ours": (0.2, [1]), "bert": (0.1, [1]), "gpt2": (0.1, [1, 3, 4]), "trocr": (0.1, [1, 2, 3, 4])}
 
 
@@ -53,7 +54,7 @@ def uniforms(seed=0):
 
 
 def slowly(model, pixel_values, table, temperature=1.0, suppressed=()):
-    """The definition: images repeated, everything computed anew at each token, one flat CDF in float64."""
+    """The definition of a sample: repeated images, everything computed anew for each token, one flat CDF in float64."""
     images = pixel_values.repeat_interleave(G, 0)
     tokens = torch.full((B * G, 1), START)
     logps = []
@@ -71,7 +72,7 @@ def slowly(model, pixel_values, table, temperature=1.0, suppressed=()):
 
 
 def rollout(model, runner, do_sample=True, watched=()):
-    """A rollout of `B` images and `B * G` completions as `sample` makes it, run by `runner`."""
+    """A rollout of `B` images and `B * G` completions, made as in `sample` and run by `runner`."""
     ids = special_ids(model)
     work = Work(
         num_images=B,
@@ -94,14 +95,14 @@ def rollout(model, runner, do_sample=True, watched=()):
 
 @torch.no_grad()
 def written(rollout, model, seed=0):
-    """Copies of the ids, their log-probabilities and those of the watched."""
+    """Copies of the ids, of their log-probabilities and of those of the watched ids."""
     images = encode(model, {"pixel_values": pixels(B)})["encoder_outputs"]
     decoding = rollout.write(images, uniforms(seed).flatten(0, 1))
     return decoding.ids.clone(), decoding.logps.clone(), decoding.watched_logps.clone()
 
 
 class Recorded(EagerRunner):
-    """Remembers the shapes of the steps; the first of a rollout is not run by it."""
+    """A runner that remembers the shapes of the steps. It does not run the first step of a rollout."""
 
     def __init__(self, shrink):
         super().__init__()
@@ -135,7 +136,7 @@ def test_draws_are_those_of_one_flat_cdf_without_any_cache(decoder, how):
     difference = completions.per_token_logps - logps[..., :longest].float()
     assert difference[mask].abs().max() < 1e-5
     lengths = mask.sum(-1)
-    assert lengths.min() < lengths.max()  # rows were dropped at different times
+    assert lengths.min() < lengths.max()  # so rows were dropped at different times
 
 
 def test_encoder_outputs_in_place_of_pixels_give_the_same_samples():
@@ -166,7 +167,7 @@ def test_dropping_ended_rows_changes_no_token(decoder):
     for dropped in shapes[1:]:
         images, rows, _ = dropped[-1]
         assert rows < B * G and rows % images == 0
-    assert decoder != "ours" or images < B  # a whole image too
+    assert decoder != "ours" or images < B  # a whole image was dropped too
     assert len(shapes[0]) == len(shapes[1]) == len(shapes[2])
 
 
@@ -221,7 +222,7 @@ def test_adapters_are_part_of_the_policy():
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    assert is_plain(model.decoder)  # whose step is ours, adapters or not
+    assert is_plain(model.decoder)  # so the step is ours, with adapters too
     after = sample(adapted, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
     assert not torch.equal(before.per_token_logps, after.per_token_logps)
     logps = teacher_forced_logps(adapted.eval(), pixels(B), after.completion_ids)
@@ -235,7 +236,7 @@ def test_long_completions_on_a_cpu_pack_the_weights_as_they_are_at_each_call(dec
     monkeypatch.setattr(PackedLinear, "__init__", _counted(PackedLinear.__init__, packed))
     model = model_of(decoder)
     sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T - 1)
-    assert not packed  # too short
+    assert not packed  # these completions are too short
     linears = sum(type(module) is torch.nn.Linear for module in model.decoder.modules())
     sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T)
     assert len(packed) == linears
@@ -245,7 +246,7 @@ def test_long_completions_on_a_cpu_pack_the_weights_as_they_are_at_each_call(dec
     ids = sample(model, pixels(B), G, uniforms=uniforms(), max_completion_length=T).completion_ids
     expected = slowly(model, pixels(B), uniforms())[0][..., : ids.shape[-1]]
     assert torch.equal(ids, expected.where(ids != START, START))
-    assert "forward" not in vars(head)  # and are not left behind
+    assert "forward" not in vars(head)  # the packed forward is not left behind
 
 
 def _counted(init, calls):
@@ -291,7 +292,7 @@ def test_bfloat16_autocast_samples_close_to_its_own_teacher_forced_pass(decoder)
 
 
 class Casts(TorchDispatchMode):
-    """Counts what is cast to bfloat16."""
+    """Counts the casts to bfloat16."""
 
     count = 0
 
@@ -312,13 +313,13 @@ def casts_a_token(model) -> int:
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
 def test_autocast_casts_no_frozen_weight_at_every_token(decoder):
-    """It keeps casts of weights that learn, and of no others: those of a frozen model, or beneath adapters."""
+    """autocast keeps the casts of weights that learn only, not those of frozen weights, as beneath adapters."""
     learning = endless_model() if decoder == "ours" else tiny_model(decoder, end=None)
     frozen = copy.deepcopy(learning).requires_grad_(False)
     adapted = get_peft_model(copy.deepcopy(learning), LoraConfig(target_modules=["q_proj", "c_attn"], r=2))
     products = sum(type(module) in (torch.nn.Linear, Conv1D) for module in learning.decoder.modules())
     assert casts_a_token(frozen) == casts_a_token(learning) < products
-    assert casts_a_token(adapted) <= casts_a_token(learning) + 2 * 4 * 2  # what enters A and B, of each adapter
+    assert casts_a_token(adapted) <= casts_a_token(learning) + 2 * 4 * 2  # the inputs of A and B of each adapter
     with torch.autocast("cpu", torch.bfloat16):
         how = {"uniforms": uniforms(), "max_completion_length": T}
         expected, actual = sample(learning, pixels(B), G, **how), sample(frozen, pixels(B), G, **how)

@@ -1,4 +1,4 @@
-"""The auxiliary dense loss of the detection example: its targets, its scale, its head in checkpoints."""
+"""The auxiliary dense loss of the detection experiment: its targets, its scale, its head in checkpoints."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_a_patch_learns_the_smallest_box_that_its_centre_lies_in(dense_trainer, 
 
 
 def test_crowd_regions_are_not_learned_as_boxes(dense_trainer, tmp_path):
-    """As the processor's labels leave them out; a box in one is learned all the same."""
+    """The processor's labels leave crowd regions out. A box inside of a crowd region is still learned."""
     p = processor(num_bins=32)
     objects = {"bbox": [[0, 0, 32, 16], [0, 0, 16, 16]], "category": [0, 2], "iscrowd": [1, 0]}
     (reference,) = p.get_references([{"image": Image.new("RGB", (32, 32)), "objects": objects}])

@@ -1,4 +1,4 @@
-"""The experiments with codes: their PQ is PQ."""
+"""In the experiments with codes, PQ of resampled images is that of `PanopticQuality`."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_pq_of_resampled_images_is_pq_of_these_images(experiment):
         ]
 
     references = [segmentation() for _ in range(6)]
-    references[2][1][0]["category_id"] = 9  # which only this image has, and the resample lacks
+    references[2][1][0]["category_id"] = 9  # a category that only this image has, which the resample lacks
     predictions = [reference if image % 2 else segmentation() for image, reference in enumerate(references)]
     weights = np.array([[1, 1, 1, 1, 1, 1], [2, 1, 0, 1, 1, 1]])
     columns = experiment("dense_study").panoptic_columns(predictions, references, weights, Processor)

@@ -1,4 +1,4 @@
-"""COCO's numbers against pycocotools, the results file, and the picture of a detection."""
+"""COCO's numbers against pycocotools, the file of results, and the picture of a detection."""
 
 import contextlib
 import io
@@ -40,7 +40,7 @@ def as_coco(content):
 
 
 def pycocotools_says(predictions, references, num_labels):
-    """The twelve numbers, and AP, AP50 and AR100 of each class."""
+    """COCO's twelve numbers, and AP, AP50 and AR100 of each class."""
     images = [{"id": image} for image in range(1, len(references) + 1)]
     categories = [{"id": label} for label in range(num_labels)]
 
@@ -96,12 +96,12 @@ def boxes_of(rng, count, extent=320, whole=False):
 
 
 def scenes(seed, images=12, labels=4, most=12, **kwargs):
-    """Predictions near the truth, elsewhere, twice, of another class; images without truth, without predictions."""
+    """Predictions near the truth, elsewhere, doubled or of another class; images without truth or without predictions."""
     rng = np.random.default_rng(seed)
     predictions, references = [], []
     for _ in range(images):
         truth = boxes_of(rng, rng.integers(0, most) * rng.integers(0, 2), **kwargs)
-        reference = {"boxes": truth, "labels": rng.integers(0, labels - 1, len(truth))}  # the last class has no truth
+        reference = {"boxes": truth, "labels": rng.integers(0, labels - 1, len(truth))}  # the last class is never true
         if seed % 2:
             reference["iscrowd"] = (rng.random(len(truth)) < 0.15).astype(int)
             reference["area"] = np.prod(truth[:, 2:] - truth[:, :2], axis=1) * rng.uniform(0.4, 1.3, len(truth))
@@ -114,7 +114,7 @@ def scenes(seed, images=12, labels=4, most=12, **kwargs):
         wrong = rng.integers(0, labels, len(found))
         right = np.concatenate([reference["labels"].repeat(2), wrong[len(near) :]])
         keep = rng.random(len(found)) < rng.choice([0, 0.5, 1])
-        scores = rng.random(len(found)).round(1 if seed % 3 else 9)  # ties, unless the seed is a multiple of three
+        scores = rng.random(len(found)).round(1 if seed % 3 else 9)  # rounded to ties, unless 3 divides the seed
         prediction = {"boxes": found, "labels": np.where(rng.random(len(found)) < 0.1, wrong, right), "scores": scores}
         predictions.append({key: values[keep] for key, values in prediction.items()})
         references.append(reference)
@@ -169,7 +169,7 @@ def test_recorded_numbers_of_cocoeval_are_met():
         measured = [ours[key][label] for key in ("per_class", "per_class_50", "per_class_ar_100")]
         wanted = [-1 if expected[key] is None else expected[key] for key in ("ap", "ap50", "ar100")]
         np.testing.assert_allclose(measured, wanted, atol=1e-9, rtol=0)
-    # and back: what is submitted is what was found
+    # and back: the submitted boxes are those that were found
     results = coco_results(predictions, content["image_ids"], list(index_of))
     order = [(r["image_id"], r["category_id"], r["bbox"], r["score"]) for r in results]
     assert sorted(order) == sorted(
@@ -178,7 +178,7 @@ def test_recorded_numbers_of_cocoeval_are_met():
 
 
 def rows_of(content, index_of):
-    """In the order of image ids, which is COCOeval's: of tied scores the first counts first."""
+    """The rows by image id, which is COCOeval's order: of equal scores the first one counts first."""
     rows = {}
     for side in ("results", "annotations"):
         of_image = {image: [a for a in content[side] if a["image_id"] == image] for image in content["image_ids"]}
@@ -196,7 +196,7 @@ def rows_of(content, index_of):
 
 
 def one_image(found, truth, **truth_fields):
-    """`coco_map` of boxes of class 0, the scores falling in the order given."""
+    """`coco_map` of boxes of class 0 in one image. Their scores fall in the given order."""
     scores = [1 - index / 100 for index in range(len(found))]
     prediction = {"boxes": found, "labels": [0] * len(found), "scores": scores}
     return coco_map([prediction], [{"boxes": truth, "labels": [0] * len(truth), **truth_fields}])
@@ -211,13 +211,13 @@ def test_an_iou_of_exactly_the_threshold_is_a_match():
 
 
 def test_a_false_box_hurts_only_before_the_true_one():
-    # precision 1/2 at every recall, against 1
+    # precision is 1/2 at every recall in the first order, 1 in the second
     assert one_image([ELSEWHERE, SQUARE], [SQUARE])["map"] == 0.5
     assert one_image([SQUARE, ELSEWHERE], [SQUARE])["map"] == 1
 
 
 def test_a_duplicate_is_a_false_box():
-    # recall 1/2 at precision 1 gives 51 of the 101 levels; the third box then finds the other at precision 2/3
+    # precision 1 up to recall 1/2 makes 51 of the 101 levels; then the third box finds the other one at precision 2/3
     result = one_image([SQUARE, SQUARE, ELSEWHERE], [SQUARE, ELSEWHERE])
     assert result["map"] == pytest.approx((51 + 50 * 2 / 3) / 101)
 
@@ -240,7 +240,7 @@ def test_size_is_told_by_the_area_given_and_else_by_the_box():
 
 
 def test_a_box_at_the_limit_keeps_its_size_wherever_it_stands():
-    # 12.66 + 32 - 12.66 is 31.999999999999996 in floating point; 32² pixels are small and medium at once
+    # 12.66 + 32 - 12.66 is 31.999999999999996 in floating point. An area of 32² pixels is small and medium at once.
     result = one_image([[12.66, 12.66, 44.66, 44.66]], [[12.66, 12.66, 44.66, 44.66]])
     assert (result["map_small"], result["map_medium"], result["map_large"]) == (1, 1, -1)
 
@@ -339,7 +339,7 @@ def test_lists_of_different_lengths_are_refused():
 
 
 def test_average_precision_imports_neither_torch_nor_transformers():
-    # The file itself is loaded: its package shows the whole room, processor included.
+    # The file is loaded by itself, because its package imports the processor too.
     code = (
         "import importlib.util, sys\n"
         f"spec = importlib.util.spec_from_file_location('ap', {sys.modules[coco_map.__module__].__file__!r})\n"
@@ -358,7 +358,7 @@ def module():
 
 
 def test_the_module_gives_what_the_function_gives(module):
-    for seed in (2, 3):  # without and with iscrowd and area
+    for seed in (2, 3):  # without and with `iscrowd` and `area`
         predictions, references = scenes(seed)
         assert module.compute(predictions=predictions, references=references, num_labels=4) == coco_map(
             predictions, references, 4
@@ -430,7 +430,7 @@ def test_results_are_boxes_with_width_and_height_under_cocos_ids(tmp_path):
     [("img_a", "img_a"), ("000123", "000123"), (1.0, 1), (1.5, 1.5), (np.int64(7), 7), (np.str_("7"), "7"), (0, 0)],
 )
 def test_ids_in_results_are_those_of_the_file(image_id, written):
-    """A text stays a text, also one of digits, and no number is rounded to another image's."""
+    """A text stays a text, even one of digits, and no number is rounded to that of another image."""
     for category in (1, "1", "person"):
         (result,) = coco_results([GOOD], [image_id], [category])
         assert (result["image_id"], result["category_id"]) == (written, category)
@@ -571,7 +571,7 @@ def test_found_false_and_missed_boxes_differ_in_shape_and_not_by_colour_alone():
     def ink(picture, colour):
         return (np.asarray(picture) == colour).all(-1)
 
-    # one colour apart from the mark: the tick and the cross; a dashed line has gaps
+    # the outlines are equal, so what differs is the tick from the cross; a dashed line has gaps
     assert (ink(right, colours.RIGHT) != ink(wrong, colours.WRONG)).any()
     edge = (slice(300, 480), slice(38, 43))  # of the left side, below the label
     assert ink(right, colours.RIGHT)[edge].any(1).all() and not ink(missed, drawing.MISSED)[edge].any(1).all()

@@ -1,4 +1,4 @@
-"""Boxes to tokens and back, and what a look at the data set tells before training."""
+"""Boxes become tokens and come back; the checks of the data set before training."""
 
 import logging
 
@@ -74,7 +74,7 @@ def test_the_order_is_random_by_the_seed_and_the_data_sets_own_without_one():
     p = processor()
     boxes = [(0, 0, 8, 8, 0), (8, 8, 8, 8, 1), (16, 16, 8, 8, 2)]
     classes = {tuple(np.array(labels_of(p, row(*boxes), seeds=[seed])[0])[4::6]) for seed in range(30)}
-    assert len(classes) == 6  # all orders of three
+    assert len(classes) == 6  # all six orders of three boxes occur
     assert labels_of(p, row(*boxes), seeds=[5]) == labels_of(p, row(*boxes), seeds=[5])
     assert np.array(labels_of(p, row(*boxes))[0])[4::6].tolist() == [1004, 1005, 1006, 0]
 
@@ -132,7 +132,7 @@ def test_a_letterboxed_image_keeps_its_shape():
     p = processor(resize="letterbox")
     wide = row((0, 0, 64, 32, 0), size=(64, 32))
     (ids,) = labels_of(p, wide)
-    assert ids[:4] == [3, 3, 503, 1003]  # the frame is 64 x 64 of the image's pixels
+    assert ids[:4] == [3, 3, 503, 1003]  # the frame has 64 x 64 of the image's pixels
     white = Image.new("RGB", (64, 32), "white")
     pixels = p(images=[white])["pixel_values"][0]
     assert (pixels[:, :16] > 0.9).all() and (pixels[:, 17:].abs() < 0.05).all()

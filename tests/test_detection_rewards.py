@@ -1,4 +1,4 @@
-"""Detection rewards: equal to the authors' code where its outputs are at hand, and to a few cases worked out by hand."""
+"""Detection rewards equal recorded outputs of the authors' code, and a few cases worked out by hand."""
 
 import evaluate
 import numpy as np
@@ -48,7 +48,7 @@ def test_rewards_equal_the_released_code(group):
     torch.testing.assert_close(out.rewards_per_threshold, part["thr_reward"], atol=3e-6, rtol=0)
     assert torch.equal(out.num_matches.int(), part["thr_num_matches"])
     torch.testing.assert_close(out.rewards, part["reward_uncollided"], atol=3e-6, rtol=0)
-    torch.testing.assert_close(out.match_iou, part["match_iou"], atol=2e-5, rtol=0)  # theirs rounds
+    torch.testing.assert_close(out.match_iou, part["match_iou"], atol=2e-5, rtol=0)  # theirs is rounded
     assert torch.equal(out.present, part["correct"] > 0)
     released = detection_reward(part["pred"].long(), part["gt"].long(), class_weights=weights, released_total=True)
     torch.testing.assert_close(released.rewards, part["reward"], atol=3e-6, rtol=0)
@@ -77,7 +77,7 @@ def test_tokens_are_read_as_the_released_code_reads_them():
 
 
 def test_the_loss_and_its_gradient_equal_the_released_docstring():
-    """`baseline="first"`, `loss_reduction="mean"`, and the confidences of sample 0."""
+    """The released loss is ours with `baseline="first"`, `loss_reduction="mean"` and the confidences of sample 0."""
     z = golden("detection_loss.npz")
     ids = torch.tensor(z["sample_seqs"][:, 0]).long()  # (B, L)
     logits = (2 * torch.tensor(z["logits"].astype(np.float32))).requires_grad_()
@@ -117,7 +117,7 @@ def test_a_box_earns_when_it_is_the_first_to_find_and_pays_when_it_repeats():
         400,
         7,
         LOW,
-    )  # IoU 0.75: at 0.5 the box behind it is a duplicate, at 0.9 it is the one that finds
+    )  # IoU 0.75: at threshold 0.5 the box after it is a duplicate, at 0.9 that box is the one that finds
     out = score([near, TRUE], [TRUE], thresholds=(0.5, 0.9))
     assert out.rewards_per_box.flatten().tolist() == pytest.approx([0.5, (-0.3 + 1) / 2])
     assert out.prefix_rewards(12).flatten().tolist() == pytest.approx([0.0] * 6 + [0.5] * 6)
@@ -149,7 +149,7 @@ def test_with_a_price_a_box_that_finds_nothing_costs_it_at_each_threshold_that_i
     assert score([near, hole], [TRUE], **options).rewards.item() == pytest.approx((1 - 0.2) / 2)
     assert score([TRUE, far], [TRUE], **options).rewards.item() == pytest.approx(1 - 0.2)
     assert score([far], [], **options).rewards.item() == pytest.approx(-0.2)
-    # behind the box that finds it, near is a duplicate at 0.5 and a false positive at 0.9
+    # after TRUE, `near` is a duplicate at 0.5 and a false positive at 0.9
     assert score([TRUE, near], [TRUE], **options).rewards.item() == pytest.approx(1 - (0.3 + 0.2) / 2)
     weights = torch.ones(80)
     weights[3] = 2.0
@@ -176,7 +176,7 @@ def test_a_duplicate_costs_three_tenths_and_the_better_box_wins():
     assert out.num_matches[0, 0].tolist() == [1] * 10
     assert out.num_duplicates[0, 0].tolist() == [1] * 9 + [0]
     assert out.rewards.item() == pytest.approx(1 - 0.3 * 0.9)
-    assert out.match_iou[0, 0].tolist() == pytest.approx([0.95, 1.0])  # the loser keeps its IoU
+    assert out.match_iou[0, 0].tolist() == pytest.approx([0.95, 1.0])  # the duplicate keeps its IoU
 
 
 def test_of_equal_predictions_the_first_wins():
@@ -192,7 +192,7 @@ def test_one_prediction_of_two_true_boxes_finds_one():
 
 
 def test_a_loser_is_not_given_another_true_box():
-    """Both predictions overlap A most, though the second overlaps B as well: it is A's duplicate, and B is missed."""
+    """Both predictions overlap A most. The second overlaps B as well, but it is A's duplicate, and B is missed."""
     a, b = (0, 0, 400, 400, 7, HIGH), (100, 0, 500, 400, 7, HIGH)
     close_to_a = (40, 0, 440, 400, 7, HIGH)
     out = score([a, close_to_a], [a, b], thresholds=(0.5,))

@@ -1,4 +1,4 @@
-"""The detection experiment: its intervals resample what `coco_map` measures, its control learns confidences."""
+"""The detection experiment: its intervals resample `coco_map`, and its control learns confidences."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def random_answers(rng, num_images: int, num_labels: int = 4):
-    """True boxes, some of them found a little shifted, some with the wrong label, and boxes of nothing."""
+    """True boxes, and predictions of them: a little shifted, some with a wrong label, one doubled, one of nothing."""
     predictions, references = [], []
     for _ in range(num_images):
         corners = rng.uniform(0, 40, (rng.integers(0, 6), 2))

@@ -1,4 +1,4 @@
-"""The digit scenes: nothing in two splits; boxes and maps checked against the pixels; captions that tell the truth."""
+"""The digit scenes: splits share nothing, boxes and maps agree with the pixels, captions tell the truth."""
 
 import re
 import sys
@@ -62,7 +62,7 @@ def shared_area(one, other):
     return max(0, min(x + w, x2 + w2) - max(x, x2)) * max(0, min(y + h, y2 + h2) - max(y, y2))
 
 
-# What depends on what.
+# What the scenes depend on.
 
 
 def test_the_same_arguments_give_the_same_data():
@@ -93,7 +93,7 @@ def test_seeds_and_splits_give_other_scenes():
     assert all(one[i] != other[i] for one, other in combinations(sets, 2) for i in range(3))
 
 
-# Nothing is in two splits.
+# The splits share nothing.
 
 
 def test_no_photo_is_in_two_splits():
@@ -101,7 +101,7 @@ def test_no_photo_is_in_two_splits():
     assert len(names) == len(set(names)) == 8
     photos = {name: scene_drawing._read(name) for name in names}
     photos = {name: photo[0] if isinstance(photo, tuple) else photo for name, photo in photos.items()}
-    # Nor under another name, as skimage's "cat" and "chelsea" are one.
+    # nor under two names: skimage's "cat" and "chelsea" are the same photo
     assert len({photo.tobytes() for photo in photos.values()}) == 8
 
 
@@ -112,7 +112,7 @@ def test_no_pixel_of_a_texture_is_in_two_splits():
 
 @pytest.fixture
 def fresh_material():
-    """Whatever a test makes of the two packages' material is forgotten again."""
+    """A function that empties the caches of digits, photos and textures. They are emptied after the test as well."""
     caches = [handwriting._mnist, scene_drawing.glyphs, scene_drawing._photos, scene_drawing._textures]
     yield lambda: [cache.cache_clear() for cache in caches]
     for cache in caches:
@@ -140,11 +140,11 @@ def test_scenes_do_not_change_when_the_material_of_other_splits_is_blackened(spl
     assert rows(digit_scenes(split, 25, size=48, max_digits=6, min_height=10)) == before
 
 
-# Boxes, against the pixels: a scene of n digits is the scene of n - 1 digits and one more.
+# Boxes against the pixels. A scene of n digits is the scene of n - 1 digits with one more.
 
 
 def one_more_digit(number, **arguments):
-    """Pairs of rows: without and with the last digit."""
+    """Pairs of rows without and with the last digit."""
     arguments = {"noise": 0, "seed": 5, "annotations": ANNOTATIONS} | arguments
     sets = [digit_scenes("train", 25, min_digits=n, max_digits=n, **arguments) for n in (number - 1, number)]
     return [
@@ -161,16 +161,16 @@ def test_a_box_is_tight_around_what_its_digit_changes(number):
         x, y, w, h = after["objects"]["bbox"][-1]
         changed = np.argwhere((pixels(after["image"]) != pixels(before["image"])).any(-1))  # (K, 2)
         (top, left), (bottom, right) = changed.min(0), changed.max(0)
-        # Nothing outside; the faintest ink may be lost on a ground of like colour.
+        # Nothing changes outside of the box. The faintest ink may be lost on ground of a similar colour.
         assert 0 <= top - y <= 1 and 0 <= y + h - 1 - bottom <= 1
         if w > np.ceil(0.6 * h):
             assert 0 <= left - x <= 1 and 0 <= x + w - 1 - right <= 1
-        else:  # padded alike on both sides
+        else:  # a narrow digit: equal padding on both sides
             assert left >= x and right < x + w and abs((left - x) - (x + w - 1 - right)) <= 2
 
 
 def test_a_box_holds_the_digit_that_its_category_says():
-    # Its ink looks most like a training digit of that class.
+    # The ink in the box looks most like a training digit of that class.
     images, labels = digit_images("train")
 
     def normed(ink):
@@ -247,7 +247,7 @@ def test_the_map_and_segments_info_say_the_same(scenes, crowded_scenes):
         ids = segment_ids(row)
         assert {info["id"] for info in row["segments_info"]} == set(
             np.unique(ids).tolist()
-        )  # 0, void, is not among them
+        )  # 0 would be void, which is not listed
         assert len({info["id"] for info in row["segments_info"]}) == len(row["segments_info"])
         for info in row["segments_info"]:
             mask = ids == info["id"]
@@ -256,7 +256,7 @@ def test_the_map_and_segments_info_say_the_same(scenes, crowded_scenes):
             assert info["bbox"] == [left, top, right - left + 1, bottom - top + 1]
             assert info["isthing"] == PANOPTIC_CATEGORIES[info["category_id"]]["isthing"]
         stuff = [info["category_id"] for info in row["segments_info"] if not info["isthing"]]
-        assert len(stuff) == len(set(stuff))  # one segment a class of stuff
+        assert len(stuff) == len(set(stuff))  # each class of stuff has one segment
 
 
 def test_the_ids_use_all_three_bytes(scenes):
@@ -265,7 +265,7 @@ def test_the_ids_use_all_three_bytes(scenes):
 
 
 def test_things_are_the_visible_pixels_of_the_digits():
-    # Pasting one more digit: its segment holds all its full ink, on top, and others lose these pixels only.
+    # One more digit is pasted on top: its segment has all its full ink, and other segments lose only these pixels.
     lost = 0
     for before, after in one_more_digit(4, max_overlap=0.7, crowding=1):
         old, new = segment_ids(before), segment_ids(after)
@@ -284,13 +284,13 @@ def test_things_are_the_visible_pixels_of_the_digits():
 
 
 def test_a_hidden_digit_has_a_box_but_no_segment():
-    # Equal sizes on top of each other: the box of every digit is there, thin ones lose all pixels now and then.
+    # Digits of one size lie on top of each other. Each has its box, but a thin one sometimes loses all its pixels.
     arguments = {"size": 16, "min_height": 16, "max_height": 16, "max_overlap": 1, "min_digits": 8, "max_digits": 8}
     hidden = 0
     for row in digit_scenes("train", 60, annotations=ANNOTATIONS, **arguments):
         things = [info["category_id"] for info in row["segments_info"] if info["isthing"]]
         categories = iter(row["objects"]["category"])
-        assert all(category in categories for category in things)  # the others, in the same order
+        assert all(category in categories for category in things)  # the visible digits, in the order of their boxes
         assert len(row["objects"]["bbox"]) == 8
         hidden += 8 - len(things)
         assert len(things) == 8 or not any("eight digits" in caption for caption in row["captions"])
@@ -298,7 +298,7 @@ def test_a_hidden_digit_has_a_box_but_no_segment():
 
 
 def test_textures_are_where_the_map_says():
-    # The tints tell brick (red over green) from grass (green over red), whatever the light.
+    # Their tints tell brick from grass in any light: brick has more red, grass more green.
     for row in digit_scenes("validation", 40, min_digits=0, max_digits=0, noise=0, annotations=ANNOTATIONS):
         picture, ids = pixels(row["image"]), segment_ids(row)
         for info in row["segments_info"]:
@@ -315,14 +315,14 @@ def test_without_stuff_there_is_the_photo_alone():
         assert "brick" not in " ".join(row["captions"])
 
 
-# Captions. What they say is read back, and compared with the other columns and with the pixels.
+# Captions are read back, and compared with the other columns and with the pixels.
 
 DIGIT = r"(?:a|an) (\w+) (\d)"
 RELATED = rf"{DIGIT} (left of|right of|above|below) {DIGIT}"
 
 
 def digits_of(row, clean_row):
-    """Colour, category, centre and ground of each visible digit, from pixels, boxes and the map without digits."""
+    """Colour, category, centre and ground of each visible digit, taken from pixels, boxes and the map without digits."""
     picture, ids, ground = pixels(row["image"]), segment_ids(row), segment_ids(clean_row)
     kinds = {info["id"]: NAMES[info["category_id"]] for info in clean_row["segments_info"]}
     infos = iter([info for info in row["segments_info"] if info["isthing"]])
@@ -410,7 +410,7 @@ def test_missing_boxes_are_the_asked_share_with_their_categories():
         pairs = list(zip(full["bbox"], full["category"], strict=True))
         kept = list(zip(part["bbox"], part["category"], strict=True))
         remaining = iter(pairs)
-        assert all(pair in remaining for pair in kept)  # a subsequence
+        assert all(pair in remaining for pair in kept)  # `kept` is a subsequence
 
 
 def test_missing_boxes_are_the_same_every_time_and_for_the_first_rows():
@@ -430,7 +430,7 @@ def test_nothing_else_changes_where_boxes_are_missing():
     assert rows(thinned.remove_columns("objects")) == rows(dataset.remove_columns("objects"))
 
 
-# Drawn when asked for.
+# Scenes that are drawn when asked for.
 
 
 def test_a_scene_is_a_function_of_its_seed_and_index():
@@ -467,7 +467,7 @@ def test_rows_end_where_their_number_does():
 
 
 class WatchedScenes(DigitScenes):
-    """Scenes with a text, that remember which were drawn."""
+    """Scenes with a text, which remember the scenes that were drawn."""
 
     drawn: list[int] = []
 
@@ -491,9 +491,9 @@ def test_a_trainer_draws_the_scenes_of_its_steps_only_and_those_that_it_checks(t
 
     trainer().train()
     learned = scenes.drawn.copy()
-    assert len(set(learned)) == len(learned) == 10  # of four steps, and a batch ahead
+    assert len(set(learned)) == len(learned) == 10  # those of four steps and of one batch that is loaded ahead
     trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert scenes.drawn == learned[4:]  # those of the first two steps are not drawn again
+    assert scenes.drawn == learned[4:]  # the scenes of the first two steps are not drawn again
 
 
 # On disk, and errors.

@@ -1,4 +1,4 @@
-"""Several processes: the same loss, gradient and samples as one, the same weights on every rank, ZeRO included."""
+"""Several processes have the loss, gradient and samples of one, and equal weights on every rank; also with ZeRO."""
 
 import importlib.util
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLOSE = {"rel": 1e-4, "abs": 1e-6}
 KINDS = ("mle", "reward")
-# How 8 images a step are split: images a micro-batch, micro-batches a rank. 20 rows leave 4 for the next epoch.
+# Ways to split a step of 8 images into micro-batches and ranks. Of 20 rows an epoch, 4 wait for the next one.
 ALONE = {"per_device_train_batch_size": 8}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 HALF = {"per_device_train_batch_size": 4}
@@ -24,12 +24,12 @@ HALF_ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_ste
 CALLS = {
     "mle": {"kind": "mle", "rows": 20, "learning_rate": 1e-2},
     "reward": {"kind": "reward", "rows": 20},
-    # ViT encoders with a pooling head that no loss reaches, decoders that get the images through a hook
+    # a ViT encoder with a pooling head that no loss reaches, and a decoder that gets the images through a hook
     "reward_gpt2": {"kind": "reward", "decoder": "gpt2", CHECKPOINTING: True},
-    "stream": {"kind": "reward", "rows": 20, "shards": 3, "shuffle_dataset": False},  # each rank every other row
+    "stream": {"kind": "reward", "rows": 20, "shards": 3, "shuffle_dataset": False},  # each rank takes every other row
     "mle_bert": {"kind": "mle", "decoder": "bert", CHECKPOINTING: True},  # with dropout
 }
-SAVED_STEP = 3  # of 4, two an epoch: in the middle of epoch 1
+SAVED_STEP = 3  # of 4 steps, two of which are an epoch: in the middle of epoch 1
 SKIP = {"on_nonfinite": "skip", "spoilt_step": 1}
 SAVING = {"save_strategy": "steps", "save_steps": SAVED_STEP}
 
@@ -46,7 +46,7 @@ def zero(stage: int) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> dict[str, dict]:
-    """What one process sees with whole batches."""
+    """The record of one process with whole batches."""
     folder = tmp_path_factory.mktemp("alone")
     calls = {name: {**call, **ALONE} for name, call in CALLS.items() if name != "mle_bert"}
     calls = {name: {**call, "evaluate": name in KINDS} for name, call in calls.items()}
@@ -56,7 +56,7 @@ def alone(tmp_path_factory) -> dict[str, dict]:
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory, alone) -> dict[str, list[dict]]:
-    """What two processes see, half of each batch a process."""
+    """The records of two processes, each with half of every batch."""
     folder = tmp_path_factory.mktemp("ddp")
     calls = {name: {**call, **HALF} for name, call in CALLS.items()}
     resumed = {
@@ -80,7 +80,7 @@ def steps(record: dict) -> list[tuple[float, float]]:
 
 
 def seen(*records: dict) -> list:
-    """(update step, row, sampled ids) of all ranks together."""
+    """(update step, row, sampled ids) of all ranks."""
     return sorted(entry for record in records for entry in map(list, record["seen"]))
 
 
@@ -133,7 +133,7 @@ def test_two_processes_that_accumulate_take_the_steps_of_one(alone, ddp, kind):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_both_ranks_end_with_the_same_weights(ddp, name):
-    """Also where an evaluation came first, after which transformers' Trainer would leave out DDP."""
+    """Also after an evaluation, which would make transformers' Trainer leave out DDP."""
     first, second = ddp[name]
     assert first["weights"] == second["weights"]
     assert {row for _, row, _ in first["seen"][:4]}.isdisjoint(row for _, row, _ in second["seen"][:4])
@@ -148,7 +148,7 @@ def test_evaluation_on_two_ranks_counts_every_row_once(alone, ddp, kind):
             assert record[when]["completions"] == alone[kind][when]["completions"]
             assert record[when]["metrics"] == pytest.approx(alone[kind][when]["metrics"], **CLOSE)
             assert record[when]["metrics"]["eval_rows"] == EVAL_ROWS
-    assert len(set(alone["mle"]["after"]["completions"])) > 2  # rows are told apart
+    assert len(set(alone["mle"]["after"]["completions"])) > 2  # not all rows are answered alike
 
 
 @pytest.mark.parametrize("name", ["mle_bert", "reward_gpt2"])
@@ -160,7 +160,7 @@ def test_an_unused_pooler_does_not_stop_ddp_with_activation_checkpointing(ddp, n
 
 @pytest.mark.parametrize("name", CALLS)
 def test_two_ranks_resumed_in_a_later_epoch_end_where_they_would_have(ddp, name):
-    """accelerate's `set_epoch` does not reach the sampler behind a skipped batch sampler: epoch 0 would come again."""
+    """accelerate's `set_epoch` does not reach the sampler behind a skipping batch sampler: epoch 0 would come again."""
     for whole, resumed in zip(ddp[name], ddp[f"{name}_resumed"], strict=True):
         assert seen(resumed) == [entry for entry in seen(whole) if entry[0] >= SAVED_STEP]
         assert steps(resumed) == steps(whole)
@@ -168,7 +168,7 @@ def test_two_ranks_resumed_in_a_later_epoch_end_where_they_would_have(ddp, name)
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_says_so(alone, ddp, tmp_path, caplog):
-    """From one to two and from two to one: the same images a step, equal up to rounding."""
+    """From one process to two and from two to one: each step has the same images and is equal up to rounding."""
     expected = [entry for entry in seen(alone["reward"]) if entry[0] >= SAVED_STEP]
     checkpoint = ddp["folder"] / "reward" / f"checkpoint-{SAVED_STEP}"
     to_one = train("reward", tmp_path, resume=str(checkpoint), rows=20, **ALONE)
@@ -181,9 +181,9 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(alone, ddp, 
 
 
 def test_accelerate_launch_with_cpu_and_two_processes_starts_only_one(tmp_path):
-    """No claim of ours: accelerate ignores --num_processes with --cpu (huggingface/accelerate#2741), so the docs use --multi_gpu.
+    """A fault of accelerate: it ignores --num_processes with --cpu (huggingface/accelerate#2741).
 
-    When this fails accelerate has changed, and the docs may say `--cpu`.
+    That is why the docs use `--multi_gpu`. When this test fails, accelerate has changed, and the docs may say `--cpu`.
     """
     calls = {"mle": {"kind": "mle", "max_steps": 1}}
     (record,) = launch([*ACCELERATE, "--cpu", "--num_processes", "2"], calls, tmp_path)["mle"]
@@ -232,7 +232,7 @@ def deepspeed(tmp_path_factory) -> dict[str, list[dict]]:
     ],
 )
 def test_zero_takes_the_steps_of_ddp(ddp, deepspeed, name, same):
-    """In memory, or given as a path: then ZeRO-3 shards it as it is loaded."""
+    """The model is in memory, or given as a path: then ZeRO-3 shards it while it is loaded."""
     for record in deepspeed[name]:
         assert (record["world_size"], record["distributed_type"]) == (2, "DEEPSPEED")
         assert record["model_class"] == "DeepSpeedEngine"
@@ -251,9 +251,9 @@ def test_zero_evaluates_before_and_after_training(ddp, deepspeed, name, kind):
 
 @needs_deepspeed
 def test_zero3_ranks_go_on_sampling_until_the_slowest_is_done(deepspeed):
-    """Every forward gathers weights from all ranks: one that stops early would leave the other waiting for ever."""
+    """Every forward gathers weights from all ranks. A rank that stopped early would leave the other waiting for ever."""
     first, second = deepspeed["reward_zero3"]
-    assert lengths(first) != lengths(second)  # what each needed
+    assert lengths(first) != lengths(second)  # the ranks need different numbers of steps
     assert (
         first["widths"]
         == second["widths"]

@@ -1,4 +1,4 @@
-"""The documentation's blocks run: the quickstart's first, as every other page builds on them; a tutorial from end to end."""
+"""The code of the documentation runs: that of the quickstart first, as the other pages go on from it; and tutorials."""
 
 import ast
 import importlib.util
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is 
 
 
 def blocks(page: str, languages: str = "python") -> list[tuple[str, str]]:
-    """Language and code of each block in one of the languages, with fewer rows and steps than a reader takes."""
+    """Language and code of each block in one of the languages, with fewer rows and steps than on the page."""
     found = re.findall(rf"^```({languages})\n(.*?)^```", (DOCS / page).read_text(), re.S | re.M)
     for pattern, replacement in SHORTER:
         found = [(language, re.sub(pattern, replacement, code)) for language, code in found]
@@ -42,7 +42,7 @@ def blocks(page: str, languages: str = "python") -> list[tuple[str, str]]:
 
 
 def run(page: str, names: dict, languages: str = "python", first: str = "") -> None:
-    """Run the blocks of a page, from the one that has `first` in it on. Of the shell it runs our own commands."""
+    """Run the blocks of a page from the one that contains `first` on. Of shell blocks only our own commands are run."""
     code = blocks(page, languages)
     start = next(place for place, block in enumerate(code) if first in block[1])
     for number, (language, block) in enumerate(code[start:], start):
@@ -56,7 +56,7 @@ def run(page: str, names: dict, languages: str = "python", first: str = "") -> N
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
-    """An empty folder to work in, with the checkpoints that a checkout has."""
+    """A folder to work in that is empty but for `experiments`, whose checkpoints the pages use."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
@@ -110,7 +110,7 @@ def test_the_tutorial_on_a_coco_folder_runs_from_its_first_block_to_its_last(des
 
 
 def reader_of_the_hub(folder: Path, kind: type, encoder: torch.nn.Module) -> None:
-    """A tiny model of random weights at the place where transformers looks first for one of the Hub."""
+    """Save a tiny random model in a folder with a Hub name, where transformers looks before it asks the Hub."""
     tokenizer = character_tokenizer("0123456789")
     layers = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 64}
     config = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "forced_eos_token_id": None, **layers}
@@ -144,15 +144,17 @@ def test_the_notebook_has_the_cells_of_its_page():
     spec = importlib.util.spec_from_file_location("notebook", DOCS / "tutorials" / "notebook.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    for path in DOCS.glob("tutorials/*.ipynb"):
+    notebooks = list(DOCS.glob("tutorials/*.ipynb"))
+    assert notebooks
+    for path in notebooks:
         assert path.read_text() == script.notebook(path.with_suffix(".md").read_text()), f"run {script.__doc__}"
 
 
-# --- the sentences of the page on troubles ------------------------------------------------------------------------------
+# --- the sentences of the troubleshooting page ----------------------------------------------------------------------
 
 
 def sentences_of(path: Path) -> Iterator[str]:
-    """The texts in a file, with a mark for each value that is put into them."""
+    """The texts in a file, with "…" in place of each value that is put into them."""
     tree = ast.parse(path.read_text())
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     for node in ast.walk(tree):
@@ -175,7 +177,7 @@ def test_each_sentence_that_the_page_explains_is_one_that_the_library_says():
     assert len(explained) > 50 and not unsaid
 
 
-# --- what a page says of files and versions ----------------------------------------------------------------------------
+# --- what pages say about files and versions ------------------------------------------------------------------------
 
 
 def test_the_walks_through_the_house_name_files_that_are_there():
@@ -185,7 +187,7 @@ def test_the_walks_through_the_house_name_files_that_are_there():
         if name in ("my_rewards.py",) or name.startswith("tests/"):
             continue
         here = ROOT / "src" / "vision_rl"
-        folder = str(Path(name).parent) if "/" in name else folder  # a bare name stands beside the one before it
+        folder = str(Path(name).parent) if "/" in name else folder  # a bare name is in the folder of the one before
         assert list(here.glob(name)) or list(here.glob(f"{folder}/{name}")), name
     assert len(named) > 30
 

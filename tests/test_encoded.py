@@ -1,4 +1,4 @@
-"""A frozen encoder's output, computed once, trains the decoder as the images themselves do."""
+"""The output of a frozen encoder, computed once, trains the decoder in the same way as the images."""
 
 import pytest
 import torch
@@ -34,8 +34,16 @@ def trained(trainer) -> dict[str, torch.Tensor]:
 def test_a_model_in_another_precision_takes_encoded_images(tmp_path, dtype):
     model = frozen_model().to(dtype)
     data = EncodedDataset(text_dataset(8), model, text_processor())
-    args = VisionRewardConfig(str(tmp_path), max_completion_length=5, **COMMON)
-    VisionRewardTrainer(model, share_of_a, args, data, processing_class=text_processor()).train()
+    args = VisionRewardConfig(str(tmp_path), max_completion_length=5, learning_rate=1e-2, **COMMON)
+
+    def all_different(completions, **kwargs):
+        return list(map(float, range(len(completions))))
+
+    trainer = VisionRewardTrainer(model, all_different, args, data, processing_class=text_processor())
+    before = {name: weight.clone() for name, weight in model.decoder.named_parameters()}
+    after = trained(trainer)
+    assert all(weight.dtype == dtype and weight.isfinite().all() for weight in after.values())
+    assert any(not torch.equal(after[f"decoder.{name}"], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
@@ -69,7 +77,7 @@ def test_evaluation_on_encoded_images_equals_evaluation_on_the_images(tmp_path):
     )
     metrics = trainer.evaluate()
     assert metrics["eval_encoded_cer"] == metrics["eval_images_cer"]
-    assert metrics["eval_encoded_loss"] == pytest.approx(metrics["eval_images_loss"], rel=1e-2)  # float16
+    assert metrics["eval_encoded_loss"] == pytest.approx(metrics["eval_images_loss"], rel=1e-2)  # stored in float16
 
 
 def test_an_encoder_that_still_learns_is_refused():

@@ -1,4 +1,4 @@
-"""The image side: positions resized as scipy zooms, other people's checkpoints, the special ids of the whole model."""
+"""The encoder: positions resized as scipy's zoom does, checkpoints of others, the special ids of the whole model."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def tiny_decoder() -> VisionDecoderForCausalLM:
 
 
 def positions(encoder) -> torch.Tensor:
-    """(N, width), with a class token's first."""
+    """`(N, width)`; that of a class token comes first."""
     if isinstance(encoder, SiglipVisionModel):
         return encoder.embeddings.position_embedding.weight.detach().clone()
     return encoder.embeddings.position_embeddings[0].detach().clone()
@@ -82,7 +82,7 @@ def test_the_default_is_vit_b_16_of_the_paper():
         encoder = vit_encoder(224)
     assert (
         sum(parameter.numel() for parameter in encoder.parameters()) == 85_797_120
-    )  # ViT-B/16 less class token, head
+    )  # ViT-B/16 without class token and head
     config = encoder.config
     assert (config.hidden_act, config.layer_norm_eps, encoder.use_head) == ("gelu_pytorch_tanh", 1e-6, False)
 
@@ -158,7 +158,7 @@ def test_a_vit_reads_images_that_are_not_square(tmp_path):
     encoder.save_pretrained(tmp_path)
     loaded = load_encoder(tmp_path)
     torch.testing.assert_close(encode(loaded, 64, 128), encoded, rtol=0, atol=1e-6)
-    resize_position_embeddings(loaded, 64)  # and back, from a grid that is not square
+    resize_position_embeddings(loaded, 64)  # back to a square grid
     assert encode(loaded, 64).shape == (2, 17, WIDTH)
 
 
@@ -182,7 +182,7 @@ def test_a_whole_model_is_resized_together_with_its_config(make, tmp_path):
     ids = torch.tensor([[0, 3], [0, 5]])
     logits = [m(pixel_values=image(128), decoder_input_ids=ids).logits for m in (model, loaded)]
     torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
-    resize_position_embeddings(loaded.encoder, 64)  # the encoder alone will do: it shares its config with the whole
+    resize_position_embeddings(loaded.encoder, 64)  # it shares its config with the whole model
     assert loaded.config.encoder.image_size == 64
 
 
@@ -294,7 +294,7 @@ def test_special_ids_are_set_everywhere_and_nothing_else_is_inherited(make_decod
 @pytest.mark.parametrize("make_decoder", [tiny_decoder, gpt2_with_leftovers])
 def test_without_an_end_token_a_sequence_never_ends_also_when_reloaded(make_decoder, tmp_path):
     model = vision_encoder_decoder(siglip(), make_decoder(), decoder_start_token_id=1, pad_token_id=0).eval()
-    model.decoder.get_output_embeddings().weight.data[2] *= 5  # GPT-2's end token, often
+    model.decoder.get_output_embeddings().weight.data[2] *= 5  # make GPT-2's end token likely
     model.save_pretrained(tmp_path)
     loaded = VisionEncoderDecoderModel.from_pretrained(tmp_path)
     assert loaded.generation_config.eos_token_id is None

@@ -1,4 +1,4 @@
-"""The example scripts run, from their command lines, on digits and on a folder in COCO's form."""
+"""The example scripts run from their command lines, on digits and on a folder in COCO's form."""
 
 import json
 import os
@@ -17,7 +17,7 @@ FEW = ("--mle_steps", "2", "--tune_steps", "2")
 
 
 def run(script: str, folder: Path, *options: str, launcher: tuple[str, ...] = ()) -> str:
-    """What a script prints; its results are in the folder."""
+    """Run a script and return what it prints. Its results are in the folder."""
     if not EXAMPLES.is_dir():
         pytest.skip("the examples are not part of the installed package")
     command = [sys.executable, *launcher, EXAMPLES / script, "--output_dir", folder, *FEW, *options]
@@ -72,7 +72,7 @@ def test_panoptic_segmentation_is_trained_in_both_stages_and_tuned_for_pq(tmp_pa
 
 
 def test_colorization_is_trained_and_tuned_from_the_stage_one_of_the_command_line(tmp_path):
-    """Its command is the one that the docstring shows, in two steps."""
+    """Stage I is trained by the command in the example's docstring, in two steps."""
     lines = (EXAMPLES / "colorization.py").read_text().split("vision-rl stage1", 1)[1].split("python examples", 1)[0]
     options = lines.replace("\\", " ").replace("runs/colorization", str(tmp_path)).split()
     command = [sys.executable, "-m", "vision_rl.cli", "stage1", *options, "--use_cpu", "true"]

@@ -1,4 +1,4 @@
-"""What the experiments make of folders and options, and what they say where these do not suffice."""
+"""How the experiments read folders and options, and what they say if these do not suffice."""
 
 import json
 
@@ -10,7 +10,7 @@ from vision_rl.tasks import captioning, detection
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twenty images, each with a box and a caption, in folders of two."""
+    """Twenty images, each with a box and a caption, in folders of two images."""
     images, boxes, captions = [], [], []
     for index in range(20):
         name = f"part{index // 10}/{index}.png"

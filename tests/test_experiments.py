@@ -1,4 +1,4 @@
-"""The experiments run, from their command lines, in a few steps each."""
+"""The experiments run from their command lines, with a few steps each."""
 
 import json
 import subprocess
@@ -125,7 +125,7 @@ def test_colorization_is_studied_and_hacked(photos_folder, tmp_path):
 
 
 def test_the_preference_of_simulated_raters_is_fitted_and_tuned_for(tmp_path, experiment):
-    """With a stage I of chance weights, whose colours differ from code to code, as one of two steps has them not yet."""
+    """Stage I has random weights, so that its codes differ in colour; after only two steps of training they would not."""
     preference_study = experiment("preference_study")
     few = {"stage1_steps": 2, "mle_steps": 2, "num_eval": 4, "work_dir": f"{tmp_path}/work"}
     model = Path(preference_study.make_mle_model(preference_study.StudyArguments(**few)))
@@ -156,7 +156,7 @@ def test_the_page_on_preferences_has_the_numbers_of_the_experiment(experiment):
 
 
 def study(task: str, folder: Path, *data: str) -> Path:
-    """The results of the study of a task with codes, in a few steps."""
+    """The results of the study of a task with codes, with a few steps."""
     steps = (
         "--mle_steps 16 --steps 1 --control_steps 1 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
     )
@@ -168,7 +168,7 @@ def study(task: str, folder: Path, *data: str) -> Path:
 
 @pytest.fixture
 def captions_folder(tmp_path):
-    """Scenes with captions in COCO's form, a tiny ViT and a tiny BERT with a WordPiece vocabulary; the options for them."""
+    """Scenes with captions in COCO's form, a tiny ViT and a tiny BERT with a WordPiece vocabulary, as options."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Two processes: a fault of one is told to both, none waits for ever, and what was saved is whole."""
+"""Two processes: both report a fault of one, none waits for ever, and what was saved is whole."""
 
 import json
 import time
@@ -18,7 +18,7 @@ LAUNCHER = [*ACCELERATE, "--multi_gpu", "--num_processes", "2"]
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A run whose rank 1 was killed in its third step."""
+    """A run in whose third step rank 1 was killed."""
     folder = tmp_path_factory.mktemp("ranks")
     begun = time.monotonic()
     code, output = start(LAUNCHER, "faults.py", ["killed", str(folder)], folder)
@@ -27,7 +27,7 @@ def killed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def told(killed) -> list[dict]:
-    """What each rank was told of each fault."""
+    """The error of each rank for each fault."""
     folder = killed[0]
     code, output = start(LAUNCHER, "faults.py", ["faults", str(folder)], folder)
     assert code == 0, output[-6000:]

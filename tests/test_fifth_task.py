@@ -1,4 +1,4 @@
-"""A new task needs a processor, a reward and a metric, and nothing in the library changes: here, counting bright squares."""
+"""A new task needs a processor, a reward and a metric, and no change in the library. Here: counting bright squares."""
 
 from counting_task import CountingProcessor, closeness_reward, counting_error, squares
 from PIL import Image
@@ -9,7 +9,7 @@ from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, Vis
 
 def test_a_fifth_task_is_pretrained_and_tuned_without_touching_the_library(tmp_path):
     model = tiny_model(vocab_size=6, end=None)
-    model.generation_config.suppress_tokens = [0]  # the start token is no count
+    model.generation_config.suppress_tokens = [0]  # the start token is not a count
     shared = {
         "per_device_train_batch_size": 16,
         "max_completion_length": 1,

@@ -1,4 +1,4 @@
-"""Which pixels boxes are measured in: turned as Pillow turns pictures, chosen where one reading fits, undone in results."""
+"""Boxes may be measured on the photo as stored or as turned: the right reading is chosen, and undone in results."""
 
 import io
 
@@ -40,7 +40,7 @@ def test_boxes_and_maps_turn_as_pillow_turns_pictures(orientation, data):
 
 @given(st.sampled_from(ORIENTATIONS), st.integers(2, 900), st.integers(2, 900), st.floats(0.3, 3), st.data())
 def test_results_go_back_to_where_the_file_measures(orientation, width, height, scale, data):
-    """Any box of a frame, brought to the picture as shown and back, is itself."""
+    """A box that is turned into the picture as it is shown, and back, is the same box."""
     corner = st.tuples(st.floats(0, width), st.floats(0, height))
     (xa, ya), (xb, yb) = data.draw(corner), data.draw(corner)
     box = np.array([[min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb)]])
@@ -54,7 +54,7 @@ def test_results_go_back_to_where_the_file_measures(orientation, width, height, 
 
 
 def chosen(stored, json_size, boxes, orientation=1, frame="auto", count=1):
-    """Size and orientation of the frame of `count` pictures, and whether it is open, and what is said."""
+    """Size and orientation of the chosen frame of `count` pictures, whether the choice is open, and the messages."""
     headers = Headers(np.array([stored] * count), np.array([orientation] * count))
     corners = np.array(boxes, float).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
@@ -80,7 +80,7 @@ UNKNOWN = (0, 0)
         ((100, 40), 6, (100, 40), [[5, 5, 30, 30]], [40, 100], 1, True),
         ((100, 40), 6, UNKNOWN, [[5, 5, 30, 30]], [40, 100], 1, True),
         ((100, 40), 6, UNKNOWN, [[60, 60, 30, 30]], [40, 100], 1, True),
-        # upside down or square: no size tells
+        # upside down or square: the sizes tell nothing
         ((100, 40), 3, (100, 40), [[5, 5, 30, 30]], [100, 40], 1, False),
         ((40, 40), 8, UNKNOWN, [[5, 5, 30, 30]], [40, 40], 1, False),
         # resized
@@ -94,7 +94,7 @@ UNKNOWN = (0, 0)
         # stored on its side, and resized
         ((50, 20), 6, (100, 40), [[60, 5, 30, 30]], [100, 40], 6, False),
         ((50, 20), 6, (40, 100), [[5, 60, 30, 30]], [40, 100], 1, False),
-        # cut, squashed or turned before: its boxes are only good where they fit the file and not the JSON
+        # cut, squashed or turned before: boxes are used only if they fit the file and not the JSON
         ((80, 80), 1, (100, 80), [[5, 5, 30, 30]], [80, 80], 1, True),
         ((80, 80), 1, (100, 80), [[85, 5, 10, 30]], [80, 80], 1, True),
         ((100, 40), 1, (40, 100), [[60, 5, 30, 30]], [100, 40], 1, False),
@@ -114,7 +114,7 @@ def test_what_is_chosen_is_said_where_sources_differ_and_else_not():
 
 
 def test_the_pictures_of_a_file_are_judged_together():
-    """A tool has one habit: the box that tells decides for the others as well; one of two hundred is let pass."""
+    """A tool treats all pictures alike: a box that tells decides for the others. One wrong box in two hundred may pass."""
     small, telling, wrong = [5, 3, 5, 5], [60, 50, 30, 20], [90, 70, 60, 60]
     assert chosen((50, 40), (100, 80), [small, telling], count=2)[:3] == ([100, 80], 1, False)
     assert chosen((50, 40), (100, 80), [telling] * 199 + [wrong], count=2)[:3] == ([100, 80], 1, False)

@@ -1,4 +1,4 @@
-"""FSDP2 on two CPU processes, through Trainer: the steps, samples and evaluation of one process, and what is refused."""
+"""FSDP2 through Trainer on two CPU processes has the steps, samples and evaluation of one; and what is refused."""
 
 import pytest
 import yaml
@@ -21,7 +21,7 @@ CALLS = {
     "reward_gpt2": {"kind": "reward", "decoder": "gpt2", "rows": 20, "max_steps": 2},  # with tied embeddings
 }
 _CONFIG = yaml.safe_load(package_file("fsdp2", "cli/accelerate_configs", "launch configuration").read_text())
-# `--accelerate_config fsdp2` gives accelerate what Trainer takes as fsdp_config; without a GPU accelerate does not shard.
+# The settings of `--accelerate_config fsdp2`, given as Trainer's fsdp_config: without a GPU accelerate does not shard.
 FSDP = {"fsdp": True, "fsdp_config": {k.removeprefix("fsdp_"): v for k, v in _CONFIG["fsdp_config"].items()}}
 SAVED_STEP = 3  # of 4
 

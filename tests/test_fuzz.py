@@ -1,4 +1,4 @@
-"""Every public entry, given broken input, says what is wrong and with which argument; nothing is silently wrong."""
+"""Every public function says what is wrong with broken input and in which argument. No output is silently wrong."""
 
 import math
 import random
@@ -26,7 +26,7 @@ RNG = np.random.default_rng(0)
 
 
 class Entry(NamedTuple):
-    """A public callable, good arguments, and what holds of every output that it may give."""
+    """A public callable, good arguments, and a check that every output must pass."""
 
     call: Callable[..., Any]
     arguments: dict[str, Any]
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 def finite(values: Any) -> bool:
-    """No NaN, nowhere in it."""
+    """Whether there is no NaN anywhere in it."""
     if isinstance(values, dict):
         return all(map(finite, values.values()))
     if isinstance(values, np.ndarray | torch.Tensor):
@@ -47,7 +47,7 @@ def finite(values: Any) -> bool:
 
 
 def one_each(*names: str) -> Callable[[Any, dict], bool]:
-    """As many outputs as there are entries in these arguments, none of them NaN."""
+    """Whether there are as many outputs as entries in these arguments, and none is NaN."""
     return lambda output, given: (
         finite(output) and all(given.get(name) is None or len(given[name]) == len(output) for name in names)
     )

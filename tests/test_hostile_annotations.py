@@ -1,4 +1,4 @@
-"""Annotation files that are broken, or written to do harm: every loader says what is wrong, and touches nothing else."""
+"""Annotation files that are broken or hostile: every loader says what is wrong, and stays inside of its folder."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
 from vision_rl.tasks.panoptic import read_coco_panoptic
 
 
-NUM_MUTATED = int(os.environ.get("VISION_RL_FUZZ", "40"))  # of each loader
+NUM_MUTATED = int(os.environ.get("VISION_RL_FUZZ", "40"))  # changed files for each loader
 IMAGES = [{"id": i, "file_name": f"{i}.png", "width": 8, "height": 8} for i in range(3)]
 CATEGORIES = [{"id": 1, "name": "cat", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0}]
 BOX = {"bbox": [1, 1, 5, 5], "category_id": 7, "iscrowd": 0, "area": 20}
@@ -64,7 +64,7 @@ ODD += [[None], {"id": 1}, [1, 2, 3], ["a"] * 4, "x" * 1000, [[[[]]]]]
 
 
 def mutated(content, rng: random.Random):
-    """The content with something changed, taken away or put in, somewhere."""
+    """A copy of the content in which something is changed, removed or added at a random place."""
     content = json.loads(json.dumps(content))
     place = content
     while True:

@@ -1,7 +1,7 @@
-"""Models, adapters, data sets and evaluate modules pushed to a Hub on this machine, and loaded elsewhere by name.
+"""Models, adapters, data sets and evaluate modules are pushed to a Hub on this machine, and loaded elsewhere by name.
 
-Three processes: `scripts/hub_push.py` trains and pushes, by the trainers and by the commands; `scripts/hub_load.py` knows
-nothing but names, with an empty cache, and then once more with that cache and no Hub.
+There are three processes. `scripts/hub_push.py` trains and pushes, by the trainers and by the commands.
+`scripts/hub_load.py` knows only the names: it runs with an empty cache, and then again with that cache and no Hub.
 """
 
 import io
@@ -36,7 +36,7 @@ def home(tmp_path_factory) -> Path:
 
 
 def run(hub: LoopbackHub, script: str, *arguments: Path, cache: Path, **environment: str) -> Any:
-    """Runs a script as another machine's process, and gives the JSON that it leaves in its last argument."""
+    """Run a script in a process with its own cache, as on another machine; returns the JSON in its last argument."""
     command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     done = subprocess.run(command, env=hub.environment(cache) | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
@@ -99,7 +99,7 @@ def test_by_hub_strategy_whole_checkpoints_are_pushed_while_the_run_goes_on(hub,
     halfway = hub.files("user/captions", revision="before-the-end")
     assert {"README.md", "model.safetensors", "reward/cider/config.json", "manifest.json"} <= set(halfway)
     listed = json.loads(halfway["manifest.json"])["files"]
-    assert set(listed) <= set(halfway)  # of the model alone
+    assert set(listed) <= set(halfway)  # the manifest has the model's files only
     assert not any(name.startswith(("optimizer", "trainer_state", "training_args")) for name in listed)
     assert "last-checkpoint/optimizer.pt" in halfway
     assert set(pushed["adapter before the end"]) >= {"adapter_model.safetensors", "processor_config.json", "README.md"}
@@ -121,7 +121,7 @@ def test_the_card_names_task_data_base_model_and_library(hub, pushed):
     assert "[user/boxes-mle](https://huggingface.co/user/boxes-mle)" in text and "REINFORCE" in text
     assert "2302.08242" in text and "@inproceedings{pinto2023tuning" in text
     assert re.search(r"Versions: vision_rl \d.*torch.*transformers", text)
-    assert card(hub, "user/boxes-mle")[0]["base_model"] == "user/vit"  # its encoder; the decoder is new
+    assert card(hub, "user/boxes-mle")[0]["base_model"] == "user/vit"  # the encoder's; the decoder is new
     assert "base_model" not in card(hub, "user/captions")[0]
     adapter = card(hub, "user/read-lora")[0]
     assert adapter["base_model"] == "user/read-mle" and adapter["library_name"] == "peft"

@@ -1,4 +1,4 @@
-"""Image files are found inside of their folder only, and their headers are read without decoding them."""
+"""Image files are found only inside of their folder, and their headers are read without decoding the pixels."""
 
 import os
 import struct
@@ -22,7 +22,7 @@ def told(bad_rows) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    """`images/` with pictures, and one beside it that nothing may reach."""
+    """The folder `images/` with pictures. Beside it lies a picture that no name may reach."""
     for name in ("images/1.png", "images/a b&c.png", "images/train/2.png", "secret.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / name)
@@ -103,7 +103,7 @@ def test_a_folder_that_is_not_there_is_said_at_once(tmp_path, bad_rows):
 
 
 def with_text_behind_the_pixels(file) -> None:
-    """Moves a PNG's EXIF behind its pixels."""
+    """Moves the EXIF of a PNG behind its pixels."""
     content = file.read_bytes()
     start = content.index(b"eXIf") - 4
     length = 12 + struct.unpack(">I", content[start : start + 4])[0]
@@ -129,7 +129,7 @@ def test_a_header_tells_the_size_that_the_decoded_picture_has(tmp_path, bad_rows
 
 
 def bomb(side: int) -> bytes:
-    """A PNG of a few bytes that says it has `side` x `side` pixels."""
+    """A PNG of a few bytes whose header says that it has `side` x `side` pixels."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(

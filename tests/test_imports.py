@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source; and what `import vision_rl` costs."""
+"""Who may import whom, checked on the source; and what `import vision_rl` loads."""
 
 import ast
 import importlib
@@ -20,7 +20,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 
 def imports_of(path: Path) -> set[str]:
-    """Absolute names of the modules that a file imports, at its top or inside its functions."""
+    """The absolute names of the modules that a file imports, at its top or inside of functions."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -98,14 +98,14 @@ def test_nothing_depends_on_torchvision_or_timm():
 
 
 def documented() -> list[object]:
-    """What docs/api.md describes."""
+    """The objects that docs/api.md describes."""
     entries = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.M)
     return [pkgutil.resolve_name(entry) for entry in entries]
 
 
 @pytest.mark.parametrize("folder", ["examples", "experiments"])
 def test_scripts_use_the_public_interface_only(folder):
-    """Modules, constants, what a package lists in `__all__`, and what the documentation of the API has; no `x._y`."""
+    """Public are modules, constants, names in an `__all__` and what docs/api.md describes. No script uses `x._y`."""
     if not (ROOT / folder).is_dir():
         pytest.skip(f"{folder}/ is not part of the installed package")
     public = documented()

@@ -1,4 +1,4 @@
-"""Annotation files are read an entry at a time, whatever their size, and what is no such file is refused with its name."""
+"""Annotation files of any size are read one entry at a time, and other files are refused with their name."""
 
 import gzip
 import json
@@ -14,7 +14,7 @@ from vision_rl.data.json_entries import read_entries
 
 @pytest.fixture
 def written(tmp_path) -> Callable:
-    """Writes bytes or text, and returns what is read of them under the names of the lists."""
+    """A function that writes bytes or text into a file, and returns the entries that are read from its lists."""
 
     def read(content: bytes | str, *keys: str) -> dict[str, list]:
         file = tmp_path / "a.json"
@@ -49,7 +49,7 @@ def test_entries_are_those_of_pythons_json_wherever_the_window_ends(
     text = json.dumps(content, indent=indent, ensure_ascii=ascii)
     try:
         encoded = text.encode()
-    except UnicodeEncodeError:  # half a character can be spelled but not encoded
+    except UnicodeEncodeError:  # a lone surrogate can be escaped but not encoded
         encoded = json.dumps(content, indent=indent).encode()
     assert written(encoded, "wanted", "last") == {"wanted": entries, "last": [1.5, 20]}
 

@@ -1,4 +1,4 @@
-"""A run of days: what a step makes is gone after it, and what a trainer started ends with it."""
+"""For runs of days: what a step makes is freed after it, and what a trainer starts ends with it."""
 
 import gc
 import multiprocessing
@@ -22,7 +22,7 @@ def resident_bytes() -> int:
 
 
 class Counting(TrainerCallback):
-    """Live tensors and resident memory at some steps."""
+    """Records live tensors and resident memory at some steps."""
 
     def __init__(self, steps):
         self.steps, self.tensors, self.resident = steps, [], []
@@ -36,7 +36,7 @@ class Counting(TrainerCallback):
 
 @pytest.mark.parametrize("kind", ["mle", "reward"])
 def test_steps_do_not_grow(tmp_path, kind):
-    """By hand with 1,000 steps; here 150 of them."""
+    """150 steps here; 1,000 were run by hand."""
     counting = Counting((50, 100, 150))
     options = {"reward_num_workers": 1, "baseline": "greedy"} if kind == "reward" else {"on_nonfinite": "skip"}
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
@@ -46,7 +46,7 @@ def test_steps_do_not_grow(tmp_path, kind):
 
 
 def started() -> tuple[set[str], int]:
-    """The threads and child processes of this process, when what is collected has had time to end."""
+    """The names of the threads, and the number of child processes, after collected ones have had time to end."""
     gc.collect()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and "vision_rl rewards" in thread.name:

@@ -1,4 +1,4 @@
-"""The model card without a Hub: what it says of runs of many kinds, and that it stands in nobody's way."""
+"""The model card without a Hub: what it says about several kinds of runs, and that it never stops a run."""
 
 import inspect
 import json
@@ -71,7 +71,7 @@ def test_a_run_without_evaluation_has_a_card_without_results(tmp_path):
     head, text = read(tmp_path / "run")
     assert head["tags"] == ["vision_rl", "mle"] and "model-index" not in head and "base_model" not in head
     assert "Results" not in text and "`somebody's rows`" in text and 'vision_rl.pipeline("run")' in text
-    assert "![The run](images/curve.png)" in text  # of the loss
+    assert "![The run](images/curve.png)" in text  # shows the loss
     made.create_model_card()  # the data set's name is kept
     assert read(tmp_path / "run")[0]["datasets"] == "somebody's rows"
 
@@ -121,12 +121,12 @@ def test_a_card_may_be_edited_and_is_followed_to_the_base_model(tmp_path):
     check_whole(tmp_path / "mle")
     tuned = trainer(tmp_path / "tuned", model=str(tmp_path / "mle"))
     tuned.create_model_card()
-    assert read(tmp_path / "tuned")[0]["base_model"] == "somebody/vit"  # the folder itself is on no Hub
+    assert read(tmp_path / "tuned")[0]["base_model"] == "somebody/vit"  # the folder itself is not on the Hub
 
 
 def test_an_upload_that_fails_is_told_and_training_goes_on(tmp_path, caplog):
     made = trainer(tmp_path, "mle", save_strategy="steps", save_steps=1, save_total_limit=1)
-    made.args.push_to_hub, made.args.hub_strategy = True, HubStrategy.CHECKPOINT  # as if there had been a Hub at first
+    made.args.push_to_hub, made.args.hub_strategy = True, HubStrategy.CHECKPOINT  # as if there had been a Hub
     made.hub_model_id, made.push_in_progress = "somebody/run", None
     with caplog.at_level(logging.WARNING):
         made.train()
@@ -137,7 +137,7 @@ def test_an_upload_that_fails_is_told_and_training_goes_on(tmp_path, caplog):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_use_of_a_model_with_a_processor_of_transformers_runs(kind, tmp_path, monkeypatch):
-    """Some of these models read patches or prompts: the trainers know how."""
+    """Some of these models read patches or prompts, which the trainers handle."""
     model, processor = served(kind)
     args = VisionMLEConfig(str(tmp_path / "run"), use_cpu=True, report_to="none")
     made = VisionMLETrainer(model, args, train_dataset=dataset(kind, 8), processing_class=processor)

@@ -1,4 +1,4 @@
-"""Evaluate modules as rewards and metrics, in every form that a user may give one; and sizes that are the processor's."""
+"""Evaluate modules as rewards and metrics, in every form a user may give them; sizes come from the processor."""
 
 import functools
 
@@ -36,7 +36,7 @@ def trainer(tmp_path, reward, model=None, rows=None, processor=None, decoder=Non
     )
 
 
-# --- our modules as rewards, each against the function that it is --------------------------------------------------------
+# --- our modules as rewards, each against its function --------------------------------------------------------
 
 
 def ocr():
@@ -182,7 +182,7 @@ def test_a_metric_that_is_none_is_refused_when_the_trainer_is_made(tmp_path):
             trainer(tmp_path, share_of_a, metric=metric)
 
 
-# --- sizes are the processor's -------------------------------------------------------------------------------------------
+# --- sizes come from the processor ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [RecallReward, AveragePrecisionReward])

@@ -1,4 +1,4 @@
-"""A newcomer's way, by one page of the documentation: a folder, a reward, the Hub, and another machine that knows a name."""
+"""One page of the documentation, step by step: a folder, a reward, the Hub, and another machine that knows a name."""
 
 import json
 import shlex
@@ -14,11 +14,11 @@ from test_docs import DOCS, blocks
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of the installed package")
 
 PAGE = "tutorials/folder-to-hub.md"
-ELSEWHERE = "vision-rl predict"  # from this block on it is another machine: another folder, an empty cache
+ELSEWHERE = "vision-rl predict"  # from this block on the page is on another machine: another folder, an empty cache
 
 
 def run(block: tuple[str, str], folder: Path, environment: dict[str, str]) -> None:
-    """A block as a reader runs it, in a process of its own."""
+    """Run a block as a reader would, in a process of its own."""
     language, code = block
     if code.startswith("# my_rewards.py"):
         (folder / "my_rewards.py").write_text(code)
@@ -36,7 +36,7 @@ def run(block: tuple[str, str], folder: Path, environment: dict[str, str]) -> No
 
 
 def expanded(line: str, folder: Path) -> list[str]:
-    """The words of a command, file names with a star as the shell gives them."""
+    """The words of a command; file names with a star are expanded as by a shell."""
     words = shlex.split(line)[1:]
     return [str(path) for word in words for path in (sorted(folder.glob(word)) if "*" in word else [word])]
 

@@ -1,4 +1,4 @@
-"""Models that are not served are refused when the trainer is made, in one sentence that says what is, or who trains them."""
+"""Models that are not supported are refused when the trainer is made, with a sentence that says what to use instead."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The OCR room: edit distance against rapidfuzz, the rewards and their evaluate modules, the tokenizer, the drawing."""
+"""Reading text: edit distance against rapidfuzz, rewards and evaluate modules, the tokenizer, the pictures."""
 
 import copy
 import pickle
@@ -92,7 +92,7 @@ def test_rewards_take_what_a_trl_trainer_passes(reward):
 
 
 def test_error_rate_sums_edits_and_characters_over_the_corpus():
-    # 1 edit in 1 character and 0 in 3: 1 / 4 over the corpus, not the mean of 1 and 0
+    # 1 edit in 1 character and 0 in 3 make 1 / 4 over the corpus; the mean of 1 and 0 would be wrong
     assert character_error_rate(["5", "123"], ["4", "123"]) == {"cer": 0.25, "exact_match": 0.5}
 
 
@@ -177,7 +177,7 @@ def test_examples_of_the_module_description_run_as_printed(name):
 
 
 def test_rewards_import_neither_torch_nor_transformers():
-    # The file itself is loaded: its package shows the whole room, processor included.
+    # The file is loaded by itself, because its package imports the processor too.
     code = (
         "import importlib.util, sys\n"
         f"spec = importlib.util.spec_from_file_location('rewards', {sys.modules[edit_distance.__module__].__file__!r})\n"

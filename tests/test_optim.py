@@ -1,4 +1,4 @@
-"""The optimiser against recorded runs of big_vision's own code, and against what can be computed by hand."""
+"""The optimiser against recorded runs of big_vision's code, and against steps computed by hand."""
 
 import copy
 import io
@@ -36,7 +36,7 @@ from vision_rl.trainer.optim import (
 
 
 def updates_of(gradients: np.ndarray, **options) -> tuple[np.ndarray, dict]:
-    """The update of each step, and the state after the last: float64 parameters take float32 updates unrounded."""
+    """The update of each step and the final state. Parameters are in float64, so that float32 updates stay unrounded."""
     parameter = nn.Parameter(torch.zeros(gradients.shape[1:], dtype=torch.float64))
     optimizer = BigVisionAdafactor([parameter], lr=1.0, **options)
     updates = []
@@ -49,12 +49,12 @@ def updates_of(gradients: np.ndarray, **options) -> tuple[np.ndarray, dict]:
 
 
 def assert_same_update(ours: np.ndarray, recorded: np.ndarray, bfloat16_momentum: bool):
-    # Elements are compared with their tensor's scale: a sum that nearly cancels has few digits of its own.
+    # Errors are measured on the scale of the tensor: a sum that nearly cancels has few digits of its own.
     scale = np.abs(recorded).max()
     error = np.abs(ours - recorded)
     if not bfloat16_momentum:
         assert error.max() <= 1e-6 * scale
-    else:  # a value on the edge between two bfloat16s may round to the other one, and then is off for some steps
+    else:  # a value between two bfloat16 numbers may round to the other one, and is then off for some steps
         assert np.quantile(error, 0.99) <= 1e-6 * scale
         np.testing.assert_allclose(ours, recorded, rtol=1e-2, atol=1e-3)
 
@@ -118,7 +118,7 @@ def test_updates_equal_big_vision_on_a_large_matrix(name):
 
 
 class RecordedModel(nn.Module):
-    """The parameters of the recorded optax chain under an encoder and a decoder, in float64 to see updates unrounded."""
+    """The parameters of the recorded optax chain as encoder and decoder, in float64 so that updates stay unrounded."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         super().__init__()
@@ -147,7 +147,7 @@ class RecordedModel(nn.Module):
             parameter.data = self.as_torch(name, arrays[f"param0|{self.recorded_names[name]}"])
 
     def as_torch(self, name: str, array: np.ndarray) -> torch.Tensor:
-        """Flax keeps kernels as (in, out) and (height, width, in, out)."""
+        """Turns Flax's kernels, (in, out) and (height, width, in, out), into torch's form."""
         if self.recorded_names[name].endswith("/kernel"):
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
         return torch.tensor(array, dtype=torch.float64)
@@ -165,7 +165,7 @@ class RecordedModel(nn.Module):
     ],
 )
 def test_the_whole_chain_equals_big_vision(name, lr, encoder_lr, weight_decay, clip_norm, schedule, warmup):
-    """Gradient clipping, groups, optimiser and transformers' schedule together make the recorded updates."""
+    """Gradient clipping, groups, optimiser and transformers' schedule together give the recorded updates."""
     arrays = golden("optax_chain.npz")
     model = RecordedModel(arrays)
     if name == "freeze":
@@ -188,14 +188,14 @@ def test_the_whole_chain_equals_big_vision(name, lr, encoder_lr, weight_decay, c
             for key, parameter in model.named_parameters():
                 expected = model.as_torch(key, arrays[f"{name}|update|{step}|{model.recorded_names[key]}"])
                 error = (parameter.detach() - before[key] - expected).abs() / expected.abs().max().clamp(min=1e-30)
-                assert error.max() <= 4e-3, (key, step)  # one rounding of the momentum to the other bfloat16
+                assert error.max() <= 4e-3, (key, step)  # the momentum rounded once to the other bfloat16
                 assert error.quantile(0.95) <= 1e-5, (key, step)
 
     for key, parameter in model.named_parameters():
         final = model.as_torch(key, arrays[f"{name}|param_final|{model.recorded_names[key]}"])
         error = (parameter.detach() - final).abs()
         assert error.quantile(0.95) <= 4e-6, key
-        assert error.max() <= 4e-6 + 0.04 * lr, key  # such a rounding fades over the next ten steps
+        assert error.max() <= 4e-6 + 0.04 * lr, key  # such an error fades over the next ten steps
 
 
 @pytest.mark.parametrize(
@@ -225,13 +225,13 @@ def one_step(parameter: torch.Tensor, gradient: torch.Tensor, lr: float = 0.1, *
 
 
 def test_first_step_of_a_vector_is_a_tenth_of_the_sign():
-    """beta2 is 0, so u = g / |g|; momentum 0.9 from nothing leaves a tenth of it."""
+    """beta2 is 0 in the first step, so u = g / |g|. Momentum of 0.9 starts from zero and leaves a tenth of that."""
     after = one_step(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([5.0, -1e-3, 0.0]), lr=0.5)
     torch.testing.assert_close(after, torch.tensor([1 - 0.05, 1 + 0.05, 1.0]))
 
 
 def test_factored_step_by_hand():
-    """g = [[1, 2], [3, 4]]: rows of g^2 have means 2.5 and 12.5, columns 5 and 10, all of it 7.5."""
+    """g = [[1, 2], [3, 4]]: g^2 has row means 2.5 and 12.5, column means 5 and 10, and the mean 7.5."""
     after = one_step(
         torch.zeros(2, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), lr=1.0, momentum=None, min_dim_size_to_factor=2
     )
@@ -249,7 +249,7 @@ def test_second_moments_forget_with_the_step_to_the_minus_0_8():
 
 
 def test_momentum_decay_is_rounded_to_the_dtype_of_the_momentum():
-    """As in jitted JAX: 0.9 is 0.8984375 in bfloat16, and the state is rounded but the update is not."""
+    """As in jitted JAX, 0.9 is 0.8984375 in bfloat16. The state is rounded, the update is not."""
     updates, state = updates_of(np.ones((2, 1)))
     kept = torch.tensor(0.1).bfloat16().item()
     np.testing.assert_allclose(updates[1], 0.1 + 0.8984375 * kept, rtol=1e-6)
@@ -345,7 +345,7 @@ def test_groups_added_later_have_their_own_schedule_and_rate():
 
 
 def test_a_view_equals_reshaping_by_hand():
-    """A query kernel of 2 heads of 33: (66, 40) in torch, (40, 2, 33) in the reference."""
+    """A query kernel with 2 heads of 33 numbers is (66, 40) in torch and (40, 2, 33) in the reference."""
     gradients = torch.randn(4, 66, 40, generator=torch.Generator().manual_seed(0))
     weight, kernel = nn.Parameter(torch.zeros(66, 40)), nn.Parameter(torch.zeros(40, 2, 33))
     plain = nn.Parameter(torch.zeros(66, 40))
@@ -380,7 +380,7 @@ def three_parameters(dtype: torch.dtype) -> list[nn.Parameter]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("momentum_dtype", [torch.bfloat16, torch.float32])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(dtype, momentum_dtype):
-    """torch's own load_state_dict casts the state to the dtype of the parameter; in float16 that makes NaN here."""
+    """torch's own load_state_dict would cast the state to the parameter's dtype; in float16 that gives NaN here."""
 
     def build(parameters):
         return BigVisionAdafactor(
@@ -456,7 +456,7 @@ def test_a_transposed_weight_is_updated_in_place():
 
 
 class Operations(TorchDispatchMode):
-    """Counts what torch is asked to compute."""
+    """Counts the operations that torch is asked for."""
 
     count = 0
 
@@ -466,7 +466,7 @@ class Operations(TorchDispatchMode):
 
 
 def test_a_step_asks_for_few_operations_however_many_parameters_there_are():
-    """The shape of a ViT-S with a decoder of 6 layers, only thinner: one by one it would be 7,000."""
+    """A thin ViT-S with a decoder of 6 layers. Updated one by one, its parameters would take 7,000 operations."""
     decoder = VisionDecoderConfig(
         vocab_size=40, hidden_size=32, num_hidden_layers=6, num_attention_heads=2, intermediate_size=64
     )
@@ -698,7 +698,7 @@ SMALL = {
 def test_attention_of_transformers_encoders_is_viewed_per_head(model_class, config_class, output):
     model = model_class(config_class(**SMALL))
     shapes = attention_view_shapes(model)
-    assert len(shapes) == 2 * 7  # a layer: weight and bias of queries, keys and values, weight of the output
+    assert len(shapes) == 2 * 7  # weights and biases of queries, keys, values; weight of the output
     expected = {"weight": (3, 8, 24), "bias": (3, 8)}
     for name, parameter in model.named_parameters():
         layer, kind = name.split(".")[-2:]
@@ -711,7 +711,7 @@ def test_attention_of_transformers_encoders_is_viewed_per_head(model_class, conf
 
 
 class Attention(nn.Module):
-    """The names of vision_rl's decoder, with grouped keys and values to be general: 4 heads of 8, 2 of them for keys."""
+    """An attention named as in vision_rl's decoder, but with 2 heads for keys and values to 4 for queries."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Arguments of transformers' and TRL's trainers and configs are ours as well, or are answered with what to use instead."""
+"""Arguments of transformers' and TRL's trainers and configs are ours too, or an error says what to use instead."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Panoptic rows to dense targets, codes and references; the loader; the picture."""
+"""Panoptic rows become dense targets, codes and references; the loader; the pictures."""
 
 import json
 import logging
@@ -51,7 +51,7 @@ def processor(**options) -> PanopticProcessor:
 
 
 def row(ids: np.ndarray, **extra) -> dict:
-    """An image of the map's size and its segments, of the categories in turn."""
+    """A row with a random image of the map's size. Its segments take the categories in turn."""
     present = [int(i) for i in np.unique(ids) if i]
     infos = [{"id": i, "category_id": CATEGORIES[place % 3]["id"], "iscrowd": 0} for place, i in enumerate(present)]
     pixels = np.random.default_rng(0).integers(0, 256, (*ids.shape, 3), dtype=np.uint8)
@@ -59,7 +59,7 @@ def row(ids: np.ndarray, **extra) -> dict:
 
 
 def quarters(height: int = SIZE, width: int = SIZE) -> np.ndarray:
-    """Void at the upper left, then three segments whose ids do not grow with their places."""
+    """Void at the upper left, then three segments whose ids fall in reading order."""
     ids = np.zeros((height, width), int)
     ids[: height // 2, width // 2 :] = 70000
     ids[height // 2 :, : width // 2] = 300
@@ -99,7 +99,7 @@ def test_semantics_are_places_of_categories_and_instances_go_from_top_to_bottom(
     assert pixels.shape == (1, 3, SIZE, SIZE) and semantics.shape == (1, SIZE, SIZE)
     assert semantics.dtype == instances.dtype == torch.long
     corners = [(0, 0), (0, -1), (-1, 0), (-1, -1)]
-    assert [int(semantics[0][c]) for c in corners] == [0, 3, 2, 1]  # of ids 2, 300, 70000, in this order
+    assert [int(semantics[0][c]) for c in corners] == [0, 3, 2, 1]  # of the ids 2, 300 and 70000 in this order
     assert [int(instances[0][c]) for c in corners] == [0, 1, 2, 3]
 
 
@@ -113,7 +113,7 @@ def test_the_canonical_order_does_not_depend_on_the_numbers_before(flat, renamin
     assert np.unique(canonical[canonical > 0]).tolist() == list(range(1, count + 1))
     keys = [np.argwhere(canonical == n).mean(0) @ [5, 1] for n in range(1, count + 1)]
     assert (np.diff(keys) > -1e-9).all()
-    if len({round(key, 9) for key in keys}) == count:  # no ties
+    if len({round(key, 9) for key in keys}) == count:  # no ties between centres
         renamed = np.array([0, *renaming])[instances]
         assert (canonical_instances(renamed) == canonical).all()
     assert (canonical_instances(canonical) == canonical).all()
@@ -137,8 +137,8 @@ def test_the_forms_of_a_map_mean_the_same():
 
 
 def test_instances_beyond_the_channels_are_not_learned_but_their_class_is():
-    ids = np.repeat(np.arange(1, 9), 4)[:, None].repeat(SIZE, 1)  # eight stripes
-    _, semantics, instances = dense(processor(), row(ids))  # six channels, of which 0 is void
+    ids = np.repeat(np.arange(1, 9), 4)[:, None].repeat(SIZE, 1)  # eight segments in stripes
+    _, semantics, instances = dense(processor(), row(ids))  # six channels; channel 0 is void
     assert instances[0, ::4, 0].tolist() == [1, 2, 3, 4, 5, -1, -1, -1]
     assert semantics[0, ::4, 0].tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
 
@@ -150,7 +150,7 @@ def test_crowds_are_learned_as_other_segments():
 
 
 def pair_of_pixels(p: PanopticProcessor, seeds) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and map that show the same: the map's ids as grey values."""
+    """Image and map of rows in which both show the same: the grey values are the ids."""
     ids = np.arange(1, 17).reshape(4, 4).repeat(8, 0).repeat(8, 1)
     r = row(ids, image=Image.fromarray(ids.astype(np.uint8) * 15))
     r["image"] = r["image"].convert("RGB")
@@ -173,7 +173,7 @@ def test_image_and_map_are_mirrored_together_half_of_the_time():
 def test_image_and_map_are_cut_out_together():
     grey, semantics = pair_of_pixels(processor(crop_area=(0.05, 1.0)), seeds=range(40))
     near = (grey - semantics).abs() < 0.5
-    assert near.float().mean() > 0.8  # the image is interpolated where segments meet
+    assert near.float().mean() > 0.8  # the image is interpolated at the borders of segments
     shares = torch.tensor([len(torch.unique(one)) / 16 for one in semantics])
     assert shares.min() < 0.3 and shares.max() == 1
 
@@ -185,7 +185,7 @@ def test_the_seed_alone_decides_and_none_leaves_the_image_as_it_is():
     for a, b in zip(first, again, strict=True):
         assert (a[0] == b[1]).all() and (a[1] == b[0]).all()
     assert not (first[0][0] == first[0][1]).all()
-    classes = dict(zip([0, 2, 300, 70000], [0, 1, 2, 3], strict=True))  # by id
+    classes = dict(zip([0, 2, 300, 70000], [0, 1, 2, 3], strict=True))  # by segment id
     assert (dense(p, r)[1][0].numpy() == np.vectorize(classes.get)(quarters())).all()
 
 
@@ -278,7 +278,7 @@ def test_small_instances_become_void_if_wanted():
 
 
 class FourCodes(nn.Module):
-    """In place of stage I: the four codes of an image are the classes of its quarters."""
+    """Takes the place of stage I: the four codes of an image are the classes of its quarters."""
 
     def __init__(self, processor):
         super().__init__()
@@ -470,7 +470,7 @@ def test_more_segments_than_instance_channels_are_counted(caplog):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images, one of them with a map whose ids use all three bytes."""
+    """Two images. One has a map, whose ids use all three bytes."""
     ids = quarters(10, 12)
     for name, pixels in (("images/1.jpg", np.zeros((10, 12, 3))), ("images/2.jpg", np.zeros((10, 12, 3)))):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -602,7 +602,7 @@ def test_categories_of_another_file_are_refused(folder, category, message):
 
 
 def photo(path, size, orientation) -> None:
-    """White on the left, as stored."""
+    """Save a photo whose left half is white as it is stored."""
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[:, : size[0] // 2] = 255
     exif = Image.Exif()
@@ -611,7 +611,7 @@ def photo(path, size, orientation) -> None:
 
 
 def oriented(folder, size, orientation, maps, **options):
-    """The row of a photo of `size` as stored, whose map shows it as "stored" or as "shown"."""
+    """The row of a photo that is stored with `size`. Its map is for the photo as "stored" or as "shown"."""
     path = folder[0]
     photo(path / "images" / "2.png", size, orientation)
     with Image.open(path / "images" / "2.png") as opened:
@@ -629,7 +629,7 @@ def oriented(folder, size, orientation, maps, **options):
 
 
 def is_aligned(row) -> bool:
-    """The white half of the photo is the thing in the map."""
+    """Whether the thing in the map covers the white half of the photo."""
     white = np.asarray(row["image"].convert("L")) == 255
     return bool(((ids_from_rgb(np.asarray(row["segmentation"])) == 300) == white).all())
 
@@ -735,7 +735,7 @@ def test_a_picture_judges_segments_as_panoptic_quality_does():
     image = Image.new("RGB", (128, 128))
     ids = quarters(128, 128)
     truth = ids, row(ids)["segments_info"]
-    wrong = [{**info, "category_id": 5} for info in truth[1]]  # ids 300 and 70000 are of other categories
+    wrong = [{**info, "category_id": 5} for info in truth[1]]  # wrong for the ids 300 and 70000
     green, red, blue = (21, 128, 61), (200, 30, 30), (29, 78, 216)
 
     def colours(picture: Image.Image) -> set:

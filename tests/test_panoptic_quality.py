@@ -1,4 +1,4 @@
-"""Panoptic quality and the reward: panopticapi's numbers, hand-computed cases, an independent slow implementation."""
+"""Panoptic quality and the reward: panopticapi's numbers, cases by hand, and an independent slow implementation."""
 
 import functools
 import json
@@ -40,12 +40,12 @@ CATEGORIES = [
 
 
 def row(*ids: int) -> np.ndarray:
-    """A map of one row."""
+    """A map with one row of pixels."""
     return np.array([ids])
 
 
 def infos(**categories: int) -> list[dict]:
-    """`infos(s7=1)`: segment 7 of category 1."""
+    """Segments: `infos(s7=1)` is segment 7, of category 1."""
     return [{"id": int(name[1:]), "category_id": category} for name, category in categories.items()]
 
 
@@ -71,7 +71,7 @@ def test_quality_counts_and_reward_equal_panopticapi():
 
 
 def test_quality_of_images_of_coco_equals_panopticapi():
-    """Panoptic quality asks where a pixel lies no more than how many lie where: each pair of ids, pixel by pixel."""
+    """Only the number of pixels of each pair of ids matters, so the recorded pairs are laid out in one row of pixels."""
     content = golden("panoptic_quality_overlaps.json")
     predictions, references = [], []
     for predicted, true in zip(content["predictions"], content["references"], strict=True):
@@ -100,7 +100,7 @@ def assert_panopticapis_numbers(content, predictions, references):
         assert rewards[image] == pytest.approx(expected["reward"], abs=EXACT), case
 
 
-# The traps, by hand. Rows of pixels; 7, 8, 9 are ids
+# The traps by hand, on rows of pixels. Predicted segments have the ids 7, 8 and 9
 
 
 def test_an_iou_of_exactly_one_half_is_a_miss_and_just_above_is_a_match():
@@ -122,7 +122,7 @@ def test_void_leaves_the_union():
 def test_prediction_on_void_is_not_a_false_positive():
     reference = row(5, 0, 0, 0), infos(s5=2)
     assert counts((row(7, 7, 7, 0), infos(s7=1)), reference) == (0, 0, 1)
-    assert counts((row(7, 7, 0, 0), infos(s7=1)), reference) == (0, 1, 1)  # exactly half on void is not enough
+    assert counts((row(7, 7, 0, 0), infos(s7=1)), reference) == (0, 1, 1)  # half of it on void is not enough
 
 
 def test_a_crowd_excuses_predictions_of_its_own_category_only():
@@ -237,11 +237,11 @@ def test_segments_that_vanish_in_a_resize_leave_the_list():
     assert ids.tolist() == [[1]] and segments_info == infos(s1=1)
 
 
-# An independent implementation, slow and by the definition
+# An independent implementation: slow, straight from the definition
 
 
 def slow_counts(prediction, reference) -> tuple[list[float], int, int]:
-    """IoUs of the matches, false positives, false negatives: a mask a segment, every pair."""
+    """IoUs of the matches, false positives and false negatives, from a mask for each segment and all pairs."""
     ious, used, found = [], set(), set()
     void = reference[0] == 0
     for p in prediction[1]:
@@ -308,7 +308,7 @@ def test_the_truth_scores_one_a_segment(reference):
 
 
 def test_of_two_crowds_of_a_category_the_first_predicted_as_it_is_costs():
-    """A quirk of panopticapi, which keeps one crowd a category: even the truth has a false positive then."""
+    """panopticapi keeps only one crowd for each category, so even the truth itself has a false positive then."""
     reference = row(5, 6), crowd(infos(s5=1, s6=1), 5, 6)
     assert counts(reference, reference) == (0, 1, 0)
 
@@ -324,9 +324,9 @@ def test_a_prediction_segment_is_counted_once_at_most(prediction, reference):
 
 
 def test_torchmetrics_finds_the_same_quality():
-    """Where both have one rule: without crowds, without void in the prediction, with one segment a kind of stuff."""
+    """On maps where both rules agree: no crowds, no void in the prediction, one segment for each kind of stuff."""
     theirs = torchmetrics.detection.PanopticQuality(things={1, 2}, stuffs={20}, allow_unknown_preds_category=True)
-    category = np.array([99, 1, 1, 2, 20])  # of segments 0 to 4; 99 is unknown there, and thus void
+    category = np.array([99, 1, 1, 2, 20])  # of segments 0 to 4; torchmetrics does not know 99, so it is void
     rng = np.random.default_rng(0)
     predictions, references = [], []
     for _ in range(8):
@@ -339,7 +339,7 @@ def test_torchmetrics_finds_the_same_quality():
         theirs.update(*(torch.tensor(np.stack([category[ids], ids % 4], -1))[None] for ids in (found, true)))
     quality = panoptic_quality(predictions, references, CATEGORIES)["All"]["pq"]
     assert 0.3 < quality < 1
-    assert float(theirs.compute()) == pytest.approx(quality, abs=1e-6)  # it sums in float32
+    assert float(theirs.compute()) == pytest.approx(quality, abs=1e-6)  # torchmetrics sums in float32
 
 
 # From logits
@@ -535,7 +535,7 @@ def test_the_modules_give_what_the_functions_give(modules):
 
 
 def some_pairs(count: int, size: tuple[int, int], seed: int = 1):
-    """Predictions and references of blocks, as they come from a model."""
+    """Predictions and references made of blocks, in the form that a model gives them."""
     rng = np.random.default_rng(seed)
     sides = []
     for _ in range(2):
@@ -550,7 +550,7 @@ def test_images_that_are_added_are_those_that_are_computed(modules, name):
     whole = modules[name].compute(predictions=predictions, references=references)
     buffers = [(ids.copy(), segments) for ids, segments in predictions]
     modules[name].add_batch(predictions=buffers[:2], references=references[:2])
-    buffers[0][0][:] = 0  # what is used again for the next batch is not what was added
+    buffers[0][0][:] = 0  # changing a buffer later does not change what was added
     modules[name].add(prediction=predictions[2], reference=references[2])
     assert modules[name].compute(predictions=predictions[3:], references=references[3:]) == whole
     with pytest.raises(ValueError, match="There is nothing to compute"):

@@ -1,4 +1,4 @@
-"""Folders of photos, nested ones too; and photos that are grey or broken, found once and by several processes."""
+"""Folders of photos, also nested. Grey and broken photos are found, once only, and by several processes."""
 
 import datasets
 import numpy as np
@@ -14,7 +14,7 @@ COLOUR, GREY = (200, 30, 30), (90, 90, 90)
 
 @pytest.fixture
 def folder(tmp_path):
-    """As ImageNet's: a folder a class."""
+    """A folder like ImageNet's, with a folder for each class."""
     for name, colour in (("n01/a.JPEG", COLOUR), ("n01/b.JPEG", GREY), ("n02/deep/c.png", COLOUR), ("d.jpg", COLOUR)):
         (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), colour).save(tmp_path / "train" / name)
@@ -60,7 +60,7 @@ def test_folders_without_photos_and_links_out_of_them_are_refused(folder, tmp_pa
 def test_grey_photos_are_left_out_and_looked_for_once(folder, monkeypatch):
     rows = load_photos(folder)
     assert names(without_grey(rows), folder) == ["d.jpg", "n01/a.JPEG", "n02/deep/c.png"]
-    monkeypatch.setattr(grey_photos, "is_grey", None)  # not called again
+    monkeypatch.setattr(grey_photos, "is_grey", None)  # a second search would fail
     assert names(without_grey(load_photos(folder)), folder) == ["d.jpg", "n01/a.JPEG", "n02/deep/c.png"]
 
 

@@ -1,4 +1,4 @@
-"""Any picture becomes 8-bit RGB, and one whose range of values is not known is an error: never black."""
+"""Any picture becomes 8-bit RGB. If the range of its values is unknown, that is an error, never a black picture."""
 
 import datasets
 import numpy as np
@@ -19,7 +19,7 @@ def of_raw(mode: str, values: np.ndarray) -> Image.Image:
 
 
 def stored(values: np.ndarray) -> Image.Image:
-    """As `datasets` gives it back: int64 as a picture of mode I."""
+    """The picture that `datasets` gives back after storing it; int64 comes back in mode I."""
     features = datasets.Features({"image": datasets.Image()})
     return datasets.Dataset.from_dict({"image": [values]}, features=features)[0]["image"]
 

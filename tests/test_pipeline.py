@@ -1,4 +1,4 @@
-"""A rollout as a pipeline: rewards in threads while the next chunk is sampled, with the serial order's results."""
+"""Rewards run in threads while the next chunk is sampled, with the same results as in serial order."""
 
 import copy
 import pickle
@@ -23,14 +23,14 @@ from vision_rl.trainer.timing import StepClock
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Rollouts of 8 images, learned from in four micro-batches; sampled in two chunks, with reward workers or without.
+# Rollouts of 8 images are sampled in two chunks and learned from in four micro-batches.
 SPLIT = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "max_steps": 3}
 SPLIT |= {"per_device_generation_batch_size": 4}
 PARTS = {"data", "encode", "sample", "decode", "reward", "learn", "optimizer"}
 
 
 def scored_by(reward, tmp_path, cls=None, **options):
-    """A trainer as `make_trainer` makes it, with a reward of the test's and perhaps a class of its own."""
+    """A trainer of `make_trainer` with the reward of a test, and with its class if one is given."""
     made = make_trainer("reward", tmp_path, **{**SPLIT, **options})
     made.reward = type(made.reward)(
         reward,
@@ -53,7 +53,7 @@ def results(trainer) -> dict:
         "logs": [without_times(log) for log in trainer.state.log_history if "loss" in log],
         "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
         "seen": trainer.seen,
-        "random": torch.rand(()).item(),  # what torch's generator gives next
+        "random": torch.rand(()).item(),  # the next number of torch's generator
     }
 
 
@@ -65,7 +65,7 @@ def assert_identical(one, other):
 
 
 def uneven(completions, completion_ids, log_metric, **kwargs):
-    """Takes longer for some chunks than for others, so that they end in another order than they began."""
+    """A reward that takes longer for some chunks, so that chunks end in another order than they began."""
     time.sleep(0.002 * (sum(map(len, completion_ids)) % 7))
     log_metric("letters", float(sum(map(len, completions))))
     return share_of_a(completions)
@@ -91,7 +91,7 @@ def test_with_workers_every_bit_is_that_of_the_serial_order(tmp_path, decoder, o
 
 
 class ClippedRewards:
-    """Overrides the seam of scoring: first by changing what comes out of it, then by replacing it."""
+    """Overrides `_score` by changing what it returns."""
 
     def _score(self, completions, inputs):
         rewards, targets = super()._score(completions, inputs)
@@ -115,20 +115,22 @@ def test_an_overridden_score_gives_the_same_with_workers(tmp_path, seam):
 
 
 def test_a_score_of_other_completions_than_the_drawn_ones_is_computed_for_those(tmp_path):
-    base = type(make_trainer("reward", tmp_path))
+    base, pairs = type(make_trainer("reward", tmp_path)), []
 
     class FirstTwice(base):
         def _score(self, completions, inputs):
             twice = type(completions)(*(field[:, :1].expand_as(field) for field in completions))
             rewards, targets = super()._score(twice, inputs)
-            assert torch.equal(rewards[:, 0], rewards[:, 1])
+            pairs.append(rewards)
             return rewards, targets
 
     scored_by(share_of_a, tmp_path, FirstTwice, reward_num_workers=1).train()
+    first, second = torch.cat(pairs).unbind(1)
+    assert torch.equal(first, second) and len(first.unique()) > 1
 
 
 def test_two_ranks_take_the_steps_of_one_with_workers_and_with_nothing_to_learn_on_one_of_them(tmp_path):
-    """A completion of one token: most images have two equal rewards, and some ranks no other image."""
+    """With completions of one token most images have two equal rewards, and some ranks have no other image."""
     call = {"kind": "reward", "rows": 20, "max_completion_length": 1, "max_steps": 3}
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     calls = {f"workers_{count}": {**call, **split, "reward_num_workers": count} for count in (0, 2)}
@@ -148,11 +150,11 @@ def test_two_ranks_take_the_steps_of_one_with_workers_and_with_nothing_to_learn_
     assert any(all(nothing[i : i + 2]) for i in range(0, len(nothing), 2)) and not all(nothing)
 
 
-# --- the order of things --------------------------------------------------------------------------------------------
+# --- the order of events --------------------------------------------------------------------------------------------
 
 
 class Watching:
-    """Keeps the order in which things happen."""
+    """Keeps the order of sampling and learning."""
 
     events: list[str]
 
@@ -284,12 +286,12 @@ def test_a_reward_is_not_called_again_after_it_has_raised_unless_asked_for(tmp_p
 
     def loses_its_connection(completions, **kwargs):
         calls.append(len(completions))
-        raise KeyError("gone")  # a second call might hang
+        raise KeyError("gone")  # and a second call might hang
 
     with pytest.raises(RuntimeError, match=r"`loses_its_connection` raised KeyError on the rows \["):
         scored_by(loses_its_connection, tmp_path, reward_num_workers=1, reward_timeout=5.0).train()
     before = len(calls)
-    assert set(calls) == {4 * 2} and before <= 2  # of the first chunk, and perhaps of the next
+    assert set(calls) == {4 * 2} and before <= 2  # from the first chunk, and perhaps from the next
 
 
 def test_the_greedy_completions_are_scored_right_after_the_samples_of_their_chunk(tmp_path):
@@ -382,7 +384,7 @@ def test_the_log_says_where_the_time_of_a_step_went(tmp_path, workers, beta):
     inside = sum(value for part, value in timing.items() if part not in ("data", "optimizer"))
     assert 0.8 * log["step_time"] < inside <= log["step_time"]
     if not workers:
-        assert timing["reward"] > 2 * 0.02  # of an update step: two chunks
+        assert timing["reward"] > 2 * 0.02  # an update step has two chunks
 
 
 def test_a_completion_decoder_has_a_line_of_its_own(tmp_path):

@@ -1,4 +1,4 @@
-"""Answers go to disk as tensors and plain values: what comes back is what was written, and nothing is unpickled."""
+"""Answers are stored as tensors and plain values: they come back as they were, and nothing is unpickled."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""Sine-cosine positions as the reference makes them."""
+"""Sine-cosine positions equal those of the reference."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_sincos2d_equals_the_reference(height, width, size):
 
 
 def test_sincos2d_by_hand():
-    table = sincos2d(2, 2, 4)  # one frequency: sin x, cos x, sin y, cos y
+    table = sincos2d(2, 2, 4)  # width 4 has one frequency: sin x, cos x, sin y, cos y
     sin, cos = np.sin(1), np.cos(1)
     np.testing.assert_allclose(
         table, [[0, 1, 0, 1], [sin, cos, 0, 1], [0, 1, sin, cos], [sin, cos, sin, cos]], atol=1e-6

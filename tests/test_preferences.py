@@ -1,4 +1,4 @@
-"""Human preference: choices are kept and read again, and a reward that is fitted to them says what people like."""
+"""Human preference: choices are stored and read again, and a reward that is fitted to them says what people like."""
 
 import json
 import logging
@@ -50,7 +50,7 @@ def lengths(completions, **columns):
 
 
 def choices_by(preferred, count: int = 60, seed: int = 0) -> list[Choice]:
-    """Of pairs of random words, the one for which `preferred(word)` is larger."""
+    """Choices between two random words: the better one has the larger `preferred(word)`."""
     rng, image, choices = np.random.default_rng(seed), plain(0, 0, 0), []
     for number in range(count):
         words = tuple("".join(rng.choice(list("abcde"), rng.integers(1, 9))) for _ in range(2))
@@ -159,7 +159,7 @@ def test_a_damaged_line_is_named_and_can_be_left_out_and_nothing_else_is_lost(tm
     file, pairs = ChoiceFile(tmp_path / "c.jsonl"), pairs_of_texts()
     file.append(Choice(pairs[0], 0))
     with open(file.path, "ab") as stream:
-        stream.write(line)  # as a loss of power leaves it: without an end
+        stream.write(line)  # without an end of line, as after a loss of power
     file.append(Choice(pairs[1], 1))
     with pytest.raises(ValueError, match=r"1 of 3 lines are no choices; the first: line 2 (?s:.*)on_bad_row=\"skip\""):
         file.read()
@@ -285,7 +285,7 @@ def test_no_pairs_are_refused(tmp_path):
 
 
 def test_the_weights_are_those_of_bradley_and_terry_by_hand():
-    """One feature, n choices for a difference of 1 and m against it: with hardly a prior the log-odds are ln(n / m)."""
+    """One feature that differs by 1, n choices for the larger and m for the smaller: with hardly a prior, ln(n / m)."""
     image = plain(0, 0, 0)
     choices = [Choice(Pair(str(n), image, ("aa", "a")), int(n >= 45)) for n in range(60)]
     reward = fit_preference_reward(choices, lambda completions, **_: {"letters": list(map(len, completions))}, l2=1e-6)
@@ -307,12 +307,12 @@ def test_choices_that_mean_nothing_are_foretold_by_half_and_warned_of(caplog):
     rng = np.random.default_rng(0)
     with caplog.at_level(logging.WARNING):
         reward = fit_preference_reward(choices_by(lambda word: rng.random(), 400), lengths)
-    assert reward.agreement.interval[0] < 0.5 < reward.agreement.interval[1] + 0.05
+    assert reward.agreement.interval[0] < 0.5 < reward.agreement.interval[1]
     assert "no better than a coin" in caplog.text
 
 
 def test_choices_on_one_image_are_left_out_together():
-    """The answer to each image is preferred by a whim of its own: a fit that saw it would know, another does not."""
+    """The choice on each image is random. Only a fit that has seen choices on the image could predict it."""
     rng, choices = np.random.default_rng(0), []
     for image in range(30):
         better = int(rng.integers(2))
@@ -322,7 +322,7 @@ def test_choices_on_one_image_are_left_out_together():
         return {f"{image} a": [float(text == f"{image} a") for text in completions] for image in range(30)}
 
     accuracy = fit_preference_reward(choices, of_the_image).agreement.accuracy
-    assert accuracy == 0.5  # nothing is known of the left-out image: both rewards are equal
+    assert accuracy == 0.5  # without choices on the image both rewards are equal
 
 
 def test_features_see_the_image_too():
@@ -380,7 +380,7 @@ def test_wilsons_interval_by_hand():
 
 
 def test_equal_features_on_both_sides_change_nothing():
-    """A feature that never differs within a pair, such as one of the image, has no weight."""
+    """A feature that never differs within a pair, such as one of the image, gets no weight."""
 
     def with_constant(completions, **columns):
         return {**lengths(completions), "constant": [7.0] * len(completions)}
@@ -425,7 +425,7 @@ def test_a_damaged_reward_is_not_loaded(tmp_path, damage):
 
 
 def test_a_model_is_tuned_for_it_and_it_is_saved_beside_the_model(tmp_path):
-    """Its rater likes long words: the trainer, which is given it as any reward, writes longer ones."""
+    """The rater likes long words. The trainer takes the fitted reward like any other, and the words become longer."""
     reward = fit_preference_reward(choices_by(len), lengths)
     config = VisionRewardConfig(
         str(tmp_path),
@@ -518,7 +518,7 @@ def gradio(monkeypatch):
 
 
 def served(page):
-    """The page on a free port, and a client that speaks with it as a browser does."""
+    """The page on a free port, and a client that talks to it like a browser."""
     from gradio_client import Client
 
     _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, share=False)
@@ -538,7 +538,7 @@ def test_on_the_page_two_answers_are_judged_and_hostile_texts_stay_texts(tmp_pat
         assert "1 of 2" in client.predict("Ann", api_name="/chosen")[2]
         last = client.predict("Ann", api_name="/chosen_2")
         assert "2 of 2 judged. That was the last one" in last[2] and last[0] is None
-        client.predict("Ann", api_name="/chosen")  # there is nothing more to choose
+        client.predict("Ann", api_name="/chosen")  # no pair is left to choose from
     finally:
         page.close()
     said = list(choices.read())

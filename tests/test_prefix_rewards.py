@@ -1,4 +1,4 @@
-"""What was earned before a token: read, checked, summed over rewards and used by the trainer."""
+"""Prefix rewards, what was earned before each token, are read, checked, summed over rewards and used to learn."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_a_token_can_still_earn_the_reward_minus_what_was_earned_before_it():
     assert scores.returns.tolist() == [
         [3, 2, 2, 0],
         [1, 0, 0, 0],
-    ]  # behind an end nothing is left, whatever is given there
+    ]  # after an end nothing is left to earn, whatever is given there
     assert scores.returns_of(2).tolist() == [[3, 2], [1, 0]]
     assert scores.returns_of(6).tolist() == [[3, 2, 2, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
 
@@ -58,7 +58,7 @@ def test_nothing_is_paid_where_no_reward_has_them():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_where_nothing_more_is_earned_the_advantage_is_exactly_0(seed, functions):
-    """Else tokens without anything to learn would be decoded again for the sake of a rounding error."""
+    """A rounding error would make the learning pass decode tokens that have nothing to teach."""
     generator = torch.Generator().manual_seed(seed)
     earned = torch.rand(functions, 4, 3, generator=generator).cumsum(-1)
     earned[..., 2] = earned[..., 1]
@@ -112,7 +112,7 @@ def test_token_targets_know_among_what():
 
 
 def letters_a(completions, completion_ids, **kwargs):
-    """One for each a, earned when it is written."""
+    """A reward of 1 for each a, earned when it is written."""
     longest = max(map(len, completion_ids))
     earned = torch.tensor([[text[:t].count("a") for t in range(longest)] for text in completions], dtype=torch.float32)
     return RewardOutput([float(text.count("a")) for text in completions], prefix_rewards=earned)

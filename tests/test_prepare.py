@@ -1,4 +1,4 @@
-"""`vision-rl prepare`: a data set folder that every other command and `load_dataset` take, with all that the source says."""
+"""`vision-rl prepare` makes a folder that every other command and `load_dataset` take, with all the source's columns."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from vision_rl.tasks.detection import DetectionProcessor
 
 @pytest.fixture
 def coco(tmp_path) -> Path:
-    """Two folders in COCO's form, of boxes and of panoptic maps."""
+    """Two folders in COCO's form, one with boxes and one with panoptic maps."""
     folder = tmp_path / "coco"
     for split, count in (("train", 6), ("validation", 3)):
         boxes, maps, images = [], [], []

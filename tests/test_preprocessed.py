@@ -1,4 +1,4 @@
-"""Images that are stored at the model's size: what the processor makes of them is the same, bit for bit."""
+"""Images that are stored at the model's size give the same pixel values, bit for bit."""
 
 import io
 
@@ -50,7 +50,7 @@ def test_stored_images_become_the_same_pixel_values(resizer):
 
 
 def test_a_resize_that_changes_its_own_output_is_refused():
-    """The crop has a shorter edge than the one that images are resized to: it would be enlarged again."""
+    """The crop is smaller than the size to which images are resized, so a stored crop would be enlarged again."""
     resizer = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24})
     with pytest.raises(ValueError, match="another `pixel_values` of row 0"):
         preprocessed(photos(), TextProcessor(resizer, text_processor().tokenizer))
@@ -100,7 +100,7 @@ def test_columns_can_be_selected_without_the_image():
 
 
 class CroppingProcessor(TextProcessor):
-    """Cuts a corner out at random before resizing."""
+    """Cuts out a random corner before resizing."""
 
     def __call__(self, images, seeds=None, text=None, **kwargs) -> BatchFeature:
         if seeds is not None:
@@ -110,7 +110,7 @@ class CroppingProcessor(TextProcessor):
 
 
 class MeasuringProcessor(VisionProcessor):
-    """Its references are in pixels of the photo."""
+    """Has references in pixels of the photo."""
 
     target_columns = ("text",)
 

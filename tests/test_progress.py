@@ -1,4 +1,4 @@
-"""The line of progress in a terminal: what it says, and that it stays out of logs and goes away with an error."""
+"""The progress line in a terminal: what it says, that it stays out of logs, and that an error removes it."""
 
 import io
 import os
@@ -39,7 +39,7 @@ def tuner(folder, reward=share_of_a, **options) -> VisionRewardTrainer:
 
 
 def in_terminal(trainer: VisionRewardTrainer) -> io.StringIO:
-    """The trainer's line goes to a terminal of 120 columns, which is kept."""
+    """Sends the trainer's line to a terminal of 120 columns, and returns what is written there."""
     screen = io.StringIO()
     line = ProgressLine(Console(file=screen, force_terminal=True, width=120))
     trainer.remove_callback(ProgressCallback)
@@ -60,7 +60,7 @@ def test_the_line_has_steps_reward_evaluation_and_the_time_left(tmp_path):
     last = [line for line in lines if "4/4" in line][-1]
     assert re.search(r"4/4 .* reward [\d.]+ · eval_reward [\d.]+ +00:00 left", last)
     assert len([line for line in lines if re.match(r"step [24]: reward ", line)]) == 2
-    assert "{" not in plain(screen.getvalue())  # no dict of all values
+    assert "{" not in plain(screen.getvalue())  # no dict of all metrics
 
 
 def test_an_error_leaves_the_terminal_as_it_was(tmp_path):
@@ -80,7 +80,7 @@ def test_an_evaluation_by_itself_has_a_line_while_it_runs(tmp_path):
     screen, before = in_terminal(trainer), sys.stdout
     trainer.evaluate()
     assert "2/2" in plain(screen.getvalue()) and sys.stdout is before
-    assert trainer._progress.bar is None
+    assert screen.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is shown again
 
 
 def test_without_a_terminal_the_log_is_trainers_own(tmp_path, capsys):
@@ -115,7 +115,7 @@ print("after it")
 
 
 def test_in_a_real_terminal_trainers_bar_is_replaced_and_prints_stand_above_the_line():
-    """A process whose output is a terminal."""
+    """Runs in a process whose output is a terminal."""
     mine, theirs = pty.openpty()
     script = SCRIPT.format(tests=str(Path(__file__).parent))
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
@@ -125,7 +125,7 @@ def test_in_a_real_terminal_trainers_bar_is_replaced_and_prints_stand_above_the_
     try:
         while part := os.read(mine, 4096):
             shown += part
-    except OSError:  # how Linux says that the other side is closed
+    except OSError:  # Linux's error when the other side is closed
         pass
     os.close(mine)
     text = plain(shown.decode(errors="replace"))

@@ -1,6 +1,6 @@
-"""Caption tokens against coco-caption's own: stored answers, a table by hand, and the Java program where it is here."""
+"""Caption tokens against coco-caption's own: recorded answers, a table by hand, and the Java program if it is there."""
 
-# ruff: noqa: RUF001 - the curly quotation marks and dashes are what is tested
+# ruff: noqa: RUF001 - curly quotation marks and dashes are tested here
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ from vision_rl.tasks.captioning.ptb_tokenizer import ptb_tokenize
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-# What coco-caption answers, asked of the program itself.
+# The answers of coco-caption's own program.
 TABLE = {
     "A man riding a wave on top of a surfboard.": "a man riding a wave on top of a surfboard",
     "  Two dogs,  one ball ! ": "two dogs one ball",
@@ -90,7 +90,7 @@ TABLE = {
     "file_name.txt a_b": "file_name txt a_b",
 }
 
-# Letters, marks, blanks and words that touch every rule, so that a random caption is a likely trap.
+# Letters, marks and blanks that occur in the rules, so that a random caption is likely to be a trap.
 ALPHABET = "aAeBnst05'-.,/&\"`’“!?:;()<>@#$%+* \u00a0\t\n\r\u2028é中😀\u00ad_"
 WORDS = ["don't", "St.", "U.S.", "A.", "The", "no.", "5", "1/2", "'90s", "cannot", "it's", "x-y", '"so"', "dog,", ":)"]
 captions_of_any_kind = st.one_of(
@@ -101,7 +101,7 @@ captions_of_any_kind = st.one_of(
 
 
 def real_captions():
-    """Every caption of the shared data, without the line breaks that the program cannot bear."""
+    """Every caption of the shared data, without line breaks, which the program cannot read."""
     if not (DATA / "caption_refs").is_dir():
         pytest.skip(f"{DATA / 'caption_refs'} is not here")
     files = [*sorted((DATA / "caption_refs").glob("coco_*.json")), *sorted(DATA.glob("*/captions.json"))]
@@ -115,7 +115,7 @@ def real_captions():
 
 
 def java_says(captions, folder):
-    """coco-caption's own answer, with one call for all captions and its list of punctuation."""
+    """coco-caption's own answers, by one call for all captions, without its list of punctuation."""
     if shutil.which("java") is None:
         pytest.skip("no java on this machine")
     if importlib.util.find_spec("pycocoevalcap") is None:
@@ -149,7 +149,7 @@ def test_every_real_caption_has_the_tokens_of_the_java_program(tmp_path):
 
 
 def test_the_table_and_the_stored_answers_are_what_the_java_program_says(tmp_path):
-    """The next line starts a sentence behind each, which is what the end of a caption stands for here."""
+    """Each caption is followed by a line that starts a new sentence, which stands for the end of the caption."""
     expected = {**golden("ptb_tokens.json"), **TABLE}
     rows = [line for caption in expected for line in (caption, "A man.")]
     assert java_says(rows, tmp_path)[::2] == list(expected.values())
@@ -268,7 +268,7 @@ def test_a_caption_of_ten_thousand_words_is_quick():
     ],
 )
 def test_a_long_caption_takes_time_in_proportion(unit):
-    """Four times the caption in some four times the time: no rule goes back over what it has read."""
+    """A caption that is four times as long takes about four times as long: no rule reads anything twice."""
 
     def seconds(length):
         caption = unit * (length // len(unit)) + "!"

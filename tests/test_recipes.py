@@ -1,4 +1,4 @@
-"""The recipes in the package: the paper's numbers, chained by their output folders, and every chain run at toy size."""
+"""The package's recipes have the paper's numbers, and start from each other's outputs; every chain runs at toy size."""
 
 import json
 import subprocess
@@ -22,7 +22,8 @@ from vision_rl.models.uvim.conversion import vit_entries
 
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in recipe_files()}
 
-# Images a step, learning rate and the encoder's, weight decay, steps, of these warm-up. UViM's own configs, Tables 4 to 7.
+# Images a step, learning rate, learning rate of the encoder, weight decay, steps, warm-up steps: from UViM's own
+# configs and the paper's Tables 4 to 7.
 PUBLISHED = {
     "panoptic_stage1": (1024, 4e-4, None, 4e-5, 111_515, 4000),
     "panoptic_mle": (512, 1e-3, 1e-4, 1e-6, 44_606, 4000),
@@ -39,7 +40,7 @@ PUBLISHED = {
     "captioning_l_mle": (256, 3e-4, 3e-5, 5e-6, 5000, 1000),
     "captioning_l_cider": (256, 1e-5, 1e-6, 0, 10_000, 1000),
 }
-PARAMETERS = {  # in millions; the first four are those of the published models
+PARAMETERS = {  # in millions; the first four are published models
     "panoptic_stage1": "223.6",
     "colorization_stage1": "132.7",
     "panoptic_mle": "715.7",
@@ -121,7 +122,7 @@ def test_a_recipe_is_refused_by_another_command(capsys):
     assert "is a run of `vision-rl tune`" in capsys.readouterr().err
 
 
-# --- the chains run, made small by overrides alone --------------------------------------------------------------------
+# --- the chains run, made small only by overrides --------------------------------------------------------------------
 
 
 SIZE = 32
@@ -135,7 +136,7 @@ DECODER = "--decoder_hidden_size 32 --decoder_layers 1 --decoder_heads 2 --decod
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory) -> Path:
-    """Scenes as COCO has its files: `train` and `val`, with boxes, panoptic maps, captions and Karpathy's split."""
+    """Scenes in COCO's files: `train` and `val`, with boxes, panoptic maps, captions and Karpathy's split."""
     folder = tmp_path_factory.mktemp("coco")
     karpathy = []
     for split, count in (("train", 12), ("val", 4)):
@@ -161,7 +162,7 @@ def coco(tmp_path_factory) -> Path:
                 place = {"filepath": split, "filename": f"{index}.png", "imgid": len(karpathy)}
                 karpathy.append({**place, "cocoid": len(karpathy), "split": part, "sentences": sentences})
         digits = [{"id": 10 + digit, "name": str(digit)} for digit in range(10)]
-        some = [box for box in boxes if box["category_id"] < 18]  # as the 365 of another data set
+        some = [box for box in boxes if box["category_id"] < 18]  # stand for Objects365
         files = {
             "instances": {"images": images, "annotations": boxes, "categories": digits},
             "objects": {"images": images, "annotations": some, "categories": digits[:8]},
@@ -192,7 +193,7 @@ def _wordpiece(vocabulary: list[str]):
 
 
 def _big_vision_vit(path: Path, image_size: int = 64) -> torch.Tensor:
-    """Write a small ViT as big_vision does; returns the weight of its patches."""
+    """Write a small ViT in big_vision's form, and return the weight of its patch embedding."""
     torch.manual_seed(0)
     vit = vit_encoder(image_size, 16, 32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     arrays = {
@@ -204,13 +205,13 @@ def _big_vision_vit(path: Path, image_size: int = 64) -> torch.Tensor:
 
 
 class Chain:
-    """The recipes of a task one after the other, into a folder, with the same options of the data."""
+    """Runs the recipes of a task one after the other into a folder, with the same options for the data."""
 
     def __init__(self, folder: Path, data: str):
         self.folder, self.data = folder, data
 
     def run(self, name: str, *options: str) -> list[dict]:
-        """The log of a recipe's training."""
+        """Run a recipe, and return the log of its training."""
         recipe, output = RECIPES[name], self.folder / name
         start = [
             text
@@ -223,7 +224,7 @@ class Chain:
         return json.loads((output / "trainer_state.json").read_text())["log_history"]
 
     def evaluate(self, name: str, *options: str) -> dict[str, float]:
-        """The table's row of what a recipe has trained, by the recipe itself; and its answers to a folder of images."""
+        """Evaluate a recipe's model by the recipe: its row of the table, and its answers to a folder of images."""
         model, words = str(self.folder / name), " ".join([self.data, *options]).split()
         assert main(["eval", "--config", name, "--model", model, *words, "--use_cpu", "true"]) == 0
         images = words[words.index("--images_dir") + 1]

@@ -1,4 +1,4 @@
-"""`import vision_rl` is enough for transformers' Auto classes to find our models and processors, in a fresh process."""
+"""In a fresh process `import vision_rl` is enough for transformers' Auto classes to find our models and processors."""
 
 import json
 import subprocess
@@ -102,7 +102,7 @@ def test_auto_classes_find_all_of_ours_and_load_none_of_it_before(saved, order):
 
 
 def test_a_processor_of_nobody_is_what_transformers_makes_of_it(saved, tmp_path):
-    """As without us: `AutoProcessor` then looks for its parts."""
+    """As without vision_rl, `AutoProcessor` then looks for the parts of the processor."""
     content = json.loads((saved / "detection" / "processor_config.json").read_text())
     (tmp_path / "processor_config.json").write_text(json.dumps({**content, "processor_class": "NobodysProcessor"}))
     code = (

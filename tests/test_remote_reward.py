@@ -1,4 +1,4 @@
-"""A reward over HTTP: what is asked, and every way in which an answer may fail to come."""
+"""A reward over HTTP: what is sent, and every way in which an answer can fail."""
 
 import http.server
 import importlib.util
@@ -23,7 +23,7 @@ TEXTS = ["cab", "ab", "b"]
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    """Between two attempts; what is slept is kept."""
+    """Pauses between two attempts are not slept, but recorded."""
     slept = []
     monkeypatch.setattr("vision_rl.remote_reward.time.sleep", slept.append)
     return slept
@@ -31,7 +31,7 @@ def no_pauses(monkeypatch):
 
 @pytest.fixture
 def server():
-    """A function that starts a server whose n-th answer is given by the n-th of some functions, the last one for ever."""
+    """A function that starts a server. Its arguments give the answers in turn; the last one gives all further answers."""
     started = []
 
     def start(*answers):
@@ -90,7 +90,7 @@ def cuts(handler, question):
 
 
 def drips(handler, question):
-    """A byte now and then, each of them in time."""
+    """Sends a byte now and then, each before the timeout."""
     handler.send_response(200)
     handler.end_headers()
     try:
@@ -154,7 +154,7 @@ def test_what_is_no_json_or_too_large_is_told_before_it_is_sent(server):
     assert not asked
 
 
-# --- answers that do not come, or not as they should --------------------------------------------------------------------
+# --- answers that do not come, or are wrong --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_question_that_is_refused_is_not_asked_again(server, status):
 
 
 def test_an_answer_that_is_repeated_is_not_taken_for_the_next_one(server):
-    """As a proxy's cache would."""
+    """A proxy's cache might repeat an answer."""
     first = []
 
     def repeats(handler, question):

@@ -1,4 +1,4 @@
-"""The page of a run: its verdict, what it shows of each task, and that nothing in it runs or is fetched."""
+"""The page of a run: its verdict, its pictures of each task, and that nothing in it runs or is fetched."""
 
 import json
 import re
@@ -35,7 +35,7 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.
 
 
 class Elements(HTMLParser):
-    """Of a page: its elements with their attributes, and its text."""
+    """The elements of a page with their attributes, and its text."""
 
     def __init__(self, content: str):
         super().__init__()
@@ -58,7 +58,7 @@ def read(path: Path) -> Elements:
 
 
 def harmless(elements: Elements) -> None:
-    """Nothing runs, nothing is fetched, nothing leads away."""
+    """Check that nothing on a page runs, is fetched or leads away."""
     for name, attributes in elements.found:
         assert name not in ("script", "iframe", "object", "embed", "link", "base", "form", "a"), name
         assert not [key for key in attributes if key.startswith("on") or key in ("href", "xlink:href", "srcdoc")]
@@ -72,7 +72,7 @@ def drawn(image, completion, reference=None, width=None):
 
 
 def comparison(before, after) -> Comparison:
-    """Of as many images as there are rewards."""
+    """A comparison on as many images as there are rewards."""
     count = len(after)
     answers = [str(row) for row in range(count)]
     old = Answers(answers, drawn, np.array(before, float), {"reward": np.mean(before), "map": 0.5, "cer": 0.2})
@@ -84,7 +84,7 @@ def comparison(before, after) -> Comparison:
 
 
 def test_a_change_by_hand():
-    """Of 1, 1, -1, 0 and one that was not scored: mean .25, standard error sqrt(11/12 / 4)."""
+    """The changes 1, 1, -1, 0 and one without a score have the mean .25 and the standard error sqrt(11/12 / 4)."""
     change = Change.of(np.array([1.0, 1.0, np.nan, -1.0, 0.0]))
     assert (change.gained, change.lost, change.same) == (2, 1, 1)
     assert change.mean == 0.25 and change.high - change.mean == pytest.approx(1.96 * (11 / 12 / 4) ** 0.5)
@@ -210,7 +210,7 @@ def test_text_is_escaped_unless_it_is_html():
 
 
 def hostile_run(folder: Path) -> Path:
-    """A page of a folder all of whose texts are an attack."""
+    """The page of a folder in which every text is an attack."""
     log = [
         {"step": step, "loss": 1.0, "reward": 1.0, f"eval_{HOSTILE}": step, "eval_reward": -step} for step in range(4)
     ]
@@ -247,7 +247,7 @@ def hostile_run(folder: Path) -> Path:
 def test_no_text_of_a_run_becomes_markup(tmp_path):
     elements = read(hostile_run(tmp_path))
     harmless(elements)
-    assert elements.text.count("document.title='owned'") > 20  # all of it is there, as text
+    assert elements.text.count("document.title='owned'") > 20  # the attacks are there, as text
     assert len(elements.all("title")) == 1
 
 
@@ -274,7 +274,7 @@ FEW = "--max_steps 2 --per_device_train_batch_size 4 --report_to none --use_cpu 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A folder with `mle` and `tuned`, which counts squares."""
+    """A folder with the runs `mle` and `tuned` of a model that counts squares."""
     folder = tmp_path_factory.mktemp("runs")
     sizes = "_hidden_size 32 {0}_layers 1 {0}_heads 2 {0}_mlp_size 64"
     new = " ".join(side + sizes.format(f"--{side[2:]}") for side in ("--encoder", "--decoder"))

@@ -1,4 +1,4 @@
-"""Interrupted and resumed equals uninterrupted, bit for bit; the best model comes back whole."""
+"""A run that is interrupted and resumed equals an uninterrupted one, bit for bit; the best model comes back whole."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from vision_rl.manifest import write_manifest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# 20 rows and 8 images a step: two steps an epoch, and four rows that wait for the next one.
+# 20 rows at 8 images a step make two steps an epoch; four rows wait for the next epoch.
 STEPS = {"rows": 20, "max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 PAPERS_OPTIMIZER = {
@@ -31,7 +31,7 @@ LORA = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"])
 
 
 class ShuffledLetters(TextProcessor):
-    """A task with a random choice in its targets: the letters in an order that the row's seed decides."""
+    """A task with random targets: the seed of a row decides the order of its letters."""
 
     def __call__(self, images, seeds=None, text=None):
         if seeds is not None and text is not None:
@@ -43,7 +43,7 @@ class ShuffledLetters(TextProcessor):
 
 
 class StopAt(TrainerCallback):
-    """An interruption after `step` updates, as the queue of a cluster would cause it."""
+    """Interrupts a run after `step` updates, as the queue of a cluster might."""
 
     def __init__(self, step: int):
         self.step = step
@@ -53,7 +53,7 @@ class StopAt(TrainerCallback):
 
 
 class Snapshots(TrainerCallback):
-    """The trainable weights as they were at each evaluation."""
+    """Keeps the weights at each evaluation."""
 
     def __init__(self):
         self.at: dict[int, dict[str, torch.Tensor]] = {}
@@ -63,7 +63,7 @@ class Snapshots(TrainerCallback):
 
 
 def run(kind, folder, checkpoint=None, **options) -> dict:
-    """All that a training leaves behind."""
+    """Train, and return all that the training leaves behind."""
     trainer = make_trainer(kind, folder, **{**STEPS, **options})
     trainer.train(resume_from_checkpoint=checkpoint)
     return {
@@ -80,7 +80,7 @@ def without_times(log: dict) -> dict:
 
 
 def assert_equal(resumed, whole, where="") -> None:
-    """Bit for bit, through dicts, lists and tensors."""
+    """Check that both are equal bit for bit, through dicts, lists and tensors."""
     assert type(resumed) is type(whole), where
     if isinstance(whole, torch.Tensor):
         assert torch.equal(resumed, whole), where
@@ -97,7 +97,7 @@ def assert_equal(resumed, whole, where="") -> None:
 
 
 def assert_resumes(kind, tmp_path, checkpoints=(1, 2, 3), other_weights=True, **options) -> None:
-    """The resumed run starts from other weights, so that nothing but the checkpoint can make it equal."""
+    """Resumed runs equal the whole one. They start from other weights, so only the checkpoint can make them equal."""
     whole = run(kind, tmp_path / "whole", **options)
     for step in checkpoints:
         model = tiny_model(options.get("decoder", "ours"), seed=99) if other_weights else None
@@ -111,19 +111,19 @@ def assert_resumes(kind, tmp_path, checkpoints=(1, 2, 3), other_weights=True, **
 @pytest.mark.parametrize("kind", ["mle", "reward"])
 @pytest.mark.parametrize(
     "decoder", ["ours", "bert"]
-)  # a SigLIP encoder; ViT, saved under the older names of its weights
+)  # with a SigLIP encoder, and with a ViT, whose weights are saved under older names
 def test_resumed_in_any_epoch_equals_uninterrupted(tmp_path, kind, decoder):
-    """From the middle of epoch 0, the end of it, the middle of epoch 1; BERT's dropout acts in MLE."""
+    """From the middle and the end of epoch 0, and the middle of epoch 1. In MLE, BERT has dropout."""
     assert_resumes(kind, tmp_path, decoder=decoder)
 
 
 @pytest.mark.parametrize("kind", ["mle", "reward"])
 def test_resumed_with_accumulation_and_the_papers_optimizer_equals_uninterrupted(tmp_path, kind):
-    assert_resumes(kind, tmp_path, decoder="gpt2", **ACCUMULATED, **PAPERS_OPTIMIZER)
+    assert_resumes(kind, tmp_path, **ACCUMULATED, **PAPERS_OPTIMIZER)
 
 
 def test_resumed_with_reference_model_and_greedy_baseline_equals_uninterrupted(tmp_path):
-    """The reference is the model before tuning, which the user passes again; not the one in the checkpoint."""
+    """The reference is the model before tuning, which the user passes again, and not the one in the checkpoint."""
     assert_resumes("reward", tmp_path, (3,), other_weights=False, baseline="greedy", beta=0.1)
 
 
@@ -148,14 +148,14 @@ def test_a_rollout_is_not_gone_on_with_in_another_split_or_without_its_file(tmp_
     (checkpoint / "rollout_0.pt").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-1 is damaged: rollout_0\.pt is missing"):
         run("reward", tmp_path / "lost", checkpoint, num_iterations=2)
-    write_manifest(checkpoint)  # as if it had never been there
+    write_manifest(checkpoint)  # as if the file had never been there
     with pytest.raises(ValueError, match="a checkpoint whose step is a multiple of 2"):
         run("reward", tmp_path / "lost", checkpoint, num_iterations=2)
-    assert not (tmp_path / "whole" / "checkpoint-2" / "rollout_0.pt").exists()  # it is used up
+    assert not (tmp_path / "whole" / "checkpoint-2" / "rollout_0.pt").exists()  # that rollout is used up
 
 
 def test_resumed_with_rewards_of_chance_equals_uninterrupted(tmp_path):
-    """What a reward or a foreign model's `generate` draws from torch's generator is drawn again after a resume."""
+    """Rewards that draw from torch's generator draw the same numbers after a resume, as a model's `generate` would."""
 
     def chance(completions, **kwargs):
         return torch.rand(len(completions)).tolist()
@@ -174,7 +174,7 @@ def test_resumed_with_workers_and_random_targets_equals_uninterrupted(tmp_path):
     workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "max_steps": 4}
     assert_resumes("mle", tmp_path, (3,), processing_class=processor, **workers)
     seen = run("mle", tmp_path / "again", processing_class=processor, max_steps=10)["seen"]
-    assert len({(row, tuple(labels)) for _, row, labels in seen}) > 20  # the targets do change with the epoch
+    assert len({(row, tuple(labels)) for _, row, labels in seen}) > 20  # the targets change with the epoch
 
 
 @pytest.mark.parametrize("kind", ["mle", "reward"])
@@ -202,11 +202,11 @@ def test_a_run_that_was_cut_off_goes_on_in_a_new_process(tmp_path):
     assert list(map(without_times, resumed["logs"])) == list(map(without_times, whole["logs"]))
 
 
-# --- why checkpoints are loaded by us -------------------------------------------------------------------------------
+# --- why we load checkpoints ourselves -------------------------------------------------------------------------------
 
 
 def loaded_by(trainer_class, tmp_path) -> tuple[dict, dict]:
-    """What is in a checkpoint of a ViT encoder with a BERT decoder, and what a trainer restores of it."""
+    """The weights in a checkpoint of a ViT encoder with a BERT decoder, and those that a trainer restores from it."""
     saved = tiny_model("bert", seed=1)
     saved.save_pretrained(tmp_path / "checkpoint")
     other = tiny_model("bert", seed=2)
@@ -219,9 +219,9 @@ def loaded_by(trainer_class, tmp_path) -> tuple[dict, dict]:
 
 
 def test_stock_trainer_loses_the_encoder_of_a_checkpoint(tmp_path):
-    """No claim of ours: transformers saves ViT's weights under older names and reads them back under the new ones only.
+    """A fault of transformers: it saves ViT's weights under older names and reads them back only under the new ones.
 
-    Known upstream as huggingface/transformers#43701 and #48805. When this fails it has been mended there, and
+    It is huggingface/transformers#43701 and #48805. When this test fails, transformers has been mended, and
     `VisionTrainer._load_from_checkpoint` and `_load_best_model` can go.
     """
     saved, restored = loaded_by(Trainer, tmp_path)

@@ -1,4 +1,4 @@
-"""One rollout an update step: sampled at once, learned from in parts, and perhaps more than once."""
+"""The rollout of an update step is sampled at once, learned from in parts, and perhaps more than once."""
 
 import copy
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def varied(completion_ids, **kwargs) -> list[float]:
-    """A reward in which nearly any two completions differ."""
+    """A reward that differs between nearly any two completions."""
     return [(7 * sum(ids) + len(ids)) % 5 / 4 for ids in completion_ids]
 
 
@@ -36,7 +36,7 @@ def logs(trained) -> list[dict]:
 
 
 class Gradients(TrainerCallback):
-    """Of each update step: the gradients, and the weights that they were taken at."""
+    """Keeps the gradients of each update step, and the weights at which they were taken."""
 
     def __init__(self):
         self.steps: list[tuple[dict, dict]] = []
@@ -63,7 +63,7 @@ def assert_close(ours: dict, by_hand: dict) -> None:
 
 @pytest.mark.parametrize(("size", "rounds"), [(None, 1), (8, 2), (3, 6)])
 def test_eight_accumulated_micro_batches_take_the_decode_steps_of_one(tmp_path, size, rounds):
-    """Or of so many chunks as the images are sampled in."""
+    """If the images are sampled in chunks, they take the decode steps of so many micro-batches."""
     length, steps, drawn = 6, [], []
 
     class Watching(VisionRewardTrainer):
@@ -87,7 +87,7 @@ def test_eight_accumulated_micro_batches_take_the_decode_steps_of_one(tmp_path, 
     )
     tuned.train()
     hook.remove()
-    # one forward more asks whether the head can form the loss
+    # one more forward tells whether the head can form the loss
     assert len(steps) - 1 == rounds * length and sum(map(len, drawn)) == 16
 
 
@@ -117,7 +117,7 @@ def test_an_augmentation_of_the_inputs_is_made_once_and_seen_by_sampling_and_lea
 
 def test_micro_batches_of_different_shapes_are_sampled_apart(tmp_path):
     class Uneven(TextProcessor):
-        """Every second batch comes with a mask of its own width."""
+        """Gives every second batch a mask of another width."""
 
         made = 0
 
@@ -145,7 +145,7 @@ def test_micro_batches_of_different_shapes_are_sampled_apart(tmp_path):
 
 
 class Inverted(VisionRewardTrainer):
-    """Samples about the negative of each image."""
+    """Samples with the negative of each image."""
 
     def _sample(self, inputs):
         return super()._sample({**inputs, "pixel_values": -2 * inputs["pixel_values"]})
@@ -187,7 +187,7 @@ def test_an_override_of_each_of_the_four_calls_takes_effect(tmp_path, accumulate
     assert inverted["entropy"] != pytest.approx(plain["entropy"], rel=1e-4)
     assert (
         inverted["sampling/ratio_error"] > 1e-4 > plain["sampling/ratio_error"]
-    )  # learned about the images as they are
+    )  # it learns with the images as they are
     assert other["entropy"] == plain["entropy"] and other["sampling/ratio_error"] > 1e-4
     longest, doubled, halved = run(LongestIsBest), run(Doubled), run(Halved)
     assert longest["grad_norm"] != pytest.approx(plain["grad_norm"], rel=1e-3)
@@ -223,7 +223,7 @@ def test_completions_that_an_override_makes_anew_have_the_log_probabilities_that
 
 
 def sequence_logps(model, pixel_values, completions, start=START):
-    """`(B*G, T)`, by a plain forward of everything, 0 behind the end."""
+    """`(B*G, T)` log-probabilities by a plain forward of everything; 0 after the end."""
     ids, mask, _ = (field.flatten(0, 1) for field in completions)
     logits = model(
         pixel_values=pixel_values.repeat_interleave(len(ids) // len(pixel_values), 0),
@@ -235,7 +235,7 @@ def sequence_logps(model, pixel_values, completions, start=START):
 @pytest.mark.parametrize(("level", "rate"), [("sequence", 2e-4), ("token", 4e-4)])
 @pytest.mark.parametrize("decoder", ["ours", "gpt2"])
 def test_the_second_iteration_has_the_clipped_gradient(tmp_path, level, rate, decoder):
-    """`-min(ratio * A, clip(ratio) * A)`, of sequences or tokens, by autograd on the logits of everything."""
+    """`-min(ratio * A, clip(ratio) * A)` of sequences or tokens, by autograd on all logits."""
     kept = []
 
     class Keeping(VisionRewardTrainer):
@@ -286,7 +286,7 @@ def test_the_first_step_of_a_rollout_that_is_used_again_is_that_of_one_that_is_n
     steps = []
     for options in ({}, {"num_iterations": 3}, {"steps_per_generation": 2}):
         seen = Gradients()
-        # 4 images a step, of the first 4 rows in all three
+        # all three have the first 4 rows in their 4 images a step
         trainer(tmp_path, callbacks=[seen], shuffle_dataset=False, **options).train()
         steps.append(seen.steps[0][0])
     for gradients in steps[1:]:
@@ -379,7 +379,7 @@ def test_options_that_cannot_be_honoured_are_refused(options, message):
 
 
 def test_the_labels_likelihood_is_mixed_in_as_mle_pretraining_has_it(tmp_path):
-    """All rewards equal: what is left is `mle_weight` times the gradient of `VisionMLETrainer`."""
+    """All rewards are equal, so `mle_weight` times the gradient of `VisionMLETrainer` remains."""
 
     def nothing(completions, **kwargs):
         return [1.0] * len(completions)
@@ -417,14 +417,14 @@ def test_the_entropy_bonus_is_that_of_all_sampled_tokens(tmp_path):
     logits = model(
         pixel_values=pixels.repeat_interleave(2, 0), decoder_input_ids=F.pad(ids[:, :-1], (1, 0), value=START)
     ).logits
-    entropies = torch.distributions.Categorical(logits=logits[..., 1:]).entropy()  # of what is not forbidden
+    entropies = torch.distributions.Categorical(logits=logits[..., 1:]).entropy()  # without the forbidden token
     mean = ((entropies * mask).sum(1) / mask.sum(1)).mean()
     by_hand = gradients_of(-0.3 * mean, model)
     assert_close(gradients, {name: torch.zeros(1) if g is None else g for name, g in by_hand.items()})
 
 
 def judged(tmp_path, reward, **options):
-    """Rewards `(B, G)` of each function, and the advantages that came of them."""
+    """The advantages `(B, G)` that a trainer computes from the rewards."""
     kept = {}
 
     class Keeping(VisionRewardTrainer):
@@ -465,7 +465,7 @@ def test_each_reward_is_normalized_before_the_sum_as_in_trl(tmp_path):
     each = [(r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4) for r in (small, large)]
     total = each[0] + 0.5 * each[1]
     torch.testing.assert_close(ours, (total - total.mean()) / (total.std() + 1e-4), rtol=1e-4, atol=1e-5)
-    options["baseline"] = "leave_one_out"  # a constant factor of that, which the last division takes out
+    options["baseline"] = "leave_one_out"  # differs by a constant factor, which the last division removes
     torch.testing.assert_close(judged(tmp_path, [few, many], **options), ours, rtol=1e-3, atol=1e-4)
 
 
@@ -505,7 +505,7 @@ def test_reward_std_and_kl_have_trls_meaning(tmp_path):
     tuned = trainer(tmp_path, cls=Keeping, max_steps=5, beta=0.01, learning_rate=1e-2)
     tuned.train()
     (rewards, lengths), log = kept[-1], logs(tuned)[-1]
-    assert log["reward_std"] == pytest.approx(rewards.std().item(), rel=1e-5)  # of all samples
+    assert log["reward_std"] == pytest.approx(rewards.std().item(), rel=1e-5)  # over all samples
     assert log["rewards/varied/std"] == pytest.approx(rewards.std().item(), rel=1e-5)
     assert log["reward_std_within_image"] == pytest.approx(rewards.std(1, correction=0).mean().item(), rel=1e-5)
     assert log["kl"] * lengths.mean().item() == pytest.approx(log["kl_per_completion"], rel=1e-5)  # of a token

@@ -1,4 +1,4 @@
-"""What stands in rows is looked at before training: all rows at once, with the first that is wrong and how many are."""
+"""The values in rows are checked before training: errors name the first wrong row and how many there are."""
 
 import logging
 
@@ -131,7 +131,7 @@ def arrow(objects: list) -> Dataset:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_column_is_read_as_its_rows_are(data):
-    """Whole columns at once, in every Arrow form: what they give and what they refuse is what single rows do."""
+    """Reading a whole column, in any Arrow form, gives and refuses what reading its rows one by one does."""
     number = st.one_of(st.floats(-5, 50, allow_nan=False), st.none() if data.draw(st.booleans()) else st.nothing())
     category = data.draw(st.sampled_from([st.integers(0, 1), st.sampled_from(["x", "y"]), st.integers(-1, 2)]))
     fields = {"category": category}
@@ -189,7 +189,7 @@ def test_formatted_rows_are_rows(tmp_path):
 
 
 def many_boxes(form: str, size=(640, 480), count: int = 40, part: float = 1.0) -> list[dict]:
-    """Rows of random boxes in some upper left part of their image, written in another form."""
+    """Rows with random boxes in the upper left `part` of their image, written in the given form."""
     rng, rows = np.random.default_rng(0), []
     side = np.array(size) * part
     for _ in range(count):
@@ -285,7 +285,7 @@ def test_captions_that_are_too_long_are_found_where_they_are_not_cut():
 
 
 def donut_like(decoder=None) -> TextProcessor:
-    """Tags are special tokens, and a task token starts the decoder."""
+    """A processor like Donut's: tags are special tokens, and a task token starts the decoder."""
     kernel = Tokenizer(models.WordLevel({"<s>": 0, "<pad>": 1, "</s>": 2, "a": 3, "b": 4}))
     kernel.pre_tokenizer = pre_tokenizers.FixedLength(length=1)
     kernel.post_processor = processors.TemplateProcessing(
@@ -337,7 +337,7 @@ def test_labels_that_are_not_decoded_to_their_text_are_told_with_both(tmp_path, 
         config.decoder_start_token_id, config.pad_token_id = 5, 1
     rows = [{"image": image, "text": "<s_menu>ab</s_menu>" if i else "a"} for i, image in enumerate(tiny_images(4))]
     with caplog.at_level(logging.WARNING):
-        mle(tmp_path, rows, donut_like(), model)  # without a decoder, its tokenizer puts blanks between tokens
+        mle(tmp_path, rows, donut_like(), model)  # without a decoder the tokenizer puts blanks between tokens
         (told,) = warnings_of(caplog)
         assert told.startswith(
             "train_dataset: the labels of 3 of the first 4 rows are not decoded to their references"

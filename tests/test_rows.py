@@ -1,4 +1,4 @@
-"""Which rows are looked at before training, and how they are read."""
+"""Which rows are checked before training, and how they are read."""
 
 import datasets
 import pytest
@@ -12,7 +12,7 @@ COUNT = 3 * NUM_SAMPLED_ROWS + 1
 
 
 class Rows:
-    """A data set of which no more is known than its length and its rows."""
+    """A data set that has only a length and rows."""
 
     def __len__(self):
         return COUNT

@@ -1,4 +1,4 @@
-"""What a run points out by itself, and says once."""
+"""The warnings that a run gives by itself, each of them once."""
 
 import pytest
 from transformers import TrainerControl, TrainerState
@@ -8,7 +8,7 @@ from vision_rl.trainer.run_watch import WINDOW, RunWatch
 
 
 def said(caplog, lines: list[dict], **options) -> list[str]:
-    """The warnings of a run whose log has these lines."""
+    """The warnings of a run with these lines in its log."""
     args = VisionRewardConfig("out", use_cpu=True, **options)
     watch, state, control = RunWatch(args), TrainerState(is_world_process_zero=True), TrainerControl()
     caplog.clear()
@@ -20,7 +20,7 @@ def said(caplog, lines: list[dict], **options) -> list[str]:
 
 
 def noisy(levels: list[float], spread: float = 0.01) -> list[dict]:
-    """A window of rewards about each level."""
+    """For each level a window of rewards around it."""
     return [{"reward": level + spread * (-1) ** place} for level in levels for place in range(WINDOW)]
 
 

@@ -1,4 +1,4 @@
-"""Exact samples: the policy's own distribution, its log-probabilities, and nothing that depends on the batch."""
+"""Samples have the policy's own distribution and log-probabilities, and do not depend on the batch."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def pixels(count=2, seed=0):
 
 
 def teacher_forced_logps(model, pixel_values, completion_ids):
-    """The usual way: every image encoded once for each of its completions."""
+    """The usual way: every image is encoded once for each of its completions."""
     num_generations = completion_ids.shape[1]
     ids = completion_ids.flatten(0, 1)
     logits = model(
@@ -54,7 +54,7 @@ def test_one_forward_over_images_encoded_once_equals_repeated_images(decoder):
     ids = sample(model, pixels(3), 4, max_completion_length=8).completion_ids
     expected = teacher_forced_logps(model, pixels(3), ids)
     share_images(model)
-    share_images(model)  # twice changes nothing
+    share_images(model)  # a second call changes nothing
     calls = []
     model.encoder.register_forward_hook(lambda *a: calls.append(1))
     inputs = F.pad(ids.flatten(0, 1)[:, :-1], (1, 0), value=START)
@@ -66,7 +66,7 @@ def test_one_forward_over_images_encoded_once_equals_repeated_images(decoder):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_samples_follow_the_policy_chi_square(decoder):
-    """4096 samples of two tokens of four: 16 cells against the enumerated distribution."""
+    """4096 samples of two tokens out of four: 16 cells against the enumerated distribution."""
     model = tiny_model(decoder, vocab_size=4, end=None, sharp=0.5)
     torch.manual_seed(1)
     image = pixels(1)
@@ -79,7 +79,7 @@ def test_samples_follow_the_policy_chi_square(decoder):
 
 
 def test_nothing_is_cut_to_the_fifty_most_likely_tokens():
-    """generate(do_sample=True) samples from the top 50 unless top_k=0 is given; ours reaches the whole vocabulary."""
+    """generate(do_sample=True) samples from the top 50 unless top_k=0 is given. Ours reaches the whole vocabulary."""
     model = tiny_model(vocab_size=200, end=None)
     torch.manual_seed(0)
     ours = sample(model, pixels(1), 4000, max_completion_length=1).completion_ids
@@ -151,7 +151,7 @@ def test_the_table_of_uniforms_is_numpy_s_philox_bit_for_bit(seed, step, rows, n
 
 
 class NoTransfer(TorchDispatchMode):
-    """Nothing is read by the host, and nothing is sent to the device."""
+    """Fails if the host reads a value or sends one to the device."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name()
@@ -173,7 +173,7 @@ def test_nothing_follows_the_end_token():
         length = int(ends[0]) + 1 if len(ends) else len(row)
         assert row_mask.tolist() == [1] * length + [0] * (len(row) - length)
         assert (row[length:] == START).all() and (row_logps[length:] == 0).all()
-    assert mask.sum(-1).max() == ids.shape[2]  # cut to the longest
+    assert mask.sum(-1).max() == ids.shape[2]  # the width is that of the longest
 
 
 def test_without_an_end_token_every_completion_has_full_length():
@@ -201,13 +201,13 @@ def test_temperature_sharpens_the_samples_and_their_log_probabilities_alike():
 
 
 def test_dropout_is_off_while_sampling_and_the_mode_comes_back():
-    model = tiny_model("bert", sharp=1.0).train()  # BERT's dropout is 0.1
+    model = tiny_model("bert", sharp=1.0).train()  # BERT has a dropout of 0.1
     uniforms = torch.rand(2, 3, 8)
     first = sample(model, pixels(2), 3, uniforms=uniforms, max_completion_length=8)
     second = sample(model, pixels(2), 3, uniforms=uniforms, max_completion_length=8)
     assert torch.equal(first.per_token_logps, second.per_token_logps)
     assert all(module.training for module in model.modules())
-    with pytest.raises(AttributeError):  # an error inside does not leave the model in evaluation mode either
+    with pytest.raises(AttributeError):  # an error does not leave the model in evaluation mode either
         sample(model, "no pixels", 3, max_completion_length=8)
     assert model.training
 
@@ -240,7 +240,7 @@ def test_inverse_cdf_follows_a_large_vocabulary_chi_square():
 
 
 class TestGenerateFallback:
-    """For encoder-decoders that are no VisionEncoderDecoderModel."""
+    """For encoder-decoders that are not a VisionEncoderDecoderModel."""
 
     def draw(self, model, count, **how):
         return sample_with_generate(model, pixels(1), count, **{"length": 2, **how})

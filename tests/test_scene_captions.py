@@ -1,4 +1,4 @@
-"""The experiment with captions of scenes: its words, its measures, its MLE of all captions at once."""
+"""The experiment with captions of scenes: its vocabulary, its measures, and its MLE of all captions at once."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_every_caption_is_read_back_as_it_was(ground):
     tokenizer = ground.word_tokenizer([captions])
     ids = tokenizer(captions)["input_ids"]
     assert tokenizer.batch_decode(ids) == captions
-    assert max(map(len, ids)) < ground.MAX_TOKENS  # with the end token no more
+    assert max(map(len, ids)) < ground.MAX_TOKENS  # MAX_TOKENS includes the end token
 
 
 def test_the_vocabulary_has_the_words_of_all_splits(ground):
@@ -70,7 +70,7 @@ def test_mle_of_all_captions_is_the_mean_over_the_tokens_of_all_of_them(experime
     scenes = ground.captioned_scenes("train", 4)
     processor = ground.make_processor()
     model = ground.captioner(processor, seed=0).eval()
-    torch.nn.init.normal_(model.decoder.get_output_embeddings().weight)  # is zero at the start
+    torch.nn.init.normal_(model.decoder.get_output_embeddings().weight)  # a new head is zero
     args = VisionMLEConfig(str(tmp_path), per_device_train_batch_size=4, report_to="none", use_cpu=True)
     trainer = study.AllCaptionsMLETrainer(model, args, train_dataset=scenes, processing_class=processor)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -79,7 +79,7 @@ def test_mle_of_all_captions_is_the_mean_over_the_tokens_of_all_of_them(experime
 
     losses, tokens = 0.0, 0
     for scene in scenes:
-        for text in scene["captions"]:  # one image with one caption at a time
+        for text in scene["captions"]:  # the definition: one image with one caption at a time
             inputs = processor(images=[scene["image"]], captions=[[text]])
             with torch.no_grad():
                 logits = model(pixel_values=inputs["pixel_values"], labels=inputs["labels"]).logits

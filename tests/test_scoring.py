@@ -1,4 +1,4 @@
-"""Rewards that behave and rewards that do not: named, waited for, skipped if asked to, kept from one another."""
+"""Rewards that fail, hang or return nonsense are named, waited for, skipped if asked to, and kept apart."""
 
 import asyncio
 import ctypes
@@ -179,7 +179,7 @@ def test_an_async_reward_that_blocks_the_loop_times_out_no_later_trainer(by_time
     if by_timeout:
         with pytest.raises(TimeoutError, match="`blocks` was not ready after 0.2 s"):
             scored(RewardSum(blocks, num_workers=1, timeout=0.2))
-    else:  # nobody waits for it: the other one has failed
+    else:  # the other reward has failed, so nobody waits for this one
         with pytest.raises(RuntimeError, match="`broken` raised"):
             scored(RewardSum([broken, blocks], num_workers=2))
     assert "An async reward blocks the event loop" in caplog.text
@@ -219,7 +219,7 @@ def test_a_thread_that_dies_is_named_and_replaced(caplog):
 
 
 def test_threads_that_are_killed_at_any_time_never_keep_a_trainer_waiting():
-    """Killed at work, between two calls, and with a call in hand: another computes it, or who waits for it is told."""
+    """Threads are killed at work, between two calls, or with a call in hand: another takes over, or the caller is told."""
     script = """
 import ctypes, time
 from vision_rl.trainer.reward_workers import RewardWorkers
@@ -273,7 +273,7 @@ def test_rewards_in_threads_have_the_trainers_cuda_device(kind, monkeypatch):
 def test_a_reward_that_raises_is_skipped_counted_and_told(caplog):
     reward = RewardSum([raising(KeyError("gone")), lengths], on_error="skip")
     scores = scored(reward)
-    assert scores.rewards.isnan().all()  # a sum without one of its parts would be another reward
+    assert scores.rewards.isnan().all()  # a sum that lacks a part would be another reward
     assert scores.per_function[:, 1].tolist() == [3, 2, 1]
     assert scores.logged == {"rewards/broken/skipped": 1.0, "rewards/lengths/skipped": 0.0}
     assert "The reward `broken` raised KeyError on the rows [0, 1, 2]: 'gone' (skipped" in caplog.text

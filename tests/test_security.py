@@ -1,6 +1,6 @@
 """Files that a user might download run no code, reach nothing outside of their folder, and fail with a clear error.
 
-The hostile files are made here: pickles and modules that write a marker, whoever says yes to a question on standard input.
+The hostile files are made here: pickles and modules that write a marker, even if a question is answered with yes.
 """
 
 import io
@@ -44,7 +44,7 @@ class Marker:
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
-    """Where hostile code would leave its mark; every question is answered with yes."""
+    """The file that hostile code would write. Every question on standard input is answered with yes."""
     monkeypatch.setattr("builtins.input", lambda *args: "yes")
     monkeypatch.setattr("sys.stdin", io.StringIO("yes\n" * 1000))
     path = tmp_path / "marker"
@@ -54,7 +54,7 @@ def marker(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
-    """A model's folder, and a checkpoint below it."""
+    """The folder of a model, with a checkpoint below it."""
     folder = tmp_path_factory.mktemp("good")
     trainer = make_trainer("mle", folder, save_strategy="steps", save_steps=1, max_steps=1)
     trainer.train()
@@ -92,7 +92,7 @@ def add_code(folder: Path, marker: Path) -> None:
 
 
 def point_to_code(path: Path, **changes) -> None:
-    """Every class that transformers might take from the folder."""
+    """Make a config name hostile code for every class that transformers might take from the folder."""
     names = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoProcessor")
     names += ("AutoImageProcessor", "AutoTokenizer", "AutoFeatureExtractor")
     content = json.loads(path.read_text()) if path.exists() else {}
@@ -102,7 +102,7 @@ def point_to_code(path: Path, **changes) -> None:
 
 
 def clear(function) -> None:
-    """It works, or says clearly what is wrong."""
+    """Call a function that must work, or raise an error that says clearly what is wrong."""
     try:
         function()
     except CLEAR as error:
@@ -134,7 +134,7 @@ def test_code_that_comes_with_a_folder_does_not_run(hostile, marker, load):
         before = (hostile / name).read_bytes() if (hostile / name).exists() else None
         for change in variants:
             point_to_code(hostile / name, **change)
-            write_manifest(hostile)  # as an attacker would
+            write_manifest(hostile)  # an attacker would write one too
             clear(lambda: LOADS[load](hostile))
             assert not marker.exists(), (name, change)
         if before is None:
@@ -144,7 +144,7 @@ def test_code_that_comes_with_a_folder_does_not_run(hostile, marker, load):
 
 
 def test_code_runs_when_it_is_asked_for(good, tmp_path, monkeypatch):
-    """Else the test above would prove nothing."""
+    """Otherwise the test above would prove nothing."""
     folder, marker = Path(shutil.copytree(good, tmp_path / "hostile")), tmp_path / "marker"
     (folder / "manifest.json").unlink()
     add_code(folder, marker)
@@ -156,7 +156,7 @@ def test_code_runs_when_it_is_asked_for(good, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [pickled, torch_pickled])
 def test_pickled_weights_are_not_unpickled(hostile, marker, content):
-    """In place of safetensors, or under their name; of the model, of adapters, of stage I."""
+    """Pickles in place of safetensors, or under their name, as weights of the model, of adapters and of stage I."""
     (hostile / "manifest.json").unlink()
     weights = (hostile / "model.safetensors").read_bytes()
     for name in ("pytorch_model.bin", "model.safetensors", "adapter_model.bin", "adapter_model.safetensors"):
@@ -189,7 +189,7 @@ def test_a_pickled_piece_of_a_checkpoint_is_not_unpickled_though_its_manifest_li
     (folder / name).write_bytes(content(marker))
     write_manifest(folder, **{"world_size": 1, "images_per_step": 8, "train_rows": 16})
     trainer = make_trainer("mle", tmp_path / "out", max_steps=3)
-    if name == "training_args.bin":  # never read
+    if name == "training_args.bin":  # is never read
         trainer.train(resume_from_checkpoint=str(folder))
         return
     with pytest.raises(CLEAR, match="checkpoint-1"):
@@ -240,7 +240,7 @@ WRONG_JSON = {"deep": DEEP, "a list": "[]", "cut": '{"a": ', "bytes": "\x00\xff"
 
 @pytest.mark.parametrize("content", WRONG_JSON)
 def test_json_of_another_kind_is_a_clear_error_wherever_it_lies(hostile, content, tmp_path):
-    """With a manifest that lists it, as an attacker would write one."""
+    """The manifest lists the file, as an attacker would make it."""
     for name in ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"):
         before = (hostile / name).read_bytes()
         (hostile / name).write_text(WRONG_JSON[content], encoding="latin-1")

@@ -1,4 +1,4 @@
-"""The encoder-decoders of transformers beside VisionEncoderDecoderModel: Pix2Struct, Florence-2, BLIP's captioner."""
+"""Encoder-decoders of transformers other than VisionEncoderDecoderModel: Pix2Struct, Florence-2, BLIP's captioner."""
 
 import copy
 import math
@@ -40,16 +40,16 @@ def tuning(tmp_path, kind, reward=share_of_a, **options):
 
 
 def images_of(trainer) -> dict:
-    """Those of a batch, the second and third smaller than the first where a model has padding."""
+    """The images of a batch. If the model has padding, the second and third are smaller than the first."""
     batch = next(iter(trainer.get_eval_dataloader()))
     images = {name: batch[name][:4] for name in ("pixel_values", "prompt_ids") if name in batch}
-    if images["pixel_values"].ndim == 3:  # Pix2Struct's patches: other sizes have other numbers of them
+    if images["pixel_values"].ndim == 3:  # patches of Pix2Struct, whose number depends on the size
         images["pixel_values"][1, 9:] = images["pixel_values"][2, 4:] = 0
     return images
 
 
 def teacher_forced(model, images, ids):
-    """`(R, T)`: what the model's own forward says of `ids`, every image given once for each of its completions."""
+    """`(R, T)` log-probabilities of `ids` by the model's own forward; each image is given once for each completion."""
     start = model.generation_config.decoder_start_token_id
     read = torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_the_samplers_log_probabilities_are_those_of_the_models_own_forward(tmp_
     ids, mask, logps = (field.flatten(0, 1) for field in completions)
     assert 1 < mask.sum(1).float().mean() < 6, "some end before the others"
     repeated = {name: value.repeat_interleave(8, dim=0) for name, value in images.items()}
-    for model, given in ((untouched, repeated), (trainer.model, images)):  # hooks let 32 rows read 4 images
+    for model, given in ((untouched, repeated), (trainer.model, images)):  # its hooks let 32 rows read 4 images
         assert torch.allclose(teacher_forced(model, given, ids) * mask, logps, atol=1e-5)
     if takes_encoder_outputs(trainer.model):
         encoded = encode(trainer.model, images)
@@ -83,7 +83,7 @@ def test_greedy_completions_are_those_of_generate(tmp_path, kind):
     model = type(trainer.model).from_pretrained(tmp_path)
     inputs = {"text": rows["prompt"], "padding": True} if "prompt" in rows.column_names else {}
     if kind == "pix2struct":
-        inputs = {"max_patches": reader.image_processor.max_patches}  # its processor would take 2048 by itself
+        inputs = {"max_patches": reader.image_processor.max_patches}  # the default of its processor is 2048
     inputs = reader(images=list(rows["image"]), return_tensors="pt", **inputs)
     ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)
     assert trainer.processor.batch_decode(ids) == said
@@ -168,7 +168,7 @@ def test_a_question_is_drawn_above_what_pix2struct_reads(tmp_path, monkeypatch):
     model, processor = served("pix2struct")
     processor.image_processor.is_vqa = True
     font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    hub = SimpleNamespace(hf_hub_download=lambda *args: str(font))  # where the font comes from
+    hub = SimpleNamespace(hf_hub_download=lambda *args: str(font))  # the font would come from the Hub
     monkeypatch.setattr(f"{type(processor.image_processor).__module__}.hf_api", lambda: hub)
     rows = dataset("pix2struct").add_column("prompt", ["which?", "how many?"] * 8)
     seen = []

@@ -1,4 +1,4 @@
-"""One copy of an image for its G completions, in transformers' own decoders: equal to repeating it, gradients too."""
+"""Transformers' own decoders with one copy of an image for its G completions equal repeated images, gradients too."""
 
 import copy
 import logging
@@ -73,7 +73,7 @@ def images():
 
 
 def result(decoder, ids, images):
-    """Logits, and the gradient of every parameter and of the images."""
+    """The logits, and the gradient of every parameter and of the images."""
     images = images.clone().requires_grad_()
     logits = decoder(input_ids=ids, encoder_hidden_states=images, use_cache=False).logits
     used = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
@@ -86,7 +86,7 @@ def test_images_read_once_equal_repeated_images_with_gradients(family, attention
     decoder = tiny_decoder(family, attention)
     logits, gradients, of_images = result(decoder, ids, images.repeat_interleave(G, 0))
     share_images_of(decoder)
-    share_images_of(decoder)  # twice changes nothing
+    share_images_of(decoder)  # a second call changes nothing
     assert reads_images_once(decoder)
     shared_logits, shared_gradients, of_shared_images = result(decoder, ids, images)
     torch.testing.assert_close(shared_logits, logits, rtol=0, atol=1e-5)
@@ -156,7 +156,7 @@ def test_a_row_reads_its_own_image_only(ids, images):
 
 def test_an_unknown_cross_attention_gets_repeated_images_and_a_line_in_the_log(caplog, ids, images):
     decoder = tiny_decoder("gpt2")
-    for block in decoder.transformer.h:  # as a decoder would look that names it otherwise
+    for block in decoder.transformer.h:  # like a decoder that has another name for it
         block.to_image = block.crossattention
         forward = type(block).forward
         del block._modules["crossattention"]

@@ -1,4 +1,4 @@
-"""Stage I is trained, makes the labels of stage II, and reads what stage II samples: on panoptic maps and on colours."""
+"""Stage I is trained, makes the labels of stage II, and reads stage II's samples, on panoptic maps and on colours."""
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def test_a_step_is_the_same_whole_and_in_micro_batches(tmp_path):
     steps = []
     for batch, accumulated in ((8, 1), (2, 4)):
         model, seen = stage1("panoptic"), Gradients()
-        model.config.code_dropout = "none"  # which codes are dropped is drawn for each batch
+        model.config.code_dropout = "none"  # dropped codes would be drawn anew for each batch
         options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated, "max_steps": 1}
         trainer = Stage1Trainer(
             model,
@@ -168,7 +168,7 @@ def test_labels_made_online_are_the_codes_of_a_column(tmp_path, kind):
 
 
 def test_stage_one_works_in_the_precision_of_the_training(tmp_path):
-    """Its labels beside stage II, and its reconstructions, in bfloat16 where the training is."""
+    """In a bfloat16 training stage I makes its labels for stage II, and its reconstructions, in bfloat16."""
     model, made, seen = stage1("panoptic"), processor("panoptic"), []
     model.encoder_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
     model.heads["semantics"].register_forward_hook(lambda module, args, output: seen.append(output.dtype))

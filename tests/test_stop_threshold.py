@@ -1,4 +1,4 @@
-"""When greedy decoding leaves a box out, and the score that looks at it: the same here, in `generate` and elsewhere."""
+"""The threshold at which greedy decoding leaves a box out, and the class score, are the same in `generate` and here."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from vision_rl.tasks.detection.stopping import StopThreshold
 
 
 def spread_detector(p):
-    """A model that is unsure, and often takes absent for the likeliest id."""
+    """A model that is unsure, and for which "absent" is often the likeliest id."""
     model = tiny_detector(p)
     torch.manual_seed(1)
     torch.nn.init.normal_(model.decoder.get_output_embeddings().weight, std=0.3)
@@ -43,7 +43,7 @@ def test_the_class_score_is_the_class_times_the_box_being_there():
     ids = [3, 3, 1003, 1003, 1004, 1, 3, 3, 503, 503, 1005, 2]
     logps, watched = torch.zeros(1, 12), torch.zeros(1, 12, 3)
     logps[0, [4, 10]] = torch.tensor([0.9, 0.5]).log()
-    watched[0, [0, 6], 2] = torch.tensor([0.25, 1e-9]).log()  # of absent, at the first token of each box
+    watched[0, [0, 6], 2] = torch.tensor([0.25, 1e-9]).log()  # of "absent" at the first token of each box
     found = decoded(p, ids, (32, 32), per_token_logps=logps, watched_logps=watched)
     assert found["scores"].tolist() == pytest.approx([0.9 * 0.75, 0.5 * (1 - 1e-9)], rel=1e-6)
 
@@ -60,8 +60,8 @@ def test_a_box_that_is_certain_to_be_absent_scores_0():
 def test_absent_is_taken_only_where_it_is_more_probable_than_the_threshold(threshold, taken):
     logits = torch.tensor([[0.4, 0.25, 0.35]]).log()
     assert StopThreshold(threshold)(None, logits).argmax(-1).tolist() == [taken]
-    assert StopThreshold(threshold)(None, logits + 7.0).argmax(-1).tolist() == [taken]  # logits of any height
-    assert logits.isfinite().all()  # those of the caller stay
+    assert StopThreshold(threshold)(None, logits + 7.0).argmax(-1).tolist() == [taken]  # a constant does not matter
+    assert logits.isfinite().all()  # the caller's logits are not changed
 
 
 def test_a_probability_of_exactly_the_threshold_is_not_above_it():
@@ -99,7 +99,7 @@ def test_the_log_probabilities_stay_the_models_own():
     logits = model(pixel_values=images, decoder_input_ids=torch.nn.functional.pad(ids[:, :-1], (1, 0))).logits
     expected = logits.log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
     torch.testing.assert_close(found.per_token_logps[:, 0], expected, rtol=0, atol=1e-5)
-    assert (ids == ABSENT).any() and (logits.argmax(-1) != ids).any()  # it stops, but not at once
+    assert (ids == ABSENT).any() and (logits.argmax(-1) != ids).any()  # some boxes are left out, others not
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), "0.5"])
@@ -128,7 +128,7 @@ def test_what_is_saved_says_the_same_to_generate_and_to_the_pipeline(tmp_path, s
     scored = saved.post_process_object_detection(outputs, threshold=-1.0, target_sizes=[(h, w) for w, h in sizes])
     piped = vision_rl.pipeline(tmp_path, use_cpu=True)([row["image"] for row in dataset])
     plainly = again.generate(**inputs)
-    assert not torch.equal(plainly, outputs.sequences)  # the threshold matters here
+    assert not torch.equal(plainly, outputs.sequences)  # the threshold makes a difference here
     for expected, *others in zip(predicted, bare, scored, piped, strict=True):
         for found in others:
             for name in ("boxes", "labels"):

@@ -1,4 +1,4 @@
-"""Annotations are read once: later starts and other processes find the rows on disk, until a file changes."""
+"""Annotations are read once. Later starts and other processes find the rows on disk, until a file changes."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path, cache):
-    """Two images and a file of boxes, one of which leaves its image."""
+    """Two images and a file with two boxes, one of which leaves its image."""
     (tmp_path / "images").mkdir()
     for name in ("0.png", "1.png"):
         Image.new("RGB", (64, 48)).save(tmp_path / "images" / name)
@@ -43,7 +43,7 @@ def write(folder, boxes):
 
 @pytest.fixture
 def num_read(monkeypatch):
-    """How often a JSON has been read."""
+    """A function that says how often a JSON has been read."""
     from vision_rl.data import coco_boxes, coco_categories
 
     calls = []
@@ -73,7 +73,7 @@ def test_it_is_read_again_when_it_or_an_image_has_changed(folder, num_read):
     (images / "1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 2 images are not there; the first: .*1\.png"):
         load_coco_detection(*folder)
-    assert rows[0]["objects"]["bbox"] == [[1, 1, 9, 9], [60, 1, 4, 9]]  # the earlier rows are still theirs
+    assert rows[0]["objects"]["bbox"] == [[1, 1, 9, 9], [60, 1, 4, 9]]  # rows that were loaded before keep their boxes
 
 
 def test_an_image_that_was_missing_and_is_there_now_is_a_row(folder):
@@ -94,7 +94,7 @@ def test_other_options_are_other_rows(folder, num_read):
 
 
 def without_batches(whole: bytes) -> bytes:
-    """The stream cut behind its schema, which Arrow takes for one without rows."""
+    """The stream cut off after its schema, which Arrow takes for a stream without rows."""
     stream = pa.ipc.open_stream(whole)
     buffer = pa.BufferOutputStream()
     pa.ipc.new_stream(buffer, stream.schema).close()

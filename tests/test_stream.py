@@ -1,4 +1,4 @@
-"""Streams: the same training as on the rows themselves, resumed where it was, shared among processes."""
+"""Training on a stream equals training on its rows, is resumed where it was, and is shared among processes."""
 
 import logging
 
@@ -15,7 +15,7 @@ from vision_rl.trainer.stream import RunningNumbers, StreamRows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ROWS, STEP = 20, 8  # of the data set, of an update step
+ROWS, STEP = 20, 8  # rows of the data set, images of an update step
 
 
 def stream(num_shards: int = 4, rows: int = ROWS):
@@ -23,7 +23,7 @@ def stream(num_shards: int = 4, rows: int = ROWS):
 
 
 class PlainStream(torch.utils.data.IterableDataset):
-    """Rows without a state: a generator over anything."""
+    """A stream without a state, such as a generator."""
 
     def __init__(self, rows: int = ROWS):
         self.rows = text_dataset(rows)
@@ -61,21 +61,21 @@ ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 
 @pytest.mark.parametrize("kind", ["mle", "reward"])
 @pytest.mark.parametrize("dataset", [stream, PlainStream])
 def test_a_stream_is_learned_from_as_the_rows_themselves_without_a_shuffle(tmp_path, kind, dataset):
-    """Two passes: the stream begins again in the middle of a step."""
+    """Two passes over the stream: it begins again in the middle of a step."""
     streamed = run(kind, tmp_path / "stream", dataset(), **ACCUMULATED)
     loaded = run(kind, tmp_path / "rows", text_dataset(ROWS), **ACCUMULATED)
     for logs in (streamed["logs"], loaded["logs"]):
         for log in logs:
-            del log["epoch"]  # a stream's end is not known: here it is the share of max_steps
+            del log["epoch"]  # the length of a stream is not known, so its epoch is the share of max_steps
     assert_equal(streamed, loaded)
     assert [row for _, row, _ in streamed["seen"]] == [number % ROWS for number in range(5 * STEP)]
 
 
 @pytest.mark.compatibility
-@pytest.mark.parametrize("step", [1, 3])  # in the first pass and, at row 24, in the second
+@pytest.mark.parametrize("step", [1, 3])  # in the first pass and in the second, at row 24
 @pytest.mark.parametrize("dataset", [stream, PlainStream])
 def test_a_run_that_was_killed_and_resumed_equals_an_uninterrupted_one(tmp_path, step, dataset):
-    processor = ShuffledLetters(text_processor().image_processor, text_processor().tokenizer)  # with random targets
+    processor = ShuffledLetters(text_processor().image_processor, text_processor().tokenizer)  # its targets are random
     options = {"processing_class": processor, "save_strategy": "steps", "save_steps": 1, **ACCUMULATED}
     whole = run("mle", tmp_path / "whole", dataset(), **options)
     run("mle", tmp_path / "part", dataset(), callbacks=[StopAt(step)], **options)
@@ -110,9 +110,9 @@ def test_a_resumed_run_reads_on_and_not_from_the_beginning(tmp_path):
     before = dataset()
     read.clear()
     run("reward", tmp_path, before, resume=tmp_path / "checkpoint-4", **options)
-    checked = read[:32]  # at the beginning, before training
+    checked = read[:32]  # the checks before training read from the beginning
     assert checked == [0] * 8 + [1] * 8 + [2] * 8 + [3] * 8
-    assert set(read[32:]) == {3, 4}  # datasets goes through the rows of the shard where it was
+    assert set(read[32:]) == {3, 4}  # datasets reads the shard in which it was again
 
 
 # --- the rows -----------------------------------------------------------------------------------------------------------
@@ -120,10 +120,10 @@ def test_a_resumed_run_reads_on_and_not_from_the_beginning(tmp_path):
 
 @pytest.mark.parametrize("dataset", [lambda: stream(3), PlainStream])
 def test_two_processes_share_the_rows_of_each_micro_batch(dataset):
-    """Three shards cannot be dealt to two: every other row."""
+    """Three shards cannot be dealt out to two processes, so each takes every other row."""
     ranks = [stream_rows(dataset(), num_processes=2, process_index=rank) for rank in range(2)]
     seen = [[], []]
-    for micro_batch in range(8):  # of 2 rows; accelerate gives them to the ranks in turn
+    for micro_batch in range(8):  # 2 rows each; accelerate gives them to the ranks in turn
         rank = micro_batch % 2
         keys = [RowKey(0, 2 * micro_batch + place) for place in range(2)]
         seen[rank] += [ranks[rank][key] for key in keys]
@@ -156,7 +156,7 @@ def test_a_stream_that_shuffles_itself_does_so_anew_in_each_pass_and_forgets_its
     resumed.resume(stream_at(shuffled(), 24))  # 4 rows into the second pass
     rest = [resumed[RowKey(0, number)].columns["number"] for number in range(24, 35)]
     assert len(set(rest)) == 11 and rest != order[24:35]
-    assert ROWS - len({*order[20:24], *rest}) <= 2 * 4  # about the buffer's rows do not come, or one comes again
+    assert ROWS - len({*order[20:24], *rest}) <= 2 * 4  # about a buffer of rows is missing, or comes again
 
 
 def stream_at(dataset, asked: int, **how) -> dict:
@@ -166,7 +166,7 @@ def stream_at(dataset, asked: int, **how) -> dict:
 
 
 def test_rows_that_were_read_ahead_come_again_after_a_resume():
-    """accelerate holds the next batch already when a checkpoint is written."""
+    """When a checkpoint is written, accelerate has already read the next batch."""
     rows = stream_rows()
     numbers(rows, 10)
     resumed = stream_rows()
@@ -181,7 +181,7 @@ def test_a_block_that_is_learned_from_twice_has_the_same_rows_and_a_resume_withi
     first, again = ([rows[key] for key in keys[start : start + 8]] for start in (16, 24))
     assert all(one is other for one, other in zip(first, again, strict=True))
     resumed = stream_rows(repeats=2)
-    resumed.resume(rows.position(24))  # after the first of the second block's two times
+    resumed.resume(rows.position(24))  # after the first of the two passes over the second block
     assert [resumed[key].row_index for key in keys[24:]] == list(range(8, 16))
 
 

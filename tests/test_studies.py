@@ -1,4 +1,4 @@
-"""A study goes on with the models that it has finished, and never with those of other settings."""
+"""A study uses the models that it has finished again, but never those of other settings."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_an_interrupted_training_goes_on_from_its_last_checkpoint(experiment, tm
     assert runs.is_trained(tmp_path, SETTINGS) and runs.cost(tmp_path)["steps"] == 4
     logged = [(log["step"], log["cpu_seconds"]) for log in state.log_history if "loss" in log]
     assert [step for step, _ in logged] == [1, 2, 3, 4]
-    assert sorted(logged) == logged and 0 < logged[0][1] < logged[-1][1]  # the clock goes on too
+    assert sorted(logged) == logged and 0 < logged[0][1] < logged[-1][1]  # the clock goes on after the interruption
 
 
 def test_what_is_trained_from_other_weights_has_other_settings(experiment, tmp_path):

@@ -11,7 +11,7 @@ from vision_rl.processing import VisionProcessor, as_vision_processor
 
 
 def roberta_like_tokenizer() -> PreTrainedTokenizerFast:
-    """As TrOCR's: `<s> text </s>`."""
+    """Like TrOCR's: `<s> text </s>`."""
     vocabulary = {"<s>": 0, "<pad>": 1, "</s>": 2, "a": 3, "b": 4, "c": 5, "d": 6, "<unk>": 7}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")

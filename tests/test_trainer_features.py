@@ -1,4 +1,4 @@
-"""What a user expects of a Trainer works with these: LoRA, bf16, TensorBoard, saving, predict, a completion decoder."""
+"""Features that users know from Trainer: LoRA, bf16, TensorBoard, saving, predict; and a completion decoder."""
 
 import multiprocessing
 
@@ -53,7 +53,7 @@ def test_lora_trains_only_the_adapters_and_reloads_on_the_base(tmp_path, kind, d
     assert any("encoder." in name for name in learned) and any("decoder." in name for name in learned)
 
     trainer.save_model()
-    base = tiny_model(decoder, sharp=0.2, seed=2)  # the weights that the trainer began with
+    base = tiny_model(decoder, sharp=0.2, seed=2)  # the weights with which the trainer began
     reloaded = PeftModel.from_pretrained(base, tmp_path)
     processor = TextProcessor.from_pretrained(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").exists() and not (tmp_path / "model.safetensors").exists()
@@ -119,7 +119,7 @@ def test_a_path_of_adapters_is_trained_on_and_never_replaced(tmp_path, caplog):
     assert all("lora_" in name for name in changed(again.model, before))
     with pytest.raises(ValueError, match="The model has adapters already: leave out peft_config"):
         make_trainer("reward", tmp_path, model=str(tmp_path / "lora"), peft_config=lora)
-    injected = VisionEncoderDecoderModel.from_pretrained(tmp_path / "lora")  # transformers' own way: frozen
+    injected = VisionEncoderDecoderModel.from_pretrained(tmp_path / "lora")  # transformers freezes adapters
     with pytest.raises(ValueError, match="No parameter of the model is trained"):
         make_trainer("reward", tmp_path, model=injected)
     with pytest.raises(ValueError, match="The model has adapters already"):
@@ -137,7 +137,7 @@ def test_adapters_and_reentrant_checkpoints_are_refused_together(tmp_path):
 
 
 def roberta(start: int = 4):
-    """Its tokens are the start and pad 0, end 1, a to d; the decoder starts with an id of its own."""
+    """A RoBERTa decoder for the character tokenizer. It starts with an id other than the padding, which is 0."""
     model = tiny_model("roberta", vocab_size=7, sharp=0.2, seed=2)
     for holder in (model.config, model.generation_config):
         holder.decoder_start_token_id = start
@@ -166,16 +166,16 @@ def test_roberta_must_not_start_with_its_padding_and_has_fewer_positions(tmp_pat
 def test_bf16_keeps_the_learned_policy_near_the_sampled_one(tmp_path, decoder):
     trainer = make_trainer("reward", tmp_path, decoder, bf16=True)
     trainer.train()
-    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())  # autocast, not cast weights
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())  # the weights stay in float32: autocast
     assert max(log["sampling/sampling_logp_difference/max"] for log in logs(trainer)) < 0.1
     exact = make_trainer("reward", tmp_path, decoder, max_steps=1)
     exact.train()
     difference = abs(logs(trainer)[0]["entropy"] - logs(exact)[0]["entropy"])
-    assert 1e-6 < difference < 0.2  # it was sampled in bf16, not in float32
+    assert 1e-6 < difference < 0.2  # the difference shows that it was sampled in bf16
 
 
 def test_bf16_evaluates_before_training_as_it_does_after_it(tmp_path):
-    """A learning rate of 0 leaves the weights: whether accelerate has wrapped the model must not matter."""
+    """With a learning rate of 0 the weights stay. It must not matter whether accelerate has wrapped the model."""
     trainer = make_trainer("mle", tmp_path, bf16=True, learning_rate=0.0, max_steps=1)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
@@ -219,7 +219,7 @@ def test_the_saved_folder_holds_model_and_processor(tmp_path, kind, decoder):
 
 
 def test_a_model_may_be_given_as_a_path(tmp_path):
-    """Step 2 starts from the folder that step 1 wrote; the processor is found there."""
+    """Step 2 starts from the folder that step 1 wrote."""
     first = make_trainer("mle", tmp_path / "step1", learning_rate=1e-2)
     first.train()
     first.save_model()
@@ -326,7 +326,7 @@ class PictureDecoderConfig(PreTrainedConfig):
 
 
 class PictureDecoder(PreTrainedModel):
-    """A small stage I network: ids and the image to one colour a completion."""
+    """A small network in place of stage I, which turns ids into one colour for each completion."""
 
     config_class = PictureDecoderConfig
 

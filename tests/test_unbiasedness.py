@@ -1,4 +1,4 @@
-"""The estimators' expected gradient, by going through every sequence there is, against the exact gradient."""
+"""The expected gradient of each estimator, by enumeration of all sequences, equals the exact gradient."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ VOCAB, LENGTH, GENERATIONS = 3, 2, 3
 
 @pytest.fixture
 def policy():
-    """An autoregressive toy: the first token's logits, and the second's for each first token, in float64."""
+    """A policy of two tokens in float64: logits of the first token, and of the second given the first."""
     torch.manual_seed(0)
     first = torch.randn(VOCAB, dtype=torch.float64, requires_grad=True)
     second = torch.randn(VOCAB, VOCAB, dtype=torch.float64, requires_grad=True)
@@ -46,11 +46,11 @@ def probabilities(logits_of, ids):
 def exact_gradient(policy):
     parameters, sequences, rewards, logits_of = policy
     expected_reward = (probabilities(logits_of, sequences) * rewards).sum()
-    return torch.autograd.grad(-expected_reward, parameters)  # a loss: the negative
+    return torch.autograd.grad(-expected_reward, parameters)  # the loss is minus the reward
 
 
 def expected_gradient(policy, advantages_of, num_learning):
-    """Sum over all groups of G sequences of their probability times the gradient of the loss."""
+    """The gradient of the loss of a group of G sequences times the group's probability, summed over all groups."""
     parameters, sequences, rewards, logits_of = policy
     groups = torch.tensor(list(itertools.product(range(len(sequences)), repeat=GENERATIONS)))  # (9^G, G)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def expected_gradient(policy, advantages_of, num_learning):
 )
 def test_the_expected_gradient_is_the_exact_gradient_of_the_expected_reward(policy, name, num_learning):
     _, sequences, rewards, logits_of = policy
-    greedy_reward = rewards[probabilities(logits_of, sequences).argmax()]  # any constant of the samples would do
+    greedy_reward = rewards[probabilities(logits_of, sequences).argmax()]  # any constant would do
     advantages_of = {
         "leave_one_out": leave_one_out_advantages,
         "first": first_advantages,
@@ -116,14 +116,14 @@ def test_what_lies_behind_the_end_token_has_no_gradient_even_where_it_is_forbidd
     assert logits.grad.tolist() == [[[1.0, -1.0], [0.0, 0.0]]]
 
 
-# --- prefix rewards: what a token could not have caused leaves its advantage ------------------------------------------
+# --- prefix rewards: what was earned before a token leaves its advantage ------------------------------------------
 
 END = 0
 
 
 @pytest.fixture
 def ending_policy():
-    """As `policy`, but token 0 ends a completion: (0), (1, 0), (1, 1), ... 7 of them, padded with 0."""
+    """Like `policy`, but token 0 ends a completion. The 7 sequences (0), (1, 0), (1, 1), ... are padded with 0."""
     torch.manual_seed(1)
     first = torch.randn(VOCAB, dtype=torch.float64, requires_grad=True)
     second = torch.randn(VOCAB, VOCAB, dtype=torch.float64, requires_grad=True)
@@ -138,7 +138,10 @@ def ending_policy():
 
 
 def returns_of(sequences, mask, only_plain=False):
-    """Three rewards of each of the sequences, one with prefix rewards, one without, one for some of them: `(S, 2)`."""
+    """Sums of three rewards `(S,)` and what each token can still earn `(S, 2)`.
+
+    One reward has prefix rewards, one has none, and one applies only to some sequences.
+    """
     earned_at = torch.tensor([[0.3, 0.0], [1.0, -0.5], [1.0, 0.9], [1.0, 0.1], [-2.0, 0.2], [-2.0, 0.4], [-2.0, 1.3]])
 
     def earning(completions, **kwargs):
@@ -158,7 +161,7 @@ def returns_of(sequences, mask, only_plain=False):
 
 
 def gradient_of_groups(ending_policy, advantages_of, num_learning, only_plain=False):
-    """The gradient that each group of G completions gives `(groups, parameters)`, and the group's probability."""
+    """The gradient `(groups, parameters)` of each group of G completions, and the probability of each group."""
     parameters, sequences, mask, token_probabilities = ending_policy
     groups = torch.tensor(list(itertools.product(range(len(sequences)), repeat=GENERATIONS)))
     of_tokens = token_probabilities(sequences, mask)  # (7, 2)
@@ -220,7 +223,7 @@ def test_with_prefix_rewards_the_gradient_varies_less(ending_policy, advantages_
 
 @pytest.mark.parametrize("num_boxes", [1, 2])
 def test_confidences_among_candidates_have_the_released_expected_gradient_and_less_variance(num_boxes):
-    """Every answer of a policy whose confidence tokens depend on those before; a box has another IoU in every answer."""
+    """Enumerates the answers of a policy whose confidences depend on those before. IoUs differ between answers."""
     torch.manual_seed(2)
     answers = torch.tensor(list(itertools.product((ABSENT, LOW, HIGH), repeat=num_boxes)))  # (3^N, N)
     table = torch.randn(num_boxes, 3 ** (num_boxes - 1), 3, dtype=torch.float64, requires_grad=True)

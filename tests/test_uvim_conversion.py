@@ -1,4 +1,4 @@
-"""Checkpoints of big_vision, under every name that its arrays have had, become the same models."""
+"""Checkpoints of big_vision become the same models under every name that their arrays have had."""
 
 import copy
 import re
@@ -47,7 +47,7 @@ TASKS = {
 
 
 def randomised(model):
-    """Weights that are all different, heads and biases included, and a codebook with a past."""
+    """Give a model random weights, heads and biases included, and a codebook that looks trained."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -82,9 +82,9 @@ def stage2() -> VisionEncoderDecoderModel:
     return randomised(vision_encoder_decoder(vit(), VisionDecoderForCausalLM(config), 0, 0))
 
 
-# --- from torch to JAX, written down once more ----------------------------------------------------------------------
+# --- from torch to JAX, written independently ----------------------------------------------------------------------
 
-RENAMINGS = [  # part of a torch name -> of big_vision's
+RENAMINGS = [  # (part of a torch name, part of big_vision's name)
     (r"\.weight$", "/kernel"),
     (r"\.bias$", "/bias"),
     (r"(layer_?norm\d?)/kernel$", r"\1/scale"),
@@ -106,7 +106,7 @@ RENAMINGS = [  # part of a torch name -> of big_vision's
     (r"\.out_proj", "/out"),
     (r"post_layernorm", "encoder_norm"),
 ]
-TOP = {  # of a model, before the rest
+TOP = {  # renamings for each model, which come first
     UViMModel: [
         (r"^(encoder|decoder)\.(encoder\.|post)", r"\1/\2"),
         (r"^stems\.", "embedding_"),
@@ -134,7 +134,7 @@ TOP = {  # of a model, before the rest
 
 
 def to_jax(model) -> dict[str, np.ndarray]:
-    """A model's arrays as big_vision has them today, the parameters without a prefix."""
+    """A model's arrays as big_vision stores them today. The parameters have no prefix."""
     arrays = {}
     for torch_name, tensor in model.state_dict().items():
         name = torch_name
@@ -161,7 +161,7 @@ def to_jax(model) -> dict[str, np.ndarray]:
     return arrays
 
 
-# --- the names that arrays have had ---------------------------------------------------------------------------------
+# --- the names that the arrays have had -----------------------------------------------------------------------------
 
 
 def prefixed(prefix: str):
@@ -172,7 +172,7 @@ def prefixed(prefix: str):
 
 
 def with_optimiser(arrays):
-    """A checkpoint of a training run."""
+    """The checkpoint of a training run, which has the optimiser's state."""
     extra = {"opt/0/count": np.zeros(()), "chrono/accum_examples_seen": np.ones(())}
     return {**prefixed("params/")(arrays), **extra}
 
@@ -182,7 +182,7 @@ def capitals(arrays):
 
 
 def pre_linen(arrays):
-    """Numbers of a block's parts counted across classes."""
+    """Names before Linen: the parts of a block are numbered across classes."""
     old = {
         "LayerNorm_0": "LayerNorm_0",
         "MultiHeadDotProductAttention_0": "MultiHeadDotProductAttention_1",
@@ -246,7 +246,7 @@ def test_stage_2_is_loaded_under_all_names(names, tmp_path):
 
 
 def augreg(arrays):
-    """A ViT of the paper "How to train your ViT?": class token, classifier, positions in a module of their own."""
+    """A ViT of "How to train your ViT?", with class token, classifier, and positions in a module of their own."""
     positions = np.concatenate([np.full((1, 1, WIDTH), 9.0, np.float32), arrays["pos_embedding"]], axis=1)
     renamed = {name: x for name, x in pre_linen(arrays).items() if name != "pos_embedding"}
     head = {"head/kernel": np.ones((WIDTH, 21843), np.float32), "head/bias": np.ones(21843, np.float32)}
@@ -262,7 +262,7 @@ def posemb_in_transformer(arrays):
 
 
 def class_token_without_position(arrays):
-    """Big_vision's own ViTs: positions are added before the class token is."""
+    """big_vision's own ViTs: positions are added before the class token is."""
     return {**arrays, "cls": np.ones((1, 1, WIDTH), np.float32), "head/kernel": np.ones((WIDTH, 10), np.float32)}
 
 
@@ -340,7 +340,7 @@ def test_settings_that_no_array_tells_can_be_given():
 
 def test_arrays_are_read_when_they_are_asked_for(tmp_path):
     arrays = to_jax(stage1())
-    arrays["state/counts"] = np.array([object()])  # a pickle, which numpy refuses to read
+    arrays["state/counts"] = np.array([object()])  # an object array is pickled, and numpy refuses to read it
     lazy = BigVisionArrays(as_npz(arrays, tmp_path))
     assert lazy["encoder_head/bias"].shape == (8,)
     with pytest.raises(ValueError, match="allow_pickle"):

@@ -1,4 +1,4 @@
-"""UViM's stage I against the authors' JAX code, its parts by hand, and its codebook in one process and in two."""
+"""UViM's stage I: against the authors' JAX code, its parts by hand, its codebook in one process and in two."""
 
 import multiprocessing
 import os
@@ -60,7 +60,7 @@ def tiny_config(task: str = "panoptic", **changes) -> UViMConfig:
 
 
 def tiny_model(task: str = "panoptic", **changes) -> UViMModel:
-    """In eval mode, with heads that have an opinion (new ones are zero)."""
+    """A model in eval mode. Its heads are random, because new ones are zero."""
     torch.manual_seed(0)
     model = UViMModel(tiny_config(task, **changes)).eval()
     for head in model.heads.values():
@@ -83,7 +83,7 @@ def part_of(batch, rows: slice):
 
 
 def one_hot(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """`(...)` to `(..., C)`, all zero where there is no such class: what the reference makes."""
+    """The reference's one-hots: `(...)` becomes `(..., C)`, all zero for a class that is not there."""
     return (labels[..., None] == torch.arange(num_classes)).float()
 
 
@@ -97,7 +97,7 @@ def arrays(request):
 
 @pytest.fixture
 def reference(arrays):
-    """Our model with the reference's weights, and its inputs."""
+    """Our model with the reference's weights, and the reference's inputs."""
     model = load_big_vision_stage1({name: arrays[name] for name in arrays.files if name[:6] in ("params", "state/")})
     model.config.commitment_weight = 0.25
     labels = torch.from_numpy(arrays["in/labels"])
@@ -131,7 +131,7 @@ def test_codes_and_what_is_quantised_are_those_of_the_reference(arrays, referenc
 def test_logits_of_encoded_and_of_given_codes_are_those_of_the_reference(arrays, reference):
     model, pixel_values, targets = reference
     logits = {"": model(pixel_values, targets, output_logits=True).logits}
-    for which in ("2", "3"):  # the codes of the third contain a -1
+    for which in ("2", "3"):  # those of the third contain a -1
         logits[which] = model.decode(torch.from_numpy(arrays[f"in/code{which}"]), pixel_values)
     for which, outputs in logits.items():
         for name, maps in outputs.items():
@@ -246,7 +246,7 @@ def test_the_stem_of_classes_is_the_linear_layer_over_their_one_hots():
 
 
 def slow_losses(model: UViMModel, output, targets) -> dict[str, torch.Tensor]:
-    """From the logits of all pixels, as the reference writes it: one-hots, and the mean of all positions."""
+    """The loss as the reference writes it: from the logits of all pixels and one-hots, a mean over all positions."""
     losses = {}
     for name, logits in output.logits.items():
         if model.config.regression:
@@ -274,9 +274,9 @@ def test_pixels_without_a_class_cost_nothing_but_count_in_the_mean():
     model, (pixel_values, targets) = UViMModel(tiny_config()).eval(), tiny_batch()
     targets["semantics"][:] = 2
     targets["semantics"][:, :4] = -1  # a quarter of the image
-    targets["instances"][:] = 6  # one more than there are
+    targets["instances"][:] = 6  # a class beyond the last one
     losses = model(pixel_values, targets).reconstruction_losses
-    assert losses["semantics"].item() == pytest.approx(0.75 * np.log(5))  # new heads: every class is equally likely
+    assert losses["semantics"].item() == pytest.approx(0.75 * np.log(5))  # new heads find every class equally likely
     assert losses["instances"].item() == 0
 
 
@@ -304,7 +304,7 @@ def test_what_is_quantised_is_standardised_with_epsilon_1e_5():
     model, batch = tiny_model(), tiny_batch()
     with torch.no_grad():
         for parameter in model.encoder_head.parameters():
-            parameter *= 1e-2  # so small a variance that epsilon is seen
+            parameter *= 1e-2  # makes the variance so small that epsilon matters
         bottleneck = model(*batch).bottleneck
         head = []
         model.encoder_head.register_forward_hook(lambda module, inputs, output: head.append(output))
@@ -421,7 +421,7 @@ def test_each_code_is_given_the_sum_and_the_number_of_its_vectors():
 
 
 def slow_update(dictionary, counts, x, codes, seed: int, momentum=0.995, min_count=0.1):
-    """A codebook's next state, code by code and split by split."""
+    """The next state of a codebook, computed code by code and split by split."""
     dictionary, counts = dictionary.clone() * momentum, counts.clone() * momentum
     for vector, code in zip(x.flatten(0, 1), codes.flatten(), strict=True):
         dictionary[code] += vector
@@ -444,7 +444,7 @@ def test_the_codebook_learns_running_sums_and_splits_rare_codes():
     for step in range(4):
         before = model.codebook.dictionary.clone(), model.codebook.counts.clone()
         output = model(*tiny_batch(seed=step))
-        assert torch.equal(model.codebook.dictionary, before[0])  # not before the step is over
+        assert torch.equal(model.codebook.dictionary, before[0])  # it changes only when the step is over
         model.update_codebook()
         *expected, num_splits = slow_update(*before, output.bottleneck.detach(), output.codes, seed=step)
         torch.testing.assert_close(model.codebook.dictionary, expected[0], rtol=0, atol=1e-5)
@@ -490,8 +490,8 @@ def test_the_use_of_the_codebook_is_reported():
 
 
 def trained_codebook(splits: int, steps: int = 3) -> UViMModel:
-    """After steps of 8 images each, which come in so many micro-batches."""
-    model = tiny_model(min_code_count=0.995).train()  # every code that a step does not use gives way
+    """The codebook after steps of 8 images each, in so many micro-batches."""
+    model = tiny_model(min_code_count=0.995).train()  # every code that a step does not use is replaced
     for step in range(steps):
         batch = tiny_batch(images=8, seed=step)
         for i in range(splits):
@@ -508,11 +508,11 @@ def test_accumulated_micro_batches_teach_the_codebook_what_the_whole_batch_does(
 
 
 def train_codebook_on_a_rank(rank: int, folder: str):
-    """As `trained_codebook`, with the images shared among 2 ranks, in 2 micro-batches each."""
+    """Like `trained_codebook`, with the images shared among 2 ranks in 2 micro-batches each."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = tiny_model(min_code_count=0.995).train()
-    ddp = DistributedDataParallel(model)  # which broadcasts buffers before every pass
+    ddp = DistributedDataParallel(model)  # DDP broadcasts buffers before every pass
     for step in range(3):
         batch = tiny_batch(images=8, seed=step)
         for i in range(2):
@@ -522,7 +522,7 @@ def train_codebook_on_a_rank(rank: int, folder: str):
         model.update_codebook()
     torch.save(model.codebook.state_dict(), f"{folder}/rank{rank}.pt")
     dist.barrier()
-    os._exit(0)  # Python on its way out may abort in gloo's thread; trainers wait for it (trainer/ranks.py)
+    os._exit(0)  # at its end Python may abort in gloo's thread; trainers wait for that (trainer/ranks.py)
 
 
 def test_two_ranks_teach_the_codebook_what_one_process_does(tmp_path):

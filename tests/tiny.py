@@ -1,4 +1,4 @@
-"""Tiny models, processors and data sets, made in memory: no test needs the network."""
+"""Tiny models, processors and data sets that are made in memory, so that no test needs the network."""
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from vision_rl.tasks.ocr import character_tokenizer
 
 
 WIDTH, SIZE = 32, 32
-START, END = 0, 1  # of the character tokenizer: pad is the decoder's start
+START, END = 0, 1  # ids of the character tokenizer, whose padding starts the decoder
 
 
 def tiny_model(
@@ -37,7 +37,7 @@ def tiny_model(
     sharp: float = 0.0,
     length: int = 16,
 ) -> VisionEncoderDecoderModel:
-    """An image encoder of 32 px with a decoder of any kind; `sharp` scales the head so that tokens are unequal."""
+    """An image encoder of 32 px with a decoder of any kind. `sharp` scales the head, so that some tokens are likelier."""
     torch.manual_seed(seed)
     sizes = {
         "vocab_size": vocab_size,
@@ -77,7 +77,7 @@ def tiny_model(
             "bert": BertConfig(**sizes),
             "roberta": RobertaConfig(**sizes, pad_token_id=START),
             "trocr": TrOCRConfig(**bart_sizes),
-            # the length of a cache follows the encoder's layers in these; end tokens must not be forced
+            # in these the length of a cache follows `encoder_layers`, and end tokens must not be forced
             "bart": BartConfig(**bart_sizes, encoder_layers=2, forced_eos_token_id=None),
             "mbart": MBartConfig(**bart_sizes, encoder_layers=2, forced_eos_token_id=None),
         }[decoder]
@@ -100,7 +100,7 @@ def tiny_model(
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
-    """Keep no activations for the backward pass: transformers' own call, by the name that the installed version has."""
+    """Keep no activations for the backward pass, by transformers' own call under the installed version's name."""
     getattr(model, f"{CHECKPOINTING}_enable")()
 
 
@@ -122,7 +122,7 @@ def tiny_images(count: int, seed: int = 0) -> list[PILImage.Image]:
 
 
 def text_dataset(count: int = 16, alphabet: str = "abcd", max_length: int = 4, seed: int = 0) -> Dataset:
-    """Random pictures with random words of 1 to `max_length` letters."""
+    """Random pictures, each with a random word of 1 to `max_length` letters."""
     rng = np.random.default_rng(seed)
     words = ["".join(rng.choice(list(alphabet), rng.integers(1, max_length + 1))) for _ in range(count)]
     return Dataset.from_dict(

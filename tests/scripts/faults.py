@@ -1,9 +1,10 @@
-"""Two ranks and their faults: what each rank is told. Started by a launcher; leaves `<folder>/<rank>.json`.
+"""Two ranks with faults: records what each rank is told. A launcher starts it; it writes `<folder>/<rank>.json`.
 
     accelerate launch --multi_gpu --num_processes 2 ... tests/scripts/faults.py killed|faults folder
 
-`killed`: rank 1 is killed in the middle of a training. `faults`: that training goes on, and is repeated without a kill; then
-one rank after the other fails alone, which the other must be told of: a rank that hangs here is the fault.
+`killed`: rank 1 is killed in the middle of a training. `faults`: that training is resumed, and is repeated without a
+kill. Then single ranks fail in several ways, and the other rank must be told. A rank that hangs here is a fault of
+ours.
 """
 
 import json
@@ -27,7 +28,7 @@ RANK = int(os.environ.get("RANK", 0))
 
 
 class KilledAt(TrainerCallback):
-    """One rank goes without a word, as the kernel kills what takes too much memory."""
+    """Rank 1 ends without a word, as if the kernel had killed it for taking too much memory."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 2 and RANK == 1:
@@ -56,7 +57,7 @@ def another_order(folder: Path) -> None:
 
 
 def nan_on_one_rank(folder: Path) -> None:
-    """Under accumulation, so that the ranks meet only once a step."""
+    """With accumulation, so that the ranks meet only once in each step."""
     options = {**OPTIONS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     trainer = make_trainer("mle", folder, **options)
     compute_loss = trainer.compute_loss

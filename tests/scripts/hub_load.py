@@ -1,4 +1,4 @@
-"""Loads by name what `hub_push.py` has pushed, in a process and a folder that know nothing else of it.
+"""Loads by name what `hub_push.py` has pushed, in a process and a folder that know nothing else about it.
 
 HF_ENDPOINT=... python tests/scripts/hub_load.py record.json loaded.json
 """
@@ -15,7 +15,7 @@ PICTURE = "image.jpg"
 
 
 def run_the_cards() -> dict[str, list[str]]:
-    """The first block of each model's card, as its reader would; which modules it needed, the first one in a bare process."""
+    """Run the first block of each model's card as a reader would, and return the lines of each block."""
     from huggingface_hub import ModelCard
 
     ran = {}

@@ -1,4 +1,4 @@
-"""Trains and pushes: what `test_hub.py` then looks at, and loads elsewhere.
+"""Trains models and pushes them. `test_hub.py` then checks the Hub, and loads from it elsewhere.
 
 HF_ENDPOINT=... python tests/scripts/hub_push.py record.json
 """
@@ -54,7 +54,7 @@ def word_rows(count: int) -> datasets.Dataset:
 
 
 def box_rows(count: int) -> datasets.Dataset:
-    """One box a picture, of a class that has a name."""
+    """Pictures with one box each, whose class has a name."""
     boxes = {"bbox": datasets.List(datasets.List(datasets.Value("float32"))), "category": datasets.List(KINDS)}
     objects = [{"bbox": [[4, 4, 10 + row, 12]], "category": [row % 2]} for row in range(count)]
     features = datasets.Features({"image": datasets.Image(), "objects": boxes})
@@ -62,10 +62,10 @@ def box_rows(count: int) -> datasets.Dataset:
 
 
 def finish(trainer, name: str) -> None:
-    """Ends a run, and keeps what the model answers to a picture."""
+    """End a run: record the model's answer to a picture, and remove its folder."""
     picture = [{"image": word_rows(1)[0]["image"]}]
     record["answers"][name] = trainer.predict(picture).predictions[0]
-    shutil.rmtree(trainer.args.output_dir)  # what is loaded later is what was pushed
+    shutil.rmtree(trainer.args.output_dir)  # so only what was pushed can be loaded later
 
 
 def push_by_trainers() -> None:
@@ -76,7 +76,7 @@ def push_by_trainers() -> None:
     def given(processor, **kwargs) -> dict:
         return {"train_dataset": train, "eval_dataset": validation, "processing_class": processor, **kwargs}
 
-    # step 1, pushed at the end, on a branch that is not there yet as well
+    # step 1, pushed at the end of the run
     mle = VisionMLETrainer(
         tiny_model(sharp=1.0),
         VisionMLEConfig("runs/read-mle", push_to_hub=True, hub_strategy="end", hub_token="hf_loopback", **FEW),
@@ -88,7 +88,7 @@ def push_by_trainers() -> None:
     record["saved arguments"] = torch.load("runs/read-mle/training_args.bin", weights_only=False).hub_token
     finish(mle, "user/read-mle")
 
-    # step 2 from there, on a branch, from a fresh cache and then with adapters
+    # step 2 starts from there and goes to a branch that is not there yet; then once more with adapters
     tuned = VisionRewardTrainer(
         "user/read-mle",
         share_of_a,
@@ -109,7 +109,7 @@ def push_by_trainers() -> None:
     adapted.push_to_hub()
     finish(adapted, "user/read-lora")
 
-    # a reward with files of its own, checkpoints as they come, and one to go on from
+    # a reward with files of its own; every checkpoint is pushed, and one is there to resume from
     processor = CaptioningProcessor(image_processor(), text_processor().tokenizer, 0, max_caption_length=6)
     frequency = DocumentFrequency.from_references(list(train["captions"]), append_eos=True)
     tuned = VisionRewardTrainer(
@@ -133,7 +133,7 @@ def push_by_trainers() -> None:
     tuned.push_to_hub(dataset_name="user/words")
     finish(tuned, "user/captions")
 
-    # transformers' own processor
+    # a processor of transformers
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=text_processor().tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="</s>"
     )
@@ -158,7 +158,7 @@ def command(line: str) -> None:
 
 
 def push_by_commands() -> None:
-    """Names of the Hub in every command: nothing of a run before is in this folder."""
+    """Commands that get everything by its name on the Hub. No earlier run is in this folder."""
 
     def pushed(name: str) -> str:
         return f"{SHORT} --push_to_hub true --hub_model_id user/{name} --output_dir runs/{name}"
@@ -175,7 +175,7 @@ def push_by_commands() -> None:
     of_tag = "--model user/boxes-mle --model_revision v1"
     command(f"tune {of_tag} {rows} --reward recall --eval_strategy steps {pushed('boxes')}")
     shutil.rmtree("runs")
-    for _ in range(2):  # the second takes the first one's answers
+    for _ in range(2):  # the second run reuses the answers of the first
         command(f"eval --model user/boxes {rows} --use_cpu true --batch_size 4")
     record["evaluated"] = json.loads(Path("runs/user--boxes/eval/metrics.json").read_text())
     Image.new("RGB", (40, 30), "teal").save("picture.png")

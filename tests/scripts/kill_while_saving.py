@@ -1,10 +1,10 @@
-"""Kills trainings with SIGKILL at random moments of a save, resumes them, and compares with a run that was left alone.
+"""Kills trainings with SIGKILL at random moments of a save, resumes them, and compares with an undisturbed run.
 
     OMP_NUM_THREADS=1 python tests/scripts/kill_while_saving.py --kills 100 --folder /tmp/kills
 
-Each training is a fork of this process, which has imported everything, so that a kill takes a second or two. Prints one
-JSON object: how many kills fell into a save, what they left on the disk, and how many resumed runs ended bit for bit
-where the run left alone did.
+Each training is a fork of this process, which has imported everything, so that one kill takes a second or two. Prints
+one JSON object: how many kills fell into a save, what they left on the disk, and which resumed runs did not end bit
+for bit like the undisturbed run.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from scripts.train import digest, make_trainer
 
 STEPS = 4
 KINDS = {
-    "mle": {"kind": "mle", "decoder": "gpt2"},  # with dropout: the random states count
+    "mle": {"kind": "mle", "decoder": "gpt2"},  # has dropout, so random states matter
     "reward": {"kind": "reward", "decoder": "ours"},
     "lora": {"kind": "mle", "peft_config": LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"])},
 }
 
 
 def train(kind: str, folder: Path, resume: bool, events: int) -> None:
-    """A training that says when a save begins and ends, and leaves `result.json`."""
+    """Train, report when a save begins and ends, and write `result.json`."""
     trainer = make_trainer(
         folder=folder, rows=16, max_steps=STEPS, save_strategy="steps", save_steps=1, save_total_limit=1, **KINDS[kind]
     )
@@ -62,7 +62,7 @@ def train(kind: str, folder: Path, resume: bool, events: int) -> None:
 
 
 def forked(kind: str, folder: Path, resume: bool) -> tuple[int, int]:
-    """The process of a training, and where to read its events."""
+    """The process id of a training, and the pipe from which to read its events."""
     events, written = os.pipe()
     process = os.fork()
     if process == 0:
@@ -82,7 +82,7 @@ def forked(kind: str, folder: Path, resume: bool) -> tuple[int, int]:
 
 
 def finished(kind: str, folder: Path, resume: bool) -> tuple[dict, list[float]]:
-    """The result of a training that is left alone, and how long its saves took."""
+    """The result of an undisturbed training, and how long its saves took."""
     process, events = forked(kind, folder, resume)
     begun, seconds = 0.0, []
     while event := os.read(events, 1):
@@ -98,7 +98,7 @@ def finished(kind: str, folder: Path, resume: bool) -> tuple[dict, list[float]]:
 
 
 def killed(kind: str, folder: Path, save: int, delay: float) -> bool:
-    """Kill a training `delay` seconds after its save number `save` has begun; whether that save had not ended."""
+    """Kill a training `delay` seconds after its save number `save` began, and return whether that save had not ended."""
     process, events = forked(kind, folder, resume=False)
     seen = ""
     while seen.count("s") < save:
@@ -113,7 +113,7 @@ def killed(kind: str, folder: Path, save: int, delay: float) -> bool:
 
 
 def left(folder: Path) -> str:
-    """What the kill has left, in words."""
+    """What the kill has left of the save, in words."""
     names = [path.name for path in folder.iterdir()] if folder.exists() else []
     aside = [name for name in names if name.startswith("_saving-")]
     if not aside:

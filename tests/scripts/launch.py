@@ -1,4 +1,4 @@
-"""Starts `train.py` under a launcher and reads what its ranks wrote."""
+"""Starts `train.py` under a launcher and reads the records of its ranks."""
 
 import json
 import os
@@ -16,11 +16,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 def launch(launcher: list[str], calls: dict[str, dict], folder: Path, timeout: int = 240) -> dict[str, list[dict]]:
-    """Run `train(**call)` for each of `calls` on every rank, without a GPU.
+    """Run `train(**call)` for each of `calls` on every rank, without a GPU; leaves no process behind.
 
     Returns:
-        For each name the records of its ranks, in order. Raises with the end of the output if the launch fails or
-        takes longer than `timeout` seconds, and leaves no process behind.
+        For each name the records of its ranks, in order. If the launch fails, or takes longer than `timeout` seconds,
+        this raises with the end of its output.
     """
     folder.mkdir(exist_ok=True)
     (folder / "calls.json").write_text(json.dumps(calls))
@@ -35,7 +35,7 @@ def start(
     """Run a script of this folder under a launcher, without a GPU; leaves no process behind.
 
     Returns:
-        The exit status, `None` after `timeout` seconds, and what it printed.
+        The exit status, or `None` after `timeout` seconds; and what the script printed.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
@@ -53,7 +53,7 @@ def start(
             code = None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)  # not SIGKILL: torchrun's ranks have sessions of their own
+                os.killpg(process.pid, signal.SIGTERM)  # not SIGKILL, which torchrun could not pass on to its ranks
                 process.wait(60)
         output.seek(0)
         return code, output.read()

@@ -1,4 +1,4 @@
-"""Runs the README's Python blocks one after the other, as they stand: from the repository's folder, with `vision_rl` installed."""
+"""Runs the README's Python blocks unchanged, one after the other. Start it in the repository, with `vision_rl` installed."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Trainings as a test describes them, and what each rank saw of them.
+"""Trainings for the tests, with a record of what each rank saw.
 
-A test calls `train(...)` in its own process, or writes a list of such calls to a file and starts this script with
-`accelerate launch` or `torchrun`: each rank then leaves `<folder>/<name>.<rank>.json`.
+A test calls `train(...)` in its own process. Or it writes a list of such calls to a file and starts this script with
+`accelerate launch` or `torchrun`; then each rank writes `<folder>/<name>.<rank>.json`.
 
     accelerate launch --multi_gpu --num_processes 2 ... tests/scripts/train.py calls.json folder
 """
@@ -26,21 +26,21 @@ from vision_rl.compatibility import CHECKPOINTING
 
 
 MAX_LENGTH = 12
-EVAL_ROWS = 7  # divides by no number of ranks
+EVAL_ROWS = 7  # no number of ranks divides it
 OPTIONS_OF_TRAINERS = ("peft_config", "callbacks", "completion_decoder", "train_dataset")
 
 
 def share_of_a_logged(completions, log_metric, **kwargs) -> list[float]:
-    """`share_of_a`, which also logs the letters of a completion."""
+    """`share_of_a` that also logs the mean number of letters of a completion."""
     log_metric("letters", sum(map(len, completions)) / len(completions))
     return share_of_a(completions)
 
 
-share_of_a_logged.__name__ = "share_of_a"  # in the log's keys
+share_of_a_logged.__name__ = "share_of_a"  # the name in the keys of the log
 
 
 class Recorder:
-    """Keeps what each micro-batch held: (update step, row, its sampled ids), and how long the longest sample was."""
+    """Keeps (update step, row, sampled ids) of each row of a micro-batch, and the width of each micro-batch's samples."""
 
     def __init__(self, *args, **kwargs):
         self.seen: list[tuple[int, int, list]] = []
@@ -66,7 +66,7 @@ class RecordingRewardTrainer(Recorder, VisionRewardTrainer):
 
 
 def share_exact(predictions, references) -> dict[str, float]:
-    """A metric that depends on every row: the mean length and the share of rows that are right."""
+    """A metric that depends on every row: mean length, and share of rows that are right."""
     pairs = list(zip(predictions, references, strict=True))
     return {
         "exact": sum(p == r for p, r in pairs) / len(pairs),
@@ -78,7 +78,11 @@ def share_exact(predictions, references) -> dict[str, float]:
 def make_trainer(
     kind: str, folder: str | Path, decoder: str = "ours", rows: int = 16, shards: int = 0, model=None, **options
 ):
-    """A trainer with a tiny model, or a given one or its path, and `rows` images, streamed from `shards` if given; `options` go to its config, or to itself if they are its own."""
+    """A trainer on `rows` images, which are streamed from `shards` if given.
+
+    `model` is a model or its path; by default a tiny one with this decoder. `options` are arguments of the trainer, or
+    else options of its config.
+    """
     own = {
         "eval_dataset": text_dataset(EVAL_ROWS, seed=1),
         "processing_class": text_processor(),
@@ -119,7 +123,7 @@ def train(
     spoilt_step: int | None = None,
     **how,
 ):
-    """Train, and say what was seen; `resume` is a checkpoint, `save` leaves the tuned model in `folder`.
+    """Train, and return a record of it. `resume` is a checkpoint; `save` writes the tuned model into `folder`.
 
     In the step `spoilt_step` the loss of the last rank is NaN.
     """
@@ -167,7 +171,7 @@ def _evaluate(trainer) -> dict:
 
 
 def digest(model: torch.nn.Module) -> str:
-    """A fingerprint of all weights, bit for bit."""
+    """A fingerprint of all weights; it changes with every bit."""
     sha = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         value = value.full_tensor() if isinstance(value, DTensor) else value
@@ -176,7 +180,7 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def allow_fsdp_on_cpus() -> None:
-    """accelerate makes DistributedDataParallel of FSDP where there is no GPU; FSDP2 itself runs on CPUs, over gloo."""
+    """Without a GPU accelerate replaces FSDP by DistributedDataParallel, although FSDP2 itself runs on CPUs, over gloo."""
     made = AcceleratorState.__init__
 
     def make(self, *args, fsdp_plugin=None, **kwargs):
@@ -193,8 +197,8 @@ def main() -> None:
     if any("deepspeed" in call for call in calls.values()):
         import deepspeed
 
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled, which takes a minute
-        deepspeed.init_distributed("gloo")  # with a GPU accelerate does it; ZeRO-3 asks for it when a model is loaded
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiling it would take a minute
+        deepspeed.init_distributed("gloo")  # accelerate does it only with a GPU, and ZeRO-3 needs it to load a model
     if any("fsdp" in call for call in calls.values()):
         allow_fsdp_on_cpus()
     for name, call in calls.items():
