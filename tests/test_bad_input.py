@@ -135,7 +135,7 @@ class TestDataSets:
         rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]
         with pytest.raises(
             ValueError,
-            match=r"train_dataset: Row 2, column `text`: text must be a string, .* \(1 of 4 rows cannot be used",
+            match=r"train_dataset: Row 2, column `text`: text must be a string; .* \(1 of 4 rows cannot be used",
         ):
             mle_trainer(tmp_path, rows)
 
@@ -275,7 +275,7 @@ class TestImages:
             rgb_image(np.zeros((4, 4, 3), np.float32), 3)
 
     def test_what_is_no_image_is_said_to_be_none(self):
-        with pytest.raises(ValueError, match="image of row 3 cannot be read: a dict is no image"):
+        with pytest.raises(ValueError, match="image of row 3 cannot be read: a dict is not an image"):
             rgb_image({}, 3)
 
 

@@ -214,7 +214,7 @@ def test_a_bad_row_is_named_before_training_starts(tmp_path):
 
 def test_a_start_token_that_is_not_the_models_is_refused(tmp_path):
     other = CaptioningProcessor(image_processor(), bert_like_tokenizer(), decoder_start_token_id=3)
-    with pytest.raises(ValueError, match="decoder_start_token_id is 3, the model's 1"):
+    with pytest.raises(ValueError, match="decoder_start_token_id is 3, but the model's is 1"):
         VisionMLETrainer(captioner(), VisionMLEConfig(**settings(tmp_path)), rows(), processing_class=other)
 
 
@@ -319,7 +319,7 @@ def test_only_text_can_be_wrapped_in_messages(tmp_path):
         processing_class=processor(),
         completion_decoder=Lengths(),
     )
-    with pytest.raises(TypeError, match="completions_format='conversational' is for text; a completion is a int"):
+    with pytest.raises(TypeError, match="completions_format='conversational' is for text, but a completion is a int"):
         tuned.train()
     with pytest.raises(ValueError, match="completions_format must be 'standard' or 'conversational'"):
         VisionRewardConfig(**settings(tmp_path, completions_format="chat"))

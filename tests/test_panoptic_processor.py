@@ -219,16 +219,16 @@ def test_codes_may_be_lists_arrays_or_tensors(form):
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ([0, 1, 2], r"codes must be 4 integers \(code_len\), they are int64 \(3,\)"),
-        ([[0, 1], [2, 3]], r"they are int64 \(2, 2\)"),
+        ([0, 1, 2], r"codes must be 4 integers \(code_len\); they have the dtype int64 and the shape \(3,\)"),
+        ([[0, 1], [2, 3]], r"the dtype int64 and the shape \(2, 2\)"),
         ([], "codes must be 4 integers"),
-        (None, r"they are object \(\)"),
-        ([0.0, 1.0, 2.0, 3.0], r"they are float64 \(4,\)"),
-        (torch.tensor([0.0, 1, 2, 3]), r"they are float32 \(4,\)"),
-        ([True, False, True, True], r"they are bool \(4,\)"),
+        (None, r"the dtype object and the shape \(\)"),
+        ([0.0, 1.0, 2.0, 3.0], r"the dtype float64 and the shape \(4,\)"),
+        (torch.tensor([0.0, 1, 2, 3]), r"the dtype float32 and the shape \(4,\)"),
+        ([True, False, True, True], r"the dtype bool and the shape \(4,\)"),
         (["0", "1", "2", "3"], r"codes must be 4 integers"),
-        ([0, 1, 2, 8], r"from 0 to 7 \(num_codes - 1\), they are from 0 to 8. Are these token ids\?"),
-        ([-1, 0, 0, 0], "they are from -1 to 0"),
+        ([0, 1, 2, 8], r"from 0 to 7 \(num_codes - 1\), but they go from 0 to 8. Are these token ids\?"),
+        ([-1, 0, 0, 0], "they go from -1 to 0"),
     ],
 )
 def test_codes_that_cannot_be(codes, message):

@@ -104,7 +104,7 @@ def test_token_targets_know_among_what():
     place, one = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 1)
     with pytest.raises(ValueError, match="among must be 'vocabulary' or 'candidates', got 'all'"):
         TokenTargets(place, one.long(), one, among="all")
-    with pytest.raises(ValueError, match="one candidate a position, whose share among='candidates' is always 1"):
+    with pytest.raises(ValueError, match="one candidate per position, whose probability among='candidates' is always 1"):
         TokenTargets(place, one.long(), one, among="candidates")
 
 

@@ -270,7 +270,7 @@ def test_texts_that_are_missing_are_found_before_training(tmp_path):
 @pytest.mark.parametrize("text", ["a" * 20, "ab" * 8])
 def test_texts_that_are_too_long_are_found_before_training(tmp_path, text):
     rows = [{"image": image, "text": text if i in (5, 6) else "ab"} for i, image in enumerate(tiny_images(8))]
-    told = rf"Row 5, column `text`: labels of {len(text) + 1} tokens, the decoder has only 16 positions.*2 of 8 rows"
+    told = rf"Row 5, column `text`: the labels have {len(text) + 1} tokens, but the decoder has only 16 positions.*2 of 8 rows"
     with pytest.raises(ValueError, match=told):
         mle(tmp_path, rows)
 
@@ -280,7 +280,7 @@ def test_captions_that_are_too_long_are_found_where_they_are_not_cut():
     dataset = Dataset.from_dict({"captions": [["ab"], ["ab", "abcd" * 5]]})
     cut, whole = (CaptioningProcessor(image_processor(), tokenizer, max_caption_length=n) for n in (16, 64))
     cut.check_label_lengths(dataset, {"captions": "captions"}, 16)
-    with pytest.raises(ValueError, match="Row 1, column `captions`: labels of 21 tokens"):
+    with pytest.raises(ValueError, match="Row 1, column `captions`: the labels have 21 tokens"):
         whole.check_label_lengths(dataset, {"captions": "captions"}, 16)
 
 
