@@ -143,7 +143,10 @@ def test_headers_are_sent_and_never_shown(server):
 
 def test_what_is_no_json_or_too_large_is_told_before_it_is_sent(server):
     url, asked = server(right)
-    with pytest.raises(TypeError, match="RemoteReward sends JSON, which cannot hold a object: choose the columns that are sent by `columns`"):
+    with pytest.raises(
+        TypeError,
+        match="RemoteReward sends JSON, which cannot hold a object: choose the columns that are sent by `columns`",
+    ):
         ask(url, [object()])
     with pytest.raises(ValueError, match="cannot send this as JSON: Out of range float"):
         ask(url, [float("nan")])
