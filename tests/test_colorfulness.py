@@ -243,9 +243,9 @@ def test_what_is_no_image_is_refused(images, message):
 
 
 def test_options_are_checked_when_the_reward_is_made():
-    with pytest.raises(ValueError, match="hue must be 'arctan2' or 'arctan', it is 'atan'"):
+    with pytest.raises(ValueError, match="hue must be 'arctan2' or 'arctan'; it is 'atan'"):
         ColorfulnessReward(hue="atan")
-    with pytest.raises(ValueError, match="entropy_over must be 'all' or 'vivid', it is 'grey'"):
+    with pytest.raises(ValueError, match="entropy_over must be 'all' or 'vivid'; it is 'grey'"):
         ColorfulnessReward(entropy_over="grey")
 
 

@@ -187,7 +187,7 @@ def test_with_keep_luminance_the_lightness_is_the_photos_and_the_colour_the_pred
     assert (lab(kept)[..., 0] - grey[..., 0]).abs().mean() < 1 < (lab(plain)[..., 0] - grey[..., 0]).abs().mean()
     assert (lab(kept)[..., 1:] - lab(plain)[..., 1:]).abs().mean() < 1  # but for what sRGB cannot show
     for grey in (None, batch["pixel_values"][:1]):
-        with pytest.raises(ValueError, match="keep_luminance takes the lightness .* each of the 3 predictions"):
+        with pytest.raises(ValueError, match="keep_luminance takes the lightness .* of the 3 predictions"):
             p.to_images(faded, grey)
 
 
