@@ -88,7 +88,7 @@ def test_evaluation_and_tuning_see_the_image_as_it_is():
 
 
 def test_a_range_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="scale_jitter is a range"):
+    with pytest.raises(ValueError, match="scale_jitter must be a range"):
         detection_processor(scale_jitter=(2.0, 0.3))
 
 

@@ -76,7 +76,7 @@ class TestColumns:
 
     def test_target_columns_is_a_dict(self):
         for given in (["text"], "text"):
-            with pytest.raises(ValueError, match=r"target_columns is .*text.*as a dict: target_columns=\{'text'"):
+            with pytest.raises(ValueError, match=r"target_columns is .*text.*must be a dict .*\{'text'"):
                 VisionMLEConfig("out", target_columns=given)
 
     def test_what_is_no_row_is_told_what_a_row_is(self, tmp_path):
@@ -86,13 +86,15 @@ class TestColumns:
             (tiny_images(1)[0], "test_dataset is a Image; it must hold rows"),
             (
                 ["a.png"],
-                r"test_dataset is a list of str; a row is a dict.*\[\{'image': each\} for each in test_dataset\]",
+                r"test_dataset is a list of str, but a row is a dict.*\[\{'image': each\} for each in test_dataset\]",
             ),
-            (tiny_images(2), "test_dataset is a list of Image; a row is a dict"),
+            (tiny_images(2), "test_dataset is a list of Image, but a row is a dict"),
         ):
             with pytest.raises(TypeError, match=told):
                 trainer.predict(given)
-        with pytest.raises(TypeError, match="train_dataset is a str; it must hold rows.*load_dataset loads one"):
+        with pytest.raises(
+            TypeError, match="train_dataset is a str; it must hold rows.*load_dataset loads a data set"
+        ):
             mle_trainer(tmp_path, "ocr/words")
 
     def test_a_target_that_the_processor_does_not_know(self, tmp_path):
@@ -135,7 +137,7 @@ class TestDataSets:
         rows = [{"image": image, "text": "ab" if i != 2 else None} for i, image in enumerate(tiny_images(4))]
         with pytest.raises(
             ValueError,
-            match=r"train_dataset: Row 2, column `text`: text must be a string, .* \(1 of 4 rows cannot be used",
+            match=r"train_dataset: Row 2, column `text`: text must be a string; .* \(1 of 4 rows cannot be used",
         ):
             mle_trainer(tmp_path, rows)
 
@@ -167,7 +169,7 @@ class TestDataSets:
     def test_a_column_with_the_name_of_a_reward_argument(self, tmp_path):
         dataset = text_dataset(8).add_column("completions", ["x"] * 8)
         with pytest.raises(
-            ValueError, match=r"train_dataset has columns \['completions'\] with names that rewards are given"
+            ValueError, match=r"train_dataset has columns \['completions'\], but under these names rewards are given"
         ):
             reward_trainer(tmp_path, dataset=dataset)
 
@@ -194,7 +196,7 @@ class TestDataSets:
         for made, error, message in (
             (Arrays(*parts), TypeError, "Arrays made `pixel_values` as a ndarray; it must be a tensor"),
             (Lists(*parts), TypeError, "Lists made `labels` as a list; it must be a tensor"),
-            (Without(*parts), ValueError, "Without made no labels of the targets"),
+            (Without(*parts), ValueError, "Without made no labels from the targets"),
         ):
             with pytest.raises(error, match=message):
                 mle_trainer(tmp_path, text_dataset(8), processor=made)
@@ -209,7 +211,7 @@ class TestProcessors:
         text_processor().save_pretrained(tmp_path)
         saved = tmp_path / "processor_config.json"
         saved.write_text(saved.read_text().replace("TextProcessor", "ElsewhereProcessor"))
-        with pytest.raises(ValueError, match="has a ElsewhereProcessor, whose module nothing has imported"):
+        with pytest.raises(ValueError, match="is a ElsewhereProcessor, whose module is not imported"):
             VisionMLETrainer(str(tmp_path), VisionMLEConfig(str(tmp_path), use_cpu=True), text_dataset(8))
 
 
@@ -275,7 +277,7 @@ class TestImages:
             rgb_image(np.zeros((4, 4, 3), np.float32), 3)
 
     def test_what_is_no_image_is_said_to_be_none(self):
-        with pytest.raises(ValueError, match="image of row 3 cannot be read: a dict is no image"):
+        with pytest.raises(ValueError, match="image of row 3 cannot be read: a dict is not an image"):
             rgb_image({}, 3)
 
 
@@ -443,12 +445,12 @@ class TestModels:
     def test_a_vocabulary_smaller_than_the_processors(self, tmp_path):
         processor = TextProcessor(image_processor(), character_tokenizer("abcdefgh"))
         with pytest.raises(
-            ValueError, match=r"writes 10 different ids, the decoder's vocabulary has 6.*vocab_size=10"
+            ValueError, match=r"writes 10 different ids, but the decoder's vocabulary has only 6.*vocab_size=10"
         ):
             reward_trainer(tmp_path, processor=processor)
 
     def test_more_tokens_than_positions(self, tmp_path):
-        with pytest.raises(ValueError, match="max_completion_length is 17, the decoder has only 16 positions"):
+        with pytest.raises(ValueError, match="max_completion_length is 17, but the decoder has only 16 positions"):
             reward_trainer(tmp_path, max_completion_length=17)
 
     def test_labels_longer_than_the_positions(self, tmp_path):

@@ -165,7 +165,7 @@ def test_a_data_set_that_is_gone_is_an_error_not_a_run_over_nothing(tmp_path):
     trainer = trainer_of("mle", rows, tmp_path, on_bad_row="skip")
     for path in rows.paths:
         os.unlink(path)
-    with pytest.raises(ValueError, match="16 rows in a row.*is the data still there"):
+    with pytest.raises(ValueError, match="16 rows one after another.*is the data still there"):
         trainer.train()
 
 

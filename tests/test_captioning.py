@@ -191,7 +191,7 @@ def test_a_tokenizer_without_end_or_pad_token_is_refused_with_what_to_do():
 @pytest.mark.parametrize(
     ("captions", "message"),
     [
-        ("a dog", r"the str 'a dog'. Wrap a single caption: \[caption\]"),
+        ("a dog", r"the str 'a dog'. Put a single caption into a list: \[caption\]"),
         ([], "There is no caption"),
         (["a dog", None], "there is a NoneType"),
         (None, "the NoneType None"),
@@ -214,7 +214,7 @@ def test_a_bad_row_is_named_before_training_starts(tmp_path):
 
 def test_a_start_token_that_is_not_the_models_is_refused(tmp_path):
     other = CaptioningProcessor(image_processor(), bert_like_tokenizer(), decoder_start_token_id=3)
-    with pytest.raises(ValueError, match="decoder_start_token_id is 3, the model's 1"):
+    with pytest.raises(ValueError, match="decoder_start_token_id is 3, but the model's is 1"):
         VisionMLETrainer(captioner(), VisionMLEConfig(**settings(tmp_path)), rows(), processing_class=other)
 
 
@@ -225,7 +225,7 @@ def test_two_rewards_that_would_be_saved_in_one_place_are_refused_and_a_partial_
     frequency = DocumentFrequency.from_references(list(rows()["captions"]), append_eos=True)
     reward, args = CiderReward(frequency, eos_token_id=END), VisionRewardConfig(**settings(tmp_path))
     parts = {"train_dataset": rows(), "processing_class": processor()}
-    with pytest.raises(ValueError, match="Two rewards are a CiderReward"):
+    with pytest.raises(ValueError, match="Two rewards are of the class CiderReward"):
         VisionRewardTrainer(captioner(), [reward, reward], args, **parts)
     module = evaluate.load(vision_rl.metric_path("cider_reward"), document_frequency=frequency)
     for index, function in enumerate((functools.partial(reward), module)):
@@ -319,7 +319,7 @@ def test_only_text_can_be_wrapped_in_messages(tmp_path):
         processing_class=processor(),
         completion_decoder=Lengths(),
     )
-    with pytest.raises(TypeError, match="completions_format='conversational' is for text; a completion is a int"):
+    with pytest.raises(TypeError, match="completions_format='conversational' is for text, but a completion is a int"):
         tuned.train()
     with pytest.raises(ValueError, match="completions_format must be 'standard' or 'conversational'"):
         VisionRewardConfig(**settings(tmp_path, completions_format="chat"))
@@ -373,9 +373,9 @@ def test_coco_captions_that_do_not_fit_their_images_are_refused(folder):
         load_coco_captions(*write_json(folder, content))
     content = coco_content()
     content["images"][1]["id"] = 100
-    with pytest.raises(ValueError, match="1 images whose id is taken"):
+    with pytest.raises(ValueError, match="1 images with the id of another image"):
         load_coco_captions(*write_json(folder, content))
-    with pytest.raises(ValueError, match="no file of COCO's captions: it has no 'images', 'annotations'"):
+    with pytest.raises(ValueError, match="not a file of COCO's captions: it has no 'images', 'annotations'"):
         load_coco_captions(*write_json(folder, {}))
     (folder / "images" / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 3 images are not there"):
@@ -397,12 +397,12 @@ def test_a_caption_without_a_text_stops_the_load_or_is_left_out_and_either_way_c
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
-        ([], "has no captions: its `annotations` are empty"),
+        ([], "has no captions: its list `annotations` is empty"),
         (
             [{"id": 1, "image_id": 100, "bbox": [1, 1, 5, 5]}],
-            "its annotations have a `bbox`, as load_coco_detection reads",
+            "its annotations have a `bbox`. Read it with load_coco_detection",
         ),
-        ([{"id": 1, "image_id": "100", "caption": "a dog"}], r"ids of the other kind are \(numbers, not texts\)"),
+        ([{"id": 1, "image_id": "100", "caption": "a dog"}], r"whose ids are numbers, not texts"),
         (["a dog"], "1 of 1 annotations have no `caption`"),
     ],
 )

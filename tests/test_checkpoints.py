@@ -140,7 +140,7 @@ def test_a_broken_manifest_is_told_as_such(tmp_path, content):
 
 def test_a_checkpoint_of_the_model_only_is_not_resumed_in_silence(tmp_path):
     run("mle", tmp_path, save_only_model=True, max_steps=1)
-    with pytest.raises(ValueError, match="save_only_model.*give it as `model` to a new run"):
+    with pytest.raises(ValueError, match="save_only_model.*pass it as `model` to a new run"):
         run("mle", tmp_path, True)
 
 
@@ -411,10 +411,10 @@ def test_a_step_that_fails_leaves_a_checkpoint_of_the_one_before_it_that_resumes
 
 def test_a_resume_with_another_batch_or_other_rows_warns(copied, caplog):
     run("mle", copied, str(copied / "checkpoint-4"), decoder="bert", per_device_train_batch_size=4, save_strategy="no")
-    assert any("8 images a step, this one has 4" in record.getMessage() for record in caplog.records)
+    assert any("8 images per step, but this run has 4" in record.getMessage() for record in caplog.records)
     caplog.clear()
     run("mle", copied, str(copied / "checkpoint-4"), decoder="bert", rows=24, save_strategy="no")
-    assert any("a run with 20 rows, this one has 24" in record.getMessage() for record in caplog.records)
+    assert any("a run with 20 rows, but this run has 24" in record.getMessage() for record in caplog.records)
     caplog.clear()
     split = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     run("mle", copied, str(copied / "checkpoint-4"), decoder="bert", save_strategy="no", **split)

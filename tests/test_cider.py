@@ -347,10 +347,10 @@ def test_a_reward_is_saved_and_loaded_with_its_frequencies(tmp_path, score):
         (
             ["a dog", "a cat"],
             ["a dog", "a cat"],
-            r"references must be a list of captions an image.*entry 0 is the str",
+            r"references must have a list of captions per image.*entry 0 is the str",
         ),
-        (["a dog"], "a dog", "references must be a list of captions an image"),
-        ([], [], "references must be a list of captions an image"),
+        (["a dog"], "a dog", "references must have a list of captions per image"),
+        ([], [], "references must have a list of captions per image"),
         (["a dog"], [[]], "Image 0 has no reference"),
         (["a dog"], [["a dog", None]], "image 0 has a NoneType: None"),
         (["a dog"], [["a dog"], ["a cat"]], "1 captions but the references of 2 images"),
@@ -374,7 +374,7 @@ def test_frequencies_and_captions_must_agree_about_the_end_token():
         CiderReward("df.npz")
     with pytest.raises(TypeError, match="document_frequency is a str"):
         cider_d(["a dog"], [["a dog"]], "df.npz")
-    with pytest.raises(ValueError, match="append_eos has 2 marks for 1 captions"):
+    with pytest.raises(ValueError, match="append_eos has 2 entries for 1 captions"):
         cider_d(["a dog"], [["a dog"]], append_eos=[True, False])
     with pytest.raises(ValueError, match="score must be"):
         CiderReward(frequency, append_eos=False, score=max)
@@ -385,10 +385,10 @@ def test_a_frequency_file_of_another_version_or_kind_is_refused(tmp_path):
     frequency.save(tmp_path / "df.npz")
     content = dict(np.load(tmp_path / "df.npz"))
     np.savez(tmp_path / "later.npz", **content | {"version": 2})
-    with pytest.raises(ValueError, match="is of version 2, this vision_rl reads 1"):
+    with pytest.raises(ValueError, match="is of version 2, but this vision_rl reads version 1"):
         DocumentFrequency.load(tmp_path / "later.npz")
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
-    with pytest.raises(ValueError, match=r"holds no document frequencies; it holds \['weights'\]"):
+    with pytest.raises(ValueError, match=r"holds \['weights'\] and no document frequencies"):
         DocumentFrequency.load(tmp_path / "other.npz")
     (tmp_path / "text.npz").write_text("a dog")
     (tmp_path / "empty.npz").write_text("")

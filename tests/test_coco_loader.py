@@ -130,7 +130,7 @@ def test_boxes_that_are_none_stop_the_load_or_are_left_out_and_either_way_counte
         "3 of 16 annotations have a `bbox` that is not four numbers; the first: annotation 7 with bbox [5, 5, 10]",
         "1 of 16 annotations have no `bbox`; the first: annotation 8",
         "2 of 16 annotations have a `bbox` outside of their image; the first: annotation 9 with bbox [64, 5, 10, 10]",
-        "2 of 16 annotations have a `bbox` that is no number; the first: annotation 11 with bbox ['', '', '', '']",
+        "2 of 16 annotations have a `bbox` that is not a number; the first: annotation 11 with bbox ['', '', '', '']",
         "1 of 16 annotations have a `segmentation` and no `bbox` (pycocotools.mask.toBbox makes one)",
     ):
         assert sentence in str(error.value) and sentence in caplog.text
@@ -162,7 +162,7 @@ def test_clean_data_is_read_without_a_warning(folder, caplog):
 def test_corners_given_for_width_and_height_are_suspected(folder):
     corners = [[30, 20, 60, 40], [20, 20, 50, 45], [1, 1, 9, 9]]
     with pytest.raises(
-        ValueError, match="2 of 3 boxes .* leave their image, and would not if they were x0, y0, x1, y1"
+        ValueError, match="2 of 3 boxes .* leave their image, but would not if they were x0, y0, x1, y1"
     ):
         load_coco_detection(*folder([{"bbox": box} for box in corners]))
 
@@ -173,8 +173,12 @@ def test_corners_given_for_width_and_height_are_suspected(folder):
         ([{"image_id": 7}, {}], {}, "1 of 2 annotations .* image that is not in .* annotation 1 with image_id 7"),
         ([{}, {"category_id": 3}], {}, "1 of 2 annotations .* category that is .* annotation 2 with category_id 3"),
         ([], {"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}, "two categories called 'a'"),
-        ([], {"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "1 categories whose id is taken"),
-        ([], {"images": [{"id": 1, "file_name": "0.png"}, {"id": 1, "file_name": "1.png"}]}, "1 images whose id is"),
+        ([], {"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "1 categories with the id of another"),
+        (
+            [],
+            {"images": [{"id": 1, "file_name": "0.png"}, {"id": 1, "file_name": "1.png"}]},
+            "1 images with the id of another",
+        ),
     ],
 )
 def test_what_does_not_belong_together_is_refused(folder, boxes, changes, message):
@@ -199,7 +203,7 @@ def test_a_missing_file_and_another_json_are_refused(folder, tmp_path):
         ({"images": [], "annotations": []}, "'categories'"),
     ):
         annotations.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=f"no file of COCO's boxes: it has no {absent} at"):
+        with pytest.raises(ValueError, match=f"not a file of COCO's boxes: it has no {absent} at"):
             load_coco_detection(images, annotations)
 
 
@@ -248,10 +252,10 @@ def test_an_area_that_is_not_there_is_the_boxs(folder, value, area):
         ),
         ({"iscrowd": 2}, "that is neither 0 nor 1"),
         ({"iscrowd": [0]}, "that is neither 0 nor 1"),
-        ({"area": "large"}, "have an `area` that is no number; the first: annotation 1 with area 'large'"),
+        ({"area": "large"}, "have an `area` that is not a number; the first: annotation 1 with area 'large'"),
         ({"area": -5}, "have an `area` that is negative"),
         ({"area": float("inf")}, "have an `area` that is not finite"),
-        ({"image_id": "100"}, r"that is not in the file, where ids of the other kind are \(numbers, not texts\)"),
+        ({"image_id": "100"}, r"that is not in the file, whose ids are numbers, not texts"),
         ({"image_id": None}, "an image that is not in the file; the first: annotation 1 with image_id None"),
         ({"image_id": [100]}, "an image that is not in the file"),
         ({"category_id": "dog"}, "a category that is not in the file; the first: annotation 1 with category_id 'dog'"),
@@ -281,14 +285,14 @@ def test_ids_stay_what_they_are(folder, images, ids, feature):
     ("images", "message"),
     [
         ([], "has no images"),
-        ([{**IMAGE, "id": 7}, {**IMAGE, "id": "a"}], "image ids that are texts and others that are numbers"),
+        ([{**IMAGE, "id": 7}, {**IMAGE, "id": "a"}], "both texts and numbers as image ids"),
         ([{"file_name": "0.png"}], "1 of 1 images have no `id`; the first: number 1: {'file_name': '0.png'}"),
-        ([{**IMAGE, "id": True}], "have an `id` that is no id"),
+        ([{**IMAGE, "id": True}], "have an `id` that is not an id"),
         ([{**IMAGE, "id": 2**70}], "too large for an id"),
         ([{"id": 100}], "1 of 1 images have no `file_name`"),
-        ([{"id": 100, "file_name": 5}], "have a `file_name` that is no text"),
-        ([{"id": 100, "file_name": "\ud800.png"}], "have a `file_name` that is no valid text"),
-        ([None], "1 of 1 images have no fields"),
+        ([{"id": 100, "file_name": 5}], "have a `file_name` that is not a text"),
+        ([{"id": 100, "file_name": "\ud800.png"}], "have a `file_name` that is not a valid text"),
+        ([None], "1 of 1 images are not objects with fields"),
         ([{"id": 100, "file_name": "../instances.json"}], "leads out of its folder"),
     ],
 )
@@ -306,11 +310,11 @@ def test_lvis_names_its_files_by_their_address(folder):
     ("categories", "message"),
     [
         ([{"id": 18}], "the category {'id': 18} has no `name`"),
-        ([{"id": 18, "name": 3}], "has a `name` that is no text"),
-        ([{"id": 18, "name": ""}], "has a `name` that is no text"),
+        ([{"id": 18, "name": 3}], "has a `name` that is not a text"),
+        ([{"id": 18, "name": ""}], "has a `name` that is not a text"),
         ([{"name": "dog"}], "has no `id`"),
         (["dog"], "the category 'dog' has no fields"),
-        ([{"id": 18, "name": "dog"}, {"id": "19", "name": "cat"}], "category ids that are texts and others"),
+        ([{"id": 18, "name": "dog"}, {"id": "19", "name": "cat"}], "both texts and numbers as category ids"),
     ],
 )
 def test_categories_that_cannot_be_used_are_named(folder, categories, message):
@@ -331,7 +335,7 @@ def test_category_ids_may_be_texts_and_may_start_anywhere(folder):
 
 def test_an_annotation_that_is_there_twice_is_told_and_one_id_for_several_is_none_of_our_business(folder):
     same = {"id": 5, "bbox": [1, 1, 9, 9]}
-    with pytest.raises(ValueError, match="1 of 2 annotations are there twice; the first: annotation 5"):
+    with pytest.raises(ValueError, match="1 of 2 annotations occur twice; the first: annotation 5"):
         load_coco_detection(*folder([same, same]))
     assert len(load_coco_detection(*folder([same, same]), on_bad_row="skip")[0]["objects"]["bbox"]) == 1
     others = [{"id": 0, "bbox": [1, 1, 9, 9]}, {"id": 0, "bbox": [2, 2, 9, 9]}, {"bbox": [1, 1, 9, 9], "id": None}]
@@ -340,9 +344,7 @@ def test_an_annotation_that_is_there_twice_is_told_and_one_id_for_several_is_non
 
 def test_files_of_another_kind_are_sent_to_their_loader(folder):
     for field, loader in (("caption", "load_coco_captions"), ("segments_info", "load_coco_panoptic")):
-        with pytest.raises(
-            ValueError, match=f"has no boxes: its annotations have a `{field}`, as {loader} reads them"
-        ):
+        with pytest.raises(ValueError, match=f"has no boxes: its annotations have a `{field}`. Read it with {loader}"):
             load_coco_detection(*folder([{field: "a dog"}] * 3))
 
 
@@ -370,7 +372,7 @@ def test_skipping_leaves_out_no_more_than_what_is_bad(folder, caplog):
     )
     with pytest.raises(ValueError, match=r"\n- 1 of 4 annotations have no `bbox`.*\n- 1 of 3 images are not there"):
         load_coco_detection(images, annotations)
-    with pytest.raises(ValueError, match='on_bad_row is "raise" or "skip"'):
+    with pytest.raises(ValueError, match='on_bad_row must be "raise" or "skip"'):
         load_coco_detection(images, annotations, on_bad_row="ignore")
 
 
@@ -414,7 +416,7 @@ def test_a_photo_that_could_be_read_both_ways_is_an_error_and_said_to_be_one_it_
     turned_photo(images)
     with pytest.raises(
         ValueError,
-        match=r'1 of 1 images are turned by EXIF, .* as shown as well as as stored; say which is so: frame="shown" or '
+        match=r'1 of 1 images are turned by EXIF, .* as shown as well as as stored; pass frame="shown" or '
         r'frame="stored"; the first: .*0.png has 100 x 40 pixels and EXIF orientation 6, the JSON says 100 x 40',
     ):
         load_coco_detection(images, annotations)
@@ -438,7 +440,7 @@ def test_boxes_of_a_resized_folder_are_scaled_with_it_and_areas_too(folder, capl
     assert dataset[1]["objects"]["bbox"] == [[1, 1, 5, 5]] and dataset[1]["objects"]["area"] == [25]
     (message,) = warnings_of(caplog)
     assert (
-        "2 of 2 images have another size than the JSON says; their boxes fit them at the JSON's size only" in message
+        "2 of 2 images have another size than the JSON says; their boxes fit them only at the JSON's size" in message
     )
 
 

@@ -226,15 +226,15 @@ def test_a_gpu_gives_the_same_numbers():
     ("images", "message"),
     [
         ([], "There are no images"),
-        (noise(), r"must be \(H, W, 3\), it is \(16, 3\). Put a single one into a list"),
-        ([GREY[..., 0]], r"must be \(H, W, 3\), it is \(4, 6\)"),
+        (noise(), r"must be \(H, W, 3\); it is \(16, 3\). Put a single image into a list"),
+        ([GREY[..., 0]], r"must be \(H, W, 3\); it is \(4, 6\)"),
         ([np.zeros((0, 4, 3), np.uint8)], "must be"),
         (
             [GREY / 64 - 3],
-            r"float64 must be from 0 to 1, it is from -1 to -1. Bring values from -1 to 1 there by \(\(x \+ 1\) / 2\)",
+            r"float64 must have values from 0 to 1; it has them from -1 to -1. Convert values from -1 to 1 by \(\(x \+ 1\) / 2\)",
         ),
-        ([np.full((2, 2, 3), np.nan)], "from 0 to 1, it is from nan"),
-        ([GREY.astype(int) * 3], "int64 must be from 0 to 255, it is from 384 to 384"),
+        ([np.full((2, 2, 3), np.nan)], "from 0 to 1; it has them from nan"),
+        ([GREY.astype(int) * 3], "int64 must have values from 0 to 255; it has them from 384 to 384"),
     ],
 )
 def test_what_is_no_image_is_refused(images, message):
@@ -243,9 +243,9 @@ def test_what_is_no_image_is_refused(images, message):
 
 
 def test_options_are_checked_when_the_reward_is_made():
-    with pytest.raises(ValueError, match="hue must be 'arctan2' or 'arctan', it is 'atan'"):
+    with pytest.raises(ValueError, match="hue must be 'arctan2' or 'arctan'; it is 'atan'"):
         ColorfulnessReward(hue="atan")
-    with pytest.raises(ValueError, match="entropy_over must be 'all' or 'vivid', it is 'grey'"):
+    with pytest.raises(ValueError, match="entropy_over must be 'all' or 'vivid'; it is 'grey'"):
         ColorfulnessReward(entropy_over="grey")
 
 
@@ -388,5 +388,5 @@ def test_a_picture_that_was_opened_from_a_jpeg_is_not_compressed_again(modules):
 
 
 def test_numbers_that_are_no_pixels_are_refused_and_not_wrapped_around(modules):
-    with pytest.raises(ValueError, match="must be from 0 to 255, it is from 300 to 300"):
+    with pytest.raises(ValueError, match="must have values from 0 to 255; it has them from 300 to 300"):
         modules["colorfulness_reward"].compute(predictions=[np.full((2, 2, 3), 300).tolist()])

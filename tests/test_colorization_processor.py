@@ -187,7 +187,7 @@ def test_with_keep_luminance_the_lightness_is_the_photos_and_the_colour_the_pred
     assert (lab(kept)[..., 0] - grey[..., 0]).abs().mean() < 1 < (lab(plain)[..., 0] - grey[..., 0]).abs().mean()
     assert (lab(kept)[..., 1:] - lab(plain)[..., 1:]).abs().mean() < 1  # some colours lie outside of sRGB
     for grey in (None, batch["pixel_values"][:1]):
-        with pytest.raises(ValueError, match="keep_luminance takes the lightness .* each of the 3 predictions"):
+        with pytest.raises(ValueError, match="keep_luminance takes the lightness .* of the 3 predictions"):
             p.to_images(faded, grey)
 
 
@@ -219,9 +219,9 @@ def test_a_processor_is_saved_and_found_again(tmp_path):
     [
         ({"num_codes": 0}, "num_codes and code_len must be positive; they are 0 and 4"),
         ({"code_len": 0}, "num_codes and code_len must be positive; they are 8 and 0"),
-        ({"crop_area": (0.0, 1.0)}, "crop_area is a range of shares"),
-        ({"crop_area": (0.5, 1.5)}, "crop_area is a range of shares"),
-        ({"crop_area": (0.5, 0.4)}, "crop_area is a range of shares"),
+        ({"crop_area": (0.0, 1.0)}, "crop_area must be a range of shares"),
+        ({"crop_area": (0.5, 1.5)}, "crop_area must be a range of shares"),
+        ({"crop_area": (0.5, 0.4)}, "crop_area must be a range of shares"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
@@ -232,7 +232,7 @@ def test_options_out_of_range_are_refused(options, message):
 def test_an_image_processor_with_another_range_or_no_frame_is_refused():
     with pytest.raises(ValueError, match=r"image_mean is \[0.485, .* set image_mean and image_std to"):
         ColorizationProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.485, 0.456, 0.406]))
-    with pytest.raises(ValueError, match="colour needs a fixed frame"):
+    with pytest.raises(ValueError, match="colour needs a fixed size"):
         ColorizationProcessor(ViTImageProcessorPil(size={"shortest_edge": 32}))
 
 

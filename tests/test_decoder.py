@@ -352,7 +352,7 @@ def test_wrong_calls_are_refused_with_a_sentence(images, ids):
     decoder = tiny_decoder()
     with pytest.raises(ValueError, match="Pass encoder_hidden_states"):
         decoder(ids)
-    with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         decoder(encoder_hidden_states=images)
     with pytest.raises(ValueError, match="leave output_attentions off"):
         decoder(ids, encoder_hidden_states=images, output_attentions=True)

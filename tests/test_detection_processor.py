@@ -66,7 +66,7 @@ def test_objects_may_be_a_list_or_say_label_for_category():
     for objects in (listed, labelled):
         assert labels_of(p, {**usual, "objects": objects}) == labels_of(p, usual)
     assert labels_of(p, {**usual, "objects": []}) == [[0] * 24]
-    with pytest.raises(ValueError, match=r"The objects have \['bbox', 'id'\], they need"):
+    with pytest.raises(ValueError, match=r"The objects have \['bbox', 'id'\]; they need"):
         labels_of(p, {**usual, "objects": {"bbox": [], "id": []}})
 
 
@@ -283,7 +283,7 @@ def check(rows, p=None):
 
 
 def test_an_unknown_category_names_its_row():
-    with pytest.raises(ValueError, match="Row 1, column `objects`: The category 'horse' is none of"):
+    with pytest.raises(ValueError, match="Row 1, column `objects`: The category 'horse' is not one of"):
         check([row((0, 0, 8, 8, "cat")), row((0, 0, 8, 8, "horse"))])
     with pytest.raises(ValueError, match="Row 0, .* category 3 is out of range: there are 3"):
         check([row((0, 0, 8, 8, 3))])
@@ -295,7 +295,7 @@ def test_missing_values_are_counted():
 
 
 def test_lengths_that_differ():
-    with pytest.raises(ValueError, match="1 boxes in `bbox`, 2 categories"):
+    with pytest.raises(ValueError, match="1 boxes in `bbox`, but 2 categories"):
         check([{"image": Image.new("RGB", (8, 8)), "objects": {"bbox": [[0, 0, 4, 4]], "category": [0, 1]}}])
 
 
@@ -309,7 +309,7 @@ def test_corners_in_place_of_width_and_height_are_suspected():
 def test_too_many_boxes_flat_ones_and_those_that_leave_are_counted(caplog):
     with caplog.at_level(logging.WARNING):
         check([row(*[(0, 0, 8, 8, 0)] * 6), row((0, 0, 8, 8, 0), (0, 0, 0, 8, 0), (30, 0, 8, 8, 0))])
-    assert "1 rows have more than max_boxes=4 boxes: the smallest 2 boxes" in caplog.text
+    assert "1 rows have more than max_boxes=4 boxes: of these rows, the smallest boxes (2 in all)" in caplog.text
     assert "1 boxes have no area" in caplog.text
     assert "1 of 9 boxes leave their image and are clipped" in caplog.text
 
@@ -325,7 +325,9 @@ def test_a_category_list_that_differs_from_the_data_sets():
         }
     )
     dataset = Dataset.from_list([row((0, 0, 8, 8, 0))], features=features)
-    with pytest.raises(ValueError, match=r"The data set's categories are \['cat', 'cow', 'dog'\], the processor's"):
+    with pytest.raises(
+        ValueError, match=r"The data set's categories are \['cat', 'cow', 'dog'\], but the processor's"
+    ):
         check(dataset)
     check(dataset, processor(categories=["cat", "cow", "dog"]))
 
@@ -340,7 +342,7 @@ def test_options_out_of_range(wrong):
 
 
 def test_an_image_processor_without_a_fixed_frame():
-    with pytest.raises(ValueError, match="boxes need a fixed frame"):
+    with pytest.raises(ValueError, match="boxes need a fixed size"):
         DetectionProcessor(ViTImageProcessorPil(size={"shortest_edge": 32}), ["cat"])
 
 

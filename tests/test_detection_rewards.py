@@ -303,13 +303,13 @@ def test_the_rewards_can_be_pickled():
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="released_total is defined for the thresholds"):
+    with pytest.raises(ValueError, match="released_total is only defined for the thresholds"):
         score([TRUE], [TRUE], thresholds=(0.5,), released_total=True)
     with pytest.raises(ValueError, match=r"class_weights must be \(80,\)"):
         score([TRUE], [TRUE], class_weights=torch.ones(3))
     with pytest.raises(ValueError, match=r"completion_ids must be \(B, G, T\)"):
         detection_reward(tokens(TRUE)[None], tokens(TRUE)[None])
-    with pytest.raises(ValueError, match="class_counts has 2 numbers for 3 classes"):
+    with pytest.raises(ValueError, match="class_counts has 2 numbers, but there are 3 classes"):
         AveragePrecisionReward(64, 3, class_counts=[1, 2])
     assert len(THRESHOLDS) == 10
 

@@ -520,9 +520,9 @@ def test_categories_are_the_ten_digits_and_four_kinds_of_stuff():
         ({"min_digits": 4, "max_digits": 3}, "min_digits <= max_digits"),
         ({"min_height": 5}, "8 <= min_height <= max_height <= size"),
         ({"max_height": 65}, "8 <= min_height <= max_height <= size"),
-        ({"max_overlap": 1.5}, "max_overlap and crowding are shares"),
-        ({"crowding": -0.1}, "max_overlap and crowding are shares"),
-        ({"noise": -0.1}, "noise is at least 0"),
+        ({"max_overlap": 1.5}, "max_overlap and crowding must be from 0 to 1"),
+        ({"crowding": -0.1}, "max_overlap and crowding must be from 0 to 1"),
+        ({"noise": -0.1}, "noise must be at least 0"),
         ({"max_digits": 20}, "20 digits of 14 pixels have no room in 64 x 64 pixels"),
         ({"annotations": ("boxes",)}, "names out of .*'objects', 'segmentation', 'captions'"),
         ({"annotations": "objects"}, "list or tuple of names"),
@@ -535,7 +535,7 @@ def test_bad_arguments_are_refused(arguments, message):
 
 def test_missing_boxes_refuses_what_it_cannot_do():
     dataset = digit_scenes("train", 1, annotations=("captions",))
-    with pytest.raises(ValueError, match="a probability in 0..1"):
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
         with_missing_boxes(dataset, 1.2)
     with pytest.raises(ValueError, match=r"no column 'objects' .*; the columns are \['image', 'captions'\]"):
         with_missing_boxes(dataset, 0.5)

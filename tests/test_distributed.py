@@ -172,7 +172,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(alone, ddp, 
     expected = [entry for entry in seen(alone["reward"]) if entry[0] >= SAVED_STEP]
     checkpoint = ddp["folder"] / "reward" / f"checkpoint-{SAVED_STEP}"
     to_one = train("reward", tmp_path, resume=str(checkpoint), rows=20, **ALONE)
-    assert "was written by 2 processes, now there are 1" in caplog.text
+    assert "was written by 2 processes, but now there are 1" in caplog.text
     for records in ([to_one], ddp["reward_from_one"]):
         assert [record["world_size"] for record in records] == [len(records)] * len(records)
         assert seen(*records) == expected

@@ -164,11 +164,11 @@ def test_a_vit_reads_images_that_are_not_square(tmp_path):
 
 def test_sizes_that_an_encoder_cannot_have_are_refused():
     for make in (siglip, dinov2):
-        with pytest.raises(ValueError, match="square images only"):
+        with pytest.raises(ValueError, match="only square images"):
             resize_position_embeddings(make(), (64, 128))
     with pytest.raises(ValueError, match="100 cannot be cut into patches"):
         resize_position_embeddings(vit(), 100)
-    with pytest.raises(ValueError, match="ResNetModel has no grid of positions"):
+    with pytest.raises(ValueError, match="the positions of ResNetModel"):
         resize_position_embeddings(ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])), 64)
 
 
@@ -244,7 +244,7 @@ def test_the_first_layers_of_a_checkpoint_are_kept_and_saved_as_such(kind, tmp_p
     again = load_encoder(tmp_path / "part")
     assert again.config.num_hidden_layers == 1
     torch.testing.assert_close(encode(again, 64), encode(encoder, 64), rtol=0, atol=0)
-    with pytest.raises(ValueError, match="has 2 layers: num_hidden_layers cannot be 3"):
+    with pytest.raises(ValueError, match="has 2 layers, so num_hidden_layers cannot be 3"):
         load_encoder(tmp_path / "whole", num_hidden_layers=3)
 
 
@@ -263,7 +263,7 @@ def test_images_are_normalised_as_the_checkpoint_says_or_else_a_warning_says_how
 @pytest.mark.parametrize("config", [ResNetConfig(), BertConfig()], ids=["resnet", "bert"])
 def test_a_checkpoint_that_is_no_vit_is_refused(config, tmp_path):
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"holds a {config.model_type} model; the encoder has to be a SigLIP"):
+    with pytest.raises(ValueError, match=f"holds a {config.model_type} model, but the encoder must be a SigLIP"):
         load_encoder(tmp_path)
 
 

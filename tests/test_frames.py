@@ -107,7 +107,7 @@ def test_the_reading_is_taken_that_alone_fits_the_boxes(stored, turned, json_siz
 def test_what_is_chosen_is_said_where_sources_differ_and_else_not():
     assert chosen((100, 40), (100, 40), [[5, 5, 30, 30]])[3] == ""
     assert chosen((100, 40), UNKNOWN, [[5, 60, 30, 30]], orientation=6)[3] == ""
-    assert "as shown only" in chosen((100, 40), (100, 40), [[5, 60, 30, 30]], orientation=6)[3]
+    assert "only as shown" in chosen((100, 40), (100, 40), [[5, 60, 30, 30]], orientation=6)[3]
     assert 'frame="shown" or frame="json"' in chosen((200, 200), (100, 100), [[5, 5, 5, 5]])[3]
     assert 'frame="stored" if that is wrong' in chosen((40, 40), UNKNOWN, [[5, 5, 5, 5]], orientation=3)[3]
     assert "neither as shown nor as stored" in chosen((100, 40), UNKNOWN, [[60, 60, 30, 30]], orientation=6)[3]

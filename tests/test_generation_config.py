@@ -57,7 +57,7 @@ def test_options_that_are_not_followed_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         trainer(tmp_path, model, "mle")
     (told,) = [record.getMessage() for record in caplog.records if "generation_config has" in record.getMessage()]
-    assert told.startswith("generation_config has num_beams=4, no_repeat_ngram_size=1: training and evaluation follow")
+    assert told.startswith("generation_config has num_beams=4, no_repeat_ngram_size=1. Training and evaluation follow")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         trainer(tmp_path, model, "mle")

@@ -136,8 +136,8 @@ def test_dataset_survives_parquet(tmp_path):
         ({"split": "dev"}, "no split 'dev'; choose one of 'train', 'validation', 'test'"),
         ({"num_images": -1}, "must not be negative"),
         ({"min_digits": 4, "max_digits": 3}, "min_digits <= max_digits"),
-        ({"crowding": 1.5}, "crowding is a share"),
-        ({"noise": -0.1}, "noise is at least 0"),
+        ({"crowding": 1.5}, "crowding must be from 0 to 1"),
+        ({"noise": -0.1}, "noise must be at least 0"),
         ({"max_digits": 20}, "20 digits would not be legible in 32 x 112 pixels"),
     ],
 )

@@ -91,7 +91,7 @@ def test_links_out_of_the_folder_are_followed_only_where_that_is_allowed(folder,
 def test_two_images_are_not_one_file_once_folders_are_left_out(folder, bad_rows):
     found = find_images(folder, ["a/1.png", "b/1.png", "c/train/2.png"], bad_rows)
     assert found == [None, None, str(folder / "train" / "2.png")]
-    assert "2 of 9 images would be a file that another one is" in told(bad_rows)
+    assert "2 of 9 images do not exist under their name" in told(bad_rows)
 
 
 def test_a_folder_that_is_not_there_is_said_at_once(tmp_path, bad_rows):

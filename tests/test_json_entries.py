@@ -70,7 +70,7 @@ def test_nan_and_infinity_are_numbers_that_the_loaders_judge(written):
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        ('{"images": "Müller"}'.encode("cp1252"), "is no text in utf-8 .*: save it as UTF-8"),
+        ('{"images": "Müller"}'.encode("cp1252"), "is not a text in utf-8 .*: save it as UTF-8"),
         ("写".encode("utf-16")[:-1] + b"\x00", "a.json is no"),
         (gzip.compress(b'{"a": []}'), r"is compressed \(gzip\): unpack it"),
         (b"PK\x03\x04zip", r"is compressed \(zip\)"),
@@ -85,11 +85,11 @@ def test_nan_and_infinity_are_numbers_that_the_loaders_judge(written):
         ('{"a": [' + "[" * 100_000 + "]" * 100_000 + "]}", "nested too deeply"),
         ('{"a": [' + "9" * 10_000 + "]}", "is not valid JSON: .*digits"),
         ('{"a": []}\n{"a": []}', "JSON lines"),
-        ('{"a": []} rest', "it goes on behind its end"),
+        ('{"a": []} rest', "it goes on after its end"),
         ('{"a": [1], "a": [2]}', "has 'a' twice"),
         ('{"a": {"1": {}}}', "'a' is a dict; it must be a list"),
         ('{"a": null}', "'a' is a NoneType; it must be a list"),
-        ('{"b": [], "c": 1}', "is no file of boxes: it has no 'a' at its top level"),
+        ('{"b": [], "c": 1}', "is not a file of boxes: it has no 'a' at its top level"),
         ("[]", "is a list at its top level"),
         ('[{"image_id": 1, "score": 0.5}]', "is a list of results"),
         ("17", "expected '{', found '1'"),
@@ -110,10 +110,10 @@ def test_a_folder_and_a_file_that_is_not_there_are_refused(tmp_path):
 
 def test_files_and_entries_have_a_limit(written, monkeypatch):
     monkeypatch.setattr(json_entries, "MAX_ENTRY_CHARS", 2**21)
-    with pytest.raises(ValueError, match="an entry of more than 2097152 characters"):
+    with pytest.raises(ValueError, match="longer than 2097152 characters"):
         written('{"a": ["' + "x" * 5 * 2**20 + '"]}', "a")
     monkeypatch.setattr(json_entries, "MAX_JSON_BYTES", 20)
-    with pytest.raises(ValueError, match="has 28 bytes; up to 20 are read"):
+    with pytest.raises(ValueError, match="has 28 bytes, but only up to 20 are read"):
         written('{"a": ["123456789", "1234"]}', "a")
 
 

@@ -197,7 +197,7 @@ def test_a_curve_rises_where_its_numbers_do():
 def test_a_modules_page_reads_json_and_says_what_is_none():
     script = f"{vision_rl.metric_path('ocr_reward')}/ocr_reward.py"
     assert compute_json(script, '["4071"]', '["4079"]') == {"reward": 0.75, "rewards": [0.75]}
-    with pytest.raises(ValueError, match="references is no JSON"):
+    with pytest.raises(ValueError, match="references is not valid JSON"):
         compute_json(script, '["4071"]', "4079]")
     with pytest.raises(ValueError, match="predictions must be a JSON list, it is a dict"):
         compute_json(script, "{}", '["4079"]')

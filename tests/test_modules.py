@@ -103,7 +103,8 @@ def test_a_module_is_taken_by_our_name_its_folder_or_its_file(tmp_path, name):
 
 def test_what_a_module_lacks_is_said_when_the_trainer_is_made(tmp_path):
     with pytest.raises(
-        ValueError, match=r"cider_reward cannot be loaded so: .*document_frequency=file.*give the module"
+        ValueError,
+        match=r"cider_reward cannot be loaded by its path alone: .*document_frequency=file.*pass the module",
     ):
         trainer(tmp_path, "cider_reward")
     with pytest.raises(
@@ -117,7 +118,7 @@ def test_a_metric_module_is_no_reward(tmp_path, name):
     module = evaluate.load(metric_path(name))
     for reward in (module, module.compute, name):
         with pytest.raises(
-            TypeError, match=f"`{name}` gives.*needs `rewards`, one number a completion.*compute_metrics"
+            TypeError, match=f"`{name}` gives.*needs `rewards`, one number per completion.*compute_metrics"
         ):
             trainer(tmp_path, reward)
 
@@ -194,8 +195,8 @@ def test_a_reward_takes_its_sizes_from_the_processor_or_has_the_same(tmp_path, k
     metrics = tuned.evaluate()
     assert metrics[f"eval_rewards/{kind.__name__}/mean"] == metrics[f"eval_rewards/{kind.__name__}_2/mean"]
     for sizes, told in (
-        ((1000, 3), "num_bins=1000, the processor num_bins=32"),
-        ((32, 80), "num_labels=80, the processor"),
+        ((1000, 3), "num_bins=1000, but the processor has num_bins=32"),
+        ((32, 80), "num_labels=80, but the processor"),
     ):
         for given in (kind(*sizes), functools.partial(kind(*sizes))):
             with pytest.raises(ValueError, match=f"{kind.__name__} has {told}"):
@@ -208,11 +209,11 @@ def test_a_reward_takes_its_sizes_from_the_processor_or_has_the_same(tmp_path, k
 
 def test_every_size_that_repeats_one_of_the_processor_is_compared_with_it(tmp_path):
     parts, _, _ = detection()
-    with pytest.raises(ValueError, match="class_counts has 2 numbers for 3 classes"):
+    with pytest.raises(ValueError, match="class_counts has 2 numbers, but there are 3 classes"):
         trainer(tmp_path, AveragePrecisionReward(class_counts=[1, 2]), **parts)
-    with pytest.raises(ValueError, match="detection_reward has num_bins=64, the processor num_bins=32"):
+    with pytest.raises(ValueError, match="detection_reward has num_bins=64, but the processor has num_bins=32"):
         trainer(tmp_path, evaluate.load(metric_path("detection_reward"), num_bins=64), **parts)
-    with pytest.raises(ValueError, match="coco_map has num_labels=80, the processor num_labels=3"):
+    with pytest.raises(ValueError, match="coco_map has num_labels=80, but the processor has num_labels=3"):
         trainer(tmp_path, RecallReward(), metric=functools.partial(coco_map, num_labels=80), **parts)
     trainer(tmp_path, RecallReward(), metric=[functools.partial(coco_map, num_labels=3)], **parts)
 
@@ -221,14 +222,16 @@ def test_every_size_that_repeats_one_of_the_processor_is_compared_with_it(tmp_pa
     module = evaluate.load(metric_path("panoptic_quality"), categories=others)
     for metric in (PanopticQuality(others), module, [module.compute]):
         with pytest.raises(
-            ValueError, match=r"PanopticQuality has 1 categories, the processor 3.*processor.categories"
+            ValueError, match=r"PanopticQuality has 1 categories and the processor has 3.*processor.categories"
         ):
             trainer(tmp_path, reward, metric=metric, **parts)
 
     parts, _, reward = captioning()
     end, frequency = test_captioning.END, reward.document_frequency
     reward = CiderReward(frequency)
-    with pytest.raises(ValueError, match=f"CiderReward has eos_token_id={end + 1}, the processor eos_token_id={end}"):
+    with pytest.raises(
+        ValueError, match=f"CiderReward has eos_token_id={end + 1}, but the processor has eos_token_id={end}"
+    ):
         trainer(tmp_path, CiderReward(frequency, eos_token_id=end + 1), **parts)
     tuned = trainer(tmp_path, reward, **parts)
     tuned.save_model(tmp_path)

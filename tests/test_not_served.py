@@ -78,11 +78,14 @@ def test_by_its_path_it_is_refused_before_its_weights_are_read(tmp_path):
 
 def test_a_sibling_of_a_model_that_is_served_is_refused(tmp_path):
     config = served("blip")[0].config
-    with pytest.raises(TypeError, match="BlipForQuestionAnswering is no model that reads an image and writes tokens"):
+    with pytest.raises(
+        TypeError,
+        match="vision_rl does not serve BlipForQuestionAnswering. It serves models that read an image and write tokens",
+    ):
         tuning(tmp_path, transformers.BlipForQuestionAnswering(config))
     config.architectures = ["BlipForQuestionAnswering"]
     config.save_pretrained(tmp_path / "questions")
-    with pytest.raises(TypeError, match="BlipForQuestionAnswering is no model that"):
+    with pytest.raises(TypeError, match="vision_rl does not serve BlipForQuestionAnswering"):
         tuning(tmp_path, str(tmp_path / "questions"))
 
 
@@ -92,7 +95,8 @@ def test_what_writes_nothing_about_an_image_is_refused(tmp_path, trainer):
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=32, n_layer=1, n_head=2))
     for model in (yolos, gpt2, tiny_model().encoder, torch.nn.Linear(2, 2)):
         with pytest.raises(
-            TypeError, match=f"{type(model).__name__} is no model that reads an image and writes tokens"
+            TypeError,
+            match=f"does not serve {type(model).__name__}. It serves models that read an image and write tokens",
         ):
             trainer(tmp_path, model)
 
@@ -116,7 +120,7 @@ def test_an_encoder_that_gives_a_map_is_refused_by_its_name(tmp_path):
         encoder=VitDetModel(VitDetConfig(**sizes, image_size=SIZE, pretrain_image_size=SIZE)), decoder=decoder()
     )
     model.generation_config.update(decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
-    with pytest.raises(ValueError, match=r"VitDetModel gives a map \(1, 32, 2, 2\) where a decoder reads tokens"):
+    with pytest.raises(ValueError, match=r"VitDetModel gives a map \(1, 32, 2, 2\), but a decoder reads tokens"):
         tuning(tmp_path, model)
 
 

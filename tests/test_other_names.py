@@ -60,7 +60,7 @@ def test_a_users_subclass_may_take_what_ours_does_not(tmp_path):
     args = MyConfig(str(tmp_path), report_to="none", use_cpu=True, top_k=3)
     parts = {"args": args, "train_dataset": text_dataset(), "processing_class": text_processor()}
     assert Collating(tiny_model(), share_of_a, data_collator=7, **parts).given == 7
-    with pytest.raises(TypeError, match="Collating takes no model_init: give the model itself"):
+    with pytest.raises(TypeError, match="Collating takes no model_init: pass the model itself"):
         Collating(tiny_model(), share_of_a, model_init=tiny_model, **parts)
 
 

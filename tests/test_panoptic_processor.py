@@ -205,7 +205,7 @@ def test_labels_are_codes_plus_one_without_mirroring():
 
 def test_stage_two_cannot_learn_from_maps():
     r = row(quarters())
-    with pytest.raises(ValueError, match="let stage I make codes of them"):
+    with pytest.raises(ValueError, match="let stage I turn them into codes"):
         processor()(images=[r["image"]], segmentation=[r["segmentation"]], segments_info=[r["segments_info"]])
 
 
@@ -219,16 +219,16 @@ def test_codes_may_be_lists_arrays_or_tensors(form):
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ([0, 1, 2], r"codes must be 4 integers \(code_len\), they are int64 \(3,\)"),
-        ([[0, 1], [2, 3]], r"they are int64 \(2, 2\)"),
+        ([0, 1, 2], r"codes must be 4 integers \(code_len\); they have the dtype int64 and the shape \(3,\)"),
+        ([[0, 1], [2, 3]], r"the dtype int64 and the shape \(2, 2\)"),
         ([], "codes must be 4 integers"),
-        (None, r"they are object \(\)"),
-        ([0.0, 1.0, 2.0, 3.0], r"they are float64 \(4,\)"),
-        (torch.tensor([0.0, 1, 2, 3]), r"they are float32 \(4,\)"),
-        ([True, False, True, True], r"they are bool \(4,\)"),
+        (None, r"the dtype object and the shape \(\)"),
+        ([0.0, 1.0, 2.0, 3.0], r"the dtype float64 and the shape \(4,\)"),
+        (torch.tensor([0.0, 1, 2, 3]), r"the dtype float32 and the shape \(4,\)"),
+        ([True, False, True, True], r"the dtype bool and the shape \(4,\)"),
         (["0", "1", "2", "3"], r"codes must be 4 integers"),
-        ([0, 1, 2, 8], r"from 0 to 7 \(num_codes - 1\), they are from 0 to 8. Are these token ids\?"),
-        ([-1, 0, 0, 0], "they are from -1 to 0"),
+        ([0, 1, 2, 8], r"from 0 to 7 \(num_codes - 1\), but they go from 0 to 8. Are these token ids\?"),
+        ([-1, 0, 0, 0], "they go from -1 to 0"),
     ],
 )
 def test_codes_that_cannot_be(codes, message):
@@ -401,13 +401,13 @@ def test_it_is_saved_and_found_again_with_its_categories(tmp_path):
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"categories": []}, "categories must have ids that differ"),
-        ({"categories": CATEGORIES[:1] * 2}, "categories must have ids that differ"),
+        ({"categories": []}, "categories must be at least one, with different ids"),
+        ({"categories": CATEGORIES[:1] * 2}, "categories must be at least one, with different ids"),
         ({"categories": [{"id": 1, "name": "a"}]}, "A category needs `id`, `name` and `isthing`"),
         ({"max_instances": 1}, "max_instances must be at least 2"),
         ({"num_codes": 0}, "num_codes"),
-        ({"crop_area": (0.5, 0.1)}, "crop_area is a range"),
-        ({"min_fraction": 1}, "min_fraction is a share"),
+        ({"crop_area": (0.5, 0.1)}, "crop_area must be a range"),
+        ({"min_fraction": 1}, "min_fraction must be a share"),
     ],
 )
 def test_options_out_of_range(wrong, message):
@@ -416,7 +416,7 @@ def test_options_out_of_range(wrong, message):
 
 
 def test_an_image_processor_without_a_fixed_frame():
-    with pytest.raises(ValueError, match="maps need a fixed frame"):
+    with pytest.raises(ValueError, match="maps need a fixed size"):
         PanopticProcessor(ViTImageProcessorPil(size={"shortest_edge": 32}), CATEGORIES)
 
 
@@ -436,18 +436,21 @@ GOOD = row(quarters())
     [
         (
             {"segments_info": GOOD["segments_info"][1:]},
-            "Row 1, column `segmentation`: 1 segment ids of the map are not in segments_info, the first 2:",
+            "Row 1, column `segmentation`: 1 segment ids of the map are not in segments_info; the first is 2",
         ),
         (
             {"segments_info": [*GOOD["segments_info"], {"id": 9, "category_id": 5}]},
-            "Row 1, column `segments_info`: 1 segments have no pixel in the map, the first 9",
+            "Row 1, column `segments_info`: 1 segments have no pixel in the map; the first is 9",
         ),
         (
             {"segments_info": [{**info, "category_id": 6} for info in GOOD["segments_info"]]},
-            "Row 1, column `segments_info`: 3 segments have a category_id .* the first 6",
+            "Row 1, column `segments_info`: 3 segments have a category_id .* the first is 6",
         ),
-        ({"image": Image.new("RGB", (20, 32))}, r"Row 1, .*: The map is 32 x 32 pixels, its image 20 x 32"),
-        ({"segmentation": Image.fromarray(rgb_from_ids(quarters())).convert("P")}, "Row 1, .* palette picture"),
+        (
+            {"image": Image.new("RGB", (20, 32))},
+            r"Row 1, .*: The map has 32 x 32 pixels .*, but its image has 20 x 32",
+        ),
+        ({"segmentation": Image.fromarray(rgb_from_ids(quarters())).convert("P")}, "Row 1, .* picture with a palette"),
         ({"segmentation": quarters() / 2}, "Row 1, .* of integers"),
         ({"segments_info": GOOD["segments_info"] * 2}, "Row 1, .* ids of an image's segments must differ"),
     ],
@@ -512,16 +515,16 @@ def test_what_is_wrong_with_a_file_is_counted(folder):
         ),
         (
             {"annotations": [annotation] * 2},
-            "1 of 2 maps are of an image that has one already; the first: 2.png of image 2",
+            "1 of 2 maps are of an image that already has a map; the first: 2.png of image 2",
         ),
-        ({"images": [folder[1]["images"][1]] * 2}, "1 images whose id is taken"),
+        ({"images": [folder[1]["images"][1]] * 2}, "1 images with the id of another image"),
         (
             {"categories": CATEGORIES[:2]},
             "1 of 1 maps have a segment of a category that is not in the file; the first: image 2, segment",
         ),
         (
             {"annotations": [{**annotation, "segments_info": [*infos, infos[0]]}]},
-            "1 of 1 maps have two segments of one id; the first: of image 2",
+            "1 of 1 maps have two segments with the same id; the first: of image 2",
         ),
     ):
         with pytest.raises(ValueError, match=message):
@@ -539,13 +542,13 @@ def test_what_is_wrong_with_a_file_is_counted(folder):
         ({"id": 0, "category_id": 5}, "have a segment with an `id` that is not from 1 to 16777215"),
         ({"id": 2**24, "category_id": 5}, "have a segment with an `id` that is not from 1"),
         ({"id": "300", "category_id": 5}, "have a segment with an `id` that is not from 1"),
-        ({"id": 300, "category_id": "5"}, "have a segment with a `category_id` that is no whole number"),
+        ({"id": 300, "category_id": "5"}, "have a segment with a `category_id` that is not a whole number"),
         (
             {"id": 300, "category_id": 6},
             "a category that is not in the file; the first: image 1, segment 300, category_id 6",
         ),
         ({"id": 300, "category_id": 5, "iscrowd": "some"}, "with an `iscrowd` that is neither 0 nor 1"),
-        (7, "have a segment that is no object"),
+        (7, "have a segment that is not an object"),
     ],
 )
 def test_a_segment_that_cannot_be_used_is_named_and_its_map_may_be_skipped(folder, segment, message, caplog):
@@ -569,10 +572,10 @@ def test_a_crowd_flag_may_be_a_word_or_a_bool(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": []}, "has no maps: its `annotations` are empty"),
+        ({"annotations": []}, "has no maps: its list `annotations` is empty"),
         (
             {"annotations": [{"image_id": 2, "bbox": [0, 0, 1, 1]}]},
-            "its annotations have a `bbox`, as load_coco_detection",
+            "its annotations have a `bbox`. Read it with load_coco_detection",
         ),
         ({"annotations": [{"image_id": 2, "segments_info": []}]}, "1 of 1 maps have no `file_name`"),
         (
@@ -592,12 +595,12 @@ def test_a_file_without_maps_is_refused(folder, change, message):
     [
         ({"id": 5, "name": "cat"}, "lacks `isthing`"),
         ({"id": 5, "name": "cat", "isthing": "perhaps"}, "neither 0 nor 1"),
-        ({"id": "5", "name": "cat", "isthing": 1}, "no whole number"),
+        ({"id": "5", "name": "cat", "isthing": 1}, "not a whole number"),
     ],
 )
 def test_categories_of_another_file_are_refused(folder, category, message):
     (folder[0] / "panoptic.json").write_text(json.dumps({"categories": [category]}))
-    with pytest.raises(ValueError, match=f"is no panoptic file: its category .* {message}"):
+    with pytest.raises(ValueError, match=f"is not a panoptic file: its category .* {message}"):
         panoptic_categories(folder[0] / "panoptic.json")
 
 
@@ -656,10 +659,10 @@ def test_a_map_lies_on_its_photo_where_the_sizes_tell_how_it_is_turned(folder, o
 @pytest.mark.parametrize(("size", "orientation"), [((12, 10), 3), ((10, 10), 6), ((12, 10), 2)])
 def test_a_photo_whose_size_does_not_tell_is_warned_of_and_can_be_said_to_be_stored(folder, size, orientation, caplog):
     assert is_aligned(oriented(folder, size, orientation, "shown"))
-    assert "1 of 1 images have an EXIF orientation that their size does not tell" in caplog.text
+    assert "1 of 1 images have an EXIF orientation, and their size does not tell" in caplog.text
     caplog.clear()
     assert is_aligned(oriented(folder, size, orientation, "stored", frame="stored"))
-    assert "their maps are for the pixels as stored: these are turned as well" in caplog.text
+    assert "their maps are for the pixels as stored: the maps are turned as well" in caplog.text
 
 
 def test_a_map_that_was_missing_and_is_there_now_is_a_row(folder):

@@ -78,7 +78,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_range_is_an_error_that_says_what_to_do(name):
-    with pytest.raises(ValueError, match=r"image of row 3 cannot be read: .*range.*make it uint8, such as"):
+    with pytest.raises(ValueError, match=r"image of row 3 cannot be read: .*range.*convert it to uint8, for example"):
         rgb_image(UNKNOWN[name], 3)
 
 

@@ -40,7 +40,7 @@ def test_a_file_of_answers_runs_nothing_and_a_damaged_one_is_named(tmp_path, mon
         ("pickle.pt", lambda path: path.write_bytes(pickle.dumps(Marks()))),
     ):
         write(tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name} is no file of answers; delete it"):
+        with pytest.raises(ValueError, match=f"{name} is not a file of answers; delete it"):
             load_plain(tmp_path / name)
     assert not (tmp_path / "marker").exists()
     with pytest.raises(TypeError, match="holds a Marks"):

@@ -135,11 +135,11 @@ def test_an_answer_that_cannot_be_kept_is_refused_before_a_line_is_written(tmp_p
 def test_choices_that_are_none_are_refused(tmp_path):
     file, (pair, *_) = ChoiceFile(tmp_path / "c.jsonl"), pairs_of_texts()
     for better, order in ((2, (0, 1)), (0, (0, 0)), (-1, (0, 1))):
-        with pytest.raises(ValueError, match="better is 0, 1 or None"):
+        with pytest.raises(ValueError, match="better must be 0, 1 or None"):
             file.append(Choice(pair, better, order))
     with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
         ChoiceFile(tmp_path)
-    with pytest.raises(FileNotFoundError, match="There are no choices"):
+    with pytest.raises(FileNotFoundError, match="There is no file of choices"):
         file.read()
 
 
@@ -161,11 +161,13 @@ def test_a_damaged_line_is_named_and_can_be_left_out_and_nothing_else_is_lost(tm
     with open(file.path, "ab") as stream:
         stream.write(line)  # without an end of line, as after a loss of power
     file.append(Choice(pairs[1], 1))
-    with pytest.raises(ValueError, match=r"1 of 3 lines are no choices; the first: line 2 (?s:.*)on_bad_row=\"skip\""):
+    with pytest.raises(
+        ValueError, match=r"1 of 3 lines are not choices; the first: line 2 (?s:.*)on_bad_row=\"skip\""
+    ):
         file.read()
     with caplog.at_level(logging.WARNING):
         assert [choice.pair.image_id for choice in file.read("skip")] == ["image 0", "image 1"]
-    assert "Left out" in caplog.text
+    assert "left out" in caplog.text
     assert file.judged_by("") == {file.key(pairs[0]), file.key(pairs[1])}
 
 
@@ -195,7 +197,7 @@ def test_files_that_are_gone_or_altered_are_named(tmp_path):
     file.append(Choice(Pair("0", plain(0, 0, 0), answers), 0))
     (array,) = file.folder.glob("*.npy")
     np.save(array, np.arange(4))
-    with pytest.raises(ValueError, match=r"npy does not hold what was shown \(SHA-256\)"):
+    with pytest.raises(ValueError, match=r"npy does not have the content that was shown \(SHA-256\)"):
         list(file.read())
     np.save(array, np.array([print], object), allow_pickle=True)
     with pytest.raises(ValueError, match="npy cannot be read"):
@@ -308,7 +310,7 @@ def test_choices_that_mean_nothing_are_foretold_by_half_and_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         reward = fit_preference_reward(choices_by(lambda word: rng.random(), 400), lengths)
     assert reward.agreement.interval[0] < 0.5 < reward.agreement.interval[1]
-    assert "no better than a coin" in caplog.text
+    assert "no better than tossing a coin" in caplog.text
 
 
 def test_choices_on_one_image_are_left_out_together():
@@ -349,16 +351,20 @@ def test_an_answer_beyond_all_that_was_compared_earns_no_more_and_is_told():
 @pytest.mark.parametrize(
     ("choices", "features", "what"),
     [
-        (choices_by(len, 29), lengths, "There are 29 choices on 29 images .*Judge more pairs"),
+        (choices_by(len, 29), lengths, "There are 29 choices on 29 images, .*judge more pairs"),
         ([Choice(Pair("0", plain(0, 0, 0), ("a", "bb")), 1)] * 50, lengths, "There are 50 choices on 1 images"),
         ([], lengths, "There are 0 choices"),
-        (choices_by(len), lambda completions, **_: {"one": [1.0] * len(completions)}, "do the two answers differ"),
+        (
+            choices_by(len),
+            lambda completions, **_: {"one": [1.0] * len(completions)},
+            "The two answers are equal in all features",
+        ),
         (choices_by(len), lambda completions, **_: {"nan": [math.nan, 1.0]}, "The feature 'nan' must have a finite"),
         (choices_by(len), lambda completions, **_: {"short": [1.0]}, "The feature 'short' must have a finite"),
         (choices_by(len), lambda completions, **_: {"text": completions}, "The feature 'text' must have a finite"),
         (choices_by(len), lambda completions, **_: [1.0, 2.0], "must return numbers by name"),
         (choices_by(len), lambda completions, **_: {}, "must return numbers by name"),
-        (choices_by(len), lambda completions, **_: {completions[0]: [1, 2]}, "The features of one answer are"),
+        (choices_by(len), lambda completions, **_: {completions[0]: [1, 2]}, "One answer has the features"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(choices, features, what):
@@ -370,7 +376,7 @@ def test_undecided_choices_are_counted_and_not_fitted():
     undecided = [Choice(Pair("x", plain(0, 0, 0), ("a", "b")), None)] * 5
     reward = fit_preference_reward(choices_by(len) + undecided, lengths)
     assert (reward.agreement.num_choices, reward.agreement.num_undecided) == (60, 5)
-    with pytest.raises(ValueError, match="and 5 of neither"):
+    with pytest.raises(ValueError, match="besides 5 of neither"):
         fit_preference_reward(undecided, lengths)
 
 

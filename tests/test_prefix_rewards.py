@@ -70,7 +70,7 @@ def test_where_nothing_more_is_earned_the_advantage_is_exactly_0(seed, functions
 @pytest.mark.parametrize(
     ("prefixes", "message"),
     [
-        ([[0.0], [0.0]], r"prefix_rewards of the shape \(2, 1\); it must be \(2, T\): .*has 2"),
+        ([[0.0], [0.0]], r"prefix_rewards of the shape \(2, 1\); it must be \(2, T\), .*has 2"),
         ([[0.0, 0.0]], r"prefix_rewards of the shape \(1, 2\)"),
         ([0.0, 0.0], r"prefix_rewards of the shape \(2,\)"),
         ([[0.0, NAN], [0.0, 0.0]], "a prefix reward of nan for completion 0, token 1"),
@@ -88,7 +88,7 @@ def test_prefix_rewards_that_do_not_fit_name_the_reward(prefixes, message):
         ([[1, 2]], [[0.5, 0.4]], "vocabulary", "must sum to 1"),
         ([[1, 2]], [[1.5, -0.5]], "vocabulary", "must sum to 1"),
         ([[1, 2]], [[NAN, 1.0]], "candidates", "must sum to 1"),
-        ([[2, 2]], [[0.5, 0.5]], "candidates", "twice at one position"),
+        ([[2, 2]], [[0.5, 0.5]], "candidates", "the same id twice at one position"),
         ([[2, -1]], [[0.5, 0.5]], "vocabulary", "an id below 0"),
     ],
 )
@@ -104,7 +104,9 @@ def test_token_targets_know_among_what():
     place, one = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 1)
     with pytest.raises(ValueError, match="among must be 'vocabulary' or 'candidates', got 'all'"):
         TokenTargets(place, one.long(), one, among="all")
-    with pytest.raises(ValueError, match="one candidate a position, whose share among='candidates' is always 1"):
+    with pytest.raises(
+        ValueError, match="one candidate per position, whose probability among='candidates' is always 1"
+    ):
         TokenTargets(place, one.long(), one, among="candidates")
 
 

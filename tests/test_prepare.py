@@ -108,9 +108,9 @@ def test_a_prepared_panoptic_folder_brings_its_categories(coco, tmp_path):
 @pytest.mark.parametrize(
     "options, told",
     [
-        ("", "needs the folder that it is to make"),
+        ("", "needs --output_dir: the folder that it will make"),
         ("--output_dir {tmp_path}/coco", "is not empty"),
-        ("--output_dir {tmp_path}/rows --shard_size many", "shard_size is a number with one of KB, MB, GB"),
+        ("--output_dir {tmp_path}/rows --shard_size many", "shard_size must be a number with one of KB, MB, GB"),
     ],
 )
 def test_wrong_input_is_told(coco, tmp_path, capsys, options, told):

@@ -143,11 +143,11 @@ def test_stage_one_and_data_sets_with_transforms_are_refused():
         num_codes=4,
         code_len=4,
     )
-    with pytest.raises(ValueError, match="mirrored and cut"):
+    with pytest.raises(ValueError, match="mirrors and cuts"):
         preprocessed(photos(), processor)
-    with pytest.raises(ValueError, match="preprocess first"):
+    with pytest.raises(ValueError, match="preprocess it first"):
         preprocessed(photos().with_transform(lambda batch: batch), text_processor())
-    with pytest.raises(ValueError, match="format of tensors: preprocess first"):
+    with pytest.raises(ValueError, match="tensor format: preprocess it first"):
         preprocessed(photos().with_format("torch"), text_processor())
     with pytest.raises(TypeError, match=r"datasets\.Dataset"):
         preprocessed([{"image": 0}], text_processor())

@@ -119,7 +119,7 @@ def test_a_dry_run_of_a_model_that_is_there_goes_by_its_files(capsys):
 
 def test_a_recipe_is_refused_by_another_command(capsys):
     assert main(["mle", "--config", "detection_map"]) == 1
-    assert "is a run of `vision-rl tune`" in capsys.readouterr().err
+    assert "is the config of a `vision-rl tune`" in capsys.readouterr().err
 
 
 # --- the chains run, made small only by overrides --------------------------------------------------------------------

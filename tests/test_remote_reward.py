@@ -143,12 +143,15 @@ def test_headers_are_sent_and_never_shown(server):
 
 def test_what_is_no_json_or_too_large_is_told_before_it_is_sent(server):
     url, asked = server(right)
-    with pytest.raises(TypeError, match="RemoteReward sends JSON; a object is not. Choose what is sent by `columns`"):
+    with pytest.raises(
+        TypeError,
+        match="RemoteReward sends JSON, which cannot hold a object: choose the columns that are sent by `columns`",
+    ):
         ask(url, [object()])
     with pytest.raises(ValueError, match="cannot send this as JSON: Out of range float"):
         ask(url, [float("nan")])
     with pytest.raises(
-        ValueError, match="A question of 3 completions has .* bytes, over most_bytes=50: lower `batch`"
+        ValueError, match="A question with 3 completions has .* bytes, more than most_bytes=50: lower `batch`"
     ):
         ask(url, most_bytes=50)
     assert not asked
@@ -171,18 +174,18 @@ def test_a_question_is_asked_again_with_the_same_id(server, trouble, no_pauses):
     ("trouble", "message"),
     [
         (drops, "RemoteDisconnected"),
-        (cuts, "the answer is no JSON: '{\"rewards\": \\['"),
+        (cuts, "the answer is not JSON: '{\"rewards\": \\['"),
         (drips, "no answer within 0.5 s"),
         (waits, "no answer within 0.5 s"),
-        (saying(b"<html>" + b"x" * 999), "the answer is no JSON: '<html>x+'\\.\\.\\."),
-        (saying(b"\xff\x00"), "the answer is no JSON"),
-        (saying(b"[" * 9_000), "the answer is no JSON"),
-        (saying(b"[1, 2, 3]"), 'the answer is no object with a list "rewards": '),
+        (saying(b"<html>" + b"x" * 999), "the answer is not JSON: '<html>x+'\\.\\.\\."),
+        (saying(b"\xff\x00"), "the answer is not JSON"),
+        (saying(b"[" * 9_000), "the answer is not JSON"),
+        (saying(b"[1, 2, 3]"), 'the answer is not an object with a list "rewards": '),
         (
             saying(b'{"id": "another", "rewards": [1, 2, 3]}'),
             "the answer is to another question: its \"id\" is 'another'",
         ),
-        (saying(b'{"rewards": [1, 2, NaN]}'), "the answer is no JSON"),
+        (saying(b'{"rewards": [1, 2, NaN]}'), "the answer is not JSON"),
         (of([1, 2]), "the answer has 2 rewards for 3 completions"),
         (of([1, "2", 3]), "reward 1 of the answer is 2, not a finite number or null"),
         (of([1, True, 3]), "reward 1 of the answer is True"),
@@ -248,7 +251,7 @@ def test_an_answer_in_pieces_is_one(server):
         ("http://", {}, "name a host"),
         ("http://host:port", {}, "[Pp]ort"),
         ("http://host", {"timeout": 0}, "timeout, batch and most_bytes must be positive"),
-        ("http://host", {"retries": -1}, "retries not negative"),
+        ("http://host", {"retries": -1}, "retries must not be negative"),
         ("http://host", {"batch": 0}, "must be positive"),
     ],
 )

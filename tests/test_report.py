@@ -109,7 +109,7 @@ def test_the_page_says_first_whether_it_worked(tmp_path, before, after, verdict)
 
 def test_where_no_answer_earns_anything_else_the_page_says_so(tmp_path):
     text = read(write_report(tmp_path, comparison([1, 2], [1, 2]))).text
-    assert "Nothing changed: of 2 images not one has an answer that earns more or less reward than before." in text
+    assert "Nothing changed: the answers to all 2 images earn as much reward as before." in text
 
 
 def test_without_answers_the_log_speaks(tmp_path):
@@ -132,11 +132,11 @@ def test_a_folder_with_nothing_in_it_has_a_page_and_no_folder_has_none(tmp_path)
 @pytest.mark.parametrize(
     ("file", "content", "told"),
     [
-        ("training.json", "{", "training.json is no JSON"),
+        ("training.json", "{", "training.json is not valid JSON"),
         ("training.json", "[]", "should hold a dict; it holds a list"),
-        ("trainer_state.json", '{"log_history": 3}', "is no log of a run"),
-        ("completions/completions_1.png", "no picture", "is no picture of completions"),
-        ("completions/completions_1.parquet", "no table", "is no table of completions"),
+        ("trainer_state.json", '{"log_history": 3}', "is not the log of a run"),
+        ("completions/completions_1.png", "no picture", "is not a picture of completions"),
+        ("completions/completions_1.parquet", "no table", "is not a table of completions"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, file, content, told):
@@ -293,7 +293,7 @@ def test_a_run_is_reported_by_its_folder_alone(runs, capsys):
     assert main(["report", str(runs / "tuned"), "--num_images", "20", "--use_cpu", "true"]) == 0
     elements = read(runs / "tuned" / "report.html")
     harmless(elements)
-    assert "images are answered by" in capsys.readouterr().out
+    assert "tuned answers " in capsys.readouterr().out
     for text in (
         "closeness_reward than before",
         "20 images",
@@ -368,7 +368,7 @@ def test_a_run_of_a_script_is_reported_by_its_log(tmp_path, capsys):
     assert record["versions"]["vision_rl"] == vision_rl.__version__
     capsys.readouterr()
     assert main(["report", str(tmp_path)]) == 0
-    assert "Without answers" in capsys.readouterr().out
+    assert "It shows no answers" in capsys.readouterr().out
     assert "Loss" in read(tmp_path / "report.html").text
 
 
@@ -389,8 +389,8 @@ def test_answers_are_those_of_evaluation(tmp_path):
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("report", "needs the folder of a run first"),
-        ("report --num_images 3", "needs the folder of a run first"),
+        ("report", "needs the folder of a run before its options"),
+        ("report --num_images 3", "needs the folder of a run before its options"),
         ("report nowhere", "There is no run folder nowhere"),
         ("report {runs}/tuned --num_images 1", "num_images must be at least 2"),
         ("report {runs}/tuned --num_imags 3", "Did you mean num_images?"),

@@ -143,7 +143,7 @@ def test_resumed_within_a_rollout_that_is_used_again_equals_uninterrupted(tmp_pa
 def test_a_rollout_is_not_gone_on_with_in_another_split_or_without_its_file(tmp_path):
     run("reward", tmp_path / "whole", num_iterations=2, max_steps=2)
     checkpoint = tmp_path / "whole" / "checkpoint-1"
-    with pytest.raises(ValueError, match="Step 1 is number 2 of 2 that learn from one rollout, and the checkpoint"):
+    with pytest.raises(ValueError, match="Step 1 is number 2 of 2 that learn from one rollout, but the checkpoint"):
         run("reward", tmp_path / "split", checkpoint, num_iterations=2, **ACCUMULATED)
     (checkpoint / "rollout_0.pt").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-1 is damaged: rollout_0\.pt is missing"):

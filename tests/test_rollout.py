@@ -539,5 +539,5 @@ def test_a_model_that_says_nan_is_told_of_with_the_rows_that_it_was_asked_about(
     trainer = make_trainer("reward", tmp_path, rows=8)
     with torch.no_grad():
         trainer.model.decoder.get_output_embeddings().weight[0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"training has diverged.* It was on the rows \[[\d, ]+\]"):
+    with pytest.raises(FloatingPointError, match=r"training has diverged.* It happened on the rows \[[\d, ]+\]"):
         trainer.train()

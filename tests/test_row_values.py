@@ -78,14 +78,14 @@ def test_objects_in_any_usual_form_are_checked_learned_and_measured(objects, cou
 WRONG = {
     "The category of object 1 is missing: it is None": {"bbox": BOXES, "category": [0, None]},
     "The category of object 0 is missing: it is nan": {"bbox": BOXES, "category": [float("nan"), 1]},
-    "The category of object 0 is 0.5; it must be a name or its place": {"bbox": BOXES, "category": [0.5, 1]},
+    "The category of object 0 is 0.5; it must be a name, or the place": {"bbox": BOXES, "category": [0.5, 1]},
     "The category of object 0 is True": {"bbox": BOXES, "category": [True, 1]},
-    "The category 'z' is none of": {"bbox": BOXES, "category": ["x", "z"]},
+    "The category 'z' is not one of": {"bbox": BOXES, "category": ["x", "z"]},
     "The category 2 is out of range: there are 2": {"bbox": BOXES, "category": [0, 2]},
     "`category` is None; it must be a list": {"bbox": BOXES, "category": None},
-    "0 boxes in `bbox`, 1 categories": {"bbox": None, "category": [0]},
-    "2 boxes in `bbox`, 1 entries in `area`": {"bbox": BOXES, "category": [0, 1], "area": [3.0]},
-    "2 boxes in `bbox`, 3 entries in `iscrowd`": {"bbox": BOXES, "category": [0, 1], "iscrowd": [0, 0, 0]},
+    "0 boxes in `bbox`, but 1 categories": {"bbox": None, "category": [0]},
+    "2 boxes in `bbox`, but 1 entries in `area`": {"bbox": BOXES, "category": [0, 1], "area": [3.0]},
+    "2 boxes in `bbox`, but 3 entries in `iscrowd`": {"bbox": BOXES, "category": [0, 1], "iscrowd": [0, 0, 0]},
     "`area` of object 1 has '16'": {"bbox": BOXES, "category": [0, 1], "area": [3.0, "16"]},
     "`area` of object 1 is -1.0": {"bbox": BOXES, "category": [0, 1], "area": [3.0, -1.0]},
     "`area` is 7.0; it must be a list": {"bbox": BOXES, "category": [0, 1], "area": 7.0},
@@ -106,12 +106,12 @@ WRONG = {
     "Box 0 in `bbox` is \\[1, 2, 3, 4, 5\\]; it must be four numbers": {"bbox": [[1, 2, 3, 4, 5]], "category": [0]},
     "Box 1 in `bbox` is \\[4, 4, 4\\]": {"bbox": [BOXES[0], [4, 4, 4]], "category": [0, 1]},
     "Box 0 in `bbox` is 1; it must be four numbers": {"bbox": [1, 2, 3, 4], "category": [0]},
-    "Box 0 in `bbox` has '1', which is no number": {"bbox": [["1", "2", "3", "4"]], "category": [0]},
+    "Box 0 in `bbox` has '1', which is not a number": {"bbox": [["1", "2", "3", "4"]], "category": [0]},
     "Box 0 in `bbox` is '1 2 3 4'": {"bbox": ["1 2 3 4"], "category": [0]},
     "`bbox` is '1,2,3,4'; it must be a list": {"bbox": "1,2,3,4", "category": [0]},
     "Box 0 in `bbox` is {'x': 1": {"bbox": [{"x": 1, "y": 2, "w": 3, "h": 4}], "category": [0]},
     "1 of 2 boxes in `bbox` are NaN or infinite": {"bbox": [BOXES[0], [1, None, 2, 3]], "category": [0, 1]},
-    "The objects have \\['boxes', 'category'\\], they need `bbox`": {"boxes": BOXES, "category": [0, 1]},
+    "The objects have \\['boxes', 'category'\\]; they need `bbox`": {"boxes": BOXES, "category": [0, 1]},
     "Object 1 is None; it must be a dict": [{"bbox": BOXES[0], "category": 0}, None],
     "The objects are the str": '{"bbox": [], "category": []}',
 }
@@ -270,7 +270,7 @@ def test_texts_that_are_missing_are_found_before_training(tmp_path):
 @pytest.mark.parametrize("text", ["a" * 20, "ab" * 8])
 def test_texts_that_are_too_long_are_found_before_training(tmp_path, text):
     rows = [{"image": image, "text": text if i in (5, 6) else "ab"} for i, image in enumerate(tiny_images(8))]
-    told = rf"Row 5, column `text`: labels of {len(text) + 1} tokens, the decoder has only 16 positions.*2 of 8 rows"
+    told = rf"Row 5, column `text`: the labels have {len(text) + 1} tokens, but the decoder has only 16 positions.*2 of 8 rows"
     with pytest.raises(ValueError, match=told):
         mle(tmp_path, rows)
 
@@ -280,7 +280,7 @@ def test_captions_that_are_too_long_are_found_where_they_are_not_cut():
     dataset = Dataset.from_dict({"captions": [["ab"], ["ab", "abcd" * 5]]})
     cut, whole = (CaptioningProcessor(image_processor(), tokenizer, max_caption_length=n) for n in (16, 64))
     cut.check_label_lengths(dataset, {"captions": "captions"}, 16)
-    with pytest.raises(ValueError, match="Row 1, column `captions`: labels of 21 tokens"):
+    with pytest.raises(ValueError, match="Row 1, column `captions`: the labels have 21 tokens"):
         whole.check_label_lengths(dataset, {"captions": "captions"}, 16)
 
 
@@ -342,7 +342,7 @@ def test_labels_that_are_not_decoded_to_their_text_are_told_with_both(tmp_path, 
         assert told.startswith(
             "train_dataset: the labels of 3 of the first 4 rows are not decoded to their references"
         )
-        assert "Row 1 is decoded to '<s_menu> a b </s_menu>', its reference is '<s_menu>ab</s_menu>'" in told
+        assert "Row 1 is decoded to '<s_menu> a b </s_menu>', but its reference is '<s_menu>ab</s_menu>'" in told
         caplog.clear()
         mle(tmp_path, rows, donut_like(decoders.Fuse()), model)
         assert warnings_of(caplog) == []
@@ -353,7 +353,7 @@ def test_a_reference_that_the_model_cannot_write_is_told_in_tuning(tmp_path, cap
     args = VisionRewardConfig(str(tmp_path), per_device_train_batch_size=4, report_to="none", use_cpu=True)
     with caplog.at_level(logging.WARNING):
         VisionRewardTrainer(tiny_model(), share_of_a, args, train_dataset=rows, processing_class=text_processor())
-    assert "train_dataset: a reference that the model cannot write. TextProcessor cannot use row 0" in caplog.text
+    assert "train_dataset: the model cannot write a reference. TextProcessor cannot use row 0" in caplog.text
 
 
 @pytest.mark.parametrize(("size", "told"), [((64, 48), False), ((2000, 2000), True)])
@@ -386,13 +386,13 @@ SEGMENT = {"id": 1, "category_id": 1}
 @pytest.mark.parametrize(
     ("infos", "told"),
     [
-        ([{"id": 1}], "Segment 0 has the `category_id` None; it must be a whole number"),
-        ([{"id": "1", "category_id": 1}], "Segment 0 has the `id` '1'"),
-        ([{**SEGMENT, "iscrowd": "false"}], "Segment 0 has the `iscrowd` 'false'; it must be 0 or 1"),
-        ([{**SEGMENT, "iscrowd": 3}], "Segment 0 has the `iscrowd` 3"),
+        ([{"id": 1}], "`category_id` of segment 0 is None; it must be a whole number"),
+        ([{"id": "1", "category_id": 1}], "`id` of segment 0 is '1'"),
+        ([{**SEGMENT, "iscrowd": "false"}], "`iscrowd` of segment 0 is 'false'; it must be 0 or 1"),
+        ([{**SEGMENT, "iscrowd": 3}], "`iscrowd` of segment 0 is 3"),
         ([None], "Segment 0 is None; it must be a dict"),
-        ({"id": [1, 2], "category_id": [1]}, "The lists of the segments differ in length"),
-        ([{"id": 1, "category_id": 9}], "1 segments have a category_id that is none"),
+        ({"id": [1, 2], "category_id": [1]}, "The lists of segments_info must have the same length"),
+        ([{"id": 1, "category_id": 9}], "1 segments have a category_id that is not among"),
     ],
 )
 @pytest.mark.parametrize("as_table", [False, True])

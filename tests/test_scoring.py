@@ -47,9 +47,9 @@ class Refusing:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (1e39, "1e[+]39, beyond float32's 3.4e[+]38,"),
-        (-1e300, "-1e[+]300, beyond float32's 3.4e[+]38,"),
-        (10**400, "a number beyond float32's"),
+        (1e39, "1e[+]39, beyond float32's limit 3.4e[+]38,"),
+        (-1e300, "-1e[+]300, beyond float32's limit 3.4e[+]38,"),
+        (10**400, "a number beyond float32's range"),
         (float("inf"), "inf"),
         (np.float64("nan"), "nan"),
         ("1.0", "a str"),
@@ -76,7 +76,9 @@ def test_numbers_of_other_kinds_are_numbers():
 
 
 def test_a_sum_that_leaves_float32_blames_the_weights():
-    with pytest.raises(ValueError, match=r"sum of the rewards \['huge'\] is beyond float32: lower reward_weights"):
+    with pytest.raises(
+        ValueError, match=r"sum of the rewards \['huge'\] is too large for float32: lower reward_weights"
+    ):
 
         def huge(completions, **kwargs):
             return [3e38] * len(completions)
@@ -486,12 +488,14 @@ def test_classifiers_and_tokenizers_that_do_not_fit_are_refused(classifier):
     _, model, tokenizer = classifier
     with pytest.raises(ValueError, match="reward_processing_classes has 1 entries for 2 reward functions"):
         RewardSum([model, lengths], processing_classes=[tokenizer])
-    with pytest.raises(ValueError, match="has one for the reward `lengths`, a function: only a model of transformers"):
+    with pytest.raises(
+        ValueError, match="has an entry for the reward `lengths`, a function, but only a model of transformers"
+    ):
         RewardSum([model, lengths], processing_classes=[tokenizer, tokenizer])
-    with pytest.raises(RuntimeError, match="`BertForSequenceClassification` scores text; a completion is a int"):
+    with pytest.raises(RuntimeError, match="`BertForSequenceClassification` scores text, but a completion is a int"):
         RewardSum(model, processing_classes=tokenizer)([7], [[5]], BatchColumns({}, None, []), [0], None)
     model.config.num_labels = 2
-    with pytest.raises(ValueError, match="has 2 outputs; a reward is one number"):
+    with pytest.raises(ValueError, match="has 2 outputs, but a reward is one number"):
         RewardSum(model, processing_classes=tokenizer)
 
 

@@ -255,18 +255,18 @@ def test_stage_one_the_processor_and_the_model_must_agree_about_the_codes(tmp_pa
     made, data = processor("color"), scenes(8)
     parts = {"train_dataset": data, "completion_decoder": UViMDecoder(stage1("color"), made)}
     args = VisionMLEConfig(**settings(tmp_path, max_completion_length=3))
-    with pytest.raises(ValueError, match="Stage I has 4 codes an image, the model writes 3"):
+    with pytest.raises(ValueError, match="Stage I has 4 codes per image, but the model writes 3"):
         VisionMLETrainer(code_writer(), args, processing_class=made, **parts)
     other = ColorizationProcessor(image_processor(SIZE), num_codes=8, code_len=LENGTH)
-    with pytest.raises(ValueError, match="Stage I has 16 different codes, the processor 8"):
+    with pytest.raises(ValueError, match="Stage I has 16 different codes, but the processor has 8"):
         VisionMLETrainer(code_writer(), VisionMLEConfig(**settings(tmp_path)), processing_class=other, **parts)
 
 
 def test_stage_one_and_its_processor_must_agree_about_codes_and_outputs(tmp_path):
     model, data, sizes = stage1("panoptic"), scenes(8), {"num_codes": CODES, "code_len": LENGTH}
     others = {
-        "4 codes an image .*, the processor 256": {**sizes, "code_len": 256},
-        "16 different codes .*, the processor 4096": {**sizes, "num_codes": 4096},
+        "4 codes per image .*, but the processor has 256": {**sizes, "code_len": 256},
+        "16 different codes .*, but the processor has 4096": {**sizes, "num_codes": 4096},
         r"makes targets for \{'semantics': 15, 'instances': 100\}": sizes,
     }
     for message, options in others.items():
@@ -332,7 +332,7 @@ def test_images_without_targets_are_predicted(tmp_path, kind):
 
 def test_data_sets_with_and_without_codes_are_not_mixed(tmp_path):
     made, data = processor("color"), scenes(8)
-    with pytest.raises(ValueError, match="Some data sets have a column `codes` and others have not"):
+    with pytest.raises(ValueError, match="Some data sets have a column `codes` and others do not"):
         VisionMLETrainer(
             code_writer(),
             VisionMLEConfig(**settings(tmp_path)),

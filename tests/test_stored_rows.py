@@ -124,7 +124,7 @@ def test_nothing_half_written_is_left_where_storing_fails(folder, cache, monkeyp
     monkeypatch.setattr(stored_rows.os, "replace", full)
     rows = load_coco_detection(*folder)
     assert rows[0]["objects"]["bbox"] == [[1, 1, 9, 9], [60, 1, 4, 9]] and not rows.cache_files
-    assert "No space left on device" in caplog.text and "HF_DATASETS_CACHE names another folder" in caplog.text
+    assert "No space left on device" in caplog.text and "Set HF_DATASETS_CACHE to another folder" in caplog.text
     assert not [file for file in cache.iterdir() if file.suffix != ".lock"]
 
 

@@ -199,11 +199,11 @@ def test_random_targets_are_those_of_the_rows_themselves_in_the_first_pass():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_steps": -1}, "a stream, whose end nobody knows: set max_steps"),
+        ({"max_steps": -1}, "a stream, whose length is not known: set max_steps"),
         ({"dataloader_num_workers": 2}, r"must be 0 with a stream.*decode\(num_threads"),
         ({"train_dataset": PlainStream(0)}, "train_dataset is empty"),
         ({"train_dataset": stream(1).rename_column("text", "word")}, "has no column `text`"),
-        ({"eval_dataset": stream()}, "which only a train_dataset may be"),
+        ({"eval_dataset": stream()}, "Only a train_dataset may be"),
     ],
 )
 def test_what_a_stream_cannot_do_is_told_before_training(tmp_path, options, message):
@@ -220,7 +220,9 @@ def test_a_shuffle_that_has_no_effect_is_pointed_out(tmp_path, caplog):
 
 
 def test_a_stream_shorter_than_a_step_is_told(tmp_path):
-    with pytest.raises(ValueError, match="a stream of 5 rows for each of 1 processes; a step takes 8 of each"):
+    with pytest.raises(
+        ValueError, match="a stream of 5 rows for each of 1 processes, but a step takes 8 rows per process"
+    ):
         run("mle", tmp_path, stream(1, 5))
 
 
@@ -245,5 +247,5 @@ def test_a_row_that_is_no_dict_or_cannot_be_read_is_named():
 
 def test_another_number_of_processes_cannot_go_on():
     position = stream_at(stream(), 8)
-    with pytest.raises(ValueError, match="places of 1 processes in the stream, now there are 2"):
+    with pytest.raises(ValueError, match="places of 1 processes in the stream, but now there are 2"):
         stream_rows(num_processes=2).resume(position)

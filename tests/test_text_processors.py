@@ -110,7 +110,9 @@ def test_seeds_reach_the_processor_and_change_with_the_epoch_only_in_training(tm
 
 
 def test_a_tokenizer_alone_is_no_processor():
-    with pytest.raises(TypeError, match=r"both sides of the data.*TextProcessor\(image_processor, tokenizer\)"):
+    with pytest.raises(
+        TypeError, match=r"both the images and the targets.*TextProcessor\(image_processor, tokenizer\)"
+    ):
         as_vision_processor(text_processor().tokenizer, START)
 
 

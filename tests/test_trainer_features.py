@@ -152,9 +152,9 @@ def test_roberta_learns_at_the_positions_at_which_it_was_sampled(tmp_path):
 
 
 def test_roberta_must_not_start_with_its_padding_and_has_fewer_positions(tmp_path):
-    with pytest.raises(ValueError, match="do not count the id 0, its padding, which is also decoder_start_token_id"):
+    with pytest.raises(ValueError, match="decoder_start_token_id is 0, which is also the padding"):
         make_trainer("reward", tmp_path, model=roberta(start=0))
-    with pytest.raises(ValueError, match="max_completion_length is 16, the decoder has only 15 positions"):
+    with pytest.raises(ValueError, match="max_completion_length is 16, but the decoder has only 15 positions"):
         make_trainer("reward", tmp_path, model=roberta(), max_completion_length=16)
     assert make_trainer("reward", tmp_path, model=roberta(), max_completion_length=None).max_completion_length == 15
 

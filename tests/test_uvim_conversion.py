@@ -387,7 +387,7 @@ def test_the_wrong_kind_of_checkpoint_is_recognised(tmp_path):
         load_big_vision_stage1(stage_2)
     with pytest.raises(ValueError, match="has no `pos_embedding`"):
         load_big_vision_vit(stage_2)
-    with pytest.raises(ValueError, match="This is no checkpoint of UViM.*It has: Transformer/encoder_norm/bias"):
+    with pytest.raises(ValueError, match="This is not a checkpoint of UViM.*It has: Transformer/encoder_norm/bias"):
         convert_uvim(encoder, tmp_path)
 
 
@@ -481,7 +481,7 @@ def test_the_command_tells_what_is_wrong_in_one_line(tmp_path, capsys):
     np.savez(tmp_path / "other.npz", weights=np.ones(3))
     assert main(["convert-uvim", str(tmp_path / "other.npz"), str(tmp_path)]) == 1
     absent, other = capsys.readouterr().err.splitlines()
-    assert "absent.npz" in absent and "This is no checkpoint of UViM" in other
+    assert "absent.npz" in absent and "This is not a checkpoint of UViM" in other
 
 
 def test_the_command_tells_of_files_that_were_not_fetched_whole(tmp_path, capsys):

@@ -635,7 +635,7 @@ def test_weights_that_a_checkpoint_lacks_are_initialised_and_the_others_kept(tmp
     ("changes", "message"),
     [
         ({"image_size": 18}, "18 cannot be cut into patches of 4"),
-        ({"code_length": 8}, "8 makes no square grid"),
+        ({"code_length": 8}, "8 does not make a square grid"),
         ({"num_attention_heads": 3}, "16 cannot be split among 3 attention heads"),
         ({"code_dropout": "all"}, "must be one of random, ordered, none"),
         ({"outputs": {}}, "outputs is empty"),

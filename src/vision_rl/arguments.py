@@ -102,12 +102,12 @@ def check_rows(**columns: Any) -> None:
         if _is_array(values):
             is_rows = values.ndim > 0
         if not is_rows or isinstance(values, str | bytes | Mapping | set | Image.Image):
-            raise ValueError(f"{name} must be a list with an entry a row; it is {described(values)}.")
+            raise ValueError(f"{name} must be a list with one entry per row; it is {described(values)}.")
     first, *others = columns
     for name in others:
         if len(columns[name]) != len(columns[first]):
             raise ValueError(
-                f"There are {len(columns[first])} {first} but {len(columns[name])} {name}: give one of each a row."
+                f"There are {len(columns[first])} {first} but {len(columns[name])} {name}: pass one of each per row."
             )
 
 
@@ -124,7 +124,9 @@ def check_sizes(name: str, sizes: Any) -> None:
         except (TypeError, ValueError, RuntimeError):
             good = False
         if not good:
-            raise ValueError(f"{name}[{row}] must be two sides in pixels, above 0; it is {described(size)}.")
+            raise ValueError(
+                f"{name}[{row}] must be the two sides of an image in pixels, both above 0; it is {described(size)}."
+            )
 
 
 def check_number(name: str, value: Any, least: float = -LARGEST, most: float = LARGEST, whole: bool = False) -> None:
@@ -161,5 +163,5 @@ def _ids(name: str, ids: Any) -> np.ndarray:
     if array.shape == (0,) and array.dtype != object and (_is_array(ids) or isinstance(ids, list | tuple)):
         return np.zeros(0, np.int64)  # numpy takes an empty list for floats
     if array.ndim != 1 or array.dtype.kind not in "iu" or array.max(initial=0) >= 2**63:
-        raise ValueError(f"{name} must be a list of token ids, whole numbers; it is {described(ids)}.")
+        raise ValueError(f"{name} must be a list of token ids (whole numbers); it is {described(ids)}.")
     return array.astype(np.int64)

@@ -28,7 +28,9 @@ def at_width(image: Image.Image, width: int | None = None) -> Image.Image:
     width = image.width * max(1, _SHOWN_SIDE // max(image.size)) if width is None else width
     height = round(image.height * width / max(1, image.width))
     if not (1 <= width <= MAX_SIDE and height <= MAX_SIDE):
-        raise ValueError(f"The picture would have {width} x {height} pixels, beyond {MAX_SIDE}: choose another width.")
+        raise ValueError(
+            f"The picture would have {width} x {height} pixels, but a side may have 1 to {MAX_SIDE}: choose another width."
+        )
     enlarges = Image.Resampling.NEAREST if 2 * image.width <= width else Image.Resampling.BICUBIC
     return image.convert("RGB").resize((width, max(1, height)), enlarges)
 

@@ -60,14 +60,16 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise DamagedFolder(f"{folder} has no {MANIFEST}: it was not saved to its end, or not by vision_rl.") from None
+        raise DamagedFolder(
+            f"{folder} has no {MANIFEST}: saving was interrupted, or vision_rl did not save it."
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedFolder(f"{folder} is damaged: {MANIFEST} cannot be read ({error}).") from None
     if not isinstance(content, dict) or not _lists_files(content.get("files")):
         raise DamagedFolder(f"{folder} is damaged: {MANIFEST} lists no files.")
     if content.get("version") != _VERSION:
         raise DamagedFolder(
-            f"{folder} has a {MANIFEST} of version {content.get('version')!r}, this vision_rl reads {_VERSION}."
+            f"{folder} has a {MANIFEST} of version {content.get('version')!r}, but this vision_rl reads version {_VERSION}."
         )
     return content
 

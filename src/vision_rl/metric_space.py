@@ -28,7 +28,7 @@ def compute_json(script: str | os.PathLike, predictions: str, references: str, o
         try:
             read[name] = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{name} is no JSON: {error}") from None
+            raise ValueError(f"{name} is not valid JSON: {error}") from None
         if not isinstance(read[name], kind):
             raise ValueError(f"{name} must be a JSON {kind.__name__}, it is a {type(read[name]).__name__}.")
     module = evaluate.load(str(script), **read.pop("options"))

@@ -55,10 +55,10 @@ def _rgb(image) -> Image.Image:
     elif isinstance(image, np.ndarray):
         image = _of_array(image)
     elif not isinstance(image, Image.Image):
-        raise TypeError(f"a {type(image).__name__} is no image (expected a PIL image, a path or an array)")
+        raise TypeError(f"a {type(image).__name__} is not an image (expected a PIL image, a path or an array)")
     image.load()
     if 0 in image.size:
-        raise ValueError(f"it has no pixels, its size is {image.size}")
+        raise ValueError(f"it has no pixels: its size is {image.size}")
     if image.mode == "F":
         image = Image.fromarray(_bytes_of_floats(np.asarray(image)))
     elif image.mode.startswith("I"):
@@ -74,7 +74,7 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in CHANNELS):
         raise ValueError(
             f"an array {pixels.shape} is neither (H, W) nor (H, W, C) with 1 to 4 channels; np.moveaxis(array, 0, -1) "
-            "puts channels that are first behind"
+            "moves the channels from the first axis to the last"
         )
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
@@ -82,8 +82,8 @@ def _of_array(pixels: np.ndarray) -> Image.Image:
         pixels = _bytes_of_integers(pixels)
     elif pixels.dtype != np.uint8:
         raise TypeError(
-            f"an array of {pixels.dtype} has no known range (expected uint8, 0 to 255); make it uint8, such as "
-            "(array * 255).round().astype(np.uint8) of values from 0 to 1"
+            f"an array of {pixels.dtype} has no known range (expected uint8, 0 to 255); convert it to uint8, for "
+            "example by (array * 255).round().astype(np.uint8) where the values are from 0 to 1"
         )
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
@@ -101,7 +101,7 @@ def _bytes_of_integers(pixels: np.ndarray) -> np.ndarray:
         return pixels.astype(np.uint8)
     raise ValueError(
         f"its {pixels.dtype} values go from {low} to {high}, which fills neither 8 nor 16 bits, so their range is not "
-        "known; make it uint8, such as (array / 16).astype(np.uint8) of 12-bit values"
+        "known; convert it to uint8, for example by (array / 16).astype(np.uint8) where the values have 12 bits"
     )
 
 
@@ -109,8 +109,8 @@ def _bytes_of_floats(pixels: np.ndarray) -> np.ndarray:
     """Whole numbers from 0 to 255, as PIL makes them of 8-bit pictures; no other floats have a known range."""
     if not ((pixels == pixels.round()) & (pixels >= 0) & (pixels <= 255)).all() or pixels.max() == 1:
         raise ValueError(
-            f"its float values go from {pixels.min():g} to {pixels.max():g}, so their range is not known; make it uint8, such "
-            "as (array * 255).round().astype(np.uint8) of values from 0 to 1"
+            f"its float values go from {pixels.min():g} to {pixels.max():g}, so their range is not known; convert it to "
+            "uint8, for example by (array * 255).round().astype(np.uint8) where the values are from 0 to 1"
         )
     return pixels.astype(np.uint8)
 

@@ -86,8 +86,8 @@ class VisionProcessor(ProcessorMixin):
         """
         if self.vocab_size != old.vocab_size:
             raise ValueError(
-                f"{type(self).__name__} has {self.vocab_size} ids, the model {old.vocab_size}, and nothing says which mean the "
-                "same: define tokens_from(old)."
+                f"{type(self).__name__} has {self.vocab_size} ids and the model has {old.vocab_size}, and nothing says which of "
+                "them mean the same: define tokens_from(old) in the processor."
             )
         return None if self.vocab_size is None else list(range(self.vocab_size))
 
@@ -213,12 +213,13 @@ class DenseProcessor(VisionProcessor):
         for row in rows:
             if row.shape != (self.code_len,) or not np.issubdtype(row.dtype, np.integer):
                 raise ValueError(
-                    f"codes must be {self.code_len} integers (code_len), they are {row.dtype} {row.shape}."
+                    f"codes must be {self.code_len} integers (code_len); they have the dtype {row.dtype} and the shape "
+                    f"{row.shape}."
                 )
             if row.min() < 0 or row.max() >= self.num_codes:
                 raise ValueError(
-                    f"codes must be from 0 to {self.num_codes - 1} (num_codes - 1), they are from {row.min()} to "
-                    f"{row.max()}. Are these token ids? A token is a code plus 1."
+                    f"codes must be from 0 to {self.num_codes - 1} (num_codes - 1), but they go from {row.min()} to "
+                    f"{row.max()}. Are these token ids? A token id is a code plus 1."
                 )
         return torch.from_numpy(np.stack(rows).astype(np.int64)) + 1
 
@@ -402,15 +403,15 @@ class TextProcessor(VisionProcessor):
         if too_long:
             first = min(too_long)
             raise ValueError(
-                f"Row {first}, column `{column}`: labels of {too_long[first]} tokens, the decoder has only {num_positions} "
-                "positions: shorten them, or build the decoder with a larger max_position_embeddings. "
+                f"Row {first}, column `{column}`: the labels have {too_long[first]} tokens, but the decoder has only "
+                f"{num_positions} positions. Shorten the labels, or build the decoder with a larger max_position_embeddings. "
                 f"({len(too_long)} of {num_rows} rows are too long, by up to {max(too_long.values()) - num_positions}.)"
             )
 
 
 def checked_text(value) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"text must be a string, it is a {type(value).__name__}: {value!r}.")
+        raise ValueError(f"text must be a string; it is a {type(value).__name__}: {value!r}.")
     return value
 
 
@@ -423,8 +424,8 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
         start = processing_class.decoder_start_token_id
         if start != decoder_start_token_id:
             raise ValueError(
-                f"The processor's decoder_start_token_id is {start}, the model's {decoder_start_token_id}: leave the "
-                "processor's out, or give both the same."
+                f"The processor's decoder_start_token_id is {start}, but the model's is {decoder_start_token_id}: "
+                "leave out the processor's, or give both the same id."
             )
     if isinstance(processing_class, VisionProcessor):
         return processing_class
@@ -434,8 +435,8 @@ def as_vision_processor(processing_class, decoder_start_token_id: int | None) ->
         return TextProcessor(processing_class.image_processor, processing_class.tokenizer, decoder_start_token_id)
     kind = "tokenizer" if isinstance(processing_class, PreTrainedTokenizerBase) else type(processing_class).__name__
     raise TypeError(
-        f"processing_class is a {kind}; a trainer needs both sides of the data: a vision_rl processor, a transformers "
-        "processor with image_processor and tokenizer (TrOCRProcessor, DonutProcessor, ...), or "
+        f"processing_class is a {kind}, but a trainer needs a processor for both the images and the targets: a vision_rl "
+        "processor, a transformers processor with image_processor and tokenizer (TrOCRProcessor, DonutProcessor, ...), or "
         "TextProcessor(image_processor, tokenizer)."
     )
 
@@ -466,7 +467,9 @@ def _plain(value: Any) -> Any:
 def check_return_tensors(return_tensors: str | None) -> None:
     """Transformers' processors take this keyword; ours make torch tensors."""
     if return_tensors not in ("pt", None):
-        raise ValueError(f"return_tensors={return_tensors!r}: the processors here make torch tensors, 'pt'.")
+        raise ValueError(
+            f"return_tensors={return_tensors!r} is not supported: the processors of vision_rl make torch tensors, 'pt'."
+        )
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:

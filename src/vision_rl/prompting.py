@@ -88,5 +88,5 @@ def reading_processor(processing_class: Any, decoder_start_token_id: int | None)
 
 def checked_prompt(value) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"prompt must be a string, it is a {type(value).__name__}: {value!r}.")
+        raise ValueError(f"prompt must be a string; it is a {type(value).__name__}: {value!r}.")
     return value

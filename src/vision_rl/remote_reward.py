@@ -61,11 +61,11 @@ class RemoteReward:
     ):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-            raise ValueError(f"url must begin with http:// or https:// and name a host, got {url!r}.")
+            raise ValueError(f"url must begin with http:// or https:// and name a host; it is {url!r}.")
         if timeout <= 0 or retries < 0 or batch < 1 or most_bytes < 1:
             raise ValueError(
-                f"timeout, batch and most_bytes must be positive and retries not negative; they are {timeout}, {batch}, "
-                f"{most_bytes} and {retries}."
+                f"timeout, batch and most_bytes must be positive, and retries must not be negative; they are "
+                f"timeout={timeout}, batch={batch}, most_bytes={most_bytes} and retries={retries}."
             )
         self.url, self.columns, self.timeout, self.retries, self.batch = url, tuple(columns), timeout, retries, batch
         self.headers, self.most_bytes, self.name = dict(headers or {}), most_bytes, name
@@ -78,7 +78,8 @@ class RemoteReward:
         missing = [name for name in self.columns if name not in kwargs]
         if missing:
             raise ValueError(
-                f"RemoteReward sends the columns {missing}, which it is not given; it is given {sorted(kwargs)}."
+                f"RemoteReward should send the columns {missing}, but it is given only {sorted(kwargs)}: add them to the "
+                "data set, or leave them out of `columns`."
             )
         sent = {"completions": completions, **{name: kwargs[name] for name in self.columns}}
         rewards: list[float | None] = []
@@ -114,7 +115,7 @@ class RemoteReward:
             raise ValueError(f"RemoteReward cannot send this as JSON: {error}") from error
         if len(body) > self.most_bytes:
             raise ValueError(
-                f"A question of {len(question['completions'])} completions has {len(body):,} bytes, over most_bytes="
+                f"A question with {len(question['completions'])} completions has {len(body):,} bytes, more than most_bytes="
                 f"{self.most_bytes:,}: lower `batch`, or send fewer `columns`."
             )
         return body
@@ -181,9 +182,9 @@ def _read(answer: bytes, question: str, count: int) -> list[float | None]:
     try:
         read = json.loads(answer, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise _Unusable(f"the answer is no JSON: {_start_of(answer)}") from None
+        raise _Unusable(f"the answer is not JSON: {_start_of(answer)}") from None
     if not isinstance(read, dict) or not isinstance(read.get("rewards"), list):
-        raise _Unusable(f'the answer is no object with a list "rewards": {_start_of(answer)}')
+        raise _Unusable(f'the answer is not an object with a list "rewards": {_start_of(answer)}')
     if read.get("id") != question:
         raise _Unusable(f'the answer is to another question: its "id" is {read.get("id")!r:.100}, not {question!r}')
     if len(read["rewards"]) != count:
@@ -208,7 +209,9 @@ def _no_constant(name: str) -> None:
 def _as_lists(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
         return value.tolist()
-    raise TypeError(f"RemoteReward sends JSON; a {type(value).__name__} is not. Choose what is sent by `columns`.")
+    raise TypeError(
+        f"RemoteReward sends JSON, which cannot hold a {type(value).__name__}: choose the columns that are sent by `columns`."
+    )
 
 
 def _start_of(answer: bytes) -> str:

@@ -64,16 +64,19 @@ class TokenTargets:
         count = self.positions.shape[0] if self.positions.ndim else 0
         if self.positions.ndim != 2 or self.positions.shape[1] != 2:
             raise ValueError(
-                f"TokenTargets.positions must be (K, 2): (row, token); it is {tuple(self.positions.shape)}."
+                f"TokenTargets.positions must have the shape (K, 2), a row and a token each; its shape is "
+                f"{tuple(self.positions.shape)}."
             )
         if self.ids.shape != self.probabilities.shape or self.ids.ndim != 2 or len(self.ids) != count:
             raise ValueError(
-                f"TokenTargets.ids and .probabilities must both be (K, C) with K = {count} positions; they are "
+                f"TokenTargets.ids and .probabilities must both have the shape (K, C) with K = {count} positions; their "
+                f"shapes are "
                 f"{tuple(self.ids.shape)} and {tuple(self.probabilities.shape)}."
             )
         if self.among == "candidates" and self.ids.shape[1] < 2:
             raise ValueError(
-                "TokenTargets.ids has one candidate a position, whose share among='candidates' is always 1."
+                "TokenTargets.ids has one candidate per position, whose probability among='candidates' is always 1: give at "
+                "least two, or choose among='vocabulary'."
             )
 
 
@@ -111,7 +114,8 @@ class OfProcessor:
             given, fact = getattr(self, name), getattr(processor, name, None)
             if given is None and fact is None:
                 raise ValueError(
-                    f"{type(self).__name__} needs {name}, which {type(processor).__name__} does not have: give it {name}=."
+                    f"{type(self).__name__} needs {name}, which {type(processor).__name__} does not have: pass {name}= to the "
+                    f"{type(self).__name__}."
                 )
             if given is None:
                 setattr(fitted, name, fact)
@@ -123,7 +127,9 @@ class OfProcessor:
 def check_same_fact(whose: str, name: str, given: Any, fact: Any) -> None:
     """An argument that repeats a fact of the processor repeats it rightly. Raises `ValueError`."""
     if given != fact:
-        raise ValueError(f"{whose} has {name}={given!r}, the processor {name}={fact!r}: give it the processor's.")
+        raise ValueError(
+            f"{whose} has {name}={given!r}, but the processor has {name}={fact!r}: use the processor's value."
+        )
 
 
 # TRL's contract: reward(completions=, completion_ids=, **columns) -> one float (or None) a completion.
@@ -146,7 +152,7 @@ def as_conversations(texts: list, role: str) -> list[list[dict[str, str]]]:
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(
-                f"completions_format='conversational' is for text; a completion is a {type(text).__name__}."
+                f"completions_format='conversational' is for text, but a completion is a {type(text).__name__}."
             )
     return [[{"role": role, "content": text}] for text in texts]
 

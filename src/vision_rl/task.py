@@ -75,13 +75,13 @@ def load_task(name_or_path: str) -> Any:
         nearest = get_close_matches(name_or_path, our_tasks(), n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
         raise ValueError(
-            f"There is no task {name_or_path!r}.{hint} There are {', '.join(our_tasks())}; a task of your own is named by its "
-            "file, such as my_task.py."
+            f"There is no task {name_or_path!r}.{hint} vision_rl has {', '.join(our_tasks())}; a task of your own "
+            "is named by its file, such as my_task.py."
         )
     missing = [name for name in NAMES if name not in vars(module)]
     if missing:
         raise ValueError(
-            f"{name_or_path} is no task yet: it does not define {', '.join(missing)}. vision_rl.task.Task says what each is."
+            f"{name_or_path} is not a complete task: it does not define {', '.join(missing)}. vision_rl.task.Task describes each."
         )
     return module
 
@@ -98,8 +98,8 @@ def task_of(model: str, revision: str | None = None) -> Any:
         if module.Processor.__name__ == saved:
             return module
     raise ValueError(
-        f"{model} has {'no processor of its own' if saved is None else f'a {saved}'}, from which no task of ours can be told: "
-        f"name it (task), one of {', '.join(our_tasks())} or the file of yours."
+        f"{model} has {'no processor of its own' if saved is None else f'a {saved}'}, which does not tell its task: set `task` to "
+        f"one of {', '.join(our_tasks())}, or to the file of your own."
     )
 
 
@@ -128,7 +128,7 @@ def load_processor(model: str, task: Any, revision: str | None = None) -> Any:
     if isinstance(processor, task.Processor) or (reads_text and isinstance(processor, ProcessorMixin)):
         return processor
     raise ValueError(
-        f"{model} is a model of another task: its processor is {'missing' if saved is None else f'a {saved}'}, and the task "
+        f"{model} is a model of another task: its processor is {'missing' if saved is None else f'a {saved}'}, but the task "
         f"{task.__name__.rpartition('.')[2]} has a {task.Processor.__name__}."
     )
 
@@ -156,7 +156,7 @@ def load_file(path: Path) -> ModuleType:
     if loaded is not None and getattr(loaded, "__file__", None) == str(path.resolve()):
         return loaded
     if loaded is not None:
-        raise ValueError(f"{path.name} has the name of a module that is there already: call the file otherwise.")
+        raise ValueError(f"{path.name} has the name of a module that is already imported: rename the file.")
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     sys.modules[path.stem] = module  # its classes are found by name, in the workers of a data loader too

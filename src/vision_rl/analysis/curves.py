@@ -31,7 +31,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         lines = json.loads(path.read_text(encoding="utf-8"))["log_history"]
         return [line for line in lines if isinstance(line["step"], int)]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no log of a run: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is not the log of a run: {type(error).__name__}: {error}") from error
 
 
 def curve(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:

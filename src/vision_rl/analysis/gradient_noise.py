@@ -35,7 +35,10 @@ def gradient_noise(
     if trainer.accelerator.num_processes > 1:
         raise ValueError("Gradients are compared on one process: start without `accelerate launch` or torchrun.")
     if trainer.num_generations < 2:
-        raise ValueError("num_generations must be at least 2: most baselines are made of an image's other samples.")
+        raise ValueError(
+            f"num_generations must be at least 2, as most baselines need other samples of the same image; it is "
+            f"{trainer.num_generations}."
+        )
     model, step = trainer.model, trainer.state.global_step
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sketch = Sketch(sum(parameter.numel() for parameter in parameters))

@@ -41,7 +41,7 @@ class Sketch:
         """Of a gradient in parts, in their order: `(width,)`, float32 on the CPU."""
         flat = torch.cat([part.detach().flatten().float() for part in parts])
         if len(flat) != self.size:
-            raise ValueError(f"A gradient of {len(flat)} numbers for a sketch of {self.size}.")
+            raise ValueError(f"The gradient has {len(flat)} numbers, but the sketch was made for {self.size}.")
         self.signs = self.signs.to(flat.device)
         signed = torch.nn.functional.pad(flat * self.signs, (0, -len(flat) % self.width))
         return signed.view(-1, self.width).sum(0).cpu()
@@ -107,7 +107,7 @@ def noise_of(name: str, gradients: Sequence[torch.Tensor], images: int) -> Gradi
         ValueError: for fewer than four of them.
     """
     if len(gradients) < 4:
-        raise ValueError(f"The noise of a gradient needs at least 4 batches, there are {len(gradients)}.")
+        raise ValueError(f"The noise of a gradient needs at least 4 batches; there are {len(gradients)}.")
     stacked = torch.stack(list(gradients)).double()
     products = (stacked @ stacked.T).numpy()  # (M, M)
     count, total, own = len(products), products.sum(), np.diag(products)

@@ -17,7 +17,7 @@ def rank_weights(num_samples: int, n: int) -> np.ndarray:
         ValueError: for n below 1 or above N.
     """
     if not 1 <= n <= num_samples:
-        raise ValueError(f"The best of {n} cannot be told from {num_samples} samples: n must be from 1 to that.")
+        raise ValueError(f"n must be from 1 to the number of samples, which is {num_samples}; it is {n}.")
     ranks = np.arange(n, num_samples + 1)
     logs = _log_choose(ranks - 1, n - 1) - _log_choose(num_samples, n)
     return np.concatenate([np.zeros(n - 1), np.exp(logs)])

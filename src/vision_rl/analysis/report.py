@@ -92,7 +92,7 @@ def _verdict(run: RunFolder, comparison: Comparison | None) -> Html:
     interval = f" than before, on average over {unit} (95 % interval {change.low:+.3g} to {change.high:+.3g})."
     if not change.gained and not change.lost:
         verdict = "Nothing changed"
-        interval = f": of {unit} not one has an answer that earns more or less {name} than before."
+        interval = f": the answers to all {unit} earn as much {name} as before."
     colour = None if not change.is_clear else "good" if change.mean > 0 else "bad"
     sentences = [tag("p", tag("strong", verdict, class_=colour), interval, class_="verdict")]
     if comparison.before is not None and comparison.before.metrics:
@@ -286,7 +286,7 @@ def _noise(run: RunFolder) -> Html:
         tables.append(joined(tag("h3", name), table(head, rows)))
     if not tables:
         return Html()
-    text = "With so many images, an update's noise is as large as its signal; one of far fewer is mostly noise."
+    text = "An update of as many images as are needed has as much noise as signal; one of far fewer is mostly noise."
     return joined(tag("h2", "Noise of the gradients"), tag("p", text), *tables)
 
 

@@ -77,7 +77,7 @@ def sample_rewards(
         ValueError: for fewer than one sample, or if no image has all of its answers scored.
     """
     if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, it is {num_samples}.")
+        raise ValueError(f"num_samples must be at least 1; it is {num_samples}.")
     model_for_evaluation(trainer, trainer.gathers_weights()).eval()
     records: list[dict[str, Any]] = []
     for batch in trainer.get_eval_dataloader(dataset):
@@ -86,7 +86,7 @@ def sample_rewards(
     records = of_all_ranks(records)
     scored = [record for record in records if not np.isnan([*record["rewards"], record["greedy"]]).any()]
     if not scored:
-        raise ValueError("The rewards apply to no image's answers: there is nothing to look at.")
+        raise ValueError("The rewards were None for the answers to every image: there is nothing to look at.")
     return RewardSamples(
         np.array([record["index"] for record in scored]),
         np.stack([record["rewards"] for record in scored]),

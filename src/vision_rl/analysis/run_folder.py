@@ -70,7 +70,7 @@ def open_sheet(path: Path) -> Image.Image:
                 raise ValueError(f"it has {picture.width} x {picture.height} pixels")
             return picture.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no picture of completions: {error}") from error
+        raise ValueError(f"{path} is not a picture of completions: {error}") from error
 
 
 def read_completions(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def read_completions(path: Path) -> list[dict[str, Any]]:
         table = parquet.read_table(path, columns=["row_index", "completion", "reward"])
         return table.slice(0, MAX_ROWS).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} is no table of completions: {error}") from error
+        raise ValueError(f"{path} is not a table of completions: {error}") from error
 
 
 def _json(path: Path, kind: type) -> Any:
@@ -92,7 +92,7 @@ def _json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(content, kind):
         raise ValueError(f"{path} should hold a {kind.__name__}; it holds a {type(content).__name__}.")
     return content

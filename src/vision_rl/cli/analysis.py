@@ -19,12 +19,15 @@ from vision_rl.cli.reading import Read
 def analyze(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.model is None:
-        raise ValueError("vision-rl analyze needs a model: the output_dir of `vision-rl mle` or `tune`.")
+        raise ValueError("vision-rl analyze needs --model: the output_dir of `vision-rl mle` or `vision-rl tune`.")
     for name in ("num_images", "num_samples", "completions_at_once", "batch_size"):
         if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, it is {getattr(args, name)}.")
+            raise ValueError(f"{name} must be at least 1; it is {getattr(args, name)}.")
     if args.noise and (args.num_batches < 4 or args.num_generations < 2):
-        raise ValueError("The noise needs num_batches of at least 4 and num_generations of at least 2.")
+        raise ValueError(
+            f"--noise needs num_batches of at least 4 and num_generations of at least 2; they are {args.num_batches} and "
+            f"{args.num_generations}."
+        )
     folder = Path(args.output_dir or building.folder_of(args.model) / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
     rows = None if args.noise else rows_to_look_at(given, args.split)
@@ -71,7 +74,7 @@ def _samples(trainers: dict[str, VisionRewardTrainer], args: Any, rows: Any, fol
     for file, chart in written.items():
         (folder / file).write_text(chart, encoding="utf-8")
     print(samples_table(summaries))
-    print(f"In {folder}: samples.json, {'curves.json, ' if log else ''}{', '.join(written)}.")
+    print(f"Written to {folder}: samples.json, {'curves.json, ' if log else ''}{', '.join(written)}.")
 
 
 def _noise(trainers: dict[str, VisionRewardTrainer], args: Any, folder: Path) -> None:
@@ -91,7 +94,7 @@ def _noise(trainers: dict[str, VisionRewardTrainer], args: Any, folder: Path) ->
     _write(folder / "noise.json", {"rewards": next(iter(trainers.values())).reward.names, "models": models})
     for name, found in noises.items():
         print(noise_table(name, found))
-    print(f"In {folder}: noise.json.")
+    print(f"Written to {folder}: noise.json.")
 
 
 def samples_table(summaries: dict[str, dict[str, Any]]) -> str:

@@ -58,7 +58,7 @@ def with_options(processor: Any, options: Any) -> Any:
             new, old = getattr(changed, name), getattr(processor, name)
             if new != old:
                 raise ValueError(
-                    f"With these options the processor's {name} is {new}, and that of the model is {old}: leave out the "
+                    f"With these options {name} of the processor is {new}, but the model was made with {old}: leave out the "
                     "options that change it."
                 )
     return changed
@@ -71,7 +71,8 @@ def _refuse_description(args: ModelArguments) -> None:
         about_new = option.name.startswith(("encoder", "decoder")) or option.name in described
         if about_new and getattr(args, option.name) != option.default:
             raise ValueError(
-                f"{option.name} describes a new model, and this run goes on from {args.model}: leave one of them out."
+                f"{option.name} describes a new model, but this run goes on from the model {args.model}: leave out "
+                "one of the two."
             )
 
 
@@ -110,8 +111,8 @@ def make_model(
             adaptation.adapt(model, old, processor, length)
         elif args.image_size not in (None, dict(processor.image_processor.size or {}).get("height")):
             raise ValueError(
-                f"{args.model} reads images of {processor.image_processor.size}, and image_size is {args.image_size}: "
-                f"{'stage I must be trained at that size first' if isinstance(old, DenseProcessor) else 'leave it out'}."
+                f"{args.model} reads images of {processor.image_processor.size}, but image_size is {args.image_size}: "
+                f"{'train stage I at that size first' if isinstance(old, DenseProcessor) else 'leave image_size out'}."
             )
     else:
         model = _new_model(args, processor, length or DEFAULT_LENGTH, weights)
@@ -138,8 +139,8 @@ def _new_model(args: ModelArguments, processor: VisionProcessor, length: int, we
     size = dict(processor.image_processor.size)
     if args.image_size not in (None, size["height"]):
         raise ValueError(
-            f"image_size is {args.image_size}, and stage I reads images of {size['height']}: leave image_size out, or train "
-            "stage I at that size."
+            f"image_size is {args.image_size}, but stage I reads images of {size['height']} pixels: leave image_size out, or "
+            "train stage I at that size."
         )
     init = (args.encoder_init, args.decoder_init) if weights else (None, None)
     encoder = description.make_encoder(
@@ -159,7 +160,7 @@ def _new_model(args: ModelArguments, processor: VisionProcessor, length: int, we
 def make_stage1(args: Stage1Arguments, processor: VisionProcessor) -> UViMModel:
     if not isinstance(processor, DenseProcessor):
         raise ValueError(
-            f"{type(processor).__name__} has no stage I: its models write tokens of their own (`vision-rl mle`)."
+            f"{type(processor).__name__} has no stage I: its models write tokens of their own. Train them with `vision-rl mle`."
         )
     return UViMModel(
         UViMConfig(
@@ -200,9 +201,9 @@ def completion_decoder(processor: VisionProcessor, args: Any, stage1: str | None
         return UViMDecoder(UViMModel.from_pretrained(stage1), processor)
     if model is None:
         raise ValueError(
-            "A model of codes needs stage I, which makes them: stage1, the output_dir of `vision-rl stage1`."
+            "A model that writes codes needs stage I, which makes them: set stage1 to the output_dir of `vision-rl stage1`."
         )
     if Path(model).is_dir() and not (Path(model) / "stage1").is_dir():
-        raise ValueError(f"{model} has no folder stage1 with the network that reads codes.")
+        raise ValueError(f"{model} has no folder `stage1`, where the network that reads codes should be.")
     stage1_of_model = UViMModel.from_pretrained(model, subfolder="stage1", revision=args.model_revision)
     return UViMDecoder(stage1_of_model, processor)

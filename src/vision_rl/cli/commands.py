@@ -75,7 +75,7 @@ def report(arguments: Sequence[str]) -> Run:
     if {"-h", "--help"} & set(command):
         read("report", command, own, report.__doc__)
     if not command or command[0].startswith("-"):
-        raise ValueError("vision-rl report needs the folder of a run first: vision-rl report runs/map.")
+        raise ValueError("vision-rl report needs the folder of a run before its options: vision-rl report runs/map.")
     folder = Path(command.pop(0))
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no run folder {folder}.")
@@ -86,7 +86,7 @@ def report(arguments: Sequence[str]) -> Run:
         from vision_rl.cli.report import report_of_log
 
         parser = argparse.ArgumentParser(
-            prog="vision-rl report RUN_DIR", description="Of this run only its log can be shown."
+            prog="vision-rl report RUN_DIR", description="Only the log of this run can be shown."
         )
         parser.add_argument("--output_file")
         parser.add_argument("--config")

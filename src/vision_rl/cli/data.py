@@ -40,18 +40,20 @@ def require(rows: Any, what: str, data: DataArguments, task: Any) -> Any:
         return rows
     folders = [name for name in vars(task.Options()) if name.endswith(("_dir", "_file")) or name == "scenes"]
     raise ValueError(
-        f"There is no data {what}: give dataset_name, or of the task's own options "
-        f"{', '.join(folders) or 'those that its load_data reads'}."
+        f"There is no data {what}: give dataset_name, or the task's own options "
+        f"({', '.join(folders) or 'those that its load_data reads'})."
     )
 
 
 def _of(data: DataArguments, split: str, streaming: bool) -> Any:
     splits = splits_of(data, streaming)
     if split not in splits:
-        held_out = " Where none is held out, hold one out (train_test_split of datasets), or set eval_strategy to no."
+        held_out = (
+            " Without a split to evaluate on, make one (train_test_split of datasets), or set eval_strategy to no."
+        )
         raise ValueError(
-            f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. dataset_train_split and "
-            f"dataset_test_split name what is read.{held_out if set(splits) == {data.dataset_train_split} else ''}"
+            f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. Name the splits to read "
+            f"by dataset_train_split and dataset_test_split.{held_out if set(splits) == {data.dataset_train_split} else ''}"
         )
     return splits[split]
 

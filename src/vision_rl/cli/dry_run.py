@@ -90,7 +90,7 @@ def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(args.model, revision=args.model_revision)
         if not isinstance(config, VisionEncoderDecoderConfig):
             raise ValueError(
-                f"A dry run knows the sizes of a VisionEncoderDecoderModel only; {args.model} is a {config.model_type}."
+                f"A dry run knows only the sizes of a VisionEncoderDecoderModel, but {args.model} is a {config.model_type}."
             )
         return VisionEncoderDecoderModel(config), load_processor(args.model, given.task, args.model_revision)
     processor = building.make_processor(given.task, args, given.options, rows)
@@ -164,7 +164,7 @@ def _run_before(folder: str) -> Recipe:
     for recipe in Recipe.all():
         if recipe.content["output_dir"] == folder:
             return recipe
-    raise ValueError(f"{folder} is not there, and no recipe makes it: a dry run does not know its sizes.")
+    raise ValueError(f"{folder} does not exist, and no recipe makes it, so a dry run does not know its sizes.")
 
 
 def _read(recipe: Recipe) -> Read:
@@ -177,13 +177,15 @@ def _read(recipe: Recipe) -> Read:
 def _sizes(model: Any, processor: Any, given: Read) -> list[tuple[str, str]]:
     total = f"{count_parameters(model) / 1e6:.1f} M parameters"
     if isinstance(model, UViMModel):
-        codes = f"{processor.code_len} codes of {processor.num_codes} an image of {model.config.image_size} pixels"
+        codes = (
+            f"{processor.code_len} codes per image of {model.config.image_size} pixels, out of {processor.num_codes}"
+        )
         return [("model", f"{total}, of stage I"), ("tokens", codes)]
     parts = ", ".join(
         f"{name} {count_parameters(getattr(model, name)) / 1e6:.1f} M" for name in ("encoder", "decoder")
     )
     size, patches = model.config.encoder.image_size, _num_patches(model)
-    tokens = f"{_num_tokens(model)} a completion, vocabulary {model.config.decoder.vocab_size}"
+    tokens = f"{_num_tokens(model)} per completion, vocabulary {model.config.decoder.vocab_size}"
     return [("model", f"{total} ({parts})"), ("tokens", f"{tokens}; {patches} patches of an image of {size} pixels")]
 
 
@@ -192,9 +194,11 @@ def _step(command: str, given: Read) -> list[tuple[str, str]]:
     per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     images = per_device * accumulation * args.world_size
     samples = f", {args.num_generations} samples each" if command == "tune" else ""
-    text = f"{images} images{samples}: {per_device} a device x {accumulation} accumulation x {args.world_size} devices"
+    text = (
+        f"{images} images{samples}: {per_device} per device x {accumulation} accumulation x {args.world_size} devices"
+    )
     if args.world_size == 1 and accumulation % 8 == 0:
-        text += f"; on 8 devices gradient_accumulation_steps is {accumulation // 8}"
+        text += f"; on 8 devices, set gradient_accumulation_steps to {accumulation // 8}"
     steps = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs} epochs"
     return [("step", text), ("run", f"{steps}, into {args.output_dir}")]
 
@@ -219,14 +223,14 @@ def _memory(command: str, model: Any, optimizer: int, given: Read) -> list[tuple
         decoder = memory.decoder_floats(model.config.decoder, tokens, patches)
         learning, recomputed = (e + samples * d for e, d in zip(encoder, decoder, strict=True))
         cache = memory.cache_floats(model.config.decoder, tokens, patches, samples) if command == "tune" else 0
-    lines = [("memory", ", ".join(f"{name} {size / GB:.2f} GB" for name, size in parts.items()) + ", a device")]
+    lines = [("memory", ", ".join(f"{name} {size / GB:.2f} GB" for name, size in parts.items()) + ", per device")]
     held = f"activations of {images} images {images * learning * width / GB:.1f} GB"
     held += f", with {CHECKPOINTING} {images * recomputed * width / GB:.1f} GB"
     lines.append(("", held))
     if cache:
         rollout = args.per_device_generation_batch_size or images * args.steps_per_generation
         held = f"keys and values of {rollout} images that are sampled at once {rollout * cache * width / GB:.1f} GB"
-        lines.append(("", f"{held}; per_device_generation_batch_size makes them fewer"))
+        lines.append(("", f"{held}; set per_device_generation_batch_size to sample fewer"))
     return lines
 
 

@@ -22,10 +22,10 @@ from vision_rl.task import load_processor
 def evaluate(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.model is None:
-        raise ValueError("vision-rl eval needs a model: the output_dir of `vision-rl mle` or `tune`.")
+        raise ValueError("vision-rl eval needs --model: the output_dir of `vision-rl mle` or `vision-rl tune`.")
     require_folders([args.model])
     if args.shard_size < 1:
-        raise ValueError(f"shard_size must be positive, it is {args.shard_size}.")
+        raise ValueError(f"shard_size must be positive; it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     rows = require(rows_to_look_at(given, args.split), f"of the split {args.split}", data, given.task)
     folder = Path(args.output_dir or building.folder_of(args.model) / "eval")
@@ -70,7 +70,7 @@ def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, s
     row = {"model": str(args.model), "split": args.split, "images": len(rows), **scores}
     (folder / "metrics.json").write_text(json.dumps(row, indent=1) + "\n")
     print(table(scores))
-    print(f"In {folder}: metrics.json, and the results as the field's evaluations read them.")
+    print(f"Written to {folder}: metrics.json, and the results in the files that the usual evaluation programs read.")
 
 
 def table(scores: dict[str, Any]) -> str:
@@ -103,7 +103,8 @@ class Shards:
         note = folder / "of.txt"
         if note.is_file() and note.read_text() != identity:
             raise ValueError(
-                f"{folder} has answers of another model, other data or another shard_size: delete it, or give an output_dir."
+                f"{folder} has answers of another model, other data or another shard_size: delete it, or give another "
+                "output_dir."
             )
         note.write_text(identity)
 

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         nearest = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""
-        print(f"vision-rl: {command!r} is no command.{hint} `vision-rl --help` lists them.", file=sys.stderr)
+        print(f"vision-rl: {command!r} is not a command.{hint} `vision-rl --help` lists them.", file=sys.stderr)
         return 2
     try:
         if command in RANKED and "--accelerate_config" in rest:
@@ -66,6 +66,7 @@ def usage() -> str:
             "",
             *lines,
             "",
-            "`vision-rl COMMAND --help` lists a command's options; --config takes a YAML file of them, or a recipe by name.",
+            "`vision-rl COMMAND --help` lists the options of a command; --config takes a YAML file of options, or the name of "
+            "a recipe.",
         ]
     )

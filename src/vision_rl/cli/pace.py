@@ -28,8 +28,8 @@ class PaceCallback(TrainerCallback):
         left = (state.max_steps - state.global_step) * step
         if left > A_DAY:
             logger.warning(
-                "A step took %.1f s on this CPU: the %d that are left will take %.0f days. The run goes on; a GPU, or fewer "
-                "and smaller steps (max_steps, per_device_train_batch_size, image_size), would end it sooner.",
+                "A step took %.1f s on this CPU: the %d steps that are left will take %.0f days. The run goes on; a GPU, or "
+                "fewer and smaller steps (max_steps, per_device_train_batch_size, image_size), would end it sooner.",
                 step,
                 state.max_steps - state.global_step,
                 left / A_DAY,

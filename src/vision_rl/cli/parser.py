@@ -72,7 +72,7 @@ class CommandParser(TrlParser):
             self.given = {key: said for key, said in read_config(arguments).items() if key in ("env", "eval")}
             os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
             if is_own:
-                self._check_known("key", list(config), known, f" of {path}")
+                self._check_known("key", list(config), known, f", which is in {path}")
             config = {key: value for key, value in config.items() if key in known}
             numbers = {action.dest for action in self._actions if action.type in (int, float) and action.nargs is None}
             for name in numbers & set(config):
@@ -95,7 +95,7 @@ class CommandParser(TrlParser):
             if name not in known:
                 nearest = get_close_matches(name, known, n=1)
                 hint = f" Did you mean {nearest[0]}?" if nearest else ""
-                raise ValueError(f"{name!r} is no {noun} of `{self.prog}`{where}.{hint}")
+                raise ValueError(f"`{self.prog}` has no {noun} {name!r}{where}.{hint}")
 
 
 def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
@@ -109,7 +109,9 @@ def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], 
     if made_for == command:
         return content, True
     if command not in LOOKING or made_for == "stage1":
-        raise ValueError(f"{config_path(arguments)} is a run of `vision-rl {made_for}`.")
+        raise ValueError(
+            f"{config_path(arguments)} is the config of a `vision-rl {made_for}`, not of a `vision-rl {command}`."
+        )
     not_of_looking = ("model", "model_revision", "output_dir", *PER_RUN)
     of_run = {key: value for key, value in content.items() if key not in not_of_looking}
     before = {"before": content.get("model"), "before_revision": content.get("model_revision")}
@@ -138,7 +140,7 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
         ValueError,
         RecursionError,
     ) as error:  # ValueError: no text, or a number of thousands of digits
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds no options: it must be YAML of the form `name: value`.")
     for name, kind in {"command": str, "task": str | None, "model": str | None, "env": dict, "eval": dict}.items():

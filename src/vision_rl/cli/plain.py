@@ -28,7 +28,7 @@ def load_plain(path: Path) -> Any:
     try:
         return _restored(torch.load(path, weights_only=True))
     except Exception as error:  # torch raises errors of many kinds for a damaged file
-        raise ValueError(f"{path} is no file of answers; delete it, and it is made again: {error}") from error
+        raise ValueError(f"{path} is not a file of answers; delete it, and it will be made again: {error}") from error
 
 
 def _plain(value: Any) -> Any:
@@ -45,7 +45,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | float | bool | torch.Tensor):
         return value
     raise TypeError(
-        f"A completion or reference holds a {type(value).__name__}; numbers, text, arrays and pictures are kept."
+        f"A completion or reference holds a {type(value).__name__}, but only numbers, text, arrays and pictures can be saved."
     )
 
 

@@ -61,7 +61,7 @@ def _predict(pipe: VisionPipeline, paths: list[Path], folder: Path, batch_size: 
             rows.append({"image_id": name, "image_size": image.size, "file_name": str(paths[len(rows)])})
             answers.append(answer)
     pipe.task.save_results(answers, rows, pipe.processor, folder)
-    print(f"{len(paths)} images answered, in {folder}.")
+    print(f"Written to {folder}: the answers to {len(paths)} images.")
 
 
 def _distinct_names(paths: list[Path]) -> list[str]:

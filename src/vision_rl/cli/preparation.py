@@ -22,7 +22,7 @@ SPLITS = ("train", "validation", "test")
 def prepare(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.output_dir is None:
-        raise ValueError("vision-rl prepare needs the folder that it is to make: --output_dir.")
+        raise ValueError("vision-rl prepare needs --output_dir: the folder that it will make.")
     folder = Path(args.output_dir)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: give the data set a folder of its own.")
@@ -51,12 +51,12 @@ def _prepare(given: Read, rows: dict[str, datasets.Dataset], folder: Path, size:
         if categories:
             (folder / CATEGORIES_FILE).write_text(json.dumps({"categories": categories}))
     (folder / "README.md").write_text(card(folder.name, given, rows))
-    print(f"In {folder}: `--dataset_name {folder}` reads it, and `datasets.load_dataset` does.")
+    print(f"Written to {folder}: read it with `--dataset_name {folder}`, or with `datasets.load_dataset`.")
     if args.push_to_hub is not None:
         api = HfApi()
         api.create_repo(args.push_to_hub, repo_type="dataset", private=args.private, exist_ok=True)
         api.upload_folder(repo_id=args.push_to_hub, repo_type="dataset", folder_path=folder)
-        print(f"Also at https://huggingface.co/datasets/{args.push_to_hub}.")
+        print(f"Uploaded to https://huggingface.co/datasets/{args.push_to_hub}.")
 
 
 def write_shards(rows: datasets.Dataset, folder: Path, split: str, size: float) -> int:
@@ -123,7 +123,7 @@ def _folders(options: Any) -> str:
 def _bytes(size: str) -> float:
     number, unit = size[:-2], size[-2:].upper()
     if unit not in UNITS or not number.replace(".", "", 1).isdigit():
-        raise ValueError(f"shard_size is a number with one of {', '.join(UNITS)}, such as 500MB; it is {size!r}.")
+        raise ValueError(f"shard_size must be a number with one of {', '.join(UNITS)}, such as 500MB; it is {size!r}.")
     return float(number) * UNITS[unit]
 
 

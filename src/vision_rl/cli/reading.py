@@ -91,7 +91,7 @@ def read(
     try:
         parser = CommandParser(command, kinds, description or "", _epilog(command, training, task) if asked else "")
     except argparse.ArgumentError as error:
-        raise ValueError(f"An option of the task has the name of another one: {error}. Call it otherwise.") from error
+        raise ValueError(f"An option of the task has the name of another option: {error}. Rename it.") from error
     if training is not None and task is not None:
         parser.set_defaults(output_dir=f"runs/{task.__name__.rpartition('.')[2]}-{command}")
     if asked:
@@ -132,8 +132,8 @@ def _epilog(command: str, training: str | None, task: Any) -> str:
         lines.append(f"`vision-rl {command} --task NAME --help` also lists that task's options.")
     if training is not None:
         lines.append(
-            f"All options of {training} are taken as well: --output_dir, --max_steps, --learning_rate, "
-            "--per_device_train_batch_size, ...; --help_all lists them. --accelerate_config NAME starts a rank a device: "
-            "single_gpu, multi_gpu, zero1, zero2, zero3, fsdp2, or a file of yours."
+            f"`vision-rl {command}` also takes all options of {training}: --output_dir, --max_steps, --learning_rate, "
+            "--per_device_train_batch_size, ...; --help_all lists them. --accelerate_config NAME starts one rank per device: "
+            "single_gpu, multi_gpu, zero1, zero2, zero3, fsdp2, or a file of your own."
         )
     return " ".join(lines)

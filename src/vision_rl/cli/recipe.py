@@ -37,8 +37,8 @@ def require_folders(models: Iterable[str | None]) -> None:
         for recipe in Recipe.all():
             if recipe.content["output_dir"] == model:
                 command = f"vision-rl {recipe.content['command']} --config {recipe.name}"
-                raise FileNotFoundError(f"{model} is not there yet: run `{command}` first, which makes it.")
+                raise FileNotFoundError(f"{model} does not exist yet: run `{command}` first, which makes it.")
         if Path(model).is_absolute() or model.startswith(".") or model.count("/") > 1:  # no name that the Hub may have
             raise FileNotFoundError(
-                f"There is no folder {model} with a model: it is the output_dir of a run that has not been, or another one's."
+                f"There is no folder {model} with a model: check the path, or do the run first whose output_dir it is."
             )

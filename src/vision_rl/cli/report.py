@@ -15,14 +15,14 @@ from vision_rl.cli.reading import Read
 
 def report_of_log(folder: Path, output: str | None = None) -> Callable[[], None]:
     """Of a run whose task or data nobody has named: what its folder says by itself."""
-    why = "Without answers: its task or data is not known. `vision-rl report --help` lists the options that name them."
+    why = "It shows no answers, as the task or data is not known: `vision-rl report --help` lists the options that name them."
     return lambda: _say(write_report(folder, output=output), why)
 
 
 def report(given: Read, folder: Path) -> Callable[[], None]:
     args, _ = given.own
     if args.num_images < 2:
-        raise ValueError(f"num_images must be at least 2, it is {args.num_images}.")
+        raise ValueError(f"num_images must be at least 2; it is {args.num_images}.")
     rows = rows_to_look_at(given, args.split)
     if rows is None:
         return report_of_log(folder, args.output_file)
@@ -46,7 +46,7 @@ def _report(trainers: dict[str, Any], args: Any, folder: Path, rows: Any) -> Non
     answers: dict[str, Answers] = {}
     references, name = None, ""
     for model, trainer in trainers.items():
-        print(f"{len(rows)} images are answered by {model}", flush=True)
+        print(f"{model} answers {len(rows)} images", flush=True)
         answers[model], references = answers_of(trainer, rows)
         name = " + ".join(trainer.reward.names) if isinstance(trainer, VisionRewardTrainer) else ""
     before = None if args.before is None else answers[args.before]
@@ -55,4 +55,4 @@ def _report(trainers: dict[str, Any], args: Any, folder: Path, rows: Any) -> Non
 
 
 def _say(path: Path, why: str = "") -> None:
-    print(f"{path}: one file, to be opened in a browser." + (f" {why}" if why else ""))
+    print(f"Written to {path}: open this file in a browser." + (f" {why}" if why else ""))

@@ -21,7 +21,9 @@ def load_rewards(names: Sequence[str] | None, task: Any, processor: Any, rows: A
         ValueError: for a name that is none of these, with the nearest.
     """
     if not names and len(task.REWARDS) > 1:
-        raise ValueError(f"Say what is rewarded (reward): {', '.join(task.REWARDS)}, or my_rewards.py:function.")
+        raise ValueError(
+            f"Choose what is rewarded with --reward: {', '.join(task.REWARDS)}, or my_rewards.py:function."
+        )
     return [_load(name, task, processor, rows) for name in names or task.REWARDS]
 
 
@@ -41,6 +43,6 @@ def _load(name: str, task: Any, processor: Any, rows: Any) -> Callable:
     nearest = get_close_matches(name, task.REWARDS, n=1)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
     raise ValueError(
-        f"There is no reward {name!r}.{hint} The task has {', '.join(task.REWARDS)}; others are my_rewards.py:function, or the "
-        "path of an evaluate module."
+        f"There is no reward {name!r}.{hint} The task has {', '.join(task.REWARDS)}; other rewards are named as "
+        "my_rewards.py:function, or by the path of an evaluate module."
     )

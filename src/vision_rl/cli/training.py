@@ -51,7 +51,7 @@ def stage1(given: Read) -> Callable[[], None]:
 def tune(given: Read) -> Callable[[], None]:
     args, data, run = given.own
     if args.model is None:
-        raise ValueError("vision-rl tune needs a model: the output_dir of `vision-rl mle`.")
+        raise ValueError("vision-rl tune needs --model: the output_dir of `vision-rl mle`.")
     if run.dry_run:
         return lambda: dry_run("tune", given)
     require_folders([args.model])

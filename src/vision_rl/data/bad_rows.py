@@ -24,7 +24,7 @@ class BadRows:
 
     def __init__(self, file: str | Path, on_bad_row: OnBadRow):
         if on_bad_row not in get_args(OnBadRow):
-            raise ValueError(f'on_bad_row is "raise" or "skip"; it is {on_bad_row!r}.')
+            raise ValueError(f'on_bad_row must be "raise" or "skip"; it is {on_bad_row!r}.')
         self.file, self.on_bad_row = file, on_bad_row
         self._counts: dict[tuple[str, str], int] = defaultdict(int)
         self._named: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -56,5 +56,5 @@ class BadRows:
         if sentences and self.on_bad_row == "raise":
             told = " ".join(sentences) if len(sentences) == 1 else "\n- ".join(["", *sentences])
             error = FileNotFoundError if self._missing == set(self._counts) else ValueError
-            raise error(f'{self.file}: {told}.\nMend them, or leave them out with on_bad_row="skip".')
-        return [f"{self.file}: {sentence}. Left out." for sentence in sentences]
+            raise error(f'{self.file}: {told}.\nCorrect them, or leave them out with on_bad_row="skip".')
+        return [f"{self.file}: {sentence}. They are left out." for sentence in sentences]

@@ -139,10 +139,10 @@ class _Captions:
             return
         if "bbox" in self.other_fields:
             raise ValueError(
-                f"{annotation_file} has no captions: its annotations have a `bbox`, as load_coco_detection reads them."
+                f"{annotation_file} has no captions: its annotations have a `bbox`. Read it with load_coco_detection."
             )
         if not self.texts:
-            raise ValueError(f"{annotation_file} has no captions: its `annotations` are empty.")
+            raise ValueError(f"{annotation_file} has no captions: its list `annotations` is empty.")
 
     def name_of(self, index: int) -> str:
         return f"annotation {shortened(self.ids[index])}"
@@ -199,14 +199,16 @@ class _KarpathyEntries:
         if not {"split", "sentences"} <= self.fields:
             raise ValueError(
                 f"{annotation_file} is not Karpathy's split: its images have no `split` or no `sentences`. "
-                "load_coco_captions reads COCO's own captions."
+                "For COCO's own captions, call load_coco_captions."
             )
         unknown = sorted(self.wanted - self.splits - optional)
         if unknown:
             known = ", ".join(sorted(self.splits))
             raise ValueError(f"{annotation_file} has no image of the split {unknown}; it has: {known}.")
         if len(set(self.ids)) < len(self.ids):
-            raise ValueError(f"{annotation_file} has {len(self.ids) - len(set(self.ids))} images whose id is taken.")
+            raise ValueError(
+                f"{annotation_file} has {len(self.ids) - len(set(self.ids))} images with the id of another image."
+            )
 
 
 def _text(value: Any, key: str, where: str, noun: str, bad_rows: BadRows) -> str | None:

@@ -57,7 +57,7 @@ class BoxAnnotations:
         if other and np.isnan(self.boxes).all():
             loader = {"caption": "load_coco_captions", "segments_info": "load_coco_panoptic"}[other[0]]
             raise ValueError(
-                f"{annotation_file} has no boxes: its annotations have a `{other[0]}`, as {loader} reads them."
+                f"{annotation_file} has no boxes: its annotations have a `{other[0]}`. Read it with {loader}."
             )
 
     def name_of(self, index: int) -> str:
@@ -66,7 +66,9 @@ class BoxAnnotations:
     def add(self, entry: Any) -> None:
         """Add one entry of `annotations`."""
         if not isinstance(entry, dict):
-            self.bad_rows.add("annotations", "have no fields", f"number {len(self) + 1}: {shortened(entry)}")
+            self.bad_rows.add(
+                "annotations", "are not objects with fields", f"number {len(self) + 1}: {shortened(entry)}"
+            )
             entry, box, area, crowd = {}, None, math.nan, 0
         else:
             box, area, crowd = self._read(entry)
@@ -216,7 +218,7 @@ def _joined(annotations: BoxAnnotations, image_ids: list[Any], category_ids: lis
             np.array_equal(values[first], values[place]) for values in (boxes.bbox, boxes.label, boxes.image)
         )
     for number in boxes.number[again]:
-        bad_rows.add("annotations", "are there twice", name_of(number))
+        bad_rows.add("annotations", "occur twice", name_of(number))
     return boxes[~again]
 
 
@@ -225,7 +227,7 @@ def _refuse_shares(boxes: _Boxes, annotation_file: str | Path) -> None:
     if len(corners) and corners.min() >= 0 and corners.max() <= 1:
         raise ValueError(
             f"{annotation_file}: all {len(corners)} boxes lie within the first pixel of their images: are they shares of "
-            "width and height? COCO's are in pixels."
+            "width and height? COCO's boxes are in pixels."
         )
 
 
@@ -250,8 +252,8 @@ def _leaving(boxes: _Boxes, frames: Frames, annotations: BoxAnnotations, annotat
     of = f"{int(leaves.sum())} of {len(leaves)} boxes"
     if as_corners.sum() > len(leaves) / 2:
         raise ValueError(
-            f"{of} of {annotation_file} leave their image, and would not if they "
-            "were x0, y0, x1, y1: make them x, y, width, height, as COCO has them. The first: "
+            f"{of} of {annotation_file} leave their image, but would not if they "
+            "were x0, y0, x1, y1: convert them to x, y, width, height, as in COCO. The first: "
             f"{_box_told(boxes, int(np.argmax(as_corners)), annotations)}."
         )
     if not leaves.any():

@@ -37,9 +37,11 @@ def read_categories(annotation_file: str | Path, entries: list[Any] | None = Non
     categories = [json.loads(text) for text in rows["category"]]
     ids = [category["id"] for category in categories]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{annotation_file} has {len(ids) - len(set(ids))} categories whose id is taken.")
+        raise ValueError(
+            f"{annotation_file} has {len(ids) - len(set(ids))} categories with the id of another category."
+        )
     if len({isinstance(value, str) for value in ids}) > 1:
-        raise ValueError(f"{annotation_file} has category ids that are texts and others that are numbers: {ids}.")
+        raise ValueError(f"{annotation_file} has both texts and numbers as category ids: {ids}.")
     return sorted(categories, key=lambda category: category["id"])
 
 

@@ -34,7 +34,7 @@ class CocoImages:
         self.count += 1
         where = f"number {self.count}: {shortened(entry)}"
         if not isinstance(entry, dict):
-            self.bad_rows.add("images", "have no fields", where)
+            self.bad_rows.add("images", "are not objects with fields", where)
             return
         try:
             self.ids.append(read_field(entry, "id", as_id))
@@ -58,7 +58,7 @@ class CocoImages:
         if not self.count:
             raise ValueError(f"{file} has no images.")
         if len(set(self.ids)) < len(self.ids):
-            raise ValueError(f"{file} has {len(self.ids) - len(set(self.ids))} images whose id is taken.")
+            raise ValueError(f"{file} has {len(self.ids) - len(set(self.ids))} images with the id of another image.")
 
 
 def left_out(folder: str | Path, names: Sequence[str | None], kept: np.ndarray) -> list[str]:
@@ -127,7 +127,7 @@ def places(
         found[index] = place
         if place < 0:
             other = str(value) if isinstance(value, int) else _whole(value)
-            hint = ", where ids of the other kind are (texts, not numbers)" if other in place_of else ""
+            hint = ", whose ids are texts, not numbers" if other in place_of else ""
             hint = hint if isinstance(other, str) else hint.replace("texts, not numbers", "numbers, not texts")
             where = f"{name_of(index)} with {key} {shortened(value)}"
             bad_rows.add(noun, f"have {what} that is not in the file{hint}", where)
@@ -149,9 +149,7 @@ def id_feature(ids: Sequence[Any], file: str | Path) -> datasets.Value:
     if str in kinds and len(kinds) > 1:
         number = next(value for value in ids if not isinstance(value, str))
         text = next(value for value in ids if isinstance(value, str))
-        raise ValueError(
-            f"{file} has image ids that are texts and others that are numbers, such as {text!r} and {number}."
-        )
+        raise ValueError(f"{file} has both texts and numbers as image ids, such as {text!r} and {number}.")
     return datasets.Value("string" if str in kinds else "float64" if float in kinds else "int64")
 
 

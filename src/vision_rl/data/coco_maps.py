@@ -44,7 +44,7 @@ class _Maps:
             name = read_field(fields, "file_name", as_text)
             segments = [_segment(segment) for segment in fields["segments_info"]]
             if len({segment_id for segment_id, _, _ in segments}) < len(segments):
-                raise BadField("two segments of one id")
+                raise BadField("two segments with the same id")
         except BadField as error:
             self.bad_rows.add("maps", f"have {error}", f"of image {fields.get('image_id')!r}: {shortened(entry)}")
             name = None
@@ -55,10 +55,10 @@ class _Maps:
     def check(self, annotation_file: str | Path, known: set) -> None:
         """Raise `ValueError` if there are no maps; a map with a segment of a category not in `known` is a bad row."""
         if not self.names:
-            raise ValueError(f"{annotation_file} has no maps: its `annotations` are empty.")
+            raise ValueError(f"{annotation_file} has no maps: its list `annotations` is empty.")
         if not any(self.names) and "bbox" in self.other_fields:
             raise ValueError(
-                f"{annotation_file} has no maps: its annotations have a `bbox`, as load_coco_detection reads them."
+                f"{annotation_file} has no maps: its annotations have a `bbox`. Read it with load_coco_detection."
             )
         for index, segments in enumerate(self.segments):
             unknown = [segment for segment in segments if segment[1] not in known]
@@ -75,7 +75,7 @@ class _Maps:
 def _segment(segment: Any) -> tuple[int, Any, int]:
     """Return the id, the category id and the crowd flag of a segment, or raise `BadField`."""
     if not isinstance(segment, dict):
-        raise BadField("a segment that is no object")
+        raise BadField("a segment that is not an object")
     try:
         segment_id, category_id = read_field(segment, "id", as_id), read_field(segment, "category_id", as_id)
         is_crowd = read_field(segment, "iscrowd", as_flag)
@@ -84,7 +84,7 @@ def _segment(segment: Any) -> tuple[int, Any, int]:
     if not isinstance(segment_id, int) or not 0 < segment_id < _NUM_IDS:
         raise BadField(f"a segment with an `id` that is not from 1 to {_NUM_IDS - 1}")
     if not isinstance(category_id, int):
-        raise BadField("a segment with a `category_id` that is no whole number")
+        raise BadField("a segment with a `category_id` that is not a whole number")
     return segment_id, category_id, is_crowd
 
 
@@ -117,7 +117,9 @@ def make_map_rows(
     for place in np.flatnonzero(kept & ~fits).tolist():
         (width, height), (other_width, other_height) = masks.shown[place], photos.shown[place]
         where = f"{map_paths[place]} is {width} x {height}, {paths[place]} {other_width} x {other_height}"
-        bad_rows.add("maps", "have another size than their photo (resize them without mixing ids: nearest)", where)
+        bad_rows.add(
+            "maps", "have another size than their photo (resize them by the nearest pixel, which mixes no ids)", where
+        )
     kept &= fits
     pictures, readable = _turned_maps(map_paths, frames, kept, bad_rows)
     skipped = bad_rows.settle({"images": images.count, "maps": len(maps.names)})
@@ -155,7 +157,7 @@ def _map_of(images: CocoImages, maps: _Maps) -> np.ndarray:
     for place, image in enumerate(image_of.tolist()):
         if image >= 0 and map_of[image] >= 0:
             where = f"{maps.names[place]} of image {images.ids[image]!r}"
-            bad_rows.add("maps", "are of an image that has one already", where)
+            bad_rows.add("maps", "are of an image that already has a map", where)
         elif image >= 0 and maps.names[place] is not None:
             map_of[image] = place
     return map_of
@@ -177,16 +179,16 @@ def _frames(
             as_stored |= untold
         elif habits != {False}:
             notes.append(
-                f"{untold.sum()} of {len(kept)} images have an EXIF orientation that their size does not tell, and their "
-                'maps are taken for the photos as shown: look at one (frame="stored" if they are not); the first: '
-                f"{paths[int(np.argmax(untold))]}."
+                f"{untold.sum()} of {len(kept)} images have an EXIF orientation, and their size does not tell whether their "
+                'maps are for the photos as shown or as stored. They are read as shown: look at one, and pass frame="stored" '
+                f"if that is wrong. The first: {paths[int(np.argmax(untold))]}."
             )
     if frame != "auto":
         as_stored = has_turn & (frame == "stored")
     if as_stored.any():
         notes.append(
-            f"{as_stored.sum()} of {len(kept)} images are turned by EXIF and their maps are for the pixels as stored: these "
-            f"are turned as well; the first: {paths[int(np.argmax(as_stored))]}."
+            f"{as_stored.sum()} of {len(kept)} images are turned by EXIF, but their maps are for the pixels as stored: the "
+            f"maps are turned as well; the first: {paths[int(np.argmax(as_stored))]}."
         )
     return (
         Frames(masks.shown, np.where(as_stored, photos.orientation, 1)),

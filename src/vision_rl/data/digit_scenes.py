@@ -116,7 +116,7 @@ class DigitScenes(Dataset):
         annotations: Sequence[str] = ("objects",),
     ):
         if length < 0 or seed < 0:
-            raise ValueError(f"The number of scenes and seed must not be negative; they are {length} and {seed}.")
+            raise ValueError(f"The number of scenes and the seed must not be negative; they are {length} and {seed}.")
         if not 0 <= min_digits <= max_digits:
             raise ValueError(f"0 <= min_digits <= max_digits must hold; they are {min_digits} and {max_digits}.")
         if not 8 <= min_height <= max_height <= size:
@@ -126,8 +126,8 @@ class DigitScenes(Dataset):
             )
         if not 0 <= max_overlap <= 1 or not 0 <= crowding <= 1 or noise < 0:
             raise ValueError(
-                f"max_overlap and crowding are shares in 0..1 and noise is at least 0; they are {max_overlap}, {crowding} "
-                f"and {noise}."
+                f"max_overlap and crowding must be from 0 to 1, and noise must be at least 0; they are {max_overlap}, "
+                f"{crowding} and {noise}."
             )
         if max_digits * 0.6 * min_height**2 * (1 - max_overlap) > size**2 / 3:  # many digits would be left out
             raise ValueError(
@@ -135,7 +135,9 @@ class DigitScenes(Dataset):
                 f"{max_overlap}: lower max_digits or min_height, or raise size or max_overlap."
             )
         if isinstance(annotations, str) or not set(annotations) <= set(ANNOTATIONS):
-            raise ValueError(f"annotations is a list or tuple of names out of {ANNOTATIONS}; it is {annotations!r}.")
+            raise ValueError(
+                f"annotations must be a list or tuple of names out of {ANNOTATIONS}; it is {annotations!r}."
+            )
         _check_share(missing_boxes, seed)
         glyphs(split)  # refuses an unknown split
         self.split, self.length, self.seed, self.size = split, length, seed, size
@@ -223,7 +225,7 @@ def with_missing_boxes(dataset: datasets.Dataset, share: float, seed: int = 0) -
 def _check_share(share: float, seed: int) -> None:
     if not 0 <= share <= 1 or seed < 0:
         raise ValueError(
-            f"The share of missing boxes is a probability in 0..1 and seed is not negative; they are {share} and {seed}."
+            f"The share of missing boxes must be from 0 to 1, and seed must not be negative; they are {share} and {seed}."
         )
 
 

@@ -22,11 +22,11 @@ def is_missing(value: Any) -> bool:
 def as_number(value: Any) -> float:
     """Return a finite number from a number or a text, or raise `BadField`."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise BadField("is no number")
+        raise BadField("is not a number")
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        raise BadField("is no number") from None
+        raise BadField("is not a number") from None
     if not math.isfinite(number):
         raise BadField("is not finite")
     return number
@@ -49,7 +49,7 @@ def as_id(value: Any) -> int | str | float:
     if isinstance(value, str):
         return as_text(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadField("is no id")
+        raise BadField("is not an id")
     if abs(value) >= 2**63:
         raise BadField("is too large for an id")
     return int(value) if value == int(value) else value
@@ -58,9 +58,9 @@ def as_id(value: Any) -> int | str | float:
 def as_text(value: Any) -> str:
     """Return a text that is not blank, or raise `BadField`."""
     if not isinstance(value, str) or not value.strip():
-        raise BadField("is no text")
+        raise BadField("is not a text")
     if any("\ud800" <= letter <= "\udfff" for letter in value):  # half a character, which JSON can spell
-        raise BadField("is no valid text")
+        raise BadField("is not a valid text")
     return value
 
 
@@ -100,5 +100,5 @@ def distinct_ids(name: str, values: Iterable[Any]) -> list[int | str | float]:
     """
     ids = ids_of(name, values)
     if len(set(ids)) != len(ids):
-        raise ValueError(f"{name} has an id more than once: COCO wants all of an image together.")
+        raise ValueError(f"{name} has an id more than once: COCO wants all answers for an image together.")
     return ids

@@ -112,7 +112,7 @@ def choose_frames(
         ValueError: for another `frame`.
     """
     if frame not in get_args(Frame):
-        raise ValueError(f"frame must be one of {get_args(Frame)}, it is {frame!r}.")
+        raise ValueError(f"frame must be one of {get_args(Frame)}; it is {frame!r}.")
     sources = _Sources(headers, json_sizes, boxes, image_of)
     if frame == "json":
         return sources.of_json, []
@@ -176,7 +176,8 @@ class _Sources:
         if len(fitting) == 1 and fitting == possible:
             if fitting == ["shown"] and (self.says_shown | ~self.is_told)[judged].all():
                 return self.readings["shown"], ""  # no source disagrees
-            return self.readings[fitting[0]], f"; their boxes fit them {_IN_WORDS[fitting[0]]} only, and are read so"
+            said = f"; their boxes fit them only {_IN_WORDS[fitting[0]]}, and are read that way"
+            return self.readings[fitting[0]], said
         if not fitting:
             return None, ", and their boxes fit them neither " + " nor ".join(_IN_WORDS[name] for name in names[:2])
         if (self.says_shown | ~(self.is_told | self.is_sided))[judged].all():
@@ -184,11 +185,11 @@ class _Sources:
                 return self.readings["shown"], ""  # the JSON has the sizes after the turn
             return self.readings["shown"], (
                 ", and nothing tells whether their boxes are for the pixels as shown or as stored; they are read as shown "
-                '(frame="stored" if that is wrong)'
+                '(pass frame="stored" if that is wrong)'
             )
         options = " or ".join(f'frame="{name}"' for name in dict.fromkeys(name.split(",")[0] for name in fitting))
         words = " as well as ".join(_IN_WORDS[name] for name in fitting)
-        return None, f", and their boxes fit them {words}; say which is so: {options}"
+        return None, f", and their boxes fit them {words}; pass {options}"
 
     def _fits(self, name: str, judged: np.ndarray) -> bool:
         mine = judged[self.image_of]

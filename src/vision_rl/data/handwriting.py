@@ -64,7 +64,9 @@ def digit_strings(
     if not 1 <= min_digits <= max_digits:
         raise ValueError(f"1 <= min_digits <= max_digits must hold; they are {min_digits} and {max_digits}.")
     if not 0 <= crowding <= 1 or noise < 0:
-        raise ValueError(f"crowding is a share in 0..1 and noise is at least 0; they are {crowding} and {noise}.")
+        raise ValueError(
+            f"crowding must be from 0 to 1, and noise must be at least 0; they are {crowding} and {noise}."
+        )
     if height < 16 or width < max_digits * height / 4:
         raise ValueError(
             f"{max_digits} digits would not be legible in {height} x {width} pixels: height must be at least 16, and "

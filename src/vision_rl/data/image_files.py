@@ -67,7 +67,8 @@ def find_images(
         for place in shortened:
             path = paths[place]
             if times[path] > 1:
-                bad_rows.add(noun, "would be a file that another one is", f"{names[place]!r} is not there, but {path}")
+                told = "do not exist under their name, and the file that they may mean belongs to another"
+                bad_rows.add(noun, told, f"{names[place]!r} may mean {path}")
                 paths[place] = None
     return paths
 

@@ -40,7 +40,7 @@ def read_entries(file: str | Path, what: str, handlers: Mapping[str, Handler]) -
         raise FileNotFoundError(f"There is no annotation file {file}{' (it is a folder)' if file.is_dir() else ''}.")
     if file.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(
-            f"{file} has {file.stat().st_size} bytes; up to {MAX_JSON_BYTES} are read "
+            f"{file} has {file.stat().st_size} bytes, but only up to {MAX_JSON_BYTES} are read "
             "(vision_rl.data.json_entries.MAX_JSON_BYTES)."
         )
     encoding = _encoding(file)
@@ -48,10 +48,10 @@ def read_entries(file: str | Path, what: str, handlers: Mapping[str, Handler]) -
         try:
             seen = _read_object(_Text(stream, file), what, handlers)
         except UnicodeError as error:
-            raise ValueError(f"{file} is no text in {encoding} ({error}): save it as UTF-8.") from error
+            raise ValueError(f"{file} is not a text in {encoding} ({error}): save it as UTF-8.") from error
     absent = [key for key in handlers if key not in seen]
     if absent:
-        raise ValueError(f"{file} is no file of {what}: it has no {', '.join(map(repr, absent))} at its top level.")
+        raise ValueError(f"{file} is not a file of {what}: it has no {', '.join(map(repr, absent))} at its top level.")
 
 
 class _Text:
@@ -108,8 +108,8 @@ class _Text:
         rest = self.text[self.at :]
         if len(rest) > MAX_ENTRY_CHARS:
             raise ValueError(
-                f"{self.file} has an entry of more than {MAX_ENTRY_CHARS} characters at character {self.before + self.at} "
-                "(vision_rl.data.json_entries.MAX_ENTRY_CHARS)."
+                f"{self.file} has an entry at character {self.before + self.at} that is longer than {MAX_ENTRY_CHARS} "
+                "characters (vision_rl.data.json_entries.MAX_ENTRY_CHARS)."
             )
         more = self.stream.read(max(_CHUNK, len(rest)))
         if more:
@@ -122,7 +122,7 @@ def _read_object(text: _Text, what: str, handlers: Mapping[str, Handler]) -> set
     if text.peek() == "":
         raise ValueError(f"{text.file} is empty.")
     if text.peek() == "[":
-        raise ValueError(f"{text.file} is no file of {what}: {_told_of_list(text)}")
+        raise ValueError(f"{text.file} is not a file of {what}: {_told_of_list(text)}")
     text.expect("{")
     seen: set[str] = set()
     more = not text.accept("}")
@@ -144,8 +144,8 @@ def _read_object(text: _Text, what: str, handlers: Mapping[str, Handler]) -> set
         if not more:
             text.expect("}")
     if text.peek():
-        lines = " It has one object after another (JSON lines): make it one." if text.peek() == "{" else ""
-        raise text.error(f"it goes on behind its end.{lines}")
+        lines = " It holds several objects (JSON lines): write them as one." if text.peek() == "{" else ""
+        raise text.error(f"it goes on after its end.{lines}")
     return seen
 
 
@@ -167,7 +167,7 @@ def _told_of_list(text: _Text) -> str:
     first = text.value() if text.peek() not in ("", "]") else None
     if isinstance(first, dict) and "score" in first:
         return "it is a list of results (they have a `score`), not of annotations."
-    return "it is a list at its top level, and needs an object with named lists there."
+    return "it is a list at its top level, but it must be an object with named lists."
 
 
 def _encoding(file: Path) -> str:

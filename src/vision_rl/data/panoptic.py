@@ -55,7 +55,7 @@ def load_coco_panoptic(
     settings = {**folders, "bad": on_bad_row, "frame": frame, "links": follow_symlinks}
     bad_rows = BadRows(annotation_file, on_bad_row)
     if frame not in ("auto", "shown", "stored"):
-        raise ValueError(f'frame is "auto", "shown" or "stored"; it is {frame!r}.')
+        raise ValueError(f'frame must be "auto", "shown" or "stored"; it is {frame!r}.')
     return stored_rows(
         "panoptic",
         annotation_file,
@@ -77,7 +77,7 @@ def panoptic_categories(annotation_file: str | Path) -> list[dict[str, Any]]:
                 raise BadField("lacks `isthing`")
             category["isthing"] = as_flag(category["isthing"])
             if not isinstance(category["id"], int):
-                raise BadField("has an `id` that is no whole number")
+                raise BadField("has an `id` that is not a whole number")
         except BadField as error:
-            raise ValueError(f"{annotation_file} is no panoptic file: its category {category} {error}.") from error
+            raise ValueError(f"{annotation_file} is not a panoptic file: its category {category} {error}.") from error
     return categories

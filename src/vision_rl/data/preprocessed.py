@@ -49,12 +49,12 @@ def preprocessed(
         raise TypeError(f"The data set is a {type(dataset).__name__}; it must be a datasets.Dataset to be stored.")
     if dataset.format["type"] is not None:
         raise ValueError(
-            "The data set has a transform, which may be random, or a format of tensors: preprocess first, without it."
+            "The data set has a transform, which may be random, or a tensor format: preprocess it first, without these."
         )
     if isinstance(processor, DenseProcessor):
         raise ValueError(
-            f"{type(processor).__name__} also learns from photos that are mirrored and cut before they are resized: give "
-            "the trainer the data set itself, and workers (dataloader_num_workers)."
+            f"{type(processor).__name__} also mirrors and cuts photos before it resizes them, so they cannot be resized "
+            "beforehand: give the trainer the data set itself, and workers (dataloader_num_workers)."
         )
     features = datasets.Features({**dataset.features, image_column: _STORED})
     stored = dataset.map(
@@ -115,8 +115,8 @@ def _check_same(dataset, stored, processor: VisionProcessor, image_column: str, 
         for name in expected:
             if not _equal(expected[name], made[name]):
                 raise ValueError(
-                    f"{type(processor).__name__} makes another `{name}` of row {row} when its image has the model's size "
-                    "already, so that this data set cannot be preprocessed for it: give the trainer the data set itself, "
+                    f"{type(processor).__name__} makes a different `{name}` of row {row} when its image already has the "
+                    "model's size, so this data set cannot be preprocessed for it: give the trainer the data set itself, "
                     "and workers (dataloader_num_workers)."
                 )
 

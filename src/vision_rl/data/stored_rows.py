@@ -116,8 +116,8 @@ def _written(made: Rows, path: Path) -> tuple[datasets.Dataset, list[str]]:
     except OSError as error:
         aside.unlink(missing_ok=True)
         logger.warning(
-            f"The rows cannot be stored as {path} ({error}): they are kept in memory, and made anew at every start. "
-            "HF_DATASETS_CACHE names another folder."
+            f"The rows cannot be stored as {path} ({error}): they are kept in memory, and made again at every start. "
+            "Set HF_DATASETS_CACHE to another folder."
         )
         return datasets.Dataset(datasets.table.InMemoryTable(table)), made.notes
 

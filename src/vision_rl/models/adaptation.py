@@ -35,7 +35,10 @@ def adapt(model: VisionEncoderDecoderModel, old: Any, new: Any, length: int | No
     size, old_size = (dict(processor.image_processor.size) for processor in (new, old))
     if size != old_size:
         if size.get("height") is None or size.get("height") != size.get("width"):
-            raise ValueError(f"The image processor's size is {size}: give height and width, and the same for both.")
+            raise ValueError(
+                f"The image processor's size is {size}; it must have a height and an equal width, such as "
+                "{'height': 224, 'width': 224}."
+            )
         resize_position_embeddings(model, size["height"])
     kept = new.tokens_from(old)
     if kept is not None and kept != list(range(old.vocab_size)):

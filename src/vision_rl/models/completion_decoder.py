@@ -38,7 +38,7 @@ def check_completion_decoder(decoder: Any, processor: VisionProcessor, max_compl
     if decoder is not None and not isinstance(decoder, nn.Module):
         raise TypeError(
             f"completion_decoder is a {type(decoder).__name__}; it must be an nn.Module, which is "
-            "moved to the device and saved. A function belongs into the processor's batch_decode."
+            "moved to the device and saved. A plain function belongs in the processor's batch_decode."
         )
     if isinstance(decoder, CompletionDecoder):
         decoder.check(processor, max_completion_length)

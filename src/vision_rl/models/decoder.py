@@ -247,9 +247,11 @@ class VisionDecoderForCausalLM(PreTrainedModel):
                 tokens than positions, and for a cache together with gradient checkpointing.
         """
         if output_attentions or self.config.output_attentions:
-            raise ValueError("VisionDecoder never forms its attention weights: leave output_attentions off.")
+            raise ValueError(
+                "VisionDecoder never forms its attention weights, so it cannot return them: leave output_attentions off."
+            )
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass either input_ids or inputs_embeds, and only one of them.")
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache is None and use_cache:
@@ -271,8 +273,8 @@ class VisionDecoderForCausalLM(PreTrainedModel):
             raise ValueError("Pass encoder_hidden_states: without an image there is nothing for this decoder to read.")
         if rows % images:
             raise ValueError(
-                f"{rows} sequences cannot be shared out among {images} images: pass the same number for each, "
-                "and the sequences of an image next to each other."
+                f"{rows} sequences cannot be shared out among {images} images: pass the same number for each image, "
+                "with the sequences of an image next to each other."
             )
 
         mask = create_causal_mask(

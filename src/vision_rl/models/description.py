@@ -30,7 +30,10 @@ def transformer_size(name: str, **numbers: int | None) -> dict[str, int]:
             number of attention heads.
     """
     if name not in SIZES:
-        raise ValueError(f"There is no size {name!r}; there are {', '.join(SIZES)}, and single numbers go before it.")
+        raise ValueError(
+            f"There is no size {name!r}; there are {', '.join(SIZES)}. Single numbers, such as hidden_size, replace those of "
+            "the size."
+        )
     size = dict(zip(_NUMBERS, SIZES[name], strict=True)) | {key: n for key, n in numbers.items() if n is not None}
     wrong = [key for key, number in size.items() if number < 1]
     if wrong:
@@ -112,12 +115,15 @@ def make_decoder(
         decoder = AutoModelForCausalLM.from_pretrained(init, is_decoder=True, add_cross_attention=True, **layers)
     if decoder.config.vocab_size < vocab_size:
         raise ValueError(
-            f"The processor has {vocab_size} tokens, the decoder of {init} {decoder.config.vocab_size}: take the tokenizer "
-            "of that decoder, or a new decoder."
+            f"The processor has {vocab_size} tokens, but the decoder of {init} has only {decoder.config.vocab_size}: take the "
+            "tokenizer of that decoder, or a new decoder."
         )
     positions = getattr(decoder.config, "max_position_embeddings", length)
     if positions < length:
-        raise ValueError(f"A completion has up to {length} tokens, the decoder of {init} has {positions} positions.")
+        raise ValueError(
+            f"A completion has up to {length} tokens, but the decoder of {init} has only {positions} positions: take a decoder "
+            "with more, or shorter completions."
+        )
     return decoder
 
 

@@ -39,12 +39,12 @@ class EncodedDataset(Dataset):
     ):
         if not isinstance(model, VisionEncoderDecoderModel):
             raise TypeError(
-                f"An EncodedDataset holds what the encoder of a VisionEncoderDecoderModel says; this is a "
+                f"An EncodedDataset holds the outputs of a VisionEncoderDecoderModel's encoder, but this model is a "
                 f"{type(model).__name__}: give the trainer the data set itself."
             )
         if any(parameter.requires_grad for parameter in model.encoder.parameters()):
             raise ValueError(
-                "The encoder still learns, and what it says of an image now would soon be out of date: freeze it with "
+                "The encoder still learns, so its present outputs would soon be out of date: freeze it with "
                 "model.encoder.requires_grad_(False)."
             )
         self.dataset = dataset

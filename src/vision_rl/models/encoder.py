@@ -91,7 +91,7 @@ def load_encoder(
         config = config.vision_config
     if num_hidden_layers is not None and not 1 <= num_hidden_layers <= getattr(config, "num_hidden_layers", 0):
         raise ValueError(
-            f"`{name_or_path}` has {getattr(config, 'num_hidden_layers', 'no')} layers: num_hidden_layers cannot be "
+            f"`{name_or_path}` has {getattr(config, 'num_hidden_layers', 'no')} layers, so num_hidden_layers cannot be "
             f"{num_hidden_layers}."
         )
     encoder: PreTrainedModel
@@ -107,7 +107,7 @@ def load_encoder(
         encoder = Dinov2Model.from_pretrained(name_or_path, config=config, **from_pretrained_kwargs)
     else:
         raise ValueError(
-            f"`{name_or_path}` holds a {config.model_type} model; the encoder has to be a SigLIP, ViT or DINOv2."
+            f"`{name_or_path}` holds a {config.model_type} model, but the encoder must be a SigLIP, ViT or DINOv2."
         )
     if num_hidden_layers is not None:
         _keep_first_layers(encoder, num_hidden_layers)
@@ -129,7 +129,7 @@ def load_image_processor(name_or_path: str | PathLike, image_size: int) -> ViTIm
         config = {}
         logger.warning(
             "%s has no preprocessor_config.json: images are normalised with mean and standard deviation 0.5. If its encoder "
-            "was trained with others, set image_mean and image_std of the image processor.",
+            "was trained with other values, set image_mean and image_std of the image processor.",
             name_or_path,
         )
     statistics = {key: config[key] for key in ("image_mean", "image_std") if config.get(key) is not None}
@@ -164,8 +164,8 @@ def resize_position_embeddings(model: PreTrainedModel, image_size: int | tuple[i
     encoder = model.encoder if isinstance(model, VisionEncoderDecoderModel) else model
     if not isinstance(encoder, SiglipVisionModel | ViTModel | Dinov2Model):
         raise ValueError(
-            f"{type(encoder).__name__} has no grid of positions that is known here: "
-            "the encoder has to be a SiglipVisionModel, a ViTModel or a Dinov2Model."
+            f"vision_rl does not know how to resize the positions of {type(encoder).__name__}: "
+            "the encoder must be a SiglipVisionModel, a ViTModel or a Dinov2Model."
         )
     new_size, old_size = _pair(image_size), _pair(encoder.config.image_size)
     patch_size = _pair(encoder.config.patch_size)
@@ -175,7 +175,9 @@ def resize_position_embeddings(model: PreTrainedModel, image_size: int | tuple[i
             f"image_size {image_size} cannot be cut into patches of {patch_size}: choose a multiple of them."
         )
     if new_size[0] != new_size[1] and not isinstance(encoder, ViTModel):
-        raise ValueError(f"{type(encoder).__name__} of transformers reads square images only, not {image_size}.")
+        raise ValueError(
+            f"{type(encoder).__name__} of transformers reads only square images, but image_size is {image_size}."
+        )
     if new_size == old_size:
         return
 
@@ -240,8 +242,8 @@ def vision_encoder_decoder(
     """
     if not hasattr(encoder.config, "hidden_size"):
         raise ValueError(
-            f"{type(encoder).__name__} has no hidden_size: it gives a map, or tokens of several widths, where a decoder reads "
-            "tokens (B, N, hidden_size). Take a ViT, SigLIP, DINOv2 or Swin; ConvNeXt, ResNet and their like are not served."
+            f"{type(encoder).__name__} has no hidden_size: it gives a map, or tokens of several widths, but a decoder reads "
+            "tokens (B, N, hidden_size). Take a ViT, SigLIP, DINOv2 or Swin; ConvNeXt, ResNet and the like are not served."
         )
     if "encoder_hidden_states" not in inspect.signature(decoder.forward).parameters:
         raise ValueError(

@@ -127,9 +127,10 @@ def forbid_uncounted_id(policy: VisionEncoderDecoderModel) -> None:
         return
     if uncounted == ids.decoder_start:
         raise ValueError(
-            f"The positions of {type(decoder_of(policy)).__name__} do not count the id {uncounted}, its padding, which is "
-            "also decoder_start_token_id: the model would learn at other positions than it writes. Set "
-            "decoder_start_token_id, in config and generation_config, to another one, such as the tokenizer's bos or cls."
+            f"decoder_start_token_id is {uncounted}, which is also the padding, and the positions of "
+            f"{type(decoder_of(policy)).__name__} do not count padding: the model would learn at other positions than it "
+            "writes. Set decoder_start_token_id, in config and generation_config, to another id, such as the tokenizer's bos "
+            "or cls."
         )
     if uncounted not in (*ids.ends, *ids.suppressed):
         policy.generation_config.suppress_tokens = [*ids.suppressed, uncounted]
@@ -152,9 +153,9 @@ def drop_generation_options(policy: PreTrainedModel) -> None:
         setattr(config, name, getattr(default, name, None))
     if dropped:
         logger.warning(
-            "generation_config has %s: training and evaluation follow the model's own distribution, without them. They are "
-            "taken out, so that `generate` of the saved model repeats the greedy evaluation; give them to `generate`, if you "
-            "want them there.",
+            "generation_config has %s. Training and evaluation follow the model's own distribution, so these options are taken "
+            "out: `generate` of the saved model then repeats the greedy evaluation. Pass them to `generate` where you want "
+            "them.",
             ", ".join(f"{name}={value!r}" for name, value in dropped.items()),
         )
 
@@ -169,7 +170,8 @@ def align_special_ids(policy: PreTrainedModel, processing_class) -> None:
     starts = [getattr(config, "decoder_start_token_id", None) for config in (policy.config, policy.generation_config)]
     if None not in starts and starts[0] != starts[1]:
         logger.warning(
-            "decoder_start_token_id is %d in model.config and %d in model.generation_config, which counts: set both.",
+            "decoder_start_token_id is %d in model.config and %d in model.generation_config. The second one counts: set "
+            "both to the same id.",
             *starts,
         )
     _mirror_special_ids(policy, tokenizer)

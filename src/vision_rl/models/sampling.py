@@ -82,13 +82,17 @@ def sample(
         FloatingPointError: for logits that are NaN.
     """
     if logits_processor and do_sample:
-        raise ValueError("Samples come from the model's own distribution: a logits_processor needs do_sample=False.")
+        raise ValueError(
+            "A logits_processor needs do_sample=False, because samples come from the model's own distribution."
+        )
     logits_processor = logits_processor or None
     length = completion_length(model, max_completion_length)
     policy: Any = base_model(model)
     if not is_served(model):
         if pixel_values is None:
-            raise ValueError(f"{type(policy).__name__} is sampled through generate, which takes pixel_values only.")
+            raise ValueError(
+                f"{type(policy).__name__} is sampled through generate, which takes only pixel_values: pass them."
+            )
         return sample_with_generate(
             policy, pixel_values, num_generations, length, do_sample, temperature, watched_ids, logits_processor
         )

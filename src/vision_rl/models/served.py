@@ -164,7 +164,7 @@ def not_served(name: str, config: Any) -> str:
     """Return a sentence that tells why the model called `name` is not served, and which models are served."""
     if type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING and not isinstance(config, SERVED_CONFIGS):
         return (
-            f"{name} is a vision-language model, which TRL's GRPOTrainer and RLOOTrainer tune. Served here is an "
-            f"encoder-decoder: {SERVED_NAMES}."
+            f"{name} is a vision-language model, which TRL's GRPOTrainer and RLOOTrainer tune. vision_rl serves "
+            f"encoder-decoders: {SERVED_NAMES}."
         )
-    return f"{name} is no model that reads an image and writes tokens about it as these do: {SERVED_NAMES}."
+    return f"vision_rl does not serve {name}. It serves models that read an image and write tokens about it: {SERVED_NAMES}."

@@ -80,7 +80,7 @@ class ChoiceFile:
         """Add a line, with the time that it is, if the choice has none."""
         if choice.better not in (0, 1, None) or sorted(choice.order) != [0, 1]:
             raise ValueError(
-                f"better is 0, 1 or None and order (0, 1) or (1, 0); they are {choice.better!r} and {choice.order!r}."
+                f"better must be 0, 1 or None, and order (0, 1) or (1, 0); they are {choice.better!r} and {choice.order!r}."
             )
         time = choice.time or datetime.now(UTC).isoformat(timespec="seconds")
         said = {"order": list(choice.order), "better": choice.better, "rater": choice.rater, "time": time}
@@ -105,7 +105,7 @@ class ChoiceFile:
             ValueError: for lines that are no choices, and for files that do not hold what was shown.
         """
         if not self.path.is_file():
-            raise FileNotFoundError(f"There are no choices {self.path}: the page that is opened for it writes them.")
+            raise FileNotFoundError(f"There is no file of choices {self.path}: open the page for it and choose.")
         bad_rows = BadRows(self.path, on_bad_row)
         lines = list(self._lines(bad_rows))
         for note in bad_rows.settle({"lines": len(self.path.read_bytes().splitlines())}):
@@ -144,7 +144,7 @@ class ChoiceFile:
                 _check(line)
                 absent = [name for name in files_of([line["image"], line["completions"]]) if not self._has(name)]
             except (ValueError, RecursionError) as error:
-                bad_rows.add("lines", "are no choices", f"line {number} ({str(error)[:200] or type(error).__name__})")
+                bad_rows.add("lines", "are not choices", f"line {number} ({str(error)[:200] or type(error).__name__})")
                 continue
             if absent:
                 where = f"line {number}, {self.folder / absent[0]}"
@@ -168,15 +168,15 @@ def _check(line: Any) -> None:
     wanted: dict[str, Any] = {"image_id": str, "rater": str, "time": str}
     for name, kind in wanted.items():
         if not isinstance(line.get(name), kind):
-            raise ValueError(f"{name!r} is {str(line.get(name))[:40]!r}")
+            raise ValueError(f"{name!r} is {str(line.get(name))[:40]!r}, not a text")
     if not is_picture(line["image"]):
-        raise ValueError(f"'image' is {str(line['image'])[:40]!r}, not the file of a picture")
+        raise ValueError(f"'image' is {str(line['image'])[:40]!r}, not the name of a stored picture")
     for name, kinds in {"completions": object, "models": str, "order": int}.items():
         values = line.get(name)
         if not isinstance(values, list) or len(values) != 2 or not all(isinstance(value, kinds) for value in values):
-            raise ValueError(f"{name!r} is {str(values)[:40]!r}, not two")
+            raise ValueError(f"{name!r} is {str(values)[:40]!r}, not a list of two")
     if sorted(line["order"]) != [0, 1]:
-        raise ValueError(f"'order' is {line['order']}")
+        raise ValueError(f"'order' is {line['order']}, not [0, 1] or [1, 0]")
     better = line.get("better", "missing")
     if better is not None and (type(better) is not int or better not in (0, 1)):
         raise ValueError(f"'better' is {str(better)[:40]!r}, not 0, 1 or null")

@@ -43,7 +43,7 @@ def fit_preference_reward(
     """
     if not l2 > 0:
         raise ValueError(
-            f"l2 must be positive, it is {l2}: without it one feature that is always right has no finite weight."
+            f"l2 must be positive; it is {l2}. Without it, a feature that is always right has no finite weight."
         )
     names: list[str] = []
     tables, images, num_undecided = [], [], 0
@@ -53,20 +53,25 @@ def fit_preference_reward(
             continue
         names_here, table = feature_table(features, list(choice.pair.completions), {"image": [choice.pair.image] * 2})
         if names and names_here != names:
-            raise ValueError(f"The features of one answer are {names}, those of another {names_here}.")
+            raise ValueError(
+                f"One answer has the features {names} and another has {names_here}: return the same features for all."
+            )
         names = names_here
         tables.append(table[[choice.better, 1 - choice.better]])  # (2, F), the better one first
         images.append(choice.pair.image_id)
     num_images = len(set(images))
     if len(tables) < LEAST_CHOICES or num_images < LEAST_IMAGES:
         raise ValueError(
-            f"There are {len(tables)} choices on {num_images} images (and {num_undecided} of neither answer); a reward needs at "
-            f"least {LEAST_CHOICES} on {LEAST_IMAGES}, and some hundreds to be good. Judge more pairs."
+            f"There are {len(tables)} choices on {num_images} images, besides {num_undecided} of neither answer. A "
+            f"reward needs at least {LEAST_CHOICES} choices on {LEAST_IMAGES} images, and some hundreds to be good: "
+            "judge more pairs."
         )
     answers = np.stack(tables)  # (N, 2, F)
     mean, scale = answers.mean((0, 1)), answers.std((0, 1))
     if not (answers[:, 0] != answers[:, 1]).any():
-        raise ValueError(f"In no choice do the two answers differ in any of the features {', '.join(names)}.")
+        raise ValueError(
+            f"The two answers are equal in all features ({', '.join(names)}) of every choice: take other features."
+        )
     scale = np.where(scale > 1e-9 * (1 + abs(mean)), scale, 1.0)  # a feature that is always the same has weight 0
     differences = (answers[:, 0] - answers[:, 1]) / scale  # (N, F)
 
@@ -80,7 +85,10 @@ def fit_preference_reward(
         right[parts == part] = (np.sign(margins) + 1) / 2
     agreement = Agreement(float(right.mean()), wilson(right.sum(), len(right)), len(right), num_images, num_undecided)
     if agreement.interval[0] <= 0.5:
-        logger.warning("The preference reward %s: no better than a coin. More choices, or other features.", agreement)
+        logger.warning(
+            "The preference reward %s: it is no better than tossing a coin. Collect more choices, or take other features.",
+            agreement,
+        )
 
     columns = (_weights(differences, l2), mean, scale, answers.min((0, 1)), answers.max((0, 1)))
     fitted = {name: FittedFeature(*map(float, one)) for name, *one in zip(names, *columns, strict=True)}

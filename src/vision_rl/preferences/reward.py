@@ -56,7 +56,7 @@ class Agreement:
         low, high = self.interval
         return (
             f"agrees with {self.accuracy:.1%} (95 %: {low:.1%} to {high:.1%}) of {self.num_choices} choices on {self.num_images} "
-            "images, each left out when it was asked about"
+            "images, each judged by a fit without that image"
         )
 
 
@@ -92,7 +92,7 @@ class PreferenceReward(SavedReward):
         if names != list(self.fitted):
             raise ValueError(
                 f"The features are {', '.join(names)}, but the reward was fitted to {', '.join(self.fitted)}: give it the "
-                "features that it was fitted with, or fit another one."
+                "features that it was fitted with, or fit a new reward."
             )
         weights, mean, scale, low, high = np.array([list(asdict(one).values()) for one in self.fitted.values()]).T
         inside = values.clip(low, high)  # (N, F)

@@ -43,8 +43,8 @@ def store(value: Any, folder: Path) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise TypeError(
-        f"An answer holds a {type(value).__name__}. What is kept: texts, numbers, None, lists, dictionaries with texts as keys "
-        f"(not {FILE!r}), arrays of numbers, tensors and PIL images."
+        f"An answer holds a {type(value).__name__}, which cannot be stored. These can: texts, numbers, None, lists, "
+        f"dictionaries with texts as keys (not {FILE!r}), arrays of numbers, tensors and PIL images."
     )
 
 
@@ -71,7 +71,7 @@ def files_of(value: Any) -> Iterator[str]:
     if isinstance(value, dict) and FILE in value:
         name = value[FILE]
         if len(value) != 1 or not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"{str(value)[:80]!r} names no file that was stored")
+            raise ValueError(f"{str(value)[:80]!r} is not the name of a stored file")
         yield name
     elif isinstance(value, dict | list):
         for entry in value.values() if isinstance(value, dict) else value:
@@ -111,7 +111,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # Pillow and numpy raise errors of many kinds
         raise ValueError(f"{path} cannot be read: {error}") from error
     if _digest(found) != path.stem:
-        raise ValueError(f"{path} does not hold what was shown (SHA-256).")
+        raise ValueError(f"{path} does not have the content that was shown (SHA-256).")
     return value
 
 

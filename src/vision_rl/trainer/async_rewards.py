@@ -26,8 +26,8 @@ def leave_if_blocked(seconds: float = 0.5) -> None:
     with _lock:
         if _current is not None and not _current.answers(seconds):
             logger.warning(
-                "An async reward blocks the event loop, on which all async rewards wait for one another: it should await "
-                "what takes long. Later calls run on a new loop."
+                "An async reward blocks the event loop, which all async rewards share: it should await what takes long. "
+                "Later calls run on a new loop."
             )
             _current = None
 

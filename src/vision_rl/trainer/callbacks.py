@@ -48,8 +48,8 @@ class RewardMetricDivergenceCallback(TrainerCallback):
             return  # another one of several data sets
         if missing:
             raise ValueError(
-                f"The evaluation has no {missing[0]}; it has {', '.join(sorted(metrics))}. Pass compute_metrics, and the "
-                "keys to RewardMetricDivergenceCallback; with several data sets, such as `new_map` and `new_reward`."
+                f"The evaluation has no {missing[0]}; it has {', '.join(sorted(metrics))}. Pass compute_metrics, and give "
+                "RewardMetricDivergenceCallback the keys; with several data sets they are such as `new_map` and `new_reward`."
             )
         value = metrics[self.metric] if self.greater_is_better else -metrics[self.metric]
         if self.best is None or value >= self.best[0]:
@@ -62,8 +62,9 @@ class RewardMetricDivergenceCallback(TrainerCallback):
         self.num_worse += 1
         if self.num_worse == self.patience and state.is_world_process_zero:
             logger.warning(
-                "The reward rises while %s falls: %.4g and %.4g now, %.4g and %.4g at step %d. The model has found what the "
-                "reward overlooks: stop there, add what is missing to the reward, or hold the model back (beta).",
+                "The reward rises while %s falls: they are %.4g and %.4g now, and were %.4g and %.4g at step %d. The model has "
+                "found what the reward overlooks: stop there, add what is missing to the reward, or hold the model "
+                "back (beta).",
                 self.metric,
                 metrics[self.reward],
                 metrics[self.metric],

@@ -305,4 +305,4 @@ def keep_what_was_done(trainer: "VisionTrainer", boundary: StepBoundary, error: 
         logger.warning("What was done since the last checkpoint is lost: %s", again)
     else:
         if folder is not None:
-            logger.warning("The run ends by an error; %s has what was done before.", folder)
+            logger.warning("The run ends with an error; %s has what was done before it.", folder)

@@ -54,27 +54,27 @@ def check_dataset(name: str, dataset) -> None:
     if isinstance(dataset, str | PathLike | Image.Image):
         raise TypeError(
             f"{name} is a {type(dataset).__name__}; it must hold rows, such as [{{'image': 'a.png'}}]. datasets.load_dataset "
-            "loads one by its name, and vision_rl.pipeline(folder)('a.png') answers a picture."
+            "loads a data set by its name, and vision_rl.pipeline(folder)('a.png') answers a picture."
         )
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
-            f"{name} is a {type(dataset).__name__} without length and index, which only a train_dataset may be, as a "
-            "datasets.IterableDataset or a torch one. Load it with streaming=False, or take some rows: "
+            f"{name} is a {type(dataset).__name__}, which has no length and index. Only a train_dataset may be such a stream, "
+            "as a datasets.IterableDataset or a torch one: load it with streaming=False, or take some rows, "
             "list(dataset.take(500))."
         )
     if len(dataset) == 0:
         raise ValueError(f"{name} is empty: it has no rows.")
     if isinstance(dataset, list | tuple) and isinstance(dataset[0], str | PathLike | Image.Image):
         raise TypeError(
-            f"{name} is a list of {type(dataset[0]).__name__}; a row is a dict, such as {{'image': 'a.png'}}: "
-            f"[{{'image': each}} for each in {name}]."
+            f"{name} is a list of {type(dataset[0]).__name__}, but a row is a dict, such as {{'image': 'a.png'}}: "
+            f"pass [{{'image': each}} for each in {name}]."
         )
 
 
 def check_stream(args: VisionConfig) -> None:
     """What a stream cannot do without, and what has no effect on it."""
     if args.max_steps <= 0:
-        raise ValueError("train_dataset is a stream, whose end nobody knows: set max_steps.")
+        raise ValueError("train_dataset is a stream, whose length is not known: set max_steps.")
     if args.dataloader_num_workers > 0:
         raise ValueError(
             "dataloader_num_workers must be 0 with a stream: each worker would read all of it. The stream itself can read "
@@ -159,7 +159,7 @@ def check_reserved_columns(dataset_name: str, columns: list[str], has_references
     taken = [name for name in REWARD_ARGUMENTS if name in columns and (name != "references" or has_references)]
     if taken:
         raise ValueError(
-            f"{dataset_name} has columns {taken} with names that rewards are given for something else: rename them "
+            f"{dataset_name} has columns {taken}, but under these names rewards are given something else: rename the columns "
             "(dataset.rename_column)."
         )
 
@@ -191,7 +191,7 @@ def check_first_row(collator: VisionCollator, rows, processor: VisionProcessor, 
     if "pixel_values" not in batch and "encoder_outputs" not in batch:
         raise ValueError(f"{type(processor).__name__} made no pixel_values; it made {sorted(batch)}.")
     if collator.with_labels and not {"labels", "targets"} & set(batch):
-        raise ValueError(f"{type(processor).__name__} made no labels of the targets; it made {sorted(batch)}.")
+        raise ValueError(f"{type(processor).__name__} made no labels from the targets; it made {sorted(batch)}.")
     for name in ("pixel_values", "labels"):
         if not isinstance(batch.get(name, torch.empty(0)), torch.Tensor):
             raise TypeError(
@@ -231,7 +231,7 @@ def check_first_labels(name: str, collator: VisionCollator, rows: RowDataset) ->
     except ValueError as error:
         if collator.with_labels:
             raise
-        logger.warning("%s: a reference that the model cannot write. %s", name, error)
+        logger.warning("%s: the model cannot write a reference. %s", name, error)
         return
     references = batch["columns"].references
     if "labels" not in batch or references is None:
@@ -249,7 +249,7 @@ def check_first_labels(name: str, collator: VisionCollator, rows: RowDataset) ->
     if other:
         logger.warning(
             "%s: the labels of %d of the first %d rows are not decoded to their references, so that no completion can be "
-            "right there. Row %d is decoded to %r, its reference is %r.",
+            "right there. Row %d is decoded to %r, but its reference is %r.",
             name,
             len(other),
             len(pairs),

@@ -177,5 +177,7 @@ def codes_given(columns_of_sets: Iterable[list[str]]) -> bool:
     """Whether the data sets have a column `codes`, all of them or none."""
     with_codes = [CODES in columns for columns in columns_of_sets]
     if any(with_codes) and not all(with_codes):
-        raise ValueError(f"Some data sets have a column `{CODES}` and others have not: give it to all or to none.")
+        raise ValueError(
+            f"Some data sets have a column `{CODES}` and others do not: give it to all of them or to none."
+        )
     return any(with_codes)

@@ -68,7 +68,8 @@ class RowDataset(Dataset):
             else:
                 return row._replace(instead_of=problem)
         raise ValueError(
-            f"{MOST_BAD_ROWS} rows in a row, from row {key.row_index} on, cannot be used: is the data still there? {problem}"
+            f"{MOST_BAD_ROWS} rows one after another, from row {key.row_index} on, cannot be used: is the data still "
+            f"there? {problem}"
         )
 
     def _row(self, key: RowKey) -> Row:

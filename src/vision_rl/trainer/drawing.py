@@ -59,7 +59,7 @@ class Drawing:
         try:
             completions = trainer._sample(inputs)
         except FloatingPointError as error:
-            raise FloatingPointError(f"{error} It was on the rows {inputs['row_index'].tolist()}.") from error
+            raise FloatingPointError(f"{error} It happened on the rows {inputs['row_index'].tolist()}.") from error
         started = [completions]
         if trainer.args.baseline == "greedy":
             inputs = {**inputs, "greedy": trainer.complete(self.encoded(inputs), do_sample=False)}

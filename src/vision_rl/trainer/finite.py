@@ -88,7 +88,7 @@ class FiniteCheck:
             raise NotFiniteError(message)
         if self._in_a_row >= trainer.args.max_skipped_steps:
             raise NotFiniteError(
-                f"{message} This was step {self._in_a_row} in a row to be left out (max_skipped_steps)."
+                f"{message} This was the last of {self._in_a_row} steps in a row that were left out (max_skipped_steps)."
             )
         self.num_skipped += 1
         logger.warning("%s The step is left out.", message)

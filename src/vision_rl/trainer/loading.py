@@ -37,7 +37,7 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
     base = PeftConfig.from_pretrained(name_or_path, **where).base_model_name_or_path
     if not base:
         raise ValueError(
-            f"{name_or_path} holds adapters and does not say of which model. Load it yourself: "
+            f"{name_or_path} holds adapters, but does not name their base model. Load it yourself: "
             f"PeftModel.from_pretrained(base_model, {name_or_path!r}, is_trainable=True)."
         )
     revision = where.pop("revision", None)  # of the adapters; the base has a history of its own
@@ -81,7 +81,7 @@ def load_processor(name_or_path: str, options: dict[str, Any]) -> Any:
     if isinstance(processor, ProcessorMixin) or saved is None:
         return processor
     raise ValueError(
-        f"{name_or_path} has a {saved}, whose module nothing has imported: import it before, or give the trainer a "
+        f"The processor of {name_or_path} is a {saved}, whose module is not imported: import it first, or give the trainer a "
         "processing_class."
     )
 
@@ -125,7 +125,7 @@ def prepared_policy(
         share_images(policy)
     else:
         logger.warning(
-            "%s is sampled through transformers' generate: slower, and its draws depend on the batch.",
+            "%s is sampled through transformers' generate, which is slower, and its draws depend on the batch.",
             type(policy).__name__,
         )
     return processor, length
@@ -155,7 +155,7 @@ def with_adapters(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | 
         return model
     if isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError(
-            "The model has adapters already: leave out peft_config to train them, or give "
+            "The model has adapters already: leave out peft_config to train them, or pass "
             "model.merge_and_unload() to put new ones on top."
         )
     return get_peft_model(model, peft_config)

@@ -39,8 +39,8 @@ def as_metric(compute_metrics: Any, processor: Any) -> Callable[..., dict] | Non
         path = module_path(metric)
         if path is None:
             raise ValueError(
-                f"compute_metrics is {metric!r}, neither the path of an evaluate module nor one of ours by its name: load it "
-                f"yourself, compute_metrics=evaluate.load({metric!r})."
+                f"compute_metrics is {metric!r}, which is neither the path of an evaluate module nor the name of one "
+                f"in vision_rl: load it yourself, compute_metrics=evaluate.load({metric!r})."
             )
         metric = load_module(path)
     metric = for_processor(metric, processor)

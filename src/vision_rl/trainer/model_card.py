@@ -270,7 +270,7 @@ def _save_pictures(trainer: "VisionTrainer", folder: Path, measured: list[dict[s
                 told[f"{name}_pictures"] = _saved(draw_answers(evaluated, processor), folder, f"{name}.png")
                 told[f"{name}_step"] = evaluated.step
     except Exception as error:
-        logger.warning("The model card goes without its pictures: %s: %s", type(error).__name__, error)
+        logger.warning("The model card is written without its pictures: %s: %s", type(error).__name__, error)
     if shown.first is None and "latest_pictures" in told and (folder / PICTURES / "first.png").is_file():
         told |= {"first_pictures": f"{PICTURES}/first.png", "first_step": measured[0]["step"]}  # before it was resumed
     return told

@@ -26,7 +26,7 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
     if processor.vocab_size is not None and processor.vocab_size > vocab_size:
         owner = "model.decoder" if isinstance(policy, VisionEncoderDecoderModel) else "model"
         raise ValueError(
-            f"The processor writes {processor.vocab_size} different ids, the decoder's vocabulary has {vocab_size}. "
+            f"The processor writes {processor.vocab_size} different ids, but the decoder's vocabulary has only {vocab_size}. "
             f"Build the decoder with vocab_size={processor.vocab_size} or call "
             f"{owner}.resize_token_embeddings({processor.vocab_size})."
         )
@@ -34,7 +34,10 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
     positions = num_positions(policy)
     length = completion_length(model, max_completion_length)
     if positions is not None and length > positions:
-        raise ValueError(f"max_completion_length is {length}, the decoder has only {positions} positions.")
+        raise ValueError(
+            f"max_completion_length is {length}, but the decoder has only {positions} positions: lower it, or build the "
+            "decoder with a larger max_position_embeddings."
+        )
 
 
 def _check_cross_attention(decoder: Any) -> None:
@@ -80,7 +83,7 @@ def check_encoder(policy: Any, batch: dict[str, Any]) -> None:
         inspect.signature(encoder.forward).bind(pixel_values=pixel_values)
     except TypeError as error:
         raise ValueError(
-            f"{type(encoder).__name__} cannot be the encoder, which is given pixel_values alone: {error}."
+            f"{type(encoder).__name__} cannot be the encoder, which is called with pixel_values only: {error}."
         ) from None
     tensors = {
         name: torch.empty_like(value, device="meta") for name, value in encoder.state_dict(keep_vars=True).items()
@@ -94,6 +97,6 @@ def check_encoder(policy: Any, batch: dict[str, Any]) -> None:
         return
     if len(shape) != 3:
         raise ValueError(
-            f"{type(encoder).__name__} gives a map {tuple(shape)} where a decoder reads tokens (B, N, d): take an encoder "
+            f"{type(encoder).__name__} gives a map {tuple(shape)}, but a decoder reads tokens (B, N, d): take an encoder "
             "that gives tokens, such as a ViT, SigLIP, DINOv2 or Swin."
         )

@@ -61,7 +61,8 @@ def load_module(path: str) -> Any:
         return evaluate.load(path)
     except Exception as error:
         raise ValueError(
-            f"The evaluate module {path} cannot be loaded so: {error} Make it, evaluate.load(path, ...), and give the module."
+            f"The evaluate module {path} cannot be loaded by its path alone: {error} Load it yourself, "
+            "evaluate.load(path, ...), and pass the module."
         ) from error
 
 

@@ -18,9 +18,9 @@ def check_processes(args: Any) -> None:
     asked = int(os.environ.get(ASKED) or os.environ.get("WORLD_SIZE") or 1)
     if args.world_size != asked:
         raise ValueError(
-            f"{asked} processes were asked for, and {args.world_size} would train. On CPUs set use_cpu=True, and start them by "
-            "torchrun --nproc_per_node, or by accelerate with --multi_gpu (distributed_type: MULTI_GPU), which is for CPUs too; "
-            "MULTI_CPU and --cpu start one."
+            f"{asked} processes were asked for, but {args.world_size} would train. On CPUs set use_cpu=True, and start the "
+            "processes by torchrun --nproc_per_node, or by accelerate with --multi_gpu (distributed_type: MULTI_GPU), which "
+            "works for CPUs too; MULTI_CPU and --cpu start only one."
         )
 
 

@@ -39,7 +39,7 @@ def together(accelerator: Accelerator) -> Iterator[None]:
         texts = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
         if error is None and any(texts):
             rank = next(rank for rank, text in enumerate(texts) if text)
-            raise OtherRankFailed(f"Rank {rank} stopped this rank too: {texts[rank]}")
+            raise OtherRankFailed(f"This rank stops because rank {rank} failed: {texts[rank]}")
     if error is not None:
         raise error
 

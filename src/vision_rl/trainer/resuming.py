@@ -94,20 +94,20 @@ def compare_runs(trainer: "VisionTrainer", folder: Path) -> None:
     if "images_per_step" in changed:
         before, after = changed["images_per_step"]
         logger.warning(
-            "%s was written by a run with %s images a step, this one has %s: its steps, epochs and learning rates are others "
-            "than those of the run that was interrupted. per_device_train_batch_size x gradient_accumulation_steps x "
+            "%s was written by a run with %s images per step, but this run has %s: its steps, epochs and learning rates differ "
+            "from those of the run that was interrupted. per_device_train_batch_size x gradient_accumulation_steps x "
             "processes should stay the same.",
             *(folder, before, after),
         )
     if "train_rows" in changed:
         before, after = changed["train_rows"]
         logger.warning(
-            "%s was written by a run with %s rows, this one has %s: their order is another.", folder, before, after
+            "%s was written by a run with %s rows, but this run has %s: their order differs.", folder, before, after
         )
     if "world_size" in changed and "images_per_step" not in changed:
         before, after = changed["world_size"]
         logger.warning(
-            "%s was written by %s processes, now there are %s: the run goes on with the same images a step, equal up to "
+            "%s was written by %s processes, but now there are %s: the run goes on with the same images per step, equal up to "
             "rounding; dropout draws other masks.",
             *(folder, before, after),
         )
@@ -132,7 +132,7 @@ def _check_has_state(trainer: "VisionTrainer", folder: Path, content: dict) -> N
     names = set(content["files"])
     if content.get("save_only_model"):
         raise DamagedFolder(
-            f"{folder} holds a model only (save_only_model), no optimizer to go on with: give it as `model` to a new run."
+            f"{folder} holds only a model (save_only_model) and no optimizer to go on with: pass it as `model` to a new run."
         )
     needed = [TRAINER_STATE_NAME]
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
@@ -153,7 +153,7 @@ def _way_back(trainer: "VisionTrainer", folder: Path) -> str:
     for other in reversed(checkpoints_in(folder.parent)):
         if other.name != folder.name and _damage_on_any_rank(trainer, other) is None:
             return f"Go back to {other}: it is whole."
-    return "No other checkpoint beside it is whole."
+    return "None of the other checkpoints beside it is whole."
 
 
 def _finish_interrupted(run: Path) -> None:

@@ -59,7 +59,9 @@ def reward_arguments(
 ) -> RewardArguments:
     """The arguments for the completions of the images `rows`, `G` adjacent ones an image; columns are repeated `G` times."""
     if len(completions) != len(completion_ids):
-        raise ValueError(f"{len(completion_ids)} completions were decoded into {len(completions)} objects.")
+        raise ValueError(
+            f"{len(completion_ids)} completions were decoded into {len(completions)} objects; there must be one per completion."
+        )
     repeats = len(completions) // len(rows)
     lists = {name: _repeat(values, repeats) for name, values in columns.columns.items()}
     if columns.references is not None:
@@ -75,7 +77,7 @@ def reward_arguments(
 def check_logged_name(key: str) -> None:
     """Raise if a reward logs under a name that the trainer uses."""
     if key in LOGGED_NAMES or key.startswith(LOGGED_PREFIXES):
-        raise ValueError(f"log_metric({key!r}, ...): the trainer itself logs this name; take another one.")
+        raise ValueError(f"log_metric({key!r}, ...): the trainer itself logs this name. Choose another one.")
 
 
 def _own(value: Any, copies: dict[int, Any]) -> Any:

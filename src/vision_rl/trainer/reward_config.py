@@ -18,61 +18,74 @@ class VisionRewardConfig(VisionConfig):
     """
 
     # Changed defaults of TrainingArguments
-    learning_rate: float = field(default=1e-6, metadata={"help": "Paper, Tables 4 and 5: 1e-6."})
+    learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate. Paper, Tables 4 and 5: 1e-6."})
     lr_scheduler_type: str = field(
-        default="constant_with_warmup", metadata={"help": "Paper, Tables 4-7: constant after the warm-up."}
+        default="constant_with_warmup",
+        metadata={"help": "Schedule of the learning rate. Paper, Tables 4-7: constant after the warm-up."},
     )
 
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Paper: gradients are not clipped. 0: no clipping."})
+    max_grad_norm: float = field(
+        default=0.0,
+        metadata={"help": "Largest norm of the gradient, to which it is clipped. 0: no clipping, as in the paper."},
+    )
 
     # Rollout
     generation_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Images of a rollout, over all processes (TRL counts completions): all are answered before the first is "
-            "learned from. None: those of an update step. Set this or steps_per_generation, not both."
+            "help": "Number of images in a rollout, over all processes (TRL counts completions): all are answered before the "
+            "first is learned from. None: the images of one update step. Set this or steps_per_generation, not both."
         },
     )
     steps_per_generation: int | None = field(
         default=None,
         metadata={
-            "help": "The same in micro-batches of a process; None: gradient_accumulation_steps, so one rollout an update "
-            "step. A multiple of it: several update steps learn from one rollout, by the clipped ratio."
+            "help": "Size of a rollout in micro-batches of a process. None: gradient_accumulation_steps, which is one rollout "
+            "per update step. With a multiple of it, several update steps learn from one rollout, by the clipped ratio."
         },
     )
     num_iterations: int = field(
-        default=1, metadata={"help": "Times that a rollout is learned from, by the clipped ratio from the second on."}
+        default=1,
+        metadata={"help": "Number of times that a rollout is learned from; from the second on, by the clipped ratio."},
     )
     per_device_generation_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Images that a device encodes and samples at once; None: all of the rollout, half of them with "
-            "reward_num_workers, so that one half is scored while the other is sampled. Fewer take less memory."
+            "help": "Number of images that a device encodes and samples at once; fewer take less memory. None: the whole "
+            "rollout, or half of it with reward_num_workers, so that one half is scored while the other is sampled."
         },
     )
     epsilon: float = field(
         default=0.2,
-        metadata={"help": "Of a rollout used again: how far below 1 the ratio to the sampling policy still pulls."},
+        metadata={
+            "help": "For a rollout that is used again: how far below 1 the ratio to the sampling policy may go before "
+            "it is clipped."
+        },
     )
-    epsilon_high: float | None = field(default=None, metadata={"help": "How far above 1; None: `epsilon`."})
+    epsilon_high: float | None = field(default=None, metadata={"help": "The same above 1. None: `epsilon`."})
     importance_sampling_level: Literal["sequence", "token"] = field(
         default="sequence",
         metadata={
-            "help": "Of a rollout used again: the ratio of whole completions' probabilities, as in TRL's RLOO, or of each "
-            "token's."
+            "help": "For a rollout that is used again: take the ratio of the probabilities of whole completions, as in TRL's "
+            "RLOO, or of each token."
         },
     )
 
     # Sampling
-    num_generations: int = field(default=2, metadata={"help": "Completions an image (G). Paper: 2; captions 8."})
+    num_generations: int = field(
+        default=2, metadata={"help": "Number of completions per image (G). Paper: 2; for captions 8."}
+    )
     temperature: float = field(
         default=1.0,
-        metadata={"help": "Of the sampled policy; the gradient is taken of the same distribution. Paper: 1."},
+        metadata={
+            "help": "Temperature of the sampled policy; the gradient is taken of the same distribution. Paper: 1."
+        },
     )
     ds3_gather_for_generation: bool = field(
         default=True,
         metadata={
-            "help": "ZeRO-3: gather all weights once for a rollout. False: at every token, for a model that no device can hold."
+            "help": "With ZeRO-3: gather all weights once for a rollout. False: gather them at every token, for a model that "
+            "no device can hold."
         },
     )
     disable_dropout: bool = field(
@@ -82,27 +95,28 @@ class VisionRewardConfig(VisionConfig):
 
     # Reward
     reward_weights: list[float] | None = field(
-        default=None, metadata={"help": "Weight of each reward function; None: all 1."}
+        default=None, metadata={"help": "Weight of each reward function. None: 1 for each."}
     )
     completions_format: Literal["standard", "conversational"] = field(
         default="standard",
         metadata={
-            "help": "What rewards are given. standard: what the processor decodes. conversational: text as a list of one "
-            "message, [{'role': 'assistant', 'content': text}], for TRL's rewards that read completion[0]['content']."
+            "help": "Form in which rewards are given completions. standard: what the processor decodes. "
+            "conversational: text as a list of one message, [{'role': 'assistant', 'content': text}], for TRL's rewards that "
+            "read completion[0]['content']."
         },
     )
     reward_num_workers: int = field(
         default=0,
         metadata={
-            "help": "Threads that compute the rewards of one half of the images while the other is sampled; the results are "
-            "the same. 0: no threads. Worth it for rewards that take long; they must then be safe to call from several "
-            "threads. Smaller parts than halves: per_device_generation_batch_size."
+            "help": "Number of threads that compute the rewards of one half of the images while the other half is sampled; "
+            "the results are the same. 0: no threads. Worth it for rewards that take long, which must be safe to call from "
+            "several threads. For smaller parts than halves, set per_device_generation_batch_size."
         },
     )
     reward_timeout: float | None = field(
         default=None,
         metadata={
-            "help": "Training ends with an error when it has waited for one reward for so many seconds. None: it waits. "
+            "help": "Number of seconds to wait for one reward before training ends with an error. None: no limit. "
             "Needs reward_num_workers."
         },
     )
@@ -116,30 +130,30 @@ class VisionRewardConfig(VisionConfig):
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = field(
         default="sum_then_normalize",
         metadata={
-            "help": "Of several rewards. normalize_then_sum: each is divided by its own standard deviation among the "
-            "image's samples before they are added, and advantages by that of the rollout."
+            "help": "How several rewards are added. normalize_then_sum: each is divided by its own standard deviation among "
+            "the image's samples before they are added, and the advantages are divided by that of the rollout."
         },
     )
     mask_truncated_completions: bool = field(
         default=False,
         metadata={
-            "help": "Completions that reached max_completion_length without an end token are not learned from; they "
-            "still count in the others' baseline."
+            "help": "Do not learn from completions that reached max_completion_length without an end token; they still "
+            "count in the baseline of the others."
         },
     )
     on_reward_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
-            "help": "Where a reward raises, is not ready in time, or returns no finite number. raise: training ends. skip: "
-            "those completions are not scored, by any reward: they neither learn nor serve as a baseline. Each is told and "
-            "counted (rewards/<name>/skipped); 100 failed calls in a row end training all the same."
+            "help": "What happens when a reward raises, is not ready in time, or returns no finite number. raise: training "
+            "ends. skip: those completions are not scored by any reward, so they neither learn nor serve as a baseline. Each "
+            "is reported and counted (rewards/<name>/skipped); 100 failed calls in a row end training all the same."
         },
     )
     find_failing_row: bool = field(
         default=False,
         metadata={
-            "help": "Where a reward raises, call it again on parts of the batch until the completion that fails by itself is "
-            "found. Not for rewards that cost something or keep state; not with reward_timeout."
+            "help": "When a reward raises, call it again on parts of the batch until the completion that fails by itself is "
+            "found. Not for rewards that cost something or keep state, and not with reward_timeout."
         },
     )
     beta: float = field(
@@ -150,16 +164,16 @@ class VisionRewardConfig(VisionConfig):
     baseline: Literal["leave_one_out", "first", "greedy", "mean", "none"] = field(
         default="leave_one_out",
         metadata={
-            "help": "What is subtracted from a sample's reward. leave_one_out: the mean of its siblings. first: the "
-            "same, but only sample 0 learns (the released code). greedy: the reward of the greedy completion. mean: "
-            "of all samples, itself included. none: nothing."
+            "help": "What is subtracted from a sample's reward. leave_one_out: the mean of the image's other "
+            "samples. first: the same, but only sample 0 learns (the released code). greedy: the reward of the "
+            "greedy completion. mean: of all samples, itself included. none: nothing."
         },
     )
     loss_reduction: Literal["sum", "mean"] = field(
         default="sum",
         metadata={
-            "help": "sum: the log-probability of the whole sequence (Algorithm 2). mean: over all positions, i.e. "
-            "divided by max_completion_length (the released snippet)."
+            "help": "How the log-probabilities of a completion are reduced. sum: to that of the whole sequence (Algorithm 2). "
+            "mean: to the mean over all positions, i.e. divided by max_completion_length (the released snippet)."
         },
     )
 
@@ -173,20 +187,23 @@ class VisionRewardConfig(VisionConfig):
         },
     )
     num_completions_to_print: int | None = field(
-        default=None, metadata={"help": "Completions in the terminal's table. None: all that are logged; 0: no table."}
+        default=None,
+        metadata={"help": "Number of completions in the terminal's table. None: all that are logged. 0: no table."},
     )
     log_multimodal: bool = field(
         default=True, metadata={"help": "Log completions as pictures. False: only as tables of text and numbers."}
     )
     entropy_coef: float = field(
         default=0.0,
-        metadata={"help": "Weight of a bonus for the mean entropy of a token, against samples that become all equal."},
+        metadata={
+            "help": "Weight of a bonus for the mean entropy of a token, which keeps samples from becoming all equal."
+        },
     )
     mle_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of MLE pretraining's loss beside the reward's, on the labels of the same images: against "
-            "forgetting what the reward does not look at. Takes one pass more."
+            "help": "Weight of the loss of MLE on the labels of the same images, added to that of the reward. It keeps the "
+            "model from forgetting what the reward does not look at, and takes one more pass."
         },
     )
 
@@ -214,11 +231,12 @@ class VisionRewardConfig(VisionConfig):
         self._resolve_rollout()
         if self.label_smoothing_factor:
             raise ValueError(
-                "label_smoothing_factor is of labels, and tuning learns from rewards: leave it out. It is for VisionMLEConfig."
+                "label_smoothing_factor smooths labels, but tuning learns from rewards: leave it out. It is for "
+                "VisionMLEConfig."
             )
         if self.neftune_noise_alpha:
             raise ValueError(
-                "neftune_noise_alpha would let another policy learn than the one that sampled: leave it out. It is for "
+                "With neftune_noise_alpha the policy that learns would not be the one that sampled: leave it out. It is for "
                 "VisionMLEConfig."
             )
         if self.num_generations < 1:
@@ -255,10 +273,12 @@ class VisionRewardConfig(VisionConfig):
             raise ValueError(f"on_reward_error must be 'raise' or 'skip', got {self.on_reward_error!r}.")
         if self.find_failing_row and self.reward_timeout is not None:
             raise ValueError(
-                "find_failing_row calls a reward again, which may then hang: it does not go together with reward_timeout."
+                "find_failing_row cannot be combined with reward_timeout: it calls a reward again, which may then hang."
             )
         if self.beta < 0:
-            raise ValueError(f"beta must not be negative, got {self.beta}: it would push away from the MLE model.")
+            raise ValueError(
+                f"beta must not be negative, got {self.beta}: a negative one would push the model away from the MLE model."
+            )
         for name, values in {
             "scale_rewards": ("none", "group", "batch"),
             "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
@@ -270,7 +290,7 @@ class VisionRewardConfig(VisionConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.epsilon_high is not None and self.epsilon_high < 0:
-            raise ValueError(f"epsilon_high must not be negative, got {self.epsilon_high}; None: epsilon.")
+            raise ValueError(f"epsilon_high must not be negative, got {self.epsilon_high}; None means epsilon.")
 
     def _resolve_rollout(self) -> None:
         """`steps_per_generation` and `generation_batch_size` from each other, as TRL does it, with its sentences."""
@@ -292,8 +312,8 @@ class VisionRewardConfig(VisionConfig):
         if self.steps_per_generation < 1 or self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of gradient_accumulation_steps "
-                f"({self.gradient_accumulation_steps}): a rollout serves whole update steps. How many images are sampled "
-                "at once is per_device_generation_batch_size."
+                f"({self.gradient_accumulation_steps}): a rollout serves whole update steps. To sample fewer images "
+                "at once, set per_device_generation_batch_size."
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}.")

@@ -56,13 +56,13 @@ def as_function(reward, name: str, processing_class=None) -> Callable:
         return TextRewardModel(reward, processing_class)
     if processing_class is not None:
         raise ValueError(
-            f"reward_processing_classes has one for the reward `{name}`, a {type(reward).__name__}: only a model of "
-            "transformers, or the name of one, takes it. Write None in its place."
+            f"reward_processing_classes has an entry for the reward `{name}`, a {type(reward).__name__}, but only a model of "
+            "transformers, or the name of one, takes one. Write None in its place."
         )
     if is_combination(reward):
         raise TypeError(
             f"The reward `{name}` is a combination of several: give its modules one by one, reward_funcs=[first, second], "
-            "and what each weighs as reward_weights."
+            "and their weights as reward_weights."
         )
     if is_evaluate_module(reward):
         if not gives_rewards(reward):
@@ -75,7 +75,7 @@ def as_function(reward, name: str, processing_class=None) -> Callable:
 
 def _no_rewards(name: str, given: str) -> str:
     return (
-        f"The evaluate module `{name}` gives {given}; a reward needs `rewards`, one number a completion. Give a metric as "
+        f"The evaluate module `{name}` gives {given}; a reward needs `rewards`, one number per completion. Pass a metric as "
         "compute_metrics."
     )
 
@@ -107,7 +107,9 @@ def saved_rewards(rewards: Sequence) -> list[SavedReward]:
     kinds = [type(reward) for reward in saved]
     if len(set(kinds)) < len(kinds):
         twice = next(kind.__name__ for kind in kinds if kinds.count(kind) > 1)
-        raise ValueError(f"Two rewards are a {twice}: saved beside the model, one would overwrite the other.")
+        raise ValueError(
+            f"Two rewards are of the class {twice}: saved beside the model, one would overwrite the other."
+        )
     return saved
 
 

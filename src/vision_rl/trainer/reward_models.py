@@ -42,7 +42,7 @@ class TextRewardModel(nn.Module):
         self.name, self.batch_size = config._name_or_path or type(self.model).__name__, batch_size
         if config.num_labels != 1:
             raise ValueError(
-                f"The reward model `{self.name}` has {config.num_labels} outputs; a reward is one number."
+                f"The reward model `{self.name}` has {config.num_labels} outputs, but a reward is one number."
             )
         self.tokenizer: Any = processing_class or AutoTokenizer.from_pretrained(
             config._name_or_path, trust_remote_code=False
@@ -58,7 +58,7 @@ class TextRewardModel(nn.Module):
         for text in texts:
             if not isinstance(text, str):
                 raise TypeError(
-                    f"The reward model `{self.name}` scores text; a completion is a {type(text).__name__}."
+                    f"The reward model `{self.name}` scores text, but a completion is a {type(text).__name__}."
                 )
         rewards: list[float] = []
         for start in range(0, len(texts), self.batch_size):

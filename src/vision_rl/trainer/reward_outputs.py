@@ -58,7 +58,9 @@ def _as_tensor(name: str, rewards, count: int) -> tuple[torch.Tensor, dict[int, 
     if not isinstance(rewards, list | tuple):
         raise TypeError(f"The reward `{name}` returned a {type(rewards).__name__}; it must return a list of floats.")
     if len(rewards) != count:
-        raise ValueError(f"The reward `{name}` returned {len(rewards)} rewards for {count} completions.")
+        raise ValueError(
+            f"The reward `{name}` returned {len(rewards)} rewards for {count} completions; it must return one per completion."
+        )
     numbers, problems = [], {}
     for i, value in enumerate(rewards):
         number, problem = (NAN, None) if value is None else _number(value)
@@ -73,14 +75,14 @@ def _number(value) -> tuple[float, str | None]:
     try:
         number = NAN if isinstance(value, str | bytes) else float(value)
     except OverflowError:
-        return NAN, "a number beyond float32's"
+        return NAN, "a number beyond float32's range"
     except Exception:  # whatever a class of the reward's own does
         return NAN, f"a {type(value).__name__}"
     if isinstance(value, str | bytes):
         return NAN, f"a {type(value).__name__}"
     if number - number != 0:  # NaN and infinities
         return NAN, f"{number}"
-    return (number, None) if abs(number) <= LARGEST else (NAN, f"{number}, beyond float32's {LARGEST:.1e},")
+    return (number, None) if abs(number) <= LARGEST else (NAN, f"{number}, beyond float32's limit {LARGEST:.1e},")
 
 
 def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[list[int]]) -> None:
@@ -91,7 +93,11 @@ def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[
     outside |= tokens >= lengths[rows.clamp(0, len(lengths) - 1)]
     if outside.any():
         row, token = targets.positions[outside.nonzero()[0, 0]].tolist()
-        has = f"that completion has {lengths[row]} tokens" if 0 <= row < len(lengths) else f"there are {len(lengths)}"
+        has = (
+            f"that completion has {lengths[row]} tokens"
+            if 0 <= row < len(lengths)
+            else f"there are {len(lengths)} completions"
+        )
         raise ValueError(f"The reward `{name}` gave a token target for completion {row}, token {token}, but {has}.")
     probabilities = targets.probabilities.float()
     sums = probabilities.sum(1)
@@ -103,7 +109,9 @@ def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[
         )
     ids = targets.ids.sort(1).values
     if (ids[:, 0] < 0).any() or (targets.among == "candidates" and (ids[:, 1:] == ids[:, :-1]).any()):
-        raise ValueError(f"The reward `{name}` gave token targets with an id below 0, or twice at one position.")
+        raise ValueError(
+            f"The reward `{name}` gave token targets with an id below 0, or with the same id twice at one position."
+        )
 
 
 def _without_rows(targets: TokenTargets, rows: list[int]) -> TokenTargets:
@@ -117,13 +125,13 @@ def _checked_prefixes(name: str, prefixes, rewards: torch.Tensor, completion_ids
     try:
         prefixes = torch.as_tensor(prefixes, dtype=torch.float32).cpu()
     except (ValueError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
-        raise TypeError(f"The reward `{name}` gave prefix_rewards that are no numbers: {error}") from error
+        raise TypeError(f"The reward `{name}` gave prefix_rewards that are not numbers: {error}") from error
     lengths = torch.tensor([len(ids) for ids in completion_ids])
     longest = int(lengths.max())
     if prefixes.ndim != 2 or len(prefixes) != len(lengths) or prefixes.shape[1] < longest:
         raise ValueError(
-            f"The reward `{name}` gave prefix_rewards of the shape {tuple(prefixes.shape)}; it must be ({len(lengths)}, T): "
-            f"one row a completion, one number a token, and the longest completion has {longest}."
+            f"The reward `{name}` gave prefix_rewards of the shape {tuple(prefixes.shape)}; it must be ({len(lengths)}, T), "
+            f"with one row per completion and one number per token; the longest completion has {longest} tokens."
         )
     prefixes = torch.nn.functional.pad(prefixes[:, :longest], (0, 1))
     behind = torch.arange(longest + 1) >= lengths[:, None]

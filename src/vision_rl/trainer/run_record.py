@@ -55,4 +55,4 @@ class RunRecord(TrainerCallback):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FILE).write_text(json.dumps(self.record, indent=1) + "\n")
         except OSError as error:  # no reason to lose a run
-            logger.warning("The record of this run is not written: %s", error)
+            logger.warning("The record of this run could not be written: %s", error)

@@ -57,8 +57,8 @@ class RunWatch(TrainerCallback):
             self._say(
                 "gradient",
                 f"max_grad_norm={limit:g} has cut the gradient at each of the last {WINDOW} log lines (its norm was "
-                f"{min(self.norms):.3g} to {max(self.norms):.3g}): every step has the same length then, whatever the "
-                "rewards say. Raise max_grad_norm, or lower learning_rate in its place.",
+                f"{min(self.norms):.3g} to {max(self.norms):.3g}): every step then has the same length, whatever the "
+                "rewards say. Raise max_grad_norm, or lower learning_rate instead.",
             )
 
     def _look_at_reward(self, reward: float, step: int) -> None:
@@ -77,7 +77,7 @@ class RunWatch(TrainerCallback):
                 "reward",
                 f"The reward has lost half of what it had gained: {now:.4g} over the last {WINDOW} log lines, {first:.4g} "
                 f"at the start, {self.best:.4g} at best around step {self.best_step}. Go back to a checkpoint from before, "
-                "with a lower learning_rate or more images a step.",
+                "with a lower learning_rate or more images per step.",
             )
 
     def _say(self, what: str, sentence: str) -> None:

@@ -92,13 +92,16 @@ class RewardSum:
         tokenizers = processing_classes if isinstance(processing_classes, list | tuple) else [processing_classes]
         if len(tokenizers) != len(rewards):
             raise ValueError(
-                f"reward_processing_classes has {len(tokenizers)} entries for {len(rewards)} reward functions."
+                f"reward_processing_classes has {len(tokenizers)} entries for {len(rewards)} reward functions: give "
+                "one for each, None for those that need none."
             )
         self.names = names_of(rewards)
         self.functions = [as_function(*each) for each in zip(rewards, self.names, tokenizers, strict=True)]
         self.saved = saved_rewards(self.functions)
         if weights is not None and len(weights) != len(rewards):
-            raise ValueError(f"reward_weights has {len(weights)} numbers for {len(rewards)} reward functions.")
+            raise ValueError(
+                f"reward_weights has {len(weights)} numbers for {len(rewards)} reward functions: give one for each."
+            )
         self.weights = torch.tensor(weights if weights is not None else [1.0] * len(rewards), dtype=torch.float32)
         self.device: torch.device | None = None
         self._skipped = dict.fromkeys(self.names, 0)  # calls of each, in a row
@@ -175,7 +178,7 @@ class RewardSum:
                 logged[f"rewards/{name}/skipped"] = [len(output.problems) / len(unknown)]
         rewards = _weighted_sum(per_function, self.weights).masked_fill(unknown, NAN)
         if rewards.isinf().any():
-            raise ValueError(f"The sum of the rewards {self.names} is beyond float32: lower reward_weights.")
+            raise ValueError(f"The sum of the rewards {self.names} is too large for float32: lower reward_weights.")
         returns = _returns(per_function, [output.prefix_rewards for output in outputs], self.weights)
         return Scores(
             rewards,

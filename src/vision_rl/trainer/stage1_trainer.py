@@ -85,7 +85,7 @@ class Stage1Trainer(VisionTrainer):
         if not isinstance(processing_class, DenseProcessor):
             raise TypeError(
                 f"processing_class is a {type(processing_class).__name__}; stage I needs one that makes dense targets, "
-                "such as PanopticProcessor, ColorizationProcessor, or a DenseProcessor of yours."
+                "such as PanopticProcessor, ColorizationProcessor, or a DenseProcessor of your own."
             )
         check_stage1(policy.config, processing_class)
         self.processor = processing_class

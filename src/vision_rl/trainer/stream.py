@@ -125,8 +125,8 @@ class StreamRows(Dataset):
             except StopIteration:
                 if self._place < self.rows_of_block:
                     raise ValueError(
-                        f"train_dataset is a stream of {self._place} rows for each of {self.num_processes} processes; a "
-                        f"step takes {self.rows_of_block} of each: lower the batch size."
+                        f"train_dataset is a stream of {self._place} rows for each of {self.num_processes} processes, but a "
+                        f"step takes {self.rows_of_block} rows per process: lower the batch size."
                     ) from None
                 self._pass, self._place, self._iterator = self._pass + 1, 0, None
                 continue
@@ -179,13 +179,15 @@ class StreamRows(Dataset):
         """
         counts = ("row", "pass", "place", "num_processes")
         if not isinstance(position, dict) or {"state", *counts} - set(position):
-            raise ValueError(f"The place in the stream needs {[*counts, 'state']}; it is {described(position)}.")
+            raise ValueError(
+                f"The place in the stream must be a dict with {[*counts, 'state']}; it is {described(position)}."
+            )
         for name in counts:
             check_number(f"The `{name}` of the place in the stream", position[name], 0, 2**62, whole=True)
         if position["num_processes"] != self.num_processes:
             raise ValueError(
-                f"The checkpoint has the places of {position['num_processes']} processes in the stream, now there are "
-                f"{self.num_processes}: resume with as many as before."
+                f"The checkpoint has the places of {position['num_processes']} processes in the stream, but now there are "
+                f"{self.num_processes}: resume with as many processes as before."
             )
         self._next, self._pass, self._place = position["row"], position["pass"], position["place"]
         self._iterator, self._positions = self._iterate(position["state"]), {position["row"]: position}

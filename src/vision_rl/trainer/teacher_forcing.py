@@ -132,7 +132,7 @@ def read_labels(policy: Any, model: nn.Module, images: dict[str, Any], batch: di
     if positions is not None and labels.shape[1] > positions:
         row = batch["row_index"][(labels != -100).sum(1).argmax()].item()
         raise ValueError(
-            f"Row {row} has labels of {labels.shape[1]} tokens, the decoder has only {positions} positions: "
+            f"Row {row} has labels of {labels.shape[1]} tokens, but the decoder has only {positions} positions: "
             "shorten them, or build the decoder with a larger max_position_embeddings."
         )
     before = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start)

@@ -23,18 +23,18 @@ class VisionConfig(TrainingArguments):
 
     # Changed defaults of TrainingArguments
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Kept off: every column of the data set reaches the rewards."}
+        default=False, metadata={"help": "Must stay False: every column of the data set reaches the rewards."}
     )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many update steps."})
+    logging_steps: float = field(default=10, metadata={"help": "Number of update steps between two log lines."})
     logging_nan_inf_filter: bool = field(
         default=False, metadata={"help": "Off, unlike in Trainer: a NaN loss must be seen, not averaged away."}
     )
     optim: str = field(
         default="adamw_torch_fused",
         metadata={
-            "help": "Any of Trainer's optimisers, or 'big_vision_adafactor', the paper's (its options go into "
-            "`optim_args`, e.g. 'beta2_cap=0.95'). Its weight_decay is the paper's too: not multiplied by "
-            "learning_rate, only by the schedule."
+            "help": "One of Trainer's optimisers, or 'big_vision_adafactor', the paper's, whose options go into `optim_args`, "
+            "e.g. 'beta2_cap=0.95'. Its weight_decay is the paper's too: it is multiplied by the schedule, but not by "
+            "learning_rate."
         },
     )
 
@@ -43,11 +43,11 @@ class VisionConfig(TrainingArguments):
         default=None, metadata={"help": "Keyword arguments for from_pretrained when `model` is a name or a path."}
     )
     encoder_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the encoder; None: `learning_rate`, as for the decoder."}
+        default=None, metadata={"help": "Learning rate of the encoder. None: `learning_rate`, as for the decoder."}
     )
     max_completion_length: int | None = field(
         default=None,
-        metadata={"help": "Most tokens that are generated; None: the generation config's max_new_tokens, else 128."},
+        metadata={"help": "Most tokens that are generated. None: max_new_tokens of the generation config, else 128."},
     )
 
     # Data
@@ -55,20 +55,21 @@ class VisionConfig(TrainingArguments):
     target_columns: dict | str | None = field(
         default=None,
         metadata={
-            "help": "The column for each target keyword of the processor, e.g. {'text': 'transcription'}; "
-            "None: they have the same names."
+            "help": "The column for each target keyword of the processor, e.g. {'text': 'transcription'}. "
+            "None: the columns are named as the keywords."
         },
     )
     shuffle_dataset: bool = field(
-        default=True, metadata={"help": "Shuffle the training rows anew each epoch. A stream keeps its own order."}
+        default=True, metadata={"help": "Shuffle the training rows again in each epoch. A stream keeps its own order."}
     )
 
     # Faults
     on_bad_row: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
-            "help": "What happens when a row's image cannot be read in the middle of a run. raise: training ends, with row "
-            "and file. skip: the next row that can be read takes its place, and it is told and counted (`skipped_rows`)."
+            "help": "What happens when a row's image cannot be read in the middle of a run. raise: training ends with "
+            "an error that names row and file. skip: the next row that can be read takes its place, and the bad row is "
+            "reported and counted (`skipped_rows`)."
         },
     )
     on_nonfinite: Literal["raise", "skip"] = field(
@@ -81,35 +82,35 @@ class VisionConfig(TrainingArguments):
     )
     max_skipped_steps: int = field(
         default=10,
-        metadata={"help": "With on_nonfinite='skip', training ends after so many steps in a row were left out."},
+        metadata={"help": "With on_nonfinite='skip': training ends after this many steps in a row were left out."},
     )
     save_retry: bool = field(
         default=False,
         metadata={
-            "help": "Whether the run goes on without a checkpoint that could not be written (a full disk), and tries again at "
-            "the next one. If that fails too, or without this, training ends; earlier checkpoints stay."
+            "help": "Go on when a checkpoint cannot be written (a full disk); training ends only if the next one fails too. "
+            "False: training ends at once. Either way, earlier checkpoints stay."
         },
     )
 
     # Options of TrainingArguments that nothing here reads: their defaults, and what does it instead.
     _WITHOUT_EFFECT: ClassVar[dict[str, tuple[Any, str]]] = {
-        "train_sampling_strategy": ("random", "the order is that of `shuffle_dataset`"),
-        "length_column_name": ("length", "the order is that of `shuffle_dataset`"),
+        "train_sampling_strategy": ("random", "`shuffle_dataset` sets the order of the rows"),
+        "length_column_name": ("length", "`shuffle_dataset` sets the order of the rows"),
         "include_num_input_tokens_seen": ("no", "`num_tokens` counts the completions' tokens"),
         "include_for_metrics": ([], "compute_metrics is given predictions and references"),
         "batch_eval_metrics": (False, "compute_metrics is given the whole evaluation set at once"),
         "prediction_loss_only": (False, "leave out compute_metrics instead"),
-        "eval_do_concat_batches": (True, "completions are objects, which are listed"),
+        "eval_do_concat_batches": (True, "completions are objects, which are put into a list"),
         "eval_use_gather_object": (False, "completions are always gathered as objects"),
         "eval_accumulation_steps": (None, "completions are on the CPU as soon as they are decoded"),
-        "label_names": (None, "what is learned of a row are the processor's targets: `target_columns`"),
+        "label_names": (None, "the processor makes the labels from the `target_columns`"),
         "average_tokens_across_devices": (True, "the loss is always a mean over the tokens of all processes"),
-        "use_liger_kernel": (False, "the head and the loss are one pass already"),
-        "liger_kernel_config": (None, "the head and the loss are one pass already"),
+        "use_liger_kernel": (False, "the head and the loss are already computed in one pass"),
+        "liger_kernel_config": (None, "the head and the loss are already computed in one pass"),
         "optim_target_modules": (None, "it is for optimisers that build their own parameter groups"),
     }
     _HARMFUL: ClassVar[dict[str, str]] = {
-        "split_batches": "per_device_train_batch_size is of each process",
+        "split_batches": "per_device_train_batch_size counts the images of each process",
         "dispatch_batches": "every process reads its own rows",
     }
 
@@ -165,7 +166,7 @@ class VisionConfig(TrainingArguments):
                 raise ValueError(f"accelerator_config has {name}: {why}. Leave it out.")
         if not self.dataloader_in_order:
             raise ValueError(
-                "dataloader_in_order must be True: which images a step has would depend on how long each takes."
+                "dataloader_in_order must be True: otherwise the images of a step would depend on how long each takes."
             )
         if self.parallelism_config is not None:
             raise ValueError("parallelism_config is not supported: models are trained under DDP, FSDP2 and ZeRO.")
@@ -179,8 +180,8 @@ class VisionConfig(TrainingArguments):
             )
         if self.target_columns is not None and not isinstance(self.target_columns, dict):
             raise ValueError(
-                f"target_columns is {self.target_columns!r}; it says which column holds what the processor calls by a keyword, "
-                "as a dict: target_columns={'text': 'transcription'}."
+                f"target_columns is {self.target_columns!r}; it must be a dict of the column for each target keyword of the "
+                "processor, such as {'text': 'transcription'}."
             )
         if self.encoder_learning_rate is not None and self.encoder_learning_rate < 0:
             raise ValueError(f"encoder_learning_rate must not be negative, got {self.encoder_learning_rate}.")

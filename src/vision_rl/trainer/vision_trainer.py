@@ -101,7 +101,7 @@ class VisionTrainer(Trainer):
     ):
         set_seed(args.seed)  # before adapters are initialised
         if args.n_gpu > 1:
-            raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process a GPU.")
+            raise ValueError("nn.DataParallel is not supported: start with `accelerate launch`, one process per GPU.")
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
         given = model
         # Load
@@ -230,7 +230,7 @@ class VisionTrainer(Trainer):
             return  # how many rows follow, nobody knows
         if train_dataset is not None and len(train_dataset) < rows_needed:
             raise ValueError(
-                f"One step takes {rows_needed} images (per_device_train_batch_size x accumulation x ranks), train_dataset "
+                f"One step takes {rows_needed} images (per_device_train_batch_size x accumulation x ranks), but train_dataset "
                 f"has only {len(train_dataset)}: lower the batch size."
             )
 
@@ -492,7 +492,7 @@ class VisionTrainer(Trainer):
             if self._save_failed or not self.args.save_retry:
                 raise
             self._save_failed = True
-            logger.warning("%s. The run goes on; if the next checkpoint fails too it ends (save_retry).", error)
+            logger.warning("%s. The run goes on, but it ends if the next checkpoint fails too (save_retry).", error)
 
     def save_model(self, output_dir=None, _internal_call=False):
         """As Trainer's; a model that was saved there before is replaced when all of the new one is written."""

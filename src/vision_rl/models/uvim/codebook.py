@@ -64,7 +64,7 @@ def split_rare(dictionary: Tensor, counts: Tensor, min_count: float, generator: 
         if counts.max() < 2 * min_count:
             raise RuntimeError(
                 f"The codebook has {len(counts)} codes, more than such small batches can keep in use: "
-                "take a smaller codebook_size or more images a step."
+                "take a smaller codebook_size or more images per step."
             )
         noise = torch.rand(dictionary.shape[1], generator=generator)
         split_most_frequent(dictionary, counts, 1 + SPLIT_NOISE * (2 * noise - 1))

@@ -61,10 +61,11 @@ class UViMConfig(PreTrainedConfig):
                 f"image_size {self.image_size} cannot be cut into patches of {self.patch_size}: choose a multiple."
             )
         if math.isqrt(self.code_length) ** 2 != self.code_length:
-            raise ValueError(f"code_length {self.code_length} makes no square grid: choose 4, 16, 64, 256, ...")
+            raise ValueError(f"code_length {self.code_length} does not make a square grid: choose 4, 16, 64, 256, ...")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} cannot be split among {self.num_attention_heads} attention heads."
+                f"hidden_size {self.hidden_size} cannot be split among {self.num_attention_heads} attention heads: choose a "
+                "multiple of num_attention_heads."
             )
         if self.code_dropout not in CODE_DROPOUTS:
             raise ValueError(f"code_dropout is {self.code_dropout!r}; it must be one of {', '.join(CODE_DROPOUTS)}.")

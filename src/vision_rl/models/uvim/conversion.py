@@ -125,7 +125,7 @@ def convert_uvim(checkpoint: Checkpoint, output_dir: str | PathLike) -> UViMMode
         model = load_big_vision_stage2(arrays)
     else:
         raise ValueError(
-            "This is no checkpoint of UViM: it has neither the codebook of stage I (state/dictionary) nor the decoder "
+            "This is not a checkpoint of UViM: it has neither the codebook of stage I (state/dictionary) nor the decoder "
             f"of stage II (decoder/EmbedTargets/embedding). It has: {_listed(arrays)}."
         )
     model.save_pretrained(output_dir)
@@ -157,7 +157,7 @@ class BigVisionArrays(Mapping[str, np.ndarray]):
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16, which numpy does not know
             array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if array.dtype.kind not in "fiu":
-            raise ValueError(f"`{name}` of the checkpoint is of {array.dtype}, and no numbers.")
+            raise ValueError(f"`{name}` of the checkpoint has the dtype {array.dtype}, which is not one of numbers.")
         return array.astype(np.float32, copy=False)
 
     def __contains__(self, name: object) -> bool:
@@ -181,9 +181,11 @@ def _open_npz(path: str | PathLike) -> Mapping[str, np.ndarray]:
     try:
         arrays = np.load(path, allow_pickle=False)
     except (*_BROKEN, ValueError) as error:  # ValueError: the file is pickled, or in no format of numpy
-        raise ValueError(f"{path} is no npz file of arrays, or was not fetched whole: fetch it again.") from error
+        raise ValueError(
+            f"{path} is not an npz file of arrays, or was not fetched completely: fetch it again."
+        ) from error
     if not isinstance(arrays, Mapping):
-        raise ValueError(f"{path} holds a single array; a checkpoint is an npz file, of many.")
+        raise ValueError(f"{path} holds a single array, but a checkpoint is an npz file with many.")
     return arrays
 
 

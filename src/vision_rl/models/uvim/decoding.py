@@ -31,7 +31,7 @@ class UViMDecoder(CompletionDecoder):
     def __init__(self, stage1: UViMModel, processor: DenseProcessor, batch_size: int = 16):
         super().__init__()
         if batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {batch_size}.")
+            raise ValueError(f"batch_size must be positive; it is {batch_size}.")
         self.stage1 = stage1.requires_grad_(False).eval()
         self.processor, self.batch_size = processor, batch_size
 
@@ -42,8 +42,8 @@ class UViMDecoder(CompletionDecoder):
         num_images, num_generations, _ = completion_ids.shape
         if len(batch["pixel_values"]) != num_images:
             raise ValueError(
-                f"completion_ids are of {num_images} images, pixel_values of {len(batch['pixel_values'])}: they must be "
-                "the same."
+                f"completion_ids are of {num_images} images, but pixel_values are of {len(batch['pixel_values'])}: pass both "
+                "for the same images."
             )
         codes = completion_ids.flatten(0, 1) - 1  # (B*G, L)
         image = torch.arange(num_images, device=codes.device).repeat_interleave(num_generations)
@@ -62,13 +62,13 @@ class UViMDecoder(CompletionDecoder):
         stage1: UViMConfig = self.stage1.config
         if max_completion_length != stage1.code_length:
             raise ValueError(
-                f"Stage I has {stage1.code_length} codes an image, the model writes {max_completion_length}: leave out "
-                "max_completion_length, and give the processor the same code_len."
+                f"Stage I has {stage1.code_length} codes per image, but the model writes {max_completion_length}: leave out "
+                f"max_completion_length, and give the processor code_len={stage1.code_length}."
             )
         if processor.vocab_size != stage1.codebook_size + 1:
             raise ValueError(
-                f"Stage I has {stage1.codebook_size} different codes, the processor {(processor.vocab_size or 1) - 1}: "
-                "give it the same num_codes."
+                f"Stage I has {stage1.codebook_size} different codes, but the processor has {(processor.vocab_size or 1) - 1}: "
+                f"give the processor num_codes={stage1.codebook_size}."
             )
         check_stage1(stage1, self.processor)
 
@@ -77,16 +77,16 @@ def check_stage1(stage1: UViMConfig, processor: DenseProcessor) -> None:
     """Raise `ValueError` if stage I and its processor differ in number of codes, code length or outputs."""
     if processor.code_len != stage1.code_length:
         raise ValueError(
-            f"Stage I has {stage1.code_length} codes an image (code_length), the processor {processor.code_len}: give it "
-            "the same code_len."
+            f"Stage I has {stage1.code_length} codes per image (code_length), but the processor has {processor.code_len}: give "
+            f"the processor code_len={stage1.code_length}."
         )
     if processor.num_codes != stage1.codebook_size:
         raise ValueError(
-            f"Stage I has {stage1.codebook_size} different codes (codebook_size), the processor {processor.num_codes}: "
-            "give it the same num_codes."
+            f"Stage I has {stage1.codebook_size} different codes (codebook_size), but the processor has "
+            f"{processor.num_codes}: give the processor num_codes={stage1.codebook_size}."
         )
     if processor.outputs is not None and processor.outputs != stage1.outputs:
         raise ValueError(
-            f"Stage I has the outputs {stage1.outputs}, {type(processor).__name__} makes targets for {processor.outputs}: "
+            f"Stage I has the outputs {stage1.outputs}, but {type(processor).__name__} makes targets for {processor.outputs}: "
             "build the model with UViMConfig(outputs=processor.outputs)."
         )

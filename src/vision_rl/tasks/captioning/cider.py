@@ -77,11 +77,12 @@ def _scores(candidates, references, document_frequency, append_eos, tokenize, cl
     append_eos = ends if np.ndim(append_eos) == 0 else list(append_eos)
     if not isinstance(document_frequency, DocumentFrequency | None):
         raise TypeError(
-            f"document_frequency is a {type(document_frequency).__name__}: DocumentFrequency.load(path) reads a file of them."
+            f"document_frequency is a {type(document_frequency).__name__}; it must be a DocumentFrequency, such as "
+            "DocumentFrequency.load(path) of a saved file."
         )
     if document_frequency is not None and document_frequency.append_eos != ends:
         raise ValueError(
-            f"The document frequencies were counted with append_eos={document_frequency.append_eos}, the captions are "
+            f"The document frequencies were counted with append_eos={document_frequency.append_eos}, but the captions are "
             f"compared with append_eos={ends}: both must be the same."
         )
     images, image = _distinct(references)

@@ -89,9 +89,11 @@ class DocumentFrequency:
                 raise ValueError(f"{name} must be an array (K,) of integers; it is {described(values)}.")
         check_number("num_images", num_images, least=1, most=2**53, whole=True)
         if len(hashes) != len(counts):
-            raise ValueError(f"There are {len(hashes)} hashes but {len(counts)} counts: give one of each an n-gram.")
+            raise ValueError(f"There are {len(hashes)} hashes but {len(counts)} counts: give one of each per n-gram.")
         if hashes.dtype != np.uint64 or (hashes[1:] <= hashes[:-1]).any():
-            raise ValueError("hashes must be uint64 and ascend: they are looked up by bisection.")
+            raise ValueError(
+                "hashes must be of uint64 and in ascending order, because they are looked up by bisection."
+            )
         if len(counts) and not 0 <= counts.min() <= counts.max() <= num_images:
             raise ValueError(
                 f"counts must be from 0 to num_images, which is {num_images}; they are from {counts.min()} to {counts.max()}."
@@ -167,7 +169,7 @@ class DocumentFrequency:
         Raises:
             ValueError: for a file of another version, or of another kind.
         """
-        again = "make it anew with DocumentFrequency.from_references(...).save(path)"
+        again = "make it again with DocumentFrequency.from_references(...).save(path)"
         try:
             file = np.load(path, allow_pickle=False)
             content = {name: file[name] for name in file.files}
@@ -176,14 +178,14 @@ class DocumentFrequency:
         except Exception as error:  # zipfile and numpy raise many kinds of damaged bytes
             raise ValueError(f"{path} holds no document frequencies: {again}.") from error
         if not {"version", "hashes", "counts", "num_images", "append_eos"} <= set(content):
-            raise ValueError(f"{path} holds no document frequencies; it holds {sorted(content)}: {again}.")
+            raise ValueError(f"{path} holds {sorted(content)} and no document frequencies: {again}.")
         if any(content[name].size != 1 for name in ("version", "num_images", "append_eos")):
             raise ValueError(
-                f"{path} is damaged: version, num_images and append_eos must be one number each: {again}."
+                f"{path} is damaged, as version, num_images and append_eos must be one number each: {again}."
             )
         if content["version"].item() != _FILE_VERSION:
             raise ValueError(
-                f"{path} is of version {content['version']}, this vision_rl reads {_FILE_VERSION}: {again}."
+                f"{path} is of version {content['version']}, but this vision_rl reads version {_FILE_VERSION}: {again}."
             )
         try:
             counts = content["counts"].astype(np.int64, casting="safe")
@@ -217,29 +219,31 @@ def with_end(captions: list[str], append_eos: bool | Sequence[bool]) -> list[str
     """Tokenised captions with the word `END` behind all, none, or those that are marked."""
     marks = [append_eos] * len(captions) if isinstance(append_eos, bool) else append_eos
     if len(marks) != len(captions):
-        raise ValueError(f"append_eos has {len(marks)} marks for {len(captions)} captions.")
+        raise ValueError(f"append_eos has {len(marks)} entries for {len(captions)} captions: give one per caption.")
     return [f"{text} {END}" if mark else text for text, mark in zip(captions, marks, strict=True)]
 
 
 def check_candidates(candidates: list[str], references: list[list[str]]) -> None:
     """Strings, as many as there are images."""
     if isinstance(candidates, str):
-        raise ValueError(f"The captions must be a list of strings, one an image; they are the string {candidates!r}.")
+        raise ValueError(f"The captions must be a list of strings, one per image; they are the string {candidates!r}.")
     for row, caption in enumerate(candidates):
         if not isinstance(caption, str):
             raise ValueError(f"Captions must be strings; caption {row} is a {type(caption).__name__}: {caption!r}.")
     if len(candidates) != len(references):
         raise ValueError(
             f"There are {len(candidates)} captions but the references of {len(references)} images: give one caption "
-            "an image."
+            "per image."
         )
 
 
 def check_references(references: list[list[str]]) -> None:
     """One list an image, of one string or more."""
-    expected = "references must be a list of captions an image: [['a dog', 'a black dog runs'], ['two cats']]"
+    expected = (
+        "references must have a list of captions per image, such as [['a dog', 'a black dog runs'], ['two cats']]"
+    )
     if isinstance(references, str) or len(references) == 0:
-        raise ValueError(f"{expected}; got {references!r}.")
+        raise ValueError(f"{expected}; they are {references!r}.")
     for row, captions in enumerate(references):
         if isinstance(captions, str) or not isinstance(captions, Sequence):
             shown = cast(object, captions)

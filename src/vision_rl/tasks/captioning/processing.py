@@ -54,7 +54,9 @@ class CaptioningProcessor(TextProcessor):
     ):
         super().__init__(image_processor, tokenizer, decoder_start_token_id, **kwargs)
         if max_caption_length < 2:
-            raise ValueError(f"max_caption_length must be at least 2, a word and the end; it is {max_caption_length}.")
+            raise ValueError(
+                f"max_caption_length must be at least 2 (a word and the end); it is {max_caption_length}."
+            )
         self.max_caption_length = max_caption_length
 
     @naming_arguments
@@ -139,8 +141,8 @@ def checked_captions(captions) -> list[str]:
     captions = captions.tolist() if isinstance(captions, np.ndarray) else captions
     if isinstance(captions, str) or not isinstance(captions, Sequence):
         raise ValueError(
-            f"captions must be a list of strings, all captions of the image; it is the {type(captions).__name__} "
-            f"{captions!r}. Wrap a single caption: [caption]."
+            f"captions must be a list with all captions of the image; it is the {type(captions).__name__} "
+            f"{captions!r}. Put a single caption into a list: [caption]."
         )
     if len(captions) == 0:
         raise ValueError("There is no caption: leave the image out.")

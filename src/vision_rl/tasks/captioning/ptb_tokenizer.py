@@ -217,13 +217,13 @@ def ptb_tokenize(captions: list[str]) -> list[str]:
     looks into the next). As there, "1 1/2" is one token with U+00A0 in it.
     """
     if isinstance(captions, str):
-        raise ValueError("captions is a single string; pass a list of captions, [caption] for one")
+        raise ValueError("captions is a single string; pass a list of captions, such as [caption]")
     rows = []
     for row, caption in enumerate(captions):
         if not isinstance(caption, str):
             raise ValueError(
                 f"captions[{row}] is {caption!r}, of type {type(caption).__name__}; pass a string for every caption, "
-                'the empty "" where there is none'
+                'or the empty "" where there is none'
             )
         *words, last = caption.split() or [""]
         tokens = [*map(_remembered, words), _remembered(last, True)]

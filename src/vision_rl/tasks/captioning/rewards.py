@@ -49,16 +49,17 @@ class CiderReward(SavedReward, OfProcessor):
     ):
         if not isinstance(document_frequency, DocumentFrequency):
             raise TypeError(
-                f"document_frequency is a {type(document_frequency).__name__}: DocumentFrequency.load(path) reads a file "
-                "of them."
+                f"document_frequency is a {type(document_frequency).__name__}; it must be a DocumentFrequency, such as "
+                "DocumentFrequency.load(path) of a saved file."
             )
         if document_frequency.append_eos != append_eos:
             raise ValueError(
-                f"The document frequencies were counted with append_eos={document_frequency.append_eos}: make them with "
-                f"DocumentFrequency.from_references(references, append_eos={append_eos})."
+                f"The document frequencies were counted with append_eos={document_frequency.append_eos}, but this reward needs "
+                f"append_eos={append_eos}: make them with DocumentFrequency.from_references(references, "
+                f"append_eos={append_eos})."
             )
         if score not in _SCORES.values():
-            raise ValueError(f"score must be vision_rl.tasks.captioning.cider_d or plain_cider, it is {score!r}.")
+            raise ValueError(f"score must be vision_rl.tasks.captioning.cider_d or plain_cider; it is {score!r}.")
         self.document_frequency, self.append_eos = document_frequency, append_eos
         self.eos_token_id, self.score = eos_token_id, score
         self._warned = False

@@ -27,30 +27,42 @@ class Options:
     """Where the captions are, and what they are written with."""
 
     images_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the images; of all, with karpathy_file."}
+        default=None, metadata={"help": "Folder of the training images; with karpathy_file, of all images."}
     )
     annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of the training captions."})
-    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the images of the evaluation."})
-    eval_annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of their captions."})
+    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the evaluation images."})
+    eval_annotation_file: str | None = field(
+        default=None, metadata={"help": "COCO's JSON of the evaluation captions."}
+    )
     karpathy_file: str | None = field(
         default=None,
-        metadata={"help": "Instead: Karpathy's split, dataset_coco.json or dataset_flickr8k.json, as in the paper."},
+        metadata={
+            "help": "In place of COCO's JSON: Karpathy's split, dataset_coco.json or dataset_flickr8k.json, as in the paper."
+        },
     )
     scenes: int | None = field(
-        default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 64 pixels."}
+        default=None,
+        metadata={"help": "In place of a folder: number of training scenes of handwritten digits, 64 pixels."},
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "A folder or Hub name. None: google-bert/bert-base-uncased, the paper's."}
+        default=None,
+        metadata={"help": "Folder or Hub name of the tokenizer. None: google-bert/bert-base-uncased, the paper's."},
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "Tokens that it must have; a dry run without the tokenizer goes by it."}
+        default=None,
+        metadata={
+            "help": "Number of tokens that the tokenizer must have; a dry run without it takes the number from here."
+        },
     )
     max_caption_length: int | None = field(
-        default=None, metadata={"help": "Of the labels in tokens; None: 128, as in the paper."}
+        default=None, metadata={"help": "Largest length of a label in tokens. None: 128, as in the paper."}
     )
     on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
-        metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
+        metadata={
+            "help": "What to do with annotations and images that cannot be used. raise: end with an error. "
+            "skip: leave them out and count them."
+        },
     )
 
 
@@ -84,7 +96,7 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset) -> Cap
     if tokenizer.eos_token is None and tokenizer.sep_token is not None:
         tokenizer.eos_token = tokenizer.sep_token
     if options.vocab_size not in (None, len(tokenizer)):
-        raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, and vocab_size is {options.vocab_size}.")
+        raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, but vocab_size is {options.vocab_size}.")
     length = {} if options.max_caption_length is None else {"max_caption_length": options.max_caption_length}
     return CaptioningProcessor(image_processor, tokenizer, **length)
 

@@ -63,28 +63,28 @@ def colorfulness_terms(
 def check_options(hue: str, entropy_over: str) -> None:
     """Raises a `ValueError` for an option that `colorfulness_terms` does not have."""
     if hue not in ("arctan2", "arctan"):
-        raise ValueError(f"hue must be 'arctan2' or 'arctan', it is {hue!r}.")
+        raise ValueError(f"hue must be 'arctan2' or 'arctan'; it is {hue!r}.")
     if entropy_over not in ("all", "vivid"):
-        raise ValueError(f"entropy_over must be 'all' or 'vivid', it is {entropy_over!r}.")
+        raise ValueError(f"entropy_over must be 'all' or 'vivid'; it is {entropy_over!r}.")
 
 
 def pixels_of(image: Picture | Sequence) -> torch.Tensor:
     """The image as `(H, W, 3)`, uint8 or floats from 0 to 1, on the device that it is on."""
     if isinstance(image, Image.Image):
         if 0 in image.size:
-            raise ValueError(f"An image has no pixels, its size is {image.size}.")
+            raise ValueError(f"An image has no pixels: its size is {image.size}.")
         return torch.from_numpy(np.array(image.convert("RGB")))
     # a copy: the trainer's arrays are read-only, which a tensor cannot be
     pixels = image if isinstance(image, torch.Tensor) else torch.tensor(np.asarray(image))
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.numel() == 0:
-        raise ValueError(f"An image must be (H, W, 3), it is {tuple(pixels.shape)}. Put a single one into a list.")
+        raise ValueError(f"An image must be (H, W, 3); it is {tuple(pixels.shape)}. Put a single image into a list.")
     if pixels.dtype == torch.uint8:
         return pixels
     top = 1 if pixels.is_floating_point() else 255
     if not (pixels.min() >= 0 and pixels.max() <= top):
         raise ValueError(
-            f"An image of {pixels.dtype} must be from 0 to {top}, it is from {pixels.min().item():g} to "
-            f"{pixels.max().item():g}. Bring values from -1 to 1 there by ((x + 1) / 2).clamp(0, 1)."
+            f"An image of {pixels.dtype} must have values from 0 to {top}; it has them from {pixels.min().item():g} to "
+            f"{pixels.max().item():g}. Convert values from -1 to 1 by ((x + 1) / 2).clamp(0, 1)."
         )
     return pixels.float() if pixels.is_floating_point() else pixels.to(torch.uint8)
 
@@ -145,7 +145,7 @@ def mean_squared_error(image: Picture, reference: Picture) -> float:
     found, true = _as_unit_floats(image), _as_unit_floats(reference)
     if found.shape != true.shape:
         raise ValueError(
-            f"The image is {tuple(found.shape)}, its reference {tuple(true.shape)}: resize one of them to the other."
+            f"The image is {tuple(found.shape)}, but its reference is {tuple(true.shape)}: resize one of them to the other."
         )
     return (found - true).square().mean().item()
 

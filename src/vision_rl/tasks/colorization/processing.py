@@ -70,11 +70,11 @@ class ColorizationProcessor(DenseProcessor):
         if num_codes < 1 or code_len < 1:
             raise ValueError(f"num_codes and code_len must be positive; they are {num_codes} and {code_len}.")
         if crop_area is not None and not (len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1):
-            raise ValueError(f"crop_area is a range of shares such as (0.05, 1.0); it is {crop_area}.")
+            raise ValueError(f"crop_area must be a range of shares such as (0.05, 1.0); it is {crop_area}.")
         size = dict(image_processor.size)
         if not {"width", "height"} <= set(size):
             raise ValueError(
-                f"The image processor's size is {size}: colour needs a fixed frame, size={{'height': ..., 'width': ...}}."
+                f"The image processor's size is {size}: colour needs a fixed size, such as {{'height': 224, 'width': 224}}."
             )
         for name in ("image_mean", "image_std"):
             values = getattr(image_processor, name)
@@ -182,8 +182,8 @@ class ColorizationProcessor(DenseProcessor):
             if grey is None or grey.movedim(1, -1).shape != color.shape:
                 shape = None if grey is None else tuple(grey.shape)
                 raise ValueError(
-                    f"keep_luminance takes the lightness from the grey photos, one for each of the {len(color)} "
-                    f"predictions {tuple(color.shape)}: grey must be their pixel_values (N, 3, H, W), it is {shape}."
+                    f"keep_luminance takes the lightness from the grey photos: grey must be the pixel_values (N, 3, H, W) of "
+                    f"the {len(color)} predictions {tuple(color.shape)}; its shape is {shape}."
                 )
             lab = rgb_to_lab(rgb)
             lab[..., 0] = rgb_to_lab((grey.movedim(1, -1).float() + 1) / 2)[..., 0]
@@ -203,7 +203,7 @@ class ColorizationProcessor(DenseProcessor):
 
     def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
-            "Codes become colours only by the stage I network and the grey photo: give the trainer that network as "
+            "Turning codes into colours takes the stage I network and the grey photo: give the trainer that network as "
             "completion_decoder."
         )
 

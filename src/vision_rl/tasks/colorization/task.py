@@ -23,29 +23,39 @@ class Options:
     """Where the photos are, and what stage I makes of them."""
 
     images_dir: str | None = field(
-        default=None, metadata={"help": "Training photos: a folder with or without folders in it, such as ImageNet's."}
+        default=None, metadata={"help": "Folder of the training photos; it may hold folders, as ImageNet's does."}
     )
-    eval_images_dir: str | None = field(default=None, metadata={"help": "Photos of the evaluation."})
+    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the evaluation photos."})
     drop_grey: bool = field(
-        default=False, metadata={"help": "Leave out photos that are grey already; opens them all."}
+        default=False, metadata={"help": "Leave out photos that are grey already. This opens all of them."}
     )
     scenes: int | None = field(
-        default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 64 pixels."}
+        default=None,
+        metadata={"help": "In place of a folder: number of training scenes of handwritten digits, 64 pixels."},
     )
-    num_codes: int | None = field(default=None, metadata={"help": "Of stage I's codebook; None: 4096, the paper's."})
-    code_len: int | None = field(default=None, metadata={"help": "Codes of an image; None: 256, the paper's."})
+    num_codes: int | None = field(
+        default=None, metadata={"help": "Number of codes in stage I's codebook. None: 4096, the paper's."}
+    )
+    code_len: int | None = field(default=None, metadata={"help": "Number of codes per image. None: 256, the paper's."})
     keep_luminance: bool | None = field(
-        default=None, metadata={"help": "Predicted pictures have the photo's own lightness. None: no, as the paper's."}
+        default=None,
+        metadata={"help": "Give predicted pictures the photo's own lightness. None: no, as in the paper."},
     )
-    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training photos; None: yes."})
+    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training photos. None: yes."})
     crop_area: list[float] | None = field(
-        default=None, metadata={"help": "Cut out so large a part of a training photo, as a range. The paper: 0.05 1."}
+        default=None,
+        metadata={"help": "Smallest and largest share of a training photo to cut out. The paper: 0.05 1."},
     )
     antialias: bool | None = field(
-        default=None, metadata={"help": "Resize with antialiasing; None: yes. The published models: no."}
+        default=None,
+        metadata={"help": "Resize with antialiasing. None: yes. For the published models: no."},
     )
     on_bad_annotation: Literal["raise", "skip"] = field(
-        default="raise", metadata={"help": "What becomes of photos that cannot be used; skip: counted."}
+        default="raise",
+        metadata={
+            "help": "What to do with photos that cannot be used. raise: end with an error. "
+            "skip: leave them out and count them."
+        },
     )
 
 

@@ -175,7 +175,7 @@ def _checked(detections: Mapping[str, Any], where: str, num_labels: int | None) 
     if boxes.size == 0:
         boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"`boxes` must be (n, 4), xyxy in pixels; in {where} they are {boxes.shape}.")
+        raise ValueError(f"`boxes` must be (n, 4), x0, y0, x1, y1 in pixels; in {where} they are {boxes.shape}.")
     if not np.isfinite(boxes).all():
         row = int(np.argmin(np.isfinite(boxes).all(1)))
         raise ValueError(f"Box {row} in {where} is not finite: {boxes[row].tolist()}.")
@@ -197,7 +197,7 @@ def _checked(detections: Mapping[str, Any], where: str, num_labels: int | None) 
 def _one_a_box(detections: Mapping[str, Any], key: str, count: int, where: str) -> np.ndarray:
     values = _numbers(detections, key, where)
     if values.shape != (count,):
-        raise ValueError(f"`{key}` must be ({count},), one a box; in {where} they are {values.shape}.")
+        raise ValueError(f"`{key}` must be ({count},), one per box; in {where} they are {values.shape}.")
     if np.isnan(values).any():
         raise ValueError(f"`{key}` in {where} has NaN at {int(np.isnan(values).argmax())}.")
     return values
@@ -212,4 +212,4 @@ def _numbers(detections: Mapping[str, Any], key: str, where: str) -> np.ndarray:
     try:
         return np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`{key}` in {where} is no array of numbers: {error}") from None
+        raise ValueError(f"`{key}` in {where} is not an array of numbers: {error}") from None

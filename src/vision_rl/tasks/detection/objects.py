@@ -89,7 +89,7 @@ def _fields(objects: Any) -> dict[str, Any]:
         )
     name = next((name for name in CLASS_FIELDS if name in objects), None)
     if name is None or "bbox" not in objects:
-        raise ValueError(f"The objects have {sorted(objects)}, they need `bbox` and `category`.")
+        raise ValueError(f"The objects have {sorted(objects)}; they need `bbox` and `category`.")
     return {
         "bbox": objects["bbox"],
         "category": objects[name],
@@ -122,7 +122,11 @@ def _boxes(values: Any) -> np.ndarray:
 def _box(i: int, box: Any) -> list[float]:
     """Four numbers, NaN for one that is `None`."""
     if not isinstance(box, list) or len(box) != 4 or any(isinstance(number, list | dict) for number in box):
-        points = " It has points: take the least x and y and the differences." if _has_points(box) else ""
+        points = (
+            " It has points: take their smallest x and y, and the differences to the largest as width and height."
+            if _has_points(box)
+            else ""
+        )
         raise ValueError(
             f"Box {i} in `bbox` is {_shown(box)}; it must be four numbers: x, y, width, height in pixels.{points}"
         )
@@ -141,7 +145,7 @@ def _shown(value: Any) -> str:
 
 def _number(what: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{what} has {_shown(value)}, which is no number.")
+        raise ValueError(f"{what} has {_shown(value)}, which is not a number.")
     return float(value)
 
 
@@ -151,10 +155,10 @@ def _values(name: str, fields: dict[str, Any], count: int) -> list:
     if values is None and (count == 0 or name != "category"):
         return [None] * count
     if not isinstance(values, list):
-        raise ValueError(f"`{name}` is {_shown(values)}; it must be a list with an entry a box.")
+        raise ValueError(f"`{name}` is {_shown(values)}; it must be a list with one entry per box.")
     if len(values) != count:
         entries = "categories" if name == "category" else "entries"
-        raise ValueError(f"{count} boxes in `bbox`, {len(values)} {entries} in `{name}`.")
+        raise ValueError(f"There are {count} boxes in `bbox`, but {len(values)} {entries} in `{name}`.")
     return values
 
 
@@ -162,17 +166,17 @@ def _label(i: int, category: Any, categories: Sequence[str]) -> int:
     """The place of a category."""
     if isinstance(category, str):
         if category not in categories:
-            raise ValueError(f"The category {category!r} is none of {list(categories)}.")
+            raise ValueError(f"The category {category!r} is not one of {list(categories)}.")
         return categories.index(category)
     if category is None or category != category:
         raise ValueError(f"The category of object {i} is missing: it is {category}.")
     if not isinstance(category, int | float) or isinstance(category, bool) or category % 1:
         raise ValueError(
-            f"The category of object {i} is {_shown(category)}; it must be a name or its place, a whole number."
+            f"The category of object {i} is {_shown(category)}; it must be a name, or the place of a name as a whole number."
         )
     if not 0 <= category < len(categories):
         raise ValueError(
-            f"The category {category} is out of range: there are {len(categories)}, 0 is {categories[0]!r}. "
+            f"The category {category} is out of range: there are {len(categories)}, from 0, which is {categories[0]!r}. "
             "COCO's own ids have gaps and start at 1: map them to 0, 1, 2, ..."
         )
     return int(category)
@@ -181,7 +185,9 @@ def _label(i: int, category: Any, categories: Sequence[str]) -> int:
 def _area(i: int, value: Any) -> float:
     area = MISSING if value is None else _number(f"`area` of object {i}", value)
     if area < 0 or area == float("inf"):
-        raise ValueError(f"`area` of object {i} is {area}; it must be a number of pixels, or None for its box's.")
+        raise ValueError(
+            f"`area` of object {i} is {area}; it must be a number of pixels, or None for the area of its box."
+        )
     return area
 
 

@@ -99,13 +99,13 @@ class DetectionProcessor(VisionProcessor):
         self.box_order, self.resize, self.score, self.trust_boxes = box_order, resize, score, trust_boxes
         self.flip, self.scale_jitter = flip, None if scale_jitter is None else list(scale_jitter)
         if scale_jitter is not None and not (len(scale_jitter) == 2 and 0 < scale_jitter[0] <= scale_jitter[1]):
-            raise ValueError(f"scale_jitter is a range such as (0.3, 2.0); it is {scale_jitter}.")
+            raise ValueError(f"scale_jitter must be a range such as (0.3, 2.0); it is {scale_jitter}.")
         if not self.categories or len(set(self.categories)) != len(self.categories):
-            raise ValueError(f"categories must be names that differ, at least one; they are {self.categories}.")
+            raise ValueError(f"categories must be at least one name, all different; they are {self.categories}.")
         if num_bins < 1 or max_boxes < 1 or absent_weight < 0:
             raise ValueError(
-                f"num_bins and max_boxes must be positive and absent_weight not negative; they are {num_bins}, "
-                f"{max_boxes} and {absent_weight}."
+                f"num_bins and max_boxes must be positive, and absent_weight must not be negative; they are "
+                f"num_bins={num_bins}, max_boxes={max_boxes} and absent_weight={absent_weight}."
             )
         for name, choices in (
             ("box_order", ("random", "sorted")),
@@ -113,12 +113,12 @@ class DetectionProcessor(VisionProcessor):
             ("score", SCORES),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, it is {getattr(self, name)!r}.")
+                raise ValueError(f"{name} must be one of {choices}; it is {getattr(self, name)!r}.")
         self.stop_threshold = StopThreshold(stop_threshold).threshold
         size = dict(image_processor.size)
         if not {"width", "height"} <= set(size):
             raise ValueError(
-                f"The image processor's size is {size}: boxes need a fixed frame, size={{'height': ..., 'width': ...}}."
+                f"The image processor's size is {size}: boxes need a fixed size, such as {{'height': 224, 'width': 224}}."
             )
         self.frame = (size["width"], size["height"])  # pixels of the model's input
 
@@ -281,12 +281,14 @@ class DetectionProcessor(VisionProcessor):
         named = isinstance(dataset, datasets.Dataset) and column in dataset.features
         names = category_names(dataset, column) if named else None
         if names is not None and names != self.categories:
-            raise ValueError(f"The data set's categories are {names}, the processor's are {self.categories}.")
+            raise ValueError(
+                f"The data set's categories are {names}, but the processor's are {self.categories}: both must be the same."
+            )
         objects = read_column(dataset, column, self.categories)
         surplus = np.maximum(np.bincount(objects.rows[~objects.iscrowd]) - self.max_boxes, 0)
         if surplus.any():
             logger.warning(
-                "%d rows have more than max_boxes=%d boxes: the smallest %d boxes of them are not learned.",
+                "%d rows have more than max_boxes=%d boxes: of these rows, the smallest boxes (%d in all) are not learned.",
                 (surplus > 0).sum(),
                 self.max_boxes,
                 surplus.sum(),
@@ -319,7 +321,7 @@ class DetectionProcessor(VisionProcessor):
         ends = objects.boxes[:, :2] + objects.boxes[:, 2:]
         odd = odd or other_form(looked_at, of_image, float(ends.max(initial=0)), columns["objects"])
         if odd and not self.trust_boxes:
-            raise ValueError(f"{odd} (If they are right: DetectionProcessor(..., trust_boxes=True).)")
+            raise ValueError(f"{odd} (If the boxes are right, pass DetectionProcessor(..., trust_boxes=True).)")
         leaving = (looked_at[:, :2] < -1).any(1) | (looked_at[:, :2] + looked_at[:, 2:] > of_image + 1).any(1)
         if leaving.any():
             logger.warning("%d of %d boxes leave their image and are clipped.", leaving.sum(), len(looked_at))
@@ -382,7 +384,7 @@ class DetectionProcessor(VisionProcessor):
             logits = getattr(outputs, "scores", None)
         if logits is None:
             raise ValueError(
-                "The scores are made of the model's probabilities: call model.generate(pixel_values, "
+                "Scores of boxes are computed from the model's probabilities: call model.generate(pixel_values, "
                 f"return_dict_in_generate=True, output_{'logits' if self.stop_threshold else 'scores'}=True)."
             )
         logps = torch.stack(logits, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)

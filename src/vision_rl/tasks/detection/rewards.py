@@ -111,7 +111,7 @@ def detection_reward(
     """
     if completion_ids.ndim != 3 or target_ids.ndim != 2 or len(completion_ids) != len(target_ids):
         raise ValueError(
-            f"completion_ids must be (B, G, T) and target_ids (B, T'); they are {tuple(completion_ids.shape)} and "
+            f"completion_ids must be (B, G, T), and target_ids must be (B, T'); they are {tuple(completion_ids.shape)} and "
             f"{tuple(target_ids.shape)}."
         )
     for name, ids in (("completion_ids", completion_ids), ("target_ids", target_ids)):
@@ -120,9 +120,9 @@ def detection_reward(
     _check_sizes(num_bins, num_labels)
     _check_options(thresholds, duplicate_weight, false_positive_weight)
     if class_weights is not None and class_weights.shape != (num_labels,):
-        raise ValueError(f"class_weights must be ({num_labels},), one a class; it is {tuple(class_weights.shape)}.")
+        raise ValueError(f"class_weights must be ({num_labels},), one per class; it is {tuple(class_weights.shape)}.")
     if released_total and tuple(thresholds) != THRESHOLDS:
-        raise ValueError(f"released_total is defined for the thresholds {THRESHOLDS} only; they are {thresholds}.")
+        raise ValueError(f"released_total is only defined for the thresholds {THRESHOLDS}; they are {thresholds}.")
     found = read_tokens(completion_ids, num_bins, num_labels)
     true = read_tokens(target_ids, num_bins, num_labels)
     kept_iou, kept_truth = _kept_truth(found, true, num_bins)  # (B, G, N)
@@ -163,7 +163,7 @@ def _check_options(thresholds: Sequence[float], duplicate_weight: float, false_p
     check_number("duplicate_weight", duplicate_weight)
     check_number("false_positive_weight", false_positive_weight, least=0)
     if not isinstance(thresholds, Sequence) or not thresholds:
-        raise ValueError(f"thresholds must be IoUs, at least one; they are {described(thresholds)}.")
+        raise ValueError(f"thresholds must be a list of at least one IoU; they are {described(thresholds)}.")
     for threshold in thresholds:
         check_number("thresholds", threshold, least=0, most=1)
 
@@ -232,8 +232,8 @@ class _DetectionReward(OfProcessor):
         check_rows(completion_ids=completion_ids, references=references)
         if self.num_bins is None or self.num_labels is None:
             raise ValueError(
-                f"{type(self).__name__} does not know its num_bins and num_labels: a trainer takes them from its processor; "
-                "elsewhere give them."
+                f"{type(self).__name__} does not know its num_bins and num_labels: a trainer takes them from its processor. "
+                "Without a trainer, pass them."
             )
         scored = detection_reward(
             _stack("completion_ids", completion_ids)[:, None],
@@ -336,7 +336,10 @@ class AveragePrecisionReward(_DetectionReward):
             and self.num_labels is not None
             and len(self.class_weights) != self.num_labels
         ):
-            raise ValueError(f"class_counts has {len(self.class_weights)} numbers for {self.num_labels} classes.")
+            raise ValueError(
+                f"class_counts has {len(self.class_weights)} numbers, but there are {self.num_labels} classes: give "
+                "one per class."
+            )
 
     @naming_arguments
     def __call__(self, completion_ids, references, log_metric=None, **kwargs) -> RewardOutput:
@@ -354,7 +357,7 @@ def class_weights(class_counts: Sequence[int]) -> torch.Tensor:
     """Weights of mean 1, about inverse to the class's `class_counts`; none is more than 20 times as rare as all together."""
     numbers = torch.as_tensor(class_counts, dtype=torch.float64)
     if numbers.ndim != 1 or not ((numbers >= 0) & numbers.isfinite()).all():
-        raise ValueError(f"class_counts must be numbers from 0, one a class; they are {described(class_counts)}.")
+        raise ValueError(f"class_counts must be numbers from 0, one per class; they are {described(class_counts)}.")
     if not numbers.any():
         raise ValueError("class_counts are all 0: count the boxes of the training set.")
     inverse = 1 / (numbers + 0.05 * numbers.sum())

@@ -25,42 +25,62 @@ class Options:
     """Where the boxes are, and how they become tokens."""
 
     images_dir: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of their boxes."})
-    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the images of the evaluation."})
-    eval_annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of their boxes."})
+    annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of the training boxes."})
+    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the evaluation images."})
+    eval_annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of the evaluation boxes."})
     categories_file: str | None = field(
-        default=None, metadata={"help": "JSON with COCO's `categories`, for their ids. None: annotation_file."}
+        default=None,
+        metadata={"help": "JSON with COCO's `categories`, from which their ids are taken. None: annotation_file."},
     )
     scenes: int | None = field(
-        default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 48 pixels."}
+        default=None,
+        metadata={"help": "In place of a folder: number of training scenes of handwritten digits, 48 pixels."},
     )
     num_categories: int | None = field(
-        default=None, metadata={"help": "How many the data must have; a dry run without the data goes by it."}
+        default=None,
+        metadata={"help": "Number of categories that the data must have; a dry run without data takes it from here."},
     )
-    num_bins: int | None = field(default=None, metadata={"help": "Of a coordinate. None: 1000, as in the paper."})
-    max_boxes: int | None = field(default=None, metadata={"help": "Of an image. None: 100, as in the paper."})
-    box_order: Literal["random", "sorted"] | None = field(default=None, metadata={"help": "Of a box; None: random."})
+    num_bins: int | None = field(
+        default=None, metadata={"help": "Number of bins of a coordinate. None: 1000, as in the paper."}
+    )
+    max_boxes: int | None = field(
+        default=None, metadata={"help": "Largest number of boxes in an image. None: 100, as in the paper."}
+    )
+    box_order: Literal["random", "sorted"] | None = field(
+        default=None,
+        metadata={"help": "Order in which the boxes of an image are learned: random or sorted. None: random."},
+    )
     resize: Literal["stretch", "letterbox"] | None = field(
-        default=None, metadata={"help": "How an image comes into the model's square; None: stretch."}
+        default=None,
+        metadata={"help": "How an image is fitted into the model's square: stretch or letterbox. None: stretch."},
     )
     score: Literal["confidence", "likelihood", "class"] | None = field(
         default=None,
-        metadata={"help": "Of a box; None: likelihood, until tuning for mAP has taught confidences."},
+        metadata={
+            "help": "How a box is scored: confidence, likelihood or class. None: likelihood, until tuning for mAP has "
+            "taught confidences."
+        },
     )
     stop_threshold: float | None = field(
         default=None,
-        metadata={"help": "Leave a box out only where the model gives that more than this probability. None: 0."},
+        metadata={
+            "help": "Leave a box out only where the model gives leaving it out more than this probability. None: 0."
+        },
     )
     absent_weight: float | None = field(
-        default=None, metadata={"help": "Of the tokens of absent boxes in the MLE loss. None: 1."}
+        default=None, metadata={"help": "Weight of the tokens of absent boxes in the MLE loss. None: 1."}
     )
-    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training images of MLE; None: no."})
+    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training images of MLE. None: no."})
     scale_jitter: list[float] | None = field(
-        default=None, metadata={"help": "Scale the training images of MLE by so much, as a range. Pix2Seq: 0.3 2."}
+        default=None,
+        metadata={"help": "Smallest and largest factor by which MLE scales its training images. Pix2Seq: 0.3 2."},
     )
     on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
-        metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
+        metadata={
+            "help": "What to do with annotations and images that cannot be used. raise: end with an error. "
+            "skip: leave them out and count them."
+        },
     )
 
 
@@ -88,7 +108,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
 def make_processor(options: Options, image_processor: Any, rows: Dataset | None) -> DetectionProcessor:
     names = _category_names(options, rows)
     if options.num_categories not in (None, len(names)):
-        raise ValueError(f"The data has {len(names)} categories, and num_categories is {options.num_categories}.")
+        raise ValueError(f"The data has {len(names)} categories, but num_categories is {options.num_categories}.")
     file = options.categories_file or options.annotation_file or options.eval_annotation_file
     chosen: dict[str, Any] = {"score": "likelihood"}
     for option in fields(options):
@@ -102,11 +122,11 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset | None)
 def _category_names(options: Options, rows: Dataset | None) -> list[str]:
     if rows is None:
         if options.num_categories is None:
-            raise ValueError("Without the data nobody knows its categories: give num_categories.")
+            raise ValueError("Without the data its number of categories is not known: give num_categories.")
         return [f"category {place}" for place in range(options.num_categories)]
     names = category_names(rows)
     if names is None:
-        raise ValueError("The data set has numbers for its categories and no names: type the column as a ClassLabel.")
+        raise ValueError("The categories of the data set are numbers without names: make the column a ClassLabel.")
     return names
 
 

@@ -7,7 +7,7 @@ FEW = 10  # boxes, of which nothing is said
 ROUNDING = 1.0  # pixels
 ONE_PIXEL = 1.05  # where shares of an image end, rounded
 HUNDRED = 100.5  # where percent do
-EXPECTED = "`bbox` is to be x, y, width, height in pixels"
+EXPECTED = "`bbox` must be x, y, width, height in pixels"
 
 
 def other_unit(boxes: np.ndarray, column: str) -> str | None:
@@ -43,10 +43,10 @@ def other_form(boxes: np.ndarray, sizes: np.ndarray, furthest: float, column: st
     large = (extent > sizes / 2).any(1).mean()  # a large object's box is wider than its place is far from the left
     if could_be_corners and (number or large < 0.5):
         return (
-            f"All of {len(boxes)} boxes in column `{column}` are wider than they lie from the left, and higher than from "
-            f"above. {EXPECTED}: are these x0, y0, x1, y1?"
+            f"In all {len(boxes)} boxes in column `{column}` the third number is larger than the first, and the fourth "
+            f"larger than the second. {EXPECTED}: are these x0, y0, x1, y1?"
         )
     could_be_centres = ((start >= extent / 2 - ROUNDING) & (start + extent / 2 <= sizes + ROUNDING)).all()
     if could_be_centres and number > 0.05 * len(boxes):
-        return f"{told} the centre and then width and height? None would leave it then."
+        return f"{told} the centre and then width and height? Read that way, none leaves its image."
     return None

@@ -70,7 +70,7 @@ def character_error_rate(predictions: list[str], references: list[str]) -> dict[
     _check_texts("predictions", predictions, references)
     characters = sum(map(len, references))
     if characters == 0:
-        raise ValueError("All references are empty: the character error rate is a share of their characters.")
+        raise ValueError("All references are empty, but the character error rate is a share of their characters.")
     edits = sum(map(edit_distance, predictions, references))
     exact = exact_match_reward(predictions, references)
     return {"cer": edits / characters, "exact_match": sum(exact) / len(exact)}
@@ -79,7 +79,7 @@ def character_error_rate(predictions: list[str], references: list[str]) -> dict[
 def _check_texts(name: str, texts: Sequence[str], references: Sequence[str]) -> None:
     for side, values in ((name, texts), ("references", references)):
         if isinstance(values, str):
-            raise ValueError(f"{side} must be a list of strings, one a row; it is the string {values!r}.")
+            raise ValueError(f"{side} must be a list of strings, one per row; it is the string {values!r}.")
     check_rows(**{name: texts, "references": references})
     for side, values in ((name, texts), ("references", references)):
         for row, value in enumerate(values):

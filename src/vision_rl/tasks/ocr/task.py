@@ -25,12 +25,13 @@ class Options:
 
     scenes: int | None = field(
         default=None,
-        metadata={"help": "Without a data set: so many training images of strings of handwritten digits."},
+        metadata={"help": "In place of a data set: number of training images with strings of handwritten digits."},
     )
     alphabet: str | None = field(
-        default=None, metadata={"help": "The characters that are read, in place of a tokenizer; None: ASCII's 95."}
+        default=None,
+        metadata={"help": "Characters that the model reads, in place of a tokenizer. None: the 95 of ASCII."},
     )
-    tokenizer: str | None = field(default=None, metadata={"help": "A folder or Hub name."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Folder or Hub name of a tokenizer."})
 
 
 def load_data(options: Options, split: str) -> Dataset | None:

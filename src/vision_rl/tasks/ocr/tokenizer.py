@@ -24,7 +24,7 @@ class OCRTokenizer(PreTrainedTokenizerFast):
                 if unknown:
                     raise ValueError(
                         f"The tokenizer has no id for {', '.join(map(repr, unknown))} in text {row}, {line!r}: "
-                        "add it to the alphabet of character_tokenizer, or clean the texts."
+                        "add the character to the alphabet of character_tokenizer, or clean the texts."
                     ) from error
             raise
 

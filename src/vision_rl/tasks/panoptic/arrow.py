@@ -52,16 +52,18 @@ class SegmentationMetric(MetricModule):
         given = [] if predictions is None and references is None else _pairs(predictions, references)
         pairs, self._kept = [*self._kept, *given], []
         if not pairs:
-            raise ValueError("There is nothing to compute: give predictions and references, or add some before.")
+            raise ValueError("There is nothing to compute: give predictions and references, or add some first.")
         predictions, references = (list(side) for side in zip(*pairs, strict=True))
         return self._compute(predictions=predictions, references=references, **kwargs)
 
 
 def _pairs(predictions, references) -> list[tuple[Segmentation, Segmentation]]:
     if predictions is None or references is None:
-        raise ValueError("Predictions and references are needed, both.")
+        raise ValueError("Give both predictions and references.")
     if len(predictions) != len(references):
-        raise ValueError(f"There are {len(predictions)} predictions and {len(references)} references: one an image.")
+        raise ValueError(
+            f"There are {len(predictions)} predictions and {len(references)} references: give one of each per image."
+        )
     return [(as_pair(p), as_pair(r)) for p, r in zip(predictions, references, strict=True)]
 
 

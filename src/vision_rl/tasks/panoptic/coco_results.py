@@ -52,7 +52,7 @@ def save_coco_panoptic(
         if given is not None and len(given) != len(predictions):
             raise ValueError(f"There are {len(predictions)} predictions but {len(given)} {name}: give one of each.")
     if image_sizes is not None and frames is not None:
-        raise ValueError("Give image_sizes or frames, which have the sizes too, and not both.")
+        raise ValueError("Give either image_sizes or frames, not both: frames have the sizes too.")
     ids = distinct_ids("image_ids", image_ids)
     names = _file_names(ids)
     if image_sizes is not None:
@@ -65,7 +65,7 @@ def save_coco_panoptic(
         unlisted = unlisted_ids(segments)
         if len(unlisted):
             raise ValueError(
-                f"Image {image_id!r}: {len(unlisted)} ids of the map are not in its segments_info, the first {unlisted[0]}."
+                f"Image {image_id!r}: {len(unlisted)} ids of the map are not in its segments_info; the first is {unlisted[0]}."
             )
         Image.fromarray(rgb_from_ids(segments.map)).save(folder / name, format="PNG")
         pairs = zip(segments.ids.tolist(), segments.categories.tolist(), strict=True)
@@ -107,10 +107,10 @@ def _file_names(ids: list[Any]) -> list[str]:
     for image_id, name in zip(ids, names, strict=True):
         if Path(name).name != name or not {"\\", "\0"}.isdisjoint(name):
             raise ValueError(
-                f"The image id {image_id!r} is no name of a file in masks_dir: give the images other ids."
+                f"The image id {image_id!r} cannot be the name of a file in masks_dir: give the images other ids."
             )
     if len(set(names)) < len(names):
-        raise ValueError("Two of image_ids, a number and a text, would be the same file: give them other ids.")
+        raise ValueError("image_ids has a number and a text that would name the same file: give them other ids.")
     return names
 
 

@@ -29,7 +29,8 @@ def decode_logits(semantics: torch.Tensor, instances: torch.Tensor, min_fraction
     """
     if semantics.shape[:-1] != instances.shape[:-1] or semantics.ndim != 4:
         raise ValueError(
-            f"Logits must be (B, H, W, C) and (B, H, W, N); they are {tuple(semantics.shape)} and {tuple(instances.shape)}."
+            f"Logits must have the shapes (B, H, W, C) and (B, H, W, N); they have {tuple(semantics.shape)} and "
+            f"{tuple(instances.shape)}."
         )
     num_classes, num_instances = semantics.shape[-1], instances.shape[-1]
     assigned = instances.argmax(-1)  # (B, H, W)
@@ -61,20 +62,20 @@ def to_segmentation(labels: Any, category_ids: Sequence[int], size: tuple[int, i
     """
     labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
     if labels.ndim != 3 or labels.shape[2] != 2:
-        raise ValueError(f"The labels of an image are (H, W, 2), class and instance; these are {labels.shape}.")
+        raise ValueError(f"The labels of an image must be (H, W, 2), class and instance; these are {labels.shape}.")
     for side in size or ():
         check_number("size", side, least=1, most=2**16, whole=True)
     labels = resize_nearest(labels, size or labels.shape[:2]).astype(np.int64)
     classes, instances = labels[..., 0], labels[..., 1]
     if labels.min() < 0 or classes.max() > len(category_ids):
         raise ValueError(
-            f"Classes must lie in 0..{len(category_ids)} and instances not below 0; they lie in {classes.min()}.."
-            f"{classes.max()} and {instances.min()}..{instances.max()} (labels)."
+            f"Classes must be from 0 to {len(category_ids)}, and instances at least 0; in labels the classes go from "
+            f"{classes.min()} to {classes.max()} and the instances from {instances.min()} to {instances.max()}."
         )
     stride = int(instances.max()) + 1
     if stride * (len(category_ids) + 1) > NUM_IDS:
         raise ValueError(
-            f"Instances must be numbered on from 0: of labels, the largest is {stride - 1}, too many for a map."
+            f"The largest instance of labels is {stride - 1}, too many for a map: number the instances 0, 1, 2, ..."
         )
     keys = np.where(classes > 0, classes * stride + instances, 0)  # (height, width), void first
     counts = np.bincount(keys.reshape(-1))

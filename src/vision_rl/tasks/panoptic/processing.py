@@ -87,20 +87,22 @@ class PanopticProcessor(DenseProcessor):
             if not {"id", "name", "isthing"} <= set(category):
                 raise ValueError(f"A category needs `id`, `name` and `isthing`; this one has {category}.")
         if not self.categories or len(set(self.category_ids)) < len(self.categories):
-            raise ValueError(f"categories must have ids that differ, at least one; they are {self.category_ids}.")
+            raise ValueError(f"categories must be at least one, with different ids; the ids are {self.category_ids}.")
         if max_instances < 2 or num_codes < 1 or code_len < 1:
             raise ValueError(
-                "max_instances must be at least 2, void and one more, num_codes and code_len positive; they are "
+                "max_instances must be at least 2 (void and one more), and num_codes and code_len must be positive; they are "
                 f"{max_instances}, {num_codes} and {code_len}."
             )
         if crop_area is not None and not (len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1):
-            raise ValueError(f"crop_area is a range of shares such as (0.05, 1.0); it is {crop_area}.")
+            raise ValueError(f"crop_area must be a range of shares such as (0.05, 1.0); it is {crop_area}.")
         if not 0 <= min_fraction < 1:
-            raise ValueError(f"min_fraction is a share of the image, from 0 to below 1; it is {min_fraction}.")
+            raise ValueError(
+                f"min_fraction must be a share of the image, at least 0 and below 1; it is {min_fraction}."
+            )
         if not {"width", "height"} <= set(dict(image_processor.size)):
             raise ValueError(
-                f"The image processor's size is {dict(image_processor.size)}: maps need a fixed frame, "
-                "size={'height': ..., 'width': ...}."
+                f"The image processor's size is {dict(image_processor.size)}: maps need a fixed size, such as "
+                "{'height': 224, 'width': 224}."
             )
 
     @property
@@ -146,10 +148,10 @@ class PanopticProcessor(DenseProcessor):
         check_return_tensors(return_tensors)
         unknown = set(targets) - set(self.target_columns)
         if unknown:
-            raise TypeError(f"PanopticProcessor takes no {', '.join(sorted(unknown))}.")
+            raise TypeError(f"PanopticProcessor does not take {', '.join(sorted(unknown))}.")
         if codes is None and targets:
             raise ValueError(
-                "A model of codes cannot learn from maps: let stage I make codes of them (completion_decoder="
+                "A model that writes codes cannot learn from maps: let stage I turn them into codes (completion_decoder="
                 "UViMDecoder(stage1, processor)), or give the data set a column `codes`."
             )
         batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
@@ -208,14 +210,14 @@ class PanopticProcessor(DenseProcessor):
         height, width = segments.map.shape
         if (width, height) != size:
             raise ValueError(
-                f"The map is {width} x {height} pixels, its image {size[0]} x {size[1]} (width x height): both must have "
-                "one size."
+                f"The map has {width} x {height} pixels (width x height), but its image has {size[0]} x {size[1]}: both must "
+                "have the same size."
             )
         self._check_categories(segments.categories.tolist())
         unlisted = unlisted_ids(segments)
         if len(unlisted):
             raise ValueError(
-                f"{len(unlisted)} segment ids of the map are not in segments_info, the first {unlisted[0]}: list them, "
+                f"{len(unlisted)} segment ids of the map are not in segments_info; the first is {unlisted[0]}. List them, "
                 f"or make their pixels {VOID}, which is void. Was the map saved as JPEG, resized, or converted?"
             )
         return segments
@@ -224,8 +226,8 @@ class PanopticProcessor(DenseProcessor):
         unknown = [category_id for category_id in ids if category_id not in self.category_ids]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} segments have a category_id that is none of the processor's categories', the first "
-                f"{unknown[0]}; the ids are {self.category_ids}."
+                f"{len(unknown)} segments have a category_id that is not among those of the processor's categories, "
+                f"{self.category_ids}; the first is {unknown[0]}."
             )
 
     def _augmented(self, image: Image.Image, ids: np.ndarray, rng: np.random.Generator):
@@ -325,8 +327,8 @@ class PanopticProcessor(DenseProcessor):
         def refuse(absent: np.ndarray) -> None:
             if len(absent):
                 raise ValueError(
-                    f"{len(absent)} segments have no pixel in the map, the first {absent[0]}: each would count as missed. "
-                    "Leave them out."
+                    f"{len(absent)} segments have no pixel in the map; the first is {absent[0]}. Each would count as missed: "
+                    "leave them out."
                 )
 
         rows = ((index, (index, dataset[index])) for index in opened)
@@ -350,7 +352,7 @@ class PanopticProcessor(DenseProcessor):
 
     def batch_decode(self, sequences) -> list:
         raise NotImplementedError(
-            "Codes become a panoptic map only by the stage I network and the image: give the trainer completion_decoder="
+            "Turning codes into a panoptic map takes the stage I network and the image: give the trainer completion_decoder="
             "UViMDecoder(stage1, processor)."
         )
 

@@ -61,8 +61,8 @@ def match_segments(prediction: Segmentation, reference: Segmentation) -> Segment
     predicted, true = read_segments(prediction), read_segments(reference)
     if predicted.map.shape != true.map.shape:
         raise ValueError(
-            f"The prediction is {predicted.map.shape} pixels, the reference {true.map.shape} (height, width): bring one "
-            "to the other's size with vision_rl.tasks.panoptic.resized."
+            f"The prediction has {predicted.map.shape} pixels (height, width), but the reference has {true.map.shape}: resize "
+            "one of them with vision_rl.tasks.panoptic.resized."
         )
     n, m = len(predicted.ids), len(true.ids)
     overlap = _overlap(predicted, true)  # (n + 1, m + 2): last row and column n, m are void, column m + 1 is unlisted
@@ -164,7 +164,7 @@ class PanopticQuality(OfProcessor):
         )
         if own != fact:
             raise ValueError(
-                f"PanopticQuality has {len(own)} categories, the processor {len(fact)}, and they differ: give it the "
+                f"PanopticQuality has {len(own)} categories and the processor has {len(fact)}, and they differ: use the "
                 "processor's, PanopticQuality(processor.categories)."
             )
         return self
@@ -229,14 +229,16 @@ def _checked(categories: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             raise ValueError(f"Each of the categories needs `id` and `isthing`; this one is {category!r:.200}.")
     if not categories or len({category["id"] for category in categories}) < len(categories):
         raise ValueError(
-            f"categories must have ids that differ, at least one; they are {[c['id'] for c in categories]}."
+            f"categories must be at least one, with different ids; the ids are {[c['id'] for c in categories]}."
         )
     return [dict(category) for category in categories]
 
 
 def _matches(predictions: Sequence[Segmentation], references: Sequence[Segmentation]) -> list[SegmentMatches]:
     if len(predictions) != len(references):
-        raise ValueError(f"There are {len(predictions)} predictions and {len(references)} references: one an image.")
+        raise ValueError(
+            f"There are {len(predictions)} predictions and {len(references)} references: give one of each per image."
+        )
     matches = []
     for image, pair in enumerate(zip(predictions, references, strict=True)):
         try:
@@ -255,7 +257,7 @@ def _totals(matches: Sequence[SegmentMatches], categories: list[dict[str, Any]])
         for places, given in ((predicted, found.predicted_categories), (true, found.true_categories)):
             if (places < 0).any():
                 unknown = np.unique(given[places < 0]).tolist()
-                raise ValueError(f"Image {image}: the category ids {unknown} are none of the categories'.")
+                raise ValueError(f"Image {image}: the category ids {unknown} are not among those of categories.")
         matched = predicted[found.matched[:, 0]]
         np.add.at(totals[0], matched, found.ious)
         for row, places in enumerate((matched, predicted[found.spurious], true[found.missed]), start=1):

@@ -14,8 +14,8 @@ def segment_ids(values: Any) -> np.ndarray:
     if isinstance(values, Image.Image):
         if values.mode == "P":
             raise ValueError(
-                "The map is a palette picture: are its ids the palette's colours (convert it to RGB) or the indices "
-                "(make it an array)?"
+                "The map is a picture with a palette. If its ids are the colours of the palette, convert it to RGB; if they "
+                "are the indices, make it an array."
             )
         values = np.asarray(values)
     values = np.asarray(values)
@@ -34,7 +34,7 @@ def segments_of(infos: Any) -> list[dict]:
         fields = {name: list(values) for name, values in infos.items() if values is not None}
         if len({len(values) for values in fields.values()}) > 1:
             lengths = {name: len(values) for name, values in fields.items()}
-            raise ValueError(f"The lists of the segments differ in length: {lengths}.")
+            raise ValueError(f"The lists of segments_info must have the same length; they have {lengths}.")
         infos = [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
     if isinstance(infos, str):
         raise ValueError("The segments are a string; they must be a list of dicts with `id` and `category_id`.")
@@ -49,9 +49,9 @@ def _segment(i: int, info: Any) -> dict:
         value = segment.get(name)
         number = None if isinstance(value, str | bool) or value is None else int(value)
         if number is None or number != value:
-            raise ValueError(f"Segment {i} has the `{name}` {value!r}; it must be a whole number.")
+            raise ValueError(f"`{name}` of segment {i} is {value!r}; it must be a whole number.")
         segment[name] = number
     crowd = segment.get("iscrowd")
     if crowd is not None and (isinstance(crowd, str) or crowd not in (0, 1)):
-        raise ValueError(f"Segment {i} has the `iscrowd` {crowd!r}; it must be 0 or 1.")
+        raise ValueError(f"`iscrowd` of segment {i} is {crowd!r}; it must be 0 or 1.")
     return {**segment, "iscrowd": int(crowd or 0)}

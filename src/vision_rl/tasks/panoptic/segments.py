@@ -51,8 +51,8 @@ def map_and_segments(segmentation: Segmentation) -> Segmentation:
     """The two parts of a segmentation, the map as an array."""
     if not isinstance(segmentation, tuple | list) or len(segmentation) != 2:
         raise ValueError(
-            f"A segmentation is a pair (map, segments_info); this is a {type(segmentation).__name__}: a map of ids "
-            "(H, W), and a list with a dict a segment."
+            "A segmentation must be a pair (map, segments_info), a map of ids (H, W) and a list with one dict per segment; "
+            f"this is a {type(segmentation).__name__}."
         )
     return as_map(segmentation[0]), segmentation[1]
 
@@ -61,7 +61,7 @@ def as_map(ids: Any) -> np.ndarray:
     """Segment ids as an integer array `(H, W)`, from nested lists, arrays or tensors on the CPU."""
     ids = np.asarray(ids)
     if ids.ndim != 2 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"A map of segment ids is (H, W) of integers; this one is {ids.shape} of {ids.dtype}.")
+        raise ValueError(f"A map of segment ids must be (H, W) of integers; this one is {ids.shape} of {ids.dtype}.")
     return ids
 
 
@@ -137,7 +137,7 @@ def unlisted_ids(segments: Segments) -> np.ndarray:
 def ids_from_rgb(pixels: np.ndarray) -> np.ndarray:
     """COCO's colours `(H, W, 3)` to segment ids `(H, W)`: R + 256 G + 65536 B."""
     if pixels.ndim != 3 or pixels.shape[2] < 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"Segment colours are (H, W, 3) of uint8; these are {pixels.shape} of {pixels.dtype}.")
+        raise ValueError(f"Segment colours must be (H, W, 3) of uint8; these are {pixels.shape} of {pixels.dtype}.")
     red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
     return red + 256 * green + 65536 * blue
 
@@ -146,5 +146,7 @@ def rgb_from_ids(ids: Any) -> np.ndarray:
     """Segment ids `(H, W)` to COCO's colours `(H, W, 3)` uint8."""
     ids = as_map(ids)
     if ids.min() < 0 or ids.max() >= NUM_IDS:
-        raise ValueError(f"Ids from 0 to {NUM_IDS - 1} fit into a colour; these are {ids.min()} to {ids.max()}.")
+        raise ValueError(
+            f"Only ids from 0 to {NUM_IDS - 1} fit into a colour; these go from {ids.min()} to {ids.max()}."
+        )
     return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)

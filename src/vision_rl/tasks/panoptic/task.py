@@ -23,36 +23,47 @@ class Options:
     """Where the maps are, and what stage I makes of them."""
 
     images_dir: str | None = field(default=None, metadata={"help": "Folder of the training images."})
-    masks_dir: str | None = field(default=None, metadata={"help": "Folder of their PNGs."})
-    annotation_file: str | None = field(default=None, metadata={"help": "COCO's panoptic JSON of them."})
-    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the images of the evaluation."})
-    eval_masks_dir: str | None = field(default=None, metadata={"help": "Folder of their PNGs."})
-    eval_annotation_file: str | None = field(default=None, metadata={"help": "COCO's panoptic JSON of them."})
+    masks_dir: str | None = field(default=None, metadata={"help": "Folder of the training maps, as PNGs."})
+    annotation_file: str | None = field(default=None, metadata={"help": "COCO's panoptic JSON of the training maps."})
+    eval_images_dir: str | None = field(default=None, metadata={"help": "Folder of the evaluation images."})
+    eval_masks_dir: str | None = field(default=None, metadata={"help": "Folder of the evaluation maps, as PNGs."})
+    eval_annotation_file: str | None = field(
+        default=None, metadata={"help": "COCO's panoptic JSON of the evaluation maps."}
+    )
     categories_file: str | None = field(
         default=None,
         metadata={"help": "JSON with COCO's `categories`, for a data set that has none. None: annotation_file."},
     )
     scenes: int | None = field(
-        default=None, metadata={"help": "Without a folder: so many training scenes of handwritten digits, 64 pixels."}
+        default=None,
+        metadata={"help": "In place of a folder: number of training scenes of handwritten digits, 64 pixels."},
     )
     num_categories: int | None = field(
-        default=None, metadata={"help": "How many the data must have; a dry run without the data goes by it."}
+        default=None,
+        metadata={"help": "Number of categories that the data must have; a dry run without data takes it from here."},
     )
     max_instances: int | None = field(
-        default=None, metadata={"help": "Channels of instances; None: 100, the paper's."}
+        default=None, metadata={"help": "Number of channels for instances. None: 100, the paper's."}
     )
-    num_codes: int | None = field(default=None, metadata={"help": "Of stage I's codebook; None: 4096, the paper's."})
-    code_len: int | None = field(default=None, metadata={"help": "Codes of an image; None: 256, the paper's."})
-    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training images; None: yes."})
+    num_codes: int | None = field(
+        default=None, metadata={"help": "Number of codes in stage I's codebook. None: 4096, the paper's."}
+    )
+    code_len: int | None = field(default=None, metadata={"help": "Number of codes per image. None: 256, the paper's."})
+    flip: bool | None = field(default=None, metadata={"help": "Mirror half of the training images. None: yes."})
     crop_area: list[float] | None = field(
-        default=None, metadata={"help": "Cut out so large a part of a training image, as a range. The paper: 0.05 1."}
+        default=None,
+        metadata={"help": "Smallest and largest share of a training image to cut out. The paper: 0.05 1."},
     )
     min_fraction: float | None = field(
-        default=None, metadata={"help": "Predicted instances of at most this share of the image become void; None: 0."}
+        default=None,
+        metadata={"help": "Predicted instances that cover at most this share of the image become void. None: 0."},
     )
     on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
-        metadata={"help": "What becomes of annotations and images that cannot be used; skip: counted."},
+        metadata={
+            "help": "What to do with annotations and images that cannot be used. raise: end with an error. "
+            "skip: leave them out and count them."
+        },
     )
 
 
@@ -64,7 +75,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
         return load_coco_panoptic(*folder, on_bad_row=options.on_bad_annotation)
     if any(folder):
         missing = [name for name, value in zip(names, folder, strict=True) if value is None]
-        raise ValueError(f"A folder in COCO's form needs {', '.join(names)}; {', '.join(missing)} is missing.")
+        raise ValueError(f"A folder in COCO's form needs {', '.join(names)}; missing: {', '.join(missing)}.")
     if options.scenes is None or options.annotation_file is not None:
         return None
     count = options.scenes if split == "train" else 300
@@ -75,7 +86,7 @@ def load_data(options: Options, split: str) -> Dataset | None:
 def make_processor(options: Options, image_processor: Any, rows: Dataset | None) -> PanopticProcessor:
     categories = _categories(options, rows)
     if options.num_categories not in (None, len(categories)):
-        raise ValueError(f"The data has {len(categories)} categories, and num_categories is {options.num_categories}.")
+        raise ValueError(f"The data has {len(categories)} categories, but num_categories is {options.num_categories}.")
     chosen = {name: getattr(options, name) for name in _OF_PROCESSOR if getattr(options, name) is not None}
     return PanopticProcessor(image_processor, categories, **chosen)
 
