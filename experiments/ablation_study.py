@@ -39,7 +39,7 @@ OPTIONS: dict[str, dict] = {  # of each row, in place of the default
     "MLE weight 0.1": {"mle_weight": 0.1},
     "MLE weight 1": {"mle_weight": 1.0},
 }
-TIMED = (5, 20)  # the steps between which the time of one is measured
+TIMED = (2, 12)  # the steps between which the time of one is measured
 COLUMNS = {
     "cider": "CIDEr",
     "reward": "reward, greedy",
@@ -136,6 +136,14 @@ def table(results: dict) -> str:
             [row, *numbers, gained, *(f"{sum(values[name]) / len(values[name]):.0f}" for name in ("steps", "seconds"))]
         )
     return tables.markdown(["", *COLUMNS.values(), "CIDEr over the default", "steps", "seconds"], rows)
+
+
+def rate_table(results: dict) -> str:
+    """CIDEr on validation at each learning rate, first seed, as Markdown."""
+    reached = {row: tried["validation"] for row, tried in results["learning_rates"].items()}
+    rates = list(next(iter(reached.values())))
+    rows = [[row, *(f"{tried[rate]['cider']:.3f}" for rate in rates)] for row, tried in reached.items()]
+    return tables.markdown(["CIDEr on validation, greedy", *rates], rows)
 
 
 if __name__ == "__main__":

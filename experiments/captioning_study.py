@@ -12,7 +12,6 @@ photos. What is finished is kept in `work_dir`, and a study goes on where it was
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import tables
@@ -78,7 +77,8 @@ class StudyArguments:
     threads: int = 1
 
 
-class Answered(NamedTuple):
+@dataclass
+class Answered:
     """What the model of a fold says of that fold's photos."""
 
     captions: list[str]
@@ -163,7 +163,7 @@ class CaptioningStudy(Study):
         what = [weights_of(folder), split, str(fold), decoding.replace(" ", "-")]
         file = self.folder / "answered" / f"{'-'.join(what)}.json"
         if not file.exists():
-            tables.write_json(self._answered(folder, split, fold, decoding)._asdict(), file)
+            tables.write_json(asdict(self._answered(folder, split, fold, decoding)), file)
         return Answered(**tables.read_json(file))
 
     def _answered(self, folder: Path, split: str, fold: int, decoding: str) -> Answered:
@@ -198,7 +198,7 @@ class CaptioningStudy(Study):
 
 def columns_of(parts: Sequence[Answered], num_resamples: int) -> dict[str, np.ndarray]:
     """The columns of the photos of several folds together, `(1 + R,)` each."""
-    captions, references = ([each for part in parts for each in getattr(part, name)] for name in Answered._fields[:2])
+    captions, references = ([each for part in parts for each in getattr(part, name)] for name in ("captions", "references"))
     rewards = {name: [each for part in parts for each in part.rewards[name]] for name in parts[0].rewards}
     columns = caption_columns(captions, references, resampled_weights(len(captions), num_resamples), rewards)
     return {name: columns[name] for name in COLUMNS if name in columns}

@@ -8,10 +8,12 @@ import json
 import re
 from pathlib import Path
 
+import ablation_study
 import captioning_study
 import colorization_hacking
 import dense_study
 import detection_study
+import samples_study
 import scene_captioning_study
 
 
@@ -49,6 +51,9 @@ def all_tables() -> dict[str, str]:
     tables["scene-captions, differences"] = scene_captioning_study.difference_table(scenes)
     tables["scene-captions, learning rates"] = scene_captioning_study.rate_table(scenes)
     tables["scene-captions, curves"] = scene_captioning_study.curve_table(scenes)
+    tables["ablations"] = ablation_study.table(recorded("ablations"))
+    tables["ablations, learning rates"] = ablation_study.rate_table(recorded("ablations"))
+    tables["samples"] = samples_study.table(recorded("samples"))
     return tables
 
 

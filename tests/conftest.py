@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -53,14 +54,41 @@ def cache_of_datasets(tmp_path_factory):
 ROOT = Path(__file__).parents[1]
 
 
+def _forget(folder: Path) -> None:
+    """Forget the modules that were imported from the folder."""
+    for name in [name for name, module in sys.modules.items() if str(folder) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
 def _modules_of(folder: Path, monkeypatch) -> Iterator[Callable]:
     """A function that imports modules of the folder by name. After the test the modules are forgotten."""
     if not folder.is_dir():
         pytest.skip(f"{folder.name}/ is not part of the installed package")
     monkeypatch.syspath_prepend(str(folder))
     yield importlib.import_module
-    for name in [name for name, module in sys.modules.items() if str(folder) in str(getattr(module, "__file__", ""))]:
-        del sys.modules[name]
+    _forget(folder)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Runs a script as its command line does and returns what it prints.
+
+    It runs in this process, which has imported the libraries already: that takes longer than most of the scripts do.
+    """
+
+    def run(path: Path, *options: str | Path) -> str:
+        if not path.parent.is_dir():
+            pytest.skip(f"{path.parent.name}/ is not part of the installed package")
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, options)])
+        monkeypatch.syspath_prepend(str(path.parent))
+        capsys.readouterr()
+        runpy.run_path(str(path), run_name="__main__")
+        _forget(path.parent)
+        return capsys.readouterr().out
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

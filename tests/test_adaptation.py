@@ -159,5 +159,5 @@ def test_the_decoder_of_a_folder_must_hold_the_processors_tokens(tmp_path):
     assert kept.config.vocab_size == 6
     with pytest.raises(ValueError, match="The processor has 9 tokens"):
         make_decoder(9, 16, transformer_size("vit-ti16"), init=tmp_path)
-    with pytest.raises(ValueError, match="has 16 positions"):
+    with pytest.raises(ValueError, match="has only 16 positions"):
         make_decoder(6, 99, transformer_size("vit-ti16"), init=tmp_path)

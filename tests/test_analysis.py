@@ -353,7 +353,7 @@ def test_the_command_says_how_many_images_an_update_needs(tuned, tmp_path, capsy
 
 def test_a_command_that_cannot_work_says_so_in_a_line(tuned, capsys):
     for options, told in (
-        ("", "needs a model"),
+        ("", "--model is needed"),
         (f"--model {tuned} --num_samples 0", "num_samples must be at least 1"),
         (f"--model {tuned} --reward nearness", "There is no reward 'nearness'"),
     ):

@@ -25,7 +25,7 @@ def warnings_of(callback, evaluations, caplog) -> list[str]:
 def test_a_reward_that_rises_while_the_metric_falls_is_told_once_with_the_best_step(caplog):
     run = [(1.0, 0.30), (1.2, 0.40), (1.3, 0.38), (1.4, 0.35), (1.5, 0.30), (1.6, 0.2)]
     (message,) = warnings_of(RewardMetricDivergenceCallback("map"), run, caplog)
-    assert "1.4 and 0.35 now, 1.2 and 0.4 at step 10" in message
+    assert "1.4 and 0.35 now, and were 1.2 and 0.4 at step 10" in message
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,7 @@ def test_fidelity_is_minus_the_squared_error_in_minus_one_to_one():
     one_pixel[0, 0] = (255, 0, 0)  # one of twelve values differs by 2
     rewards = fidelity_reward([black, white, one_pixel, white], references=[black, black, black, None], image=[0] * 4)
     assert rewards == [0, -4, pytest.approx(-4 / 12), None]
-    with pytest.raises(ValueError, match=r"The image is \(2, 2, 3\), its reference \(4, 6, 3\): resize"):
+    with pytest.raises(ValueError, match=r"The image is \(2, 2, 3\), but its reference is \(4, 6, 3\): resize"):
         fidelity_reward([black], references=[GREY])
 
 

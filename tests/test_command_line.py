@@ -259,7 +259,7 @@ def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
         state.global_step = step
         pace.on_step_end(args, state, control)
     told = [record.message for record in caplog.records if record.name == "vision_rl.cli.pace"]
-    assert len(told) == 1 and "99999999999997 that are left will take" in told[0]
+    assert len(told) == 1 and "the 99999999999997 steps that are left will take" in told[0]
     assert not control.should_training_stop
 
 

@@ -1,8 +1,6 @@
 """The experiments run from their command lines, with a few steps each."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,16 +13,16 @@ from vision_rl.models.uvim import UViMModel
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
-def run(script: str, *options: str | Path) -> None:
-    if not EXPERIMENTS.is_dir():
-        pytest.skip("the experiments are not part of the installed package")
-    subprocess.run([sys.executable, EXPERIMENTS / script, *options], check=True)
+@pytest.fixture
+def run(script):
+    """Runs a script of experiments/ with options."""
+    return lambda name, *options: script((EXPERIMENTS / name).resolve(), *options)
 
 
 SMALL = ["--steps", "1", "--num_train_images", "32", "--num_eval_images", "4"]
 
 
-def test_the_demo_compares_tuning_with_decoding_and_more_mle_in_two_pieces_and_draws_them(tmp_path):
+def test_the_demo_compares_tuning_with_decoding_and_more_mle_in_two_pieces_and_draws_them(tmp_path, run):
     run("demo.py", *SMALL, "--output_dir", tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())["results"]
     assert list(results) == ["incomplete", "captions"]
@@ -34,7 +32,7 @@ def test_the_demo_compares_tuning_with_decoding_and_more_mle_in_two_pieces_and_d
     assert all((tmp_path / f"{name}.png").stat().st_size > 30_000 for name in results)
 
 
-def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
+def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path, run):
     out = ["--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/results.json"]
     rows = ["--rows", "mle_continued", "tuned_map", "tuned_f1", "--seeds", "0", "1", "--learning_rates", "1e-4"]
     few = ["--steps", "1", "--num_train_images", "64", "--num_validation_images", "20", "--num_eval_images", "4"]
@@ -66,7 +64,7 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == first
 
 
-def test_every_ablation_is_tuned_for_as_many_seconds_as_the_default(tmp_path, experiment):
+def test_every_ablation_is_tuned_for_as_many_seconds_as_the_default(tmp_path, experiment, run):
     checkpoint = ["--checkpoint", EXPERIMENTS / "checkpoints" / "scene-captions"]
     few = ["--num_eval_images", "4", "--num_test_images", "8", "--tuning_seconds", "0.5", "--learning_rates", "1e-4"]
     out = ["--seeds", "0", "--work_dir", tmp_path / "work", "--output", tmp_path / "results.json"]
@@ -82,10 +80,10 @@ def test_every_ablation_is_tuned_for_as_many_seconds_as_the_default(tmp_path, ex
 STAGE1 = "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy no --report_to none --use_cpu true"
 
 
-def test_panoptic_segmentation_is_studied_from_its_stage_one(tmp_path):
+def test_panoptic_segmentation_is_studied_from_its_stage_one(tmp_path, run):
     few = ("--num_train_images", "32", "--num_eval_images", "8")
     run("train_uvim_stage1.py", "--output_dir", f"{tmp_path}/stage1", *STAGE1.split(), *few)
-    results = json.loads(study("panoptic", tmp_path, *few).read_text())
+    results = json.loads(study(run, "panoptic", tmp_path, *few).read_text())
     assert set(results["rows"]["tuned 0.0001"]) >= {"pq", "sq", "rq", "greedy_reward", "sampled_reward"}
 
 
@@ -99,10 +97,10 @@ def photos_folder(tmp_path):
     return tmp_path / "photos"
 
 
-def test_colorization_is_studied_and_hacked(photos_folder, tmp_path):
+def test_colorization_is_studied_and_hacked(photos_folder, tmp_path, run):
     data = ("--images_dir", str(photos_folder))
     run("train_uvim_stage1.py", "--task", "colorization", "--output_dir", f"{tmp_path}/stage1", *STAGE1.split(), *data)
-    results = json.loads(study("colorization", tmp_path, *data).read_text())
+    results = json.loads(study(run, "colorization", tmp_path, *data).read_text())
     assert list(results["rows"]) == ["stage1", "mle", "mle_continued 0.0001", "tuned 0.0001"]
     assert len(results["rows"]["tuned 0.0001"]["psnr"]["seeds"]) == 2
 
@@ -124,7 +122,7 @@ def test_colorization_is_studied_and_hacked(photos_folder, tmp_path):
     assert (tmp_path / "reward_hacking.png").exists() and (tmp_path / "reward_hacking_curves.png").exists()
 
 
-def test_the_preference_of_simulated_raters_is_fitted_and_tuned_for(tmp_path, experiment):
+def test_the_preference_of_simulated_raters_is_fitted_and_tuned_for(tmp_path, experiment, run):
     """Stage I has random weights, so that its codes differ in colour; after only two steps of training they would not."""
     preference_study = experiment("preference_study")
     few = {"stage1_steps": 2, "mle_steps": 2, "num_eval": 4, "work_dir": f"{tmp_path}/work"}
@@ -155,7 +153,7 @@ def test_the_page_on_preferences_has_the_numbers_of_the_experiment(experiment):
     assert table in (EXPERIMENTS.parent / "docs" / "preferences.md").read_text()
 
 
-def study(task: str, folder: Path, *data: str) -> Path:
+def study(run, task: str, folder: Path, *data: str) -> Path:
     """The results of the study of a task with codes, with a few steps."""
     steps = (
         "--mle_steps 16 --steps 1 --control_steps 1 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
@@ -197,7 +195,7 @@ def captions_folder(tmp_path):
     return [*model.split(), "--num_decoder_layers", "1"], data.split()
 
 
-def test_the_captioning_study_compares_tuning_with_its_control(captions_folder, tmp_path):
+def test_the_captioning_study_compares_tuning_with_its_control(captions_folder, tmp_path, run):
     model, data = captions_folder
     steps = "--mle_steps 4 --steps 2 --control_steps 2 --folds 3 --learning_rates 1e-4 --control_learning_rates 1e-4"
     paths = ("--work_dir", f"{tmp_path}/work", "--output", f"{tmp_path}/captioning.json")
@@ -210,7 +208,7 @@ def test_the_captioning_study_compares_tuning_with_its_control(captions_folder, 
     assert sum(of_fold["test"] for of_fold in results["num_images"]) == 72
 
 
-def test_reading_is_compared_with_more_imitation(tmp_path):
+def test_reading_is_compared_with_more_imitation(tmp_path, run):
     few = "--mle_steps 4 --tune_steps 2 --num_train_images 64 --num_eval_images 16"
     run("compare_ocr.py", *few.split(), "--output_dir", tmp_path)
     assert set(json.loads((tmp_path / "results.json").read_text())["results"]) == {"mle", "control", "tuned"}

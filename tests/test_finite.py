@@ -167,7 +167,7 @@ class HugeReward:
 def test_a_reward_that_overflows_is_noticed_in_its_own_step(tmp_path, step):
     trainer = make_trainer("reward", tmp_path, **SAVING)
     trainer.reward = type(trainer.reward)(HugeReward(step))
-    with pytest.raises(ValueError, match=r"`huge` returned 3e\+39, beyond float32's 3.4e\+38, for row \d+"):
+    with pytest.raises(ValueError, match=r"`huge` returned 3e\+39, beyond float32's limit 3.4e\+38, for row \d+"):
         trainer.train()
     assert trainer.state.global_step == step
     assert all(value.isfinite().all() for value in saved_values(tmp_path))

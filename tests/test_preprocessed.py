@@ -52,7 +52,7 @@ def test_stored_images_become_the_same_pixel_values(resizer):
 def test_a_resize_that_changes_its_own_output_is_refused():
     """The crop is smaller than the size to which images are resized, so a stored crop would be enlarged again."""
     resizer = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 24, "width": 24})
-    with pytest.raises(ValueError, match="another `pixel_values` of row 0"):
+    with pytest.raises(ValueError, match="a different `pixel_values` of row 0"):
         preprocessed(photos(), TextProcessor(resizer, text_processor().tokenizer))
 
 
@@ -126,12 +126,12 @@ class MeasuringProcessor(VisionProcessor):
 
 def test_random_crops_are_refused():
     processor = CroppingProcessor(image_processor(), text_processor().tokenizer)
-    with pytest.raises(ValueError, match="another `pixel_values with seed 0` of row 0"):
+    with pytest.raises(ValueError, match="a different `pixel_values with seed 0` of row 0"):
         preprocessed(photos(), processor)
 
 
 def test_a_processor_that_measures_in_the_photos_pixels_is_refused():
-    with pytest.raises(ValueError, match="another `references` of row 0"):
+    with pytest.raises(ValueError, match="a different `references` of row 0"):
         preprocessed(photos(), MeasuringProcessor(image_processor()))
 
 
@@ -182,5 +182,5 @@ def test_boxes_are_measured_in_the_photos_pixels():
 
 def test_letterboxed_images_are_refused():
     processor = DetectionProcessor(image_processor(), ["a", "b"], num_bins=50, max_boxes=3, resize="letterbox")
-    with pytest.raises(ValueError, match="another `pixel_values` of row 0"):
+    with pytest.raises(ValueError, match="a different `pixel_values` of row 0"):
         preprocessed(boxes_on_photos(), processor)

@@ -19,7 +19,7 @@ from vision_rl.cli.reading import Read
 def analyze(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.model is None:
-        raise ValueError("vision-rl analyze needs --model: the output_dir of `vision-rl mle` or `vision-rl tune`.")
+        raise ValueError("--model is needed: the output_dir of `vision-rl mle` or `vision-rl tune`.")
     for name in ("num_images", "num_samples", "completions_at_once", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name} must be at least 1; it is {getattr(args, name)}.")
