@@ -25,7 +25,7 @@ demo-full: $(VENV)/.demo  ## the demo, but first train the MLE models from which
 	$(BIN)/python experiments/demo.py --full true
 
 results: $(VENV)/.demo  ## the experiments with scenes, in some hours; resumes an interrupted one: experiments/results/
-	$(BIN)/python experiments/detection_study.py --situation incomplete --seeds 0 1 --rows mle_continued tuned_map tuned_map_64 tuned_map_continued
+	$(BIN)/python experiments/detection_study.py --situation incomplete
 	$(BIN)/python experiments/scene_captioning_study.py
 
 tables: $(VENV)/.demo  ## write the tables of README.md and docs/ from experiments/results/

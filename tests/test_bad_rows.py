@@ -110,7 +110,7 @@ class Damaging(TrainerCallback):
 @pytest.mark.parametrize("kind", ["paths", "datasets"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_cannot_be_read_is_named_with_row_and_file(tmp_path, kind, workers):
-    for damage in DAMAGES if workers == 0 else (gone, bomb):
+    for damage in DAMAGES if workers == 0 else (gone,):
         rows = rows_of(tmp_path, kind)
         trainer = trainer_of("mle", rows, tmp_path, dataloader_num_workers=workers)
         trainer.add_callback(Damaging(damage, tmp_path / f"{BAD}.png"))
