@@ -31,8 +31,7 @@ from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.analysis import gradient_noise
-from vision_rl.analysis.noise import images_text
+from vision_rl.analysis import gradient_noise, noise
 from vision_rl.data.digit_scenes import with_missing_boxes
 from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.rewards import RewardOutput
@@ -334,7 +333,7 @@ class DetectionStudy(Study):
     def images_needed(self, row: str, learning_rate: float, folder: Path) -> dict:
         """Of how many images the mean gradient of the policy is as large as its noise, and the interval; kept, by the weights.
 
-        Without the confidence loss, which has ten times as long a gradient, and hardly any noise.
+        Without the confidence loss, whose gradient is several times as long at the start, and hardly noisy.
         """
         file = self.folder / "measured" / f"{weights_of(folder)}-{row}-noise.json"
         if not file.exists():
@@ -342,8 +341,8 @@ class DetectionStudy(Study):
             config |= {"output_dir": str(self.folder / "noise"), "use_cpu": True, "report_to": "none"}
             estimators = gradient_noise(self.make_trainer(row, config, folder), NUM_NOISE_BATCHES)
             tables.write_json({each.name: each.summary() for each in estimators}, file)
-        noise = tables.read_json(file)["leave_one_out, prefix rewards"]
-        return {name: noise[name] for name in ("images_needed", "images_needed_interval")}
+        kept = tables.read_json(file)["leave_one_out, prefix rewards"]
+        return {name: kept[name] for name in ("images_needed", "images_needed_interval")}
 
     def stopping(self, folder: Path) -> dict[str, float]:
         """Whether a model knows when to stop, on validation images; see `detection_measures.stopping`."""
@@ -459,8 +458,8 @@ def needed(point: dict) -> str:
     """The images whose mean gradient is as large as its noise, and their interval, where they were measured."""
     if "images_needed" not in point:
         return ""
-    low, high = map(images_text, point["images_needed_interval"])
-    return f"{images_text(point['images_needed'])} ({low} to {high})"
+    low, high = map(noise.images_text, point["images_needed_interval"])
+    return f"{noise.images_text(point['images_needed'])} ({low} to {high})"
 
 
 if __name__ == "__main__":

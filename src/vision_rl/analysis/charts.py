@@ -15,7 +15,7 @@ COLOURS = (
     "#a16207",
 )  # told apart by colour-blind readers, mostly
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, BOTTOM = 58, 14, 40  # margins of the plot
+LEFT, RIGHT, BOTTOM = 58, 24, 40  # margins of the plot; the last label of the x axis is wider than its tick
 TITLE, LEGEND, LETTER = 24, 17, 6.4  # height of the title and of a row of the legend; width of a letter, about
 
 
