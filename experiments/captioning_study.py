@@ -198,7 +198,9 @@ class CaptioningStudy(Study):
 
 def columns_of(parts: Sequence[Answered], num_resamples: int) -> dict[str, np.ndarray]:
     """The columns of the photos of several folds together, `(1 + R,)` each."""
-    captions, references = ([each for part in parts for each in getattr(part, name)] for name in ("captions", "references"))
+    captions, references = (
+        [each for part in parts for each in getattr(part, name)] for name in ("captions", "references")
+    )
     rewards = {name: [each for part in parts for each in part.rewards[name]] for name in parts[0].rewards}
     columns = caption_columns(captions, references, resampled_weights(len(captions), num_resamples), rewards)
     return {name: columns[name] for name in COLUMNS if name in columns}
