@@ -30,13 +30,14 @@ def recorded(name: str) -> dict:
 def all_tables() -> dict[str, str]:
     """Each table as Markdown, by the name in the comment before it."""
     tables = {"overview": overview()}
-    for name in ("detection-incomplete", "detection-crowded", "detection-short"):
+    for name in ("detection-incomplete", "detection-hard", "detection-crowded", "detection-short"):
         tables[name] = detection_study.table(recorded(name))
-    for name in ("detection-incomplete", "detection-crowded"):
+    for name in ("detection-incomplete", "detection-hard", "detection-crowded"):
         tables[f"{name}, differences"] = detection_study.difference_table(recorded(name))
     incomplete = recorded("detection-incomplete")
     tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
     tables["detection-incomplete, stopping"] = detection_study.stopping_table(incomplete)
+    tables["detection-hard, curves"] = detection_study.curve_table(recorded("detection-hard"))
     tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
     for name in ("panoptic", "colorization"):
         tables[name] = dense_study.table(recorded(name))
