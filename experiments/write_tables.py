@@ -75,6 +75,7 @@ def overview() -> str:
             "tuned_without_end, greedy",
         ),
         ("incomplete labels, mAP", "detection-incomplete", "map", "mle", "mle_continued", ("mle",), "tuned_map"),
+        ("hard scenes, mAP", "detection-hard", "map", "mle", "mle_continued", ("mle",), "tuned_map"),
         ("panoptic segmentation, PQ", "panoptic", "pq", "mle", "mle_continued 0.0001", (), "tuned 3e-05"),
         ("captions of photos, CIDEr", "captioning", "cider", "mle 0.0003", "mle_continued 3e-05", (), "tuned 3e-05"),
     ):
