@@ -138,13 +138,5 @@ def table(results: dict) -> str:
     return tables.markdown(["", *COLUMNS.values(), "CIDEr over the default", "steps", "seconds"], rows)
 
 
-def rate_table(results: dict) -> str:
-    """CIDEr on validation at each learning rate, first seed, as Markdown."""
-    reached = {row: tried["validation"] for row, tried in results["learning_rates"].items()}
-    rates = list(next(iter(reached.values())))
-    rows = [[row, *(f"{tried[rate]['cider']:.3f}" for rate in rates)] for row, tried in reached.items()]
-    return tables.markdown(["CIDEr on validation, greedy", *rates], rows)
-
-
 if __name__ == "__main__":
     main(*TrlParser((AblationArguments,)).parse_args_and_config())

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from vision_rl.data.scene_drawing import COLOURS
 from vision_rl.models.sampling import sample
-from vision_rl.tasks.captioning import CaptioningProcessor, CiderReward, coco_captions, ptb_tokenize
+from vision_rl.tasks.captioning import CaptioningProcessor, CiderReward, DocumentFrequency, coco_captions, ptb_tokenize
 from vision_rl.tasks.captioning.coco_captions import UNFINISHED
 
 
@@ -53,6 +53,18 @@ def effective_forms(captions: Sequence[str]) -> float:
     counts = np.array(list(Counter(map(sentence_form, captions)).values()))
     shares = counts / counts.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def cider_rewards(processor: CaptioningProcessor, captions: Sequence[Sequence[str]]) -> dict[str, CiderReward]:
+    """CIDEr-D twice: with the end of a sentence counted as a word, for tuning, and without it, for reporting.
+
+    The n-grams of `captions`, a list for each image, say which words are rare.
+    """
+    end = processor.tokenizer.eos_token_id
+    return {
+        name: CiderReward(DocumentFrequency.from_references(captions, append_eos), append_eos, end)
+        for name, append_eos in (("with end", True), ("without end", False))
+    }
 
 
 @torch.no_grad()

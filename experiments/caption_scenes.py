@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from caption_measures import cider_rewards
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, VisionEncoderDecoderModel, ViTImageProcessorPil
 
 from vision_rl.data.digit_scenes import DigitScenes
 from vision_rl.data.handwriting import Split
 from vision_rl.models.description import make_decoder, make_encoder, make_model
-from vision_rl.tasks.captioning import CaptioningProcessor, CiderReward, DocumentFrequency
+from vision_rl.tasks.captioning import CaptioningProcessor, CiderReward
 
 
 IMAGE_SIZE, MAX_TOKENS = 32, 16
@@ -52,13 +53,8 @@ def make_processor() -> CaptioningProcessor:
 
 
 def make_rewards(processor: CaptioningProcessor) -> dict[str, CiderReward]:
-    """CIDEr-D twice: with the end of a sentence counted as a word, for tuning, and without it, for reporting."""
-    captions = captions_of(captioned_scenes("train", NUM_COUNTED, COUNTED_SEED))
-    end = processor.tokenizer.eos_token_id
-    return {
-        name: CiderReward(DocumentFrequency.from_references(captions, append_eos), append_eos, end)
-        for name, append_eos in (("with end", True), ("without end", False))
-    }
+    """CIDEr-D with and without the end of a sentence, by the captions of scenes that nothing is trained on."""
+    return cider_rewards(processor, captions_of(captioned_scenes("train", NUM_COUNTED, COUNTED_SEED)))
 
 
 def captioner(processor: CaptioningProcessor, seed: int) -> VisionEncoderDecoderModel:

@@ -17,7 +17,7 @@ import numpy as np
 import tables
 import torch
 from bootstrap import resampled_weights
-from caption_measures import DECODINGS, NUM_SAMPLES, answers, caption_columns, samples
+from caption_measures import DECODINGS, NUM_SAMPLES, answers, caption_columns, cider_rewards, samples
 from captioner import ModelArguments, captioner, folds
 from runs import SHORT_TRAINING, commit, cost, weights_of
 from study import Study
@@ -27,7 +27,7 @@ from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer, models
 from vision_rl.tasks import captioning
-from vision_rl.tasks.captioning import CiderReward, DocumentFrequency, coco_captions
+from vision_rl.tasks.captioning import coco_captions
 
 
 NUM_RESAMPLES = 1000  # of the test images, for the intervals
@@ -95,16 +95,9 @@ class CaptioningStudy(Study):
         self.args, self.model_args, self.options = args, model_args, options
         model, self.processor = captioner(model_args, options)
         self.encoded = models.EncodedDataset(rows, model, self.processor)
-        self.rewards = []  # of each fold, by the n-grams of its training captions: with the end as a word, and without
-        for of_fold in self.rows_of:
-            captions = rows.select(of_fold["train"])["captions"]
-            end = self.processor.tokenizer.eos_token_id
-            self.rewards.append(
-                {
-                    name: CiderReward(DocumentFrequency.from_references(captions, append_eos), append_eos, end)
-                    for name, append_eos in (("with end", True), ("without end", False))
-                }
-            )
+        self.rewards = [  # of each fold, by its training captions
+            cider_rewards(self.processor, rows.select(of_fold["train"])["captions"]) for of_fold in self.rows_of
+        ]
         self.by_fold: dict[str, list[float]] = {}  # CIDEr of each tested row
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:

@@ -329,7 +329,7 @@ def rate_table(results: dict) -> str:
     reached = {row: tried["validation"] for row, tried in results["learning_rates"].items()}
     rates = sorted({rate for tried in reached.values() for rate in tried}, key=float)
     rows = [
-        [NAMES[row], *(f"{tried[rate]['cider']:.3f}" if rate in tried else "" for rate in rates)]
+        [NAMES.get(row, row), *(f"{tried[rate]['cider']:.3f}" if rate in tried else "" for rate in rates)]
         for row, tried in reached.items()
     ]
     return tables.markdown(["CIDEr on validation, greedy", *rates], rows)

@@ -53,7 +53,7 @@ def all_tables() -> dict[str, str]:
     tables["scene-captions, learning rates"] = scene_captioning_study.rate_table(scenes)
     tables["scene-captions, curves"] = scene_captioning_study.curve_table(scenes)
     tables["ablations"] = ablation_study.table(recorded("ablations"))
-    tables["ablations, learning rates"] = ablation_study.rate_table(recorded("ablations"))
+    tables["ablations, learning rates"] = scene_captioning_study.rate_table(recorded("ablations"))
     tables["samples"] = samples_study.table(recorded("samples"))
     return tables
 
