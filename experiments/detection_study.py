@@ -119,7 +119,6 @@ ON_CURVE = {
     "boxes_per_image": "boxes an image",
 }
 CURVE_THRESHOLD = 0.95
-NUM_NOISE_BATCHES = 40  # of 16 images with 4 samples each
 
 
 @dataclass
@@ -136,6 +135,7 @@ class StudyArguments:
     num_validation_images: int = 500
     num_eval_images: int = 1000
     num_resamples: int = 400  # of the test images, for the intervals
+    num_noise_batches: int = 40  # of 16 images with 4 samples each
     checkpoint: str | None = None  # experiments/checkpoints/detection-{situation}
     work_dir: str = "runs/results"
     output: str | None = None  # experiments/results/detection-{situation}.json
@@ -339,7 +339,7 @@ class DetectionStudy(Study):
         if not file.exists():
             config = self.config(row, learning_rate, self.seeds[0])
             config |= {"output_dir": str(self.folder / "noise"), "use_cpu": True, "report_to": "none"}
-            estimators = gradient_noise(self.make_trainer(row, config, folder), NUM_NOISE_BATCHES)
+            estimators = gradient_noise(self.make_trainer(row, config, folder), self.args.num_noise_batches)
             tables.write_json({each.name: each.summary() for each in estimators}, file)
         kept = tables.read_json(file)["leave_one_out, prefix rewards"]
         return {name: kept[name] for name in ("images_needed", "images_needed_interval")}
