@@ -67,9 +67,9 @@ class StudyArguments:
     folds: int = 5
     mle_steps: int = 800  # at most: 32 images each
     mle_learning_rate: float = 3e-4
-    steps: int = 100  # of tuning, 8 images with 8 samples each
+    steps: int = 150  # of tuning, 16 images with 8 samples each
     learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
-    control_steps: int = 340
+    control_steps: int = 500  # 32 images each
     control_learning_rates: list[float] = field(default_factory=lambda: [3e-5, 1e-4])
     decodings: list[str] = field(default_factory=lambda: list(DECODINGS))  # of MLE and of more MLE
     work_dir: str = "runs/captioning-study"
@@ -93,11 +93,14 @@ class CaptioningStudy(Study):
         rows, self.rows_of = folds(options, args.folds)
         super().__init__(Path(args.work_dir), range(len(self.rows_of)))
         self.args, self.model_args, self.options = args, model_args, options
-        model, self.processor = captioner(model_args, options)
-        self.encoded = models.EncodedDataset(rows, model, self.processor)
-        self.rewards = [  # of each fold, by its training captions
-            cider_rewards(self.processor, rows.select(of_fold["train"])["captions"]) for of_fold in self.rows_of
+        self.captions = [rows.select(of_fold["train"])["captions"] for of_fold in self.rows_of]  # of each fold
+        self.processors = [captioner(model_args, options, captions)[1] for captions in self.captions]
+        self.rewards = [
+            cider_rewards(processor, captions)
+            for processor, captions in zip(self.processors, self.captions, strict=True)
         ]
+        model, processor = captioner(model_args, options, self.captions[0])
+        self.encoded = models.EncodedDataset(rows, model, processor)
         self.by_fold: dict[str, list[float]] = {}  # CIDEr of each tested row
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
@@ -107,7 +110,7 @@ class CaptioningStudy(Study):
             "weight_decay": 0.05 if row == "mle" else 0.0,
             "max_grad_norm": 1.0,
             "max_completion_length": MAX_TOKENS,
-            "per_device_train_batch_size": 8 if tuned else 32,
+            "per_device_train_batch_size": 16 if tuned else 32,
             "per_device_eval_batch_size": 64,
             "seed": seed,
         }
@@ -135,16 +138,19 @@ class CaptioningStudy(Study):
         data = {
             "train_dataset": self.part("train", fold),
             "eval_dataset": self.part("validation", fold),
-            "processing_class": self.processor,
+            "processing_class": self.processors[fold],
             "compute_metrics": coco_captions,
         }
         torch.manual_seed(fold)
-        model = captioner(self.model_args, self.options)[0] if start is None else self.frozen(start)
+        model = self.new_model(fold) if start is None else self.frozen(start)
         if row in TUNED:
             reward = self.rewards[fold][TUNED[row]]
             return VisionRewardTrainer(model, reward, VisionRewardConfig(**config), **data)
         stopping = [EarlyStoppingCallback(4)] if row == "mle" else []
         return VisionMLETrainer(model, VisionMLEConfig(**config), callbacks=stopping, **data)
+
+    def new_model(self, fold: int) -> VisionEncoderDecoderModel:
+        return captioner(self.model_args, self.options, self.captions[fold])[0]
 
     def frozen(self, folder: Path) -> VisionEncoderDecoderModel:
         model = VisionEncoderDecoderModel.from_pretrained(folder)
@@ -161,12 +167,13 @@ class CaptioningStudy(Study):
 
     def _answered(self, folder: Path, split: str, fold: int, decoding: str) -> Answered:
         model, rows, rewards = self.frozen(folder).eval(), self.part(split, fold), self.rewards[fold]
+        processor = self.processors[fold]
         encoded = torch.stack([row["encoder_outputs"] for row in rows])
-        references = self.processor.get_references(list(rows))
-        found = answers(model, self.processor, encoded, decoding, rewards, MAX_TOKENS)
+        references = processor.get_references(list(rows))
+        found = answers(model, processor, encoded, decoding, rewards, MAX_TOKENS)
         paid = {"greedy_reward": rewards["with end"](found.captions, references, found.ids)}
         if decoding == "greedy":
-            texts, ids = samples(model, self.processor, encoded, MAX_TOKENS)
+            texts, ids = samples(model, processor, encoded, MAX_TOKENS)
             repeated = [of_image for of_image in references for _ in range(NUM_SAMPLES)]
             sampled = rewards["with end"](texts, repeated, ids)
             paid["sampled_reward"] = np.reshape(sampled, (-1, NUM_SAMPLES)).mean(1).tolist()

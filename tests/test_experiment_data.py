@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
+from transformers import BertConfig, BertLMHeadModel, BertTokenizer
 
 from vision_rl.tasks import captioning, detection
 
@@ -59,3 +61,19 @@ def test_photos_for_colorization_are_read_from_nested_folders(experiment, folder
     Image.new("RGB", (32, 32), (90, 90, 90)).save(folder / "images" / "part0" / "grey.png")
     splits = data.colorization_data(data.DataArguments(images_dir=f"{folder}/images"))
     assert [len(rows) for rows in splits] == [16, 2, 2]
+
+
+def test_a_trimmed_decoder_splits_and_predicts_the_words_that_it_keeps_as_before(experiment):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "run", "##s", "the"]
+    tokenizer = BertTokenizer(vocab={word: place for place, word in enumerate(words)})
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    decoder = BertLMHeadModel(BertConfig(vocab_size=len(words), is_decoder=True, **size)).eval()
+    torch.nn.init.normal_(decoder.get_output_embeddings().bias)
+    before = decoder(**tokenizer("a dog runs", return_tensors="pt")).logits
+    trimmed = experiment("captioner").trim_vocabulary(tokenizer, decoder, ["a dog", "the dog runs"])
+    assert trimmed.tokenize("A dog runs") == ["a", "dog", "run", "##s"]
+    assert trimmed.convert_ids_to_tokens(range(len(trimmed))) == [word for word in words if word != "cat"]
+    kept = [place for place, word in enumerate(words) if word != "cat"]
+    torch.testing.assert_close(decoder(**trimmed("a dog runs", return_tensors="pt")).logits, before[..., kept])
+    with pytest.raises(TypeError, match="must be a BERT"):
+        experiment("captioner").trim_vocabulary(object(), decoder, ["a dog"])

@@ -167,8 +167,7 @@ def study(run, task: str, folder: Path, *data: str) -> Path:
 @pytest.fixture
 def captions_folder(tmp_path):
     """Scenes with captions in COCO's form, a tiny ViT and a tiny BERT with a WordPiece vocabulary, as options."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, Dinov2Config, Dinov2Model, PreTrainedTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer, Dinov2Config, Dinov2Model
 
     from vision_rl.data.digit_scenes import digit_scenes
 
@@ -179,14 +178,8 @@ def captions_folder(tmp_path):
         content["annotations"] += [{"image_id": index, "caption": caption} for caption in row["captions"]]
     (tmp_path / "captions.json").write_text(json.dumps(content))
     words = sorted({word for annotation in content["annotations"] for word in annotation["caption"].split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *{word.rstrip(",") for word in words}, ","]
-    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.decoder = normalizers.BertNormalizer(), decoders.WordPiece()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = [("[CLS]", 2), ("[SEP]", 3)]
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path / "bert")
+    vocabulary = ["[PAD]", "unused", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *{word.rstrip(",") for word in words}, ","]
+    BertTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(tmp_path / "bert")
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=len(vocabulary), intermediate_size=64, **size)).save_pretrained(tmp_path / "bert")
     Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **size)).save_pretrained(tmp_path / "vit")
