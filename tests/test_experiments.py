@@ -53,6 +53,7 @@ def test_the_study_measures_every_row_and_goes_on_from_what_is_there(tmp_path, r
     decoded = first["thresholds"]["tuned_map"]["chosen"]
     assert len(first["rows"]) == 4 * 3 and len(first["rows"][f"tuned_map@{decoded}"]["map_class"]["seeds"]) == 2
     assert {pair.split(" - ")[1].split("@")[0] for pair in first["differences"]} == {"mle", "mle_continued"}
+    assert list(first["over_tuned_map"]) == ["tuned_f1 - tuned_map"]
     assert [point["step"] for point in first["curves"]["tuned_map"]] == [0, 1]
     assert all(
         low is None or low > 0 for low, _ in (p["images_needed_interval"] for p in first["curves"]["tuned_map"])
