@@ -16,12 +16,6 @@ MLE_DEFAULTS = {
     "adam_beta2": 0.95,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 200,
-    "eval_strategy": "steps",
-    "eval_steps": 1000,
-    "save_steps": 1000,
-    "save_total_limit": 1,
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "pq",
 }
 TUNE_DEFAULTS = {
     "per_device_train_batch_size": 16,
@@ -31,8 +25,6 @@ TUNE_DEFAULTS = {
     "max_grad_norm": 1.0,
     "warmup_steps": 20,
     "eval_strategy": "steps",
-    "eval_steps": 100,
-    "save_strategy": "no",
 }
 
 

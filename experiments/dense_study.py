@@ -21,7 +21,7 @@ from bootstrap import resampled_weights
 from dense_data import DataArguments, colorization_data, panoptic_data
 from dense_models import MLE_DEFAULTS, TUNE_DEFAULTS, ModelArguments, code_writer
 from PIL import Image
-from runs import SHORT_TRAINING, weights_of
+from runs import SHORT_TRAINING, commit, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
@@ -35,6 +35,7 @@ from vision_rl.tasks import colorization, panoptic
 
 NUM_RESAMPLES = 1000  # resamples of the test images, for the intervals
 NUM_SAMPLES = 4
+NUM_EVALUATIONS = 16  # of a training on validation, for the curve; an interrupted one goes on from the last
 NUM_DRAWN = 6  # test images in the picture
 PATHS = ("stage1", "encoder", "images_dir", "masks_dir", "annotation_file", "work_dir", "output", "picture")
 
@@ -133,17 +134,21 @@ class DenseStudy(Study):
         self.rows = dict(zip(("train", "validation", "test"), self.task.data(data_args), strict=True))
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
-        common = {"learning_rate": learning_rate, "max_grad_norm": 1.0, "seed": seed}
-        if row == "tuned":
-            return TUNE_DEFAULTS | common | SHORT_TRAINING | {"max_steps": self.args.steps}
-        if row == "mle_continued":
-            return MLE_DEFAULTS | common | SHORT_TRAINING | {"max_steps": self.args.control_steps}
-        steps = {
-            "max_steps": self.args.mle_steps,
-            **dict.fromkeys(("eval_steps", "save_steps"), self.args.mle_steps // 16),
+        steps = {"mle": self.args.mle_steps, "mle_continued": self.args.control_steps, "tuned": self.args.steps}[row]
+        every = max(1, steps // NUM_EVALUATIONS)
+        common = {
+            "learning_rate": learning_rate,
+            "max_grad_norm": 1.0,
+            "seed": seed,
+            "max_steps": steps,
+            **dict.fromkeys(("eval_strategy", "save_strategy"), "steps"),
+            **dict.fromkeys(("eval_steps", "save_steps"), every),
+            "save_total_limit": 1,
         }
-        best = {"metric_for_best_model": self.task.best_by}
-        return MLE_DEFAULTS | common | steps | best | {"per_device_train_batch_size": self.args.mle_batch_size}
+        if row != "mle":
+            return (TUNE_DEFAULTS if row == "tuned" else MLE_DEFAULTS) | SHORT_TRAINING | common
+        best = {"load_best_model_at_end": True, "metric_for_best_model": self.task.best_by}
+        return MLE_DEFAULTS | common | best | {"per_device_train_batch_size": self.args.mle_batch_size}
 
     def start(self, row: str, seed: int) -> Path | None:
         if row == "mle":
@@ -219,6 +224,10 @@ class DenseStudy(Study):
     def quality(self, row: str, columns: Mapping[str, np.ndarray]) -> float:
         return columns[self.task.chosen_by][0]
 
+    def curve(self, row: str, learning_rate: float, seed: int) -> list[dict]:
+        measured = [f"eval_{name}" for name in ("loss", "reward", *self.task.names)]
+        return self.evaluations(row, learning_rate, seed, ["step", "cpu_seconds", *measured])
+
     def draw(self, predictions: dict[str, list]) -> Image.Image:
         """A row for each of some test images: the answers of the first seed's models."""
         cells, count = [], min(NUM_DRAWN, len(self.rows["test"]))
@@ -244,18 +253,23 @@ def main(args: StudyArguments, model_args: ModelArguments, data_args: DataArgume
     study = DenseStudy(args, model_args, data_args)
     chosen, rates = study.choose("mle_continued", args.control_learning_rates)
     _, rates_of_tuned = study.choose("tuned", args.learning_rates)
+    trained = [("mle", args.mle_learning_rate, args.mle_seeds), ("mle_continued", chosen, args.seeds)]
+    trained += [("tuned", rate, args.seeds) for rate in args.learning_rates]
     study.test("stage1", [None])
-    study.test("mle", [study.trained("mle", args.mle_learning_rate, seed) for seed in args.mle_seeds])
-    for name, rate in [("mle_continued", chosen), *(("tuned", rate) for rate in args.learning_rates)]:
-        study.test(f"{name} {rate:g}", [study.trained(name, rate, seed) for seed in args.seeds])
+    for row, rate, seeds in trained:
+        study.test(row if row == "mle" else f"{row} {rate:g}", [study.trained(row, rate, seed) for seed in seeds])
     rows = list(study.predictions)
     settings = {**asdict(args), **asdict(model_args), **asdict(data_args)}
     results = {
+        "commit": commit(),
         "settings": {name: value for name, value in settings.items() if name not in PATHS},
         "num_images": {split: len(rows) for split, rows in study.rows.items()},
         "learning_rate_of_mle_continued": rates,
         "learning_rate_of_tuned": rates_of_tuned,
         **study.results(tuned=rows[3:], controls=rows[1:3]),
+        "curves": {
+            f"{row} {rate:g}": [study.curve(row, rate, seed) for seed in seeds] for row, rate, seeds in trained
+        },
     }
     tables.write_json(results, args.output or f"experiments/results/{args.task}.json")
     picture = Path(args.picture or f"docs/images/{args.task}.png")

@@ -1,10 +1,10 @@
-"""Figures 5 and 6 of the paper, of models before and after tuning: what do their samples hold, and does the metric follow the reward?
+"""Figure 5 of the paper, of models before and after tuning: what do their samples hold?
 
     python experiments/samples_study.py
 
 Needs the models of `detection_study.py --situation incomplete` and of `scene_captioning_study.py`, first seed, in their work_dirs.
-A thousand samples of each test image are drawn from both models and scored by the reward that was tuned for. Writes the numbers
-and, for the documentation, the charts.
+A thousand samples of each test image are drawn from both models and scored by the reward that was tuned for. `make tables`
+draws the charts.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from vision_rl.analysis import figures, sample_rewards
 
 
 RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs" / "images"
 SHOWN = (10, 100, 1000)  # of best and likeliest of n, in the table
 
 
@@ -36,7 +35,6 @@ class SamplesArguments:
     detection_checkpoint: str | None = None
     captions_work_dir: str = "runs/scene-captions"
     output: str = str(RESULTS / "samples.json")
-    charts_dir: str = str(DOCS)
     threads: int = 1
 
 
@@ -92,17 +90,21 @@ def main(args: SamplesArguments) -> dict:
     settings = {"num_images": args.num_images, "num_samples": args.num_samples}
     results = {"commit": commit(), "settings": settings, "models": models}
     tables.write_json(results, args.output)
-    Path(args.charts_dir).mkdir(parents=True, exist_ok=True)
-    for name, of_ground in models.items():
+    print(table(results))
+    return results
+
+
+def charts(results: dict) -> dict[str, str]:
+    """Figure 5 as SVG: of each experiment what a sample at each quantile earns, the best of n, the likeliest of n."""
+    return {
+        f"{name.split(',')[0].replace(' ', '-')}-{what}": draw(models)
+        for name, models in results["models"].items()
         for what, draw in (
             ("quantiles", figures.quantile_chart),
             ("best-of-n", figures.best_of_n_chart),
             ("likeliest-of-n", figures.likeliest_of_n_chart),
-        ):
-            file = Path(args.charts_dir) / f"{name.split(',')[0].replace(' ', '-')}-{what}.svg"
-            file.write_text(draw(of_ground), encoding="utf-8")
-    print(table(results))
-    return results
+        )
+    }
 
 
 def table(results: dict) -> str:

@@ -38,6 +38,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.analysis.charts import Line, line_chart
 from vision_rl.data.handwriting import Split
 from vision_rl.drawing import draw_grid
 from vision_rl.tasks.captioning import coco_captions, draw
@@ -228,20 +229,7 @@ class SceneCaptioningStudy(Study):
         return columns["cider"][0]
 
     def curve(self, row: str, learning_rate: float, seed: int) -> list[dict]:
-        """What the log of a training has of validation, and the mean reward of the samples since the last entry."""
-        log = tables.read_json(self.trained(row, learning_rate, seed) / "trainer_state.json")["log_history"]
-        rewards = {entry["step"]: entry["reward"] for entry in log if "reward" in entry}
-        names = (
-            "step",
-            "cpu_seconds",
-            "eval_loss",
-            "eval_cider",
-            "eval_reward",
-            "eval_mean_length",
-            "eval_unfinished",
-        )
-        entries = [{name: entry[name] for name in names if name in entry} for entry in log if "eval_cider" in entry]
-        return [{**entry, "reward": rewards.get(entry["step"])} if rewards else entry for entry in entries]
+        return self.evaluations(row, learning_rate, seed, [name for name, _ in ON_CURVE])
 
 
 def best_decoding(results: dict) -> str:
@@ -347,6 +335,27 @@ def curve_table(results: dict) -> str:
     ]
     titles = ["steps", "core seconds", "loss", "reward of samples", "reward, greedy", "CIDEr", "words", "unfinished"]
     return tables.markdown(["", *titles], rows)
+
+
+def charts(results: dict) -> dict[str, str]:
+    """Figure 6 as SVG: the reward and CIDEr on validation over the steps, means over the seeds, which the bands span."""
+    tuned = [("tuned_without_end", "eval_reward", "greedy"), ("tuned_without_end", "reward", "samples")]
+    compared = [("tuned_without_end", "eval_cider", NAMES["tuned_without_end"])]
+    compared += [("mle_continued", "eval_cider", NAMES["mle_continued"])]
+    return {
+        what: line_chart(title, [_line(results, *line, colour) for colour, line in enumerate(lines)], "steps")
+        for what, title, lines in (
+            ("reward", "Reward, end not counted", tuned),
+            ("metric", "CIDEr on validation, greedy", compared),
+        )
+    }
+
+
+def _line(results: dict, row: str, name: str, title: str, colour: int) -> Line:
+    curves = results["curves"][row]
+    values = np.array([[point[name] for point in points] for points in curves])  # (seeds, steps)
+    steps = [point["step"] for point in curves[0]]
+    return Line(title, steps, *(over(axis=0).tolist() for over in (values.mean, values.min, values.max)), colour)
 
 
 def form(name: str) -> str:

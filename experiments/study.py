@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tables
 from bootstrap import Columns, differences, summaries
 from runs import cost, is_trained, train_and_save, weights_of
 from transformers import Trainer
@@ -69,6 +70,13 @@ class Study(ABC):
         config |= {"output_dir": str(folder), "logging_steps": 50}
         config |= {"use_cpu": True, "report_to": "none"}
         train_and_save(self.make_trainer(row, config, start), self.settings(row, learning_rate, seed, start))
+
+    def evaluations(self, row: str, learning_rate: float, seed: int, names: Sequence[str]) -> list[dict]:
+        """What the log of a training has of validation, and the mean reward of the samples since the last entry."""
+        log = tables.read_json(self.trained(row, learning_rate, seed) / "trainer_state.json")["log_history"]
+        rewards = {entry["step"]: entry["reward"] for entry in log if "reward" in entry}
+        entries = [{name: entry[name] for name in names if name in entry} for entry in log if "eval_runtime" in entry]
+        return [{**entry, "reward": rewards.get(entry["step"])} if rewards else entry for entry in entries]
 
     def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict]:
         """The learning rate that does best on validation with the first seed, and a record of what each did there."""

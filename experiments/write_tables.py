@@ -1,4 +1,4 @@
-"""`make tables`: writes the tables of README.md and docs/ from the recorded results.
+"""`make tables`: writes the tables of README.md and docs/, and the charts in docs/images, from the recorded results.
 
 Each table stands between two comments, `<!-- table: NAME -->` and `<!-- end of table -->`, where NAME is a key of
 `all_tables`. The text around the tables is not touched.
@@ -18,6 +18,7 @@ import scene_captioning_study
 
 
 ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
 FILES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"<!-- table: (.+?) -->.*?<!-- end of table -->", re.DOTALL)
 
@@ -89,6 +90,18 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def all_charts() -> dict[str, str]:
+    """Each chart as SVG, by its name in docs/images."""
+    charts = samples_study.charts(recorded("samples"))
+    for name, study, results in (
+        ("incomplete-labels", detection_study, "detection-incomplete"),
+        ("hard-scenes", detection_study, "detection-hard"),
+        ("captions-of-scenes", scene_captioning_study, "scene-captions"),
+    ):
+        charts |= {f"{name}-{what}": chart for what, chart in study.charts(recorded(results)).items()}
+    return charts
+
+
 def rewritten(text: str, tables: dict[str, str]) -> str:
     """The text with each marked table replaced by the one of that name in `tables`.
 
@@ -114,6 +127,8 @@ def main() -> None:
         if after != before:
             file.write_text(after)
             print(f"Written: {file.relative_to(ROOT)}")
+    for name, chart in all_charts().items():
+        (IMAGES / f"{name}.svg").write_text(chart)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,14 @@ def test_the_tables_of_readme_and_docs_are_those_of_the_recorded_results(experim
     assert shown == set(tables)
 
 
+def test_the_charts_of_the_docs_are_those_of_the_recorded_results(experiment):
+    write_tables = experiment("write_tables")
+    shown = "".join(file.read_text() for file in write_tables.FILES)
+    for name, chart in write_tables.all_charts().items():
+        assert (write_tables.IMAGES / f"{name}.svg").read_text() == chart, f"{name}.svg: make tables"
+        assert f"images/{name}.svg" in shown
+
+
 def test_only_what_is_marked_is_rewritten(experiment):
     write_tables = experiment("write_tables")
     text = "Before | it.\n\n<!-- table: a, b -->\nold\n<!-- end of table -->\nBetween.\n" + write_tables.marked(
