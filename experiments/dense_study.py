@@ -18,6 +18,7 @@ import numpy as np
 import tables
 import torch
 from bootstrap import resampled_weights
+from curves import line_over_seeds
 from dense_data import DataArguments, colorization_data, panoptic_data
 from dense_models import MLE_DEFAULTS, TUNE_DEFAULTS, ModelArguments, code_writer
 from PIL import Image
@@ -27,6 +28,7 @@ from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.analysis.charts import line_chart
 from vision_rl.drawing import draw_grid
 from vision_rl.models.sampling import sample
 from vision_rl.models.uvim import UViMDecoder, UViMModel
@@ -54,6 +56,7 @@ class Task(NamedTuple):
     names: dict[str, str]  # the titles of the columns
     chosen_by: str  # the column by which learning rates are chosen
     best_by: str  # the metric by which the MLE model is chosen
+    drawn: str  # the metric in the chart of the training
 
 
 def panoptic_columns(predictions: list, references: list, weights: np.ndarray, processor) -> dict[str, np.ndarray]:
@@ -81,6 +84,7 @@ TASKS = {
         PANOPTIC_COLUMNS,
         "pq",
         "pq",
+        "pq",
     ),
     "colorization": Task(
         colorization_data,
@@ -97,6 +101,7 @@ TASKS = {
         },
         "colorfulness",
         "loss",
+        "psnr",
     ),
 }
 ROWS = {"stage1": "stage I", "mle": "MLE", "mle_continued": "MLE continued", "tuned": "tuned"}
@@ -291,6 +296,24 @@ def table(results: dict) -> str:
 def difference_table(results: dict) -> str:
     """What tuning gains, with 95 % intervals over the test images, as Markdown."""
     return tables.difference_table(results, column_names(results), label, _form)
+
+
+def charts(results: dict) -> dict[str, str]:
+    """Figure 6 as SVG: the reward and the metric of greedy answers over the steps; see `line_over_seeds`."""
+    task = TASKS[results["settings"]["task"]]
+    rows = {row: curves for row, curves in results["curves"].items() if not row.startswith("mle ")}
+    tuned = {row: curves for row, curves in rows.items() if row.startswith("tuned")}
+    drawn = {}
+    for what, title, name, shown in (
+        ("reward", "Reward on validation", "reward", tuned),
+        ("metric", f"{task.names[task.drawn]} on validation", task.drawn, rows),
+    ):
+        lines = [
+            line_over_seeds(curves, f"eval_{name}", label(row), colour)
+            for colour, (row, curves) in enumerate(shown.items())
+        ]
+        drawn[what] = line_chart(title, lines, "steps (greedy answers)")
+    return drawn
 
 
 def _form(name: str) -> str:

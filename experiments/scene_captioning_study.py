@@ -30,6 +30,7 @@ from caption_scenes import (
     make_processor,
     make_rewards,
 )
+from curves import line_over_seeds
 from PIL import Image
 from runs import commit, weights_of
 from study import Study
@@ -38,7 +39,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.analysis.charts import Line, line_chart
+from vision_rl.analysis.charts import line_chart
 from vision_rl.data.handwriting import Split
 from vision_rl.drawing import draw_grid
 from vision_rl.tasks.captioning import coco_captions, draw
@@ -339,23 +340,17 @@ def curve_table(results: dict) -> str:
 
 def charts(results: dict) -> dict[str, str]:
     """Figure 6 as SVG: the reward and CIDEr on validation over the steps, means over the seeds, which the bands span."""
-    tuned = [("tuned_without_end", "eval_reward", "greedy"), ("tuned_without_end", "reward", "samples")]
-    compared = [("tuned_without_end", "eval_cider", NAMES["tuned_without_end"])]
-    compared += [("mle_continued", "eval_cider", NAMES["mle_continued"])]
+    curves = results["curves"]
+    tuned = curves["tuned_without_end"]
+    rewards = [(tuned, "eval_reward", "greedy"), (tuned, "reward", "samples")]
+    metrics = [(curves[row], "eval_cider", NAMES[row]) for row in ("tuned_without_end", "mle_continued")]
     return {
-        what: line_chart(title, [_line(results, *line, colour) for colour, line in enumerate(lines)], "steps")
+        what: line_chart(title, [line_over_seeds(*line, colour) for colour, line in enumerate(lines)], "steps")
         for what, title, lines in (
-            ("reward", "Reward, end not counted", tuned),
-            ("metric", "CIDEr on validation, greedy", compared),
+            ("reward", "Reward, end not counted", rewards),
+            ("metric", "CIDEr on validation, greedy", metrics),
         )
     }
-
-
-def _line(results: dict, row: str, name: str, title: str, colour: int) -> Line:
-    curves = results["curves"][row]
-    values = np.array([[point[name] for point in points] for points in curves])  # (seeds, steps)
-    steps = [point["step"] for point in curves[0]]
-    return Line(title, steps, *(over(axis=0).tolist() for over in (values.mean, values.min, values.max)), colour)
 
 
 def form(name: str) -> str:

@@ -98,12 +98,14 @@ def photos_folder(tmp_path):
     return tmp_path / "photos"
 
 
-def test_colorization_is_studied_and_hacked(photos_folder, tmp_path, run):
+def test_colorization_is_studied_and_hacked(photos_folder, tmp_path, experiment, run):
     data = ("--images_dir", str(photos_folder))
     run("train_uvim_stage1.py", "--task", "colorization", "--output_dir", f"{tmp_path}/stage1", *STAGE1.split(), *data)
     results = json.loads(study(run, "colorization", tmp_path, *data).read_text())
     assert list(results["rows"]) == ["stage1", "mle", "mle_continued 0.0001", "tuned 0.0001"]
     assert len(results["rows"]["tuned 0.0001"]["psnr"]["seeds"]) == 2
+    charts = experiment("dense_study").charts(results)
+    assert "tuned, 0.0001" in charts["reward"] and "PSNR on validation" in charts["metric"]
 
     mle = f"{tmp_path}/work/colorization/mle-lr0.001-seed0"
     paths = ("--model", mle, "--work_dir", f"{tmp_path}/runs", "--pictures_dir", f"{tmp_path}")
