@@ -2,12 +2,14 @@
 
     python experiments/samples_study.py
 
-Needs the models of `detection_study.py --situation incomplete` and of `scene_captioning_study.py`, first seed, in their work_dirs.
+Needs the models of `detection_study.py` for incomplete labels and for hard scenes, and of `scene_captioning_study.py`, first
+seed, in their work_dirs.
 A thousand samples of each test image are drawn from both models and scored by the reward that was tuned for. `make tables`
 draws the charts.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import scene_captioning_study
 import tables
 import torch
 from caption_scenes import captioned_scenes
+from detection_scenes import Situation
 from runs import commit
 from study import Study
 from trl import TrlParser
@@ -32,7 +35,6 @@ class SamplesArguments:
     num_images: int = 64
     num_samples: int = 1000
     detection_work_dir: str = "runs/results"
-    detection_checkpoint: str | None = None
     captions_work_dir: str = "runs/scene-captions"
     output: str = str(RESULTS / "samples.json")
     threads: int = 1
@@ -47,12 +49,10 @@ class Ground(NamedTuple):
     images: Any
 
 
-def incomplete_labels(args: SamplesArguments) -> Ground:
-    known = tables.read_json(RESULTS / "detection-incomplete.json")
-    options = {"work_dir": args.detection_work_dir, "checkpoint": args.detection_checkpoint}
-    study = detection_study.DetectionStudy(
-        detection_study.StudyArguments(situation="incomplete", steps=known["settings"]["steps"], **options)
-    )
+def boxes(args: SamplesArguments, situation: Situation) -> Ground:
+    known = tables.read_json(RESULTS / f"detection-{situation}.json")
+    options = {"work_dir": args.detection_work_dir, "steps": known["settings"]["steps"]}
+    study = detection_study.DetectionStudy(detection_study.StudyArguments(situation=situation, **options))
     images = study.scenes("test").select(range(args.num_images))
     return Ground(study, "tuned_map", known["learning_rates"]["tuned_map"]["chosen"], images)
 
@@ -66,7 +66,11 @@ def captions(args: SamplesArguments) -> Ground:
     return Ground(study, "tuned_without_end", rate, captioned_scenes("test", args.num_images))
 
 
-GROUNDS = {"incomplete labels, mAP": incomplete_labels, "captions of scenes, CIDEr": captions}
+GROUNDS = {
+    "incomplete labels, mAP": partial(boxes, situation="incomplete"),
+    "hard scenes, mAP": partial(boxes, situation="hard"),
+    "captions of scenes, CIDEr": captions,
+}
 
 
 def samples(ground: Ground, args: SamplesArguments) -> dict[str, dict]:
