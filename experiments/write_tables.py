@@ -35,11 +35,10 @@ def all_tables() -> dict[str, str]:
         tables[name] = detection_study.table(recorded(name))
     for name in ("detection-incomplete", "detection-hard", "detection-crowded"):
         tables[f"{name}, differences"] = detection_study.difference_table(recorded(name))
-    incomplete = recorded("detection-incomplete")
-    tables["detection-incomplete, thresholds"] = detection_study.threshold_table(incomplete)
-    tables["detection-incomplete, stopping"] = detection_study.stopping_table(incomplete)
-    tables["detection-hard, curves"] = detection_study.curve_table(recorded("detection-hard"))
-    tables["detection-incomplete, curves"] = detection_study.curve_table(incomplete)
+    tables["detection-incomplete, thresholds"] = detection_study.threshold_table(recorded("detection-incomplete"))
+    for name in ("detection-incomplete", "detection-hard"):
+        tables[f"{name}, stopping"] = detection_study.stopping_table(recorded(name))
+        tables[f"{name}, curves"] = detection_study.curve_table(recorded(name))
     for name in ("panoptic", "colorization"):
         tables[name] = dense_study.table(recorded(name))
         tables[f"{name}, differences"] = dense_study.difference_table(recorded(name))
