@@ -257,11 +257,26 @@ def caption_table(results: dict) -> str:
     )
 
 
+def fold_table(results: dict) -> str:
+    """CIDEr of the test photos of each fold, as Markdown."""
+    rows = [[label(row), *(f"{cider:.3f}" for cider in folds)] for row, folds in results["cider_by_fold"].items()]
+    count = len(next(iter(results["cider_by_fold"].values())))
+    return tables.markdown(["CIDEr", *(f"fold {fold + 1}" for fold in range(count))], rows)
+
+
+def rate_table(results: dict) -> str:
+    """CIDEr and the reward of a sample on the first fold's validation photos at each learning rate, as Markdown."""
+    rows = [
+        [NAMES[row], rate, *(f"{reached[name]:.3f}" for name in ("cider", "sampled_reward"))]
+        for row, tried in results["learning_rates"].items()
+        for rate, reached in tried["validation"].items()
+    ]
+    return tables.markdown(["", "learning rate", "CIDEr", "reward, sampled"], rows)
+
+
 def label(row: str) -> str:
-    """ "mle, beam 4" to "MLE, beam 4"; "tuned 3e-05", as earlier results have it, to "tuned for CIDEr, 3e-05"."""
-    name, comma, how = row.partition(", ") if "," in row else row.partition(" ")
-    if not comma.startswith(","):
-        return f"{NAMES[name]}, {how}" if name == "tuned" else NAMES[name]
+    """ "mle, beam 4" to "MLE, beam 4"."""
+    name, how = row.split(", ")
     return f"{NAMES[name]}, {how.replace('mbr', 'consensus of')}"
 
 

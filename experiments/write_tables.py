@@ -46,6 +46,8 @@ def all_tables() -> dict[str, str]:
     captions = recorded("captioning")
     tables["captioning"] = captioning_study.table(captions)
     tables["captioning, differences"] = captioning_study.difference_table(captions)
+    tables["captioning, folds"] = captioning_study.fold_table(captions)
+    tables["captioning, learning rates"] = captioning_study.rate_table(captions)
     tables["captioning, sentences"] = captioning_study.caption_table(captions)
     scenes = recorded("scene-captions")
     tables["scene-captions"] = scene_captioning_study.table(scenes)
@@ -77,7 +79,15 @@ def overview() -> str:
         ("incomplete labels, mAP", "detection-incomplete", "map", "mle", "mle_continued", ("mle",), "tuned_map"),
         ("hard scenes, mAP", "detection-hard", "map", "mle", "mle_continued", ("mle",), "tuned_map"),
         ("panoptic segmentation, PQ", "panoptic", "pq", "mle", "mle_continued 0.0001", (), "tuned 3e-05"),
-        ("captions of photos, CIDEr", "captioning", "cider", "mle 0.0003", "mle_continued 3e-05", (), "tuned 3e-05"),
+        (
+            "captions of photos, CIDEr",
+            "captioning",
+            "cider",
+            "mle, greedy",
+            "mle_continued, greedy",
+            ("mle,", "mle_continued,"),
+            "tuned, greedy",
+        ),
     ):
         rows = recorded(name)["rows"]
         value = {row: columns[metric]["mean"] for row, columns in rows.items()}
