@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vision_rl.analysis.charts import Line
+from vision_rl.analysis import charts
 
 
-def line_over_seeds(curves: Sequence[Sequence[dict]], name: str, title: str, colour: int) -> Line:
+def line_over_seeds(curves: Sequence[Sequence[dict]], name: str, title: str, colour: int) -> charts.Line:
     """The mean of a number over the seeds, at each step; the band is from the lowest to the highest seed.
 
     Args:
@@ -15,4 +15,4 @@ def line_over_seeds(curves: Sequence[Sequence[dict]], name: str, title: str, col
     """
     values = np.array([[point[name] for point in points] for points in curves])  # (seeds, steps)
     mean, low, high = (over(values, axis=0).tolist() for over in (np.mean, np.min, np.max))
-    return Line(title, [point["step"] for point in curves[0]], mean, low, high, colour)
+    return charts.Line(title, [point["step"] for point in curves[0]], mean, low, high, colour)

@@ -28,7 +28,7 @@ from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.analysis.charts import line_chart
+from vision_rl.analysis import charts
 from vision_rl.drawing import draw_grid
 from vision_rl.models.sampling import sample
 from vision_rl.models.uvim import UViMDecoder, UViMModel
@@ -298,7 +298,7 @@ def difference_table(results: dict) -> str:
     return tables.difference_table(results, column_names(results), label, _form)
 
 
-def charts(results: dict) -> dict[str, str]:
+def curve_charts(results: dict) -> dict[str, str]:
     """Figure 6 as SVG: the reward and the metric of greedy answers over the steps; see `line_over_seeds`."""
     task = TASKS[results["settings"]["task"]]
     rows = {row: curves for row, curves in results["curves"].items() if not row.startswith("mle ")}
@@ -312,7 +312,7 @@ def charts(results: dict) -> dict[str, str]:
             line_over_seeds(curves, f"eval_{name}", label(row), colour)
             for colour, (row, curves) in enumerate(shown.items())
         ]
-        drawn[what] = line_chart(title, lines, "steps (greedy answers)")
+        drawn[what] = charts.line_chart(title, lines, "steps (greedy answers)")
     return drawn
 
 

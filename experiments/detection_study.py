@@ -32,8 +32,7 @@ from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.analysis import gradient_noise, noise
-from vision_rl.analysis.charts import Line, line_chart
+from vision_rl.analysis import charts, gradient_noise, noise
 from vision_rl.data.digit_scenes import with_missing_boxes
 from vision_rl.models.log_prob_head import weigh_logits
 from vision_rl.rewards import RewardOutput
@@ -472,7 +471,7 @@ def curve_table(results: dict) -> str:
     return tables.markdown(["", "steps", *ON_CURVE.values(), "images needed"], rows)
 
 
-def charts(results: dict) -> dict[str, str]:
+def curve_charts(results: dict) -> dict[str, str]:
     """Figure 6 as SVG: the reward and the metric on validation over the steps of tuning for mAP, and of MLE continued."""
     drawn = {}
     for what, title, greedy, other, how in (
@@ -483,9 +482,9 @@ def charts(results: dict) -> dict[str, str]:
         for colour, row in enumerate(("tuned_map", "mle_continued")):
             points = results["curves"][row]
             steps = [point["step"] for point in points]
-            lines.append(Line(TITLES[row], steps, [point[greedy] for point in points], colour=colour))
-            lines.append(Line("", steps, [point[other] for point in points], colour=colour, dashed=True))
-        drawn[what] = line_chart(f"{title} on validation", lines, f"steps (greedy answers; dashed: {how})")
+            lines.append(charts.Line(TITLES[row], steps, [point[greedy] for point in points], colour=colour))
+            lines.append(charts.Line("", steps, [point[other] for point in points], colour=colour, dashed=True))
+        drawn[what] = charts.line_chart(f"{title} on validation", lines, f"steps (greedy answers; dashed: {how})")
     return drawn
 
 

@@ -98,7 +98,7 @@ def main(args: SamplesArguments) -> dict:
     return results
 
 
-def charts(results: dict) -> dict[str, str]:
+def sample_charts(results: dict) -> dict[str, str]:
     """Figure 5 as SVG: of each experiment what a sample at each quantile earns, the best of n, the likeliest of n."""
     return {
         f"{name.split(',')[0].replace(' ', '-')}-{what}": draw(models)

@@ -39,7 +39,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from trl import TrlParser
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.analysis.charts import line_chart
+from vision_rl.analysis import charts
 from vision_rl.data.handwriting import Split
 from vision_rl.drawing import draw_grid
 from vision_rl.tasks.captioning import coco_captions, draw
@@ -338,14 +338,14 @@ def curve_table(results: dict) -> str:
     return tables.markdown(["", *titles], rows)
 
 
-def charts(results: dict) -> dict[str, str]:
+def curve_charts(results: dict) -> dict[str, str]:
     """Figure 6 as SVG: the reward and CIDEr on validation over the steps, means over the seeds, which the bands span."""
     curves = results["curves"]
     tuned = curves["tuned_without_end"]
     rewards = [(tuned, "eval_reward", "greedy"), (tuned, "reward", "samples")]
     metrics = [(curves[row], "eval_cider", NAMES[row]) for row in ("tuned_without_end", "mle_continued")]
     return {
-        what: line_chart(title, [line_over_seeds(*line, colour) for colour, line in enumerate(lines)], "steps")
+        what: charts.line_chart(title, [line_over_seeds(*line, colour) for colour, line in enumerate(lines)], "steps")
         for what, title, lines in (
             ("reward", "Reward, end not counted", rewards),
             ("metric", "CIDEr on validation, greedy", metrics),

@@ -101,13 +101,13 @@ def overview() -> str:
 
 def all_charts() -> dict[str, str]:
     """Each chart as SVG, by its name in docs/images."""
-    charts = samples_study.charts(recorded("samples"))
+    charts = samples_study.sample_charts(recorded("samples"))
     for name, study, results in (
         ("incomplete-labels", detection_study, "detection-incomplete"),
         ("hard-scenes", detection_study, "detection-hard"),
         ("captions-of-scenes", scene_captioning_study, "scene-captions"),
     ):
-        charts |= {f"{name}-{what}": chart for what, chart in study.charts(recorded(results)).items()}
+        charts |= {f"{name}-{what}": chart for what, chart in study.curve_charts(recorded(results)).items()}
     return charts
 
 

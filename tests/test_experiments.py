@@ -104,7 +104,7 @@ def test_colorization_is_studied_and_hacked(photos_folder, tmp_path, experiment,
     results = json.loads(study(run, "colorization", tmp_path, *data).read_text())
     assert list(results["rows"]) == ["stage1", "mle", "mle_continued 0.0001", "tuned 0.0001"]
     assert len(results["rows"]["tuned 0.0001"]["psnr"]["seeds"]) == 2
-    charts = experiment("dense_study").charts(results)
+    charts = experiment("dense_study").curve_charts(results)
     assert "tuned, 0.0001" in charts["reward"] and "PSNR on validation" in charts["metric"]
 
     mle = f"{tmp_path}/work/colorization/mle-lr0.001-seed0"
