@@ -46,7 +46,7 @@ def captioner(
 def trim_vocabulary(tokenizer: BertTokenizer, decoder: PreTrainedModel, texts: Sequence[str]) -> BertTokenizer:
     """A tokenizer that has only the tokens of `texts`, and splits them as before. The decoder loses the others as well.
 
-    On a CPU most of the work is to predict one of BERT's 30,522 tokens; four thousand captions use less than a tenth.
+    The head for BERT's 30,522 tokens has twice as many weights as three layers of 384; four thousand captions use a tenth of it.
 
     Raises:
         TypeError: for a tokenizer other than BERT's, whose tokens are made by merging others.
