@@ -94,13 +94,13 @@ class CaptioningStudy(Study):
         super().__init__(Path(args.work_dir), range(len(self.rows_of)))
         self.args, self.model_args, self.options = args, model_args, options
         self.captions = [rows.select(of_fold["train"])["captions"] for of_fold in self.rows_of]  # of each fold
-        self.processors = [captioner(model_args, options, captions)[1] for captions in self.captions]
+        made = [captioner(model_args, options, captions) for captions in self.captions]
+        self.processors = [processor for _, processor in made]
         self.rewards = [
             cider_rewards(processor, captions)
             for processor, captions in zip(self.processors, self.captions, strict=True)
         ]
-        model, processor = captioner(model_args, options, self.captions[0])
-        self.encoded = models.EncodedDataset(rows, model, processor)
+        self.encoded = models.EncodedDataset(rows, made[0][0], self.processors[0])  # the encoder is that of every fold
         self.by_fold: dict[str, list[float]] = {}  # CIDEr of each tested row
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:

@@ -425,20 +425,6 @@ def difference_table(results: dict) -> str:
     return tables.difference_table({"differences": differences}, shown, title)
 
 
-def variant_table(results: dict) -> str:
-    """The greedily decoded tuned models, and what each gains over the one that is tuned for mAP as usual, as Markdown."""
-    shown = ("map", "map_confidence", "ar_100", "f1", "sampled_map_reward", "boxes_per_image")
-    rows = []
-    for row, values in results["rows"].items():
-        if row not in TUNED:
-            continue
-        gained = results["over_tuned_map"].get(f"{row} - tuned_map", {})
-        gains = [tables.with_interval(gained[name], ".3f") if gained else "" for name in ("map", "ar_100", "f1")]
-        rows.append([TITLES[row], *(f"{values[name]['mean']:.3f}" for name in shown), *gains])
-    titles = [(COLUMNS | COMPARED)[name] for name in shown]
-    return tables.markdown(["", *titles, "mAP over the first row", "AR@100", "F1"], rows)
-
-
 def threshold_table(results: dict) -> str:
     """mAP by the best score, recall and boxes of each model at each threshold on validation, as Markdown."""
     rows = []
