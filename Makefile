@@ -32,7 +32,7 @@ tables: $(VENV)/.demo  ## write the tables of README.md and docs/ from experimen
 	$(BIN)/python experiments/write_tables.py
 
 test: $(VENV)/.test  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
 test-app: $(VENV)-app/.test  ## the tests of the two pages, in an environment of its own: gradio needs Pillow below 13
 	OMP_NUM_THREADS=1 $(VENV)-app/bin/python -m pytest tests/test_preferences.py

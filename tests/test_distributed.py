@@ -26,6 +26,12 @@ CALLS = {
     "reward": {"kind": "reward", "rows": 20},
     # a ViT encoder with a pooling head that no loss reaches, and a decoder that gets the images through a hook
     "reward_gpt2": {"kind": "reward", "decoder": "gpt2", CHECKPOINTING: True},
+    "reward_adafactor": {
+        "kind": "reward",
+        "rows": 20,
+        "optim": "big_vision_adafactor",
+        "encoder_learning_rate": 1e-3,
+    },
     "stream": {"kind": "reward", "rows": 20, "shards": 3, "shuffle_dataset": False},  # each rank takes every other row
     "mle_bert": {"kind": "mle", "decoder": "bert", CHECKPOINTING: True},  # with dropout
 }
@@ -109,7 +115,7 @@ def test_every_launched_training_really_had_two_ranks(ddp):
         assert {record["model_class"] for record in records} == {"DistributedDataParallel"}
 
 
-@pytest.mark.parametrize("name", ["mle", "reward", "reward_gpt2", "stream"])
+@pytest.mark.parametrize("name", ["mle", "reward", "reward_gpt2", "reward_adafactor", "stream"])
 def test_two_processes_take_the_steps_of_one(alone, ddp, name):
     for record in ddp[name]:
         assert steps(record) == pytest.approx(steps(alone[name]), **CLOSE)

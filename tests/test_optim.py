@@ -505,20 +505,22 @@ def test_a_closure_is_called_with_gradients_and_its_loss_returned():
     assert parameter.item() == pytest.approx(3.0 - 0.1 * 0.1)
 
 
-def test_works_under_distributed_data_parallel_with_gradients_in_buckets():
+def test_gradients_may_be_views_of_one_bucket():
+    """As DDP makes them with `gradient_as_bucket_view`. Whole trainings under DDP are in test_distributed.py."""
     model = nn.Sequential(OrderedDict(encoder=nn.Linear(40, 36), decoder=nn.Linear(36, 2)))
     alone = copy.deepcopy(model)
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-        for network in (wrapped, alone):
-            optimizer = BigVisionAdafactor(parameter_groups(network, 0.1, encoder_learning_rate=0.01), lr=0.1)
-            for _ in range(2):
-                optimizer.zero_grad()
-                network(torch.ones(3, 40)).square().sum().backward()
-                optimizer.step()
-    finally:
-        torch.distributed.destroy_process_group()
+    bucket = torch.zeros(sum(parameter.numel() for parameter in model.parameters()))
+    start = 0
+    for parameter in model.parameters():
+        parameter.grad = bucket[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    for network in (model, alone):
+        optimizer = BigVisionAdafactor(parameter_groups(network, 0.1, encoder_learning_rate=0.01), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=False)
+            network(torch.ones(3, 40)).square().sum().backward()
+            optimizer.step()
+    assert bucket.any()
     for ours, expected in zip(model.parameters(), alone.parameters(), strict=True):
         assert torch.equal(ours, expected)
 

@@ -13,8 +13,6 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
-
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -108,7 +106,6 @@ def main() -> None:
         except Exception as error:
             told[fault.__name__] = f"{type(error).__name__}: {error}"
     (folder / f"{RANK}.json").write_text(json.dumps(told))
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
