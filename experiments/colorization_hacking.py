@@ -75,7 +75,8 @@ class Runs:
 
     def __init__(self, args: HackingArguments, data_args: DataArguments):
         self.args, self.data_args = args, data_args
-        self.train_dataset, self.eval_dataset, _ = colorization_data(data_args)
+        data = colorization_data(data_args)
+        self.train_dataset, self.eval_dataset = data.later, data.validation
         self.processor = ColorizationProcessor.from_pretrained(args.model)
         self.decoder = UViMDecoder(UViMModel.from_pretrained(args.model, subfolder="stage1"), self.processor)
 

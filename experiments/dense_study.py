@@ -136,7 +136,7 @@ class DenseStudy(Study):
         self.stage1 = UViMModel.from_pretrained(model_args.stage1).eval()
         self.processor = self.task.processor.from_pretrained(model_args.stage1)
         self.decoder = UViMDecoder(self.stage1, self.processor)
-        self.rows = dict(zip(("train", "validation", "test"), self.task.data(data_args), strict=True))
+        self.rows = self.task.data(data_args)._asdict()
 
     def config(self, row: str, learning_rate: float, seed: int) -> dict:
         steps = {"mle": self.args.mle_steps, "mle_continued": self.args.control_steps, "tuned": self.args.steps}[row]
@@ -170,7 +170,7 @@ class DenseStudy(Study):
 
     def make_trainer(self, row: str, config: dict, start: Path | None) -> VisionMLETrainer | VisionRewardTrainer:
         data = {
-            "train_dataset": self.rows["train"],
+            "train_dataset": self.rows["train" if start is None else "later"],
             "eval_dataset": self.rows["validation"],
             "processing_class": self.processor,
             "compute_metrics": self.task.metrics(self.processor),

@@ -95,14 +95,13 @@ def stage1_model(args: ModelArguments, processor: PanopticProcessor | Colorizati
 
 def main(args: ModelArguments, data_args: DataArguments, training_args: VisionMLEConfig) -> Stage1Trainer:
     set_seed(training_args.seed)
-    data = panoptic_data if args.task == "panoptic" else colorization_data
-    train_dataset, eval_dataset, _ = data(data_args)
+    data = (panoptic_data if args.task == "panoptic" else colorization_data)(data_args)
     processor, compute_metrics = dense_task(args, data_args)
     trainer = Stage1Trainer(
         model=stage1_model(args, processor),
         args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
         processing_class=processor,
         compute_metrics=compute_metrics,
     )
