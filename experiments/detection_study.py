@@ -425,6 +425,19 @@ def difference_table(results: dict) -> str:
     return tables.difference_table({"differences": differences}, shown, title)
 
 
+def variant_table(results: dict) -> str:
+    """The models tuned for mAP and for its variants, greedy, and what each gains over the first, as Markdown."""
+    shown = ("map", "map_confidence", "ar_100", "f1", "sampled_map_reward", "boxes_per_image")
+    rows = []
+    for row, values in results["rows"].items():
+        if row == "mle" or row in TUNED:
+            gain = results["over_tuned_map"].get(f"{row} - tuned_map")
+            gains = [tables.with_interval(gain[name], ".3f") if gain else "" for name in ("map", "f1")]
+            rows.append([TITLES[row], *(f"{values[name]['mean']:.3f}" for name in shown), *gains])
+    titles = [(COMPARED | COLUMNS)[name] for name in shown]
+    return tables.markdown(["", *titles, "mAP, over the first tuned", "F1, over the first tuned"], rows)
+
+
 def threshold_table(results: dict) -> str:
     """mAP by the best score, recall and boxes of each model at each threshold on validation, as Markdown."""
     rows = []
