@@ -5,6 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
+from peft import LoraConfig
 from PIL import Image
 from tiny import SIZE, image_processor, share_of_a, text_dataset, text_processor, tiny_images, tiny_model
 from transformers import (
@@ -333,6 +334,32 @@ class TestConfig:
         with pytest.raises(ValueError, match="needs whole tensors to factor"):
             trainer.create_optimizer()
 
+    @pytest.mark.parametrize(
+        "option", ["beta", "temperature", "epsilon", "mle_weight", "learning_rate", "encoder_learning_rate"]
+    )
+    def test_not_a_number_is_no_value_of_any_option(self, option):
+        with pytest.raises(ValueError, match=f"{option} is nan, but it must be a finite number"):
+            VisionRewardConfig("out", **{option: float("nan")})
+
+    @pytest.mark.parametrize("weight", ["nan", "inf"])
+    def test_a_weight_that_is_not_finite(self, weight):
+        with pytest.raises(ValueError, match="reward_weights is .* must be a finite number"):
+            VisionRewardConfig("out", reward_weights=[1.0, float(weight)])
+
+    def test_a_norm_that_is_only_measured(self):
+        VisionRewardConfig("out", max_grad_norm=float("inf"))
+
+    @pytest.mark.parametrize("config", [VisionRewardConfig, VisionMLEConfig])
+    def test_a_plateau_of_a_metric_that_should_rise_is_one_where_it_does_not(self, config):
+        args = config(
+            "out", lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="score", eval_strategy="steps"
+        )
+        assert args.lr_scheduler_kwargs["mode"] == "max"
+        args = config(
+            "out", lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="loss", eval_strategy="steps"
+        )
+        assert not args.lr_scheduler_kwargs
+
     def test_reward_weights_must_match_the_rewards(self, tmp_path):
         with pytest.raises(ValueError, match="reward_weights has 2 numbers for 1 reward functions"):
             reward_trainer(tmp_path, reward_weights=[1.0, 2.0])
@@ -409,6 +436,12 @@ class TestRewards:
             tmp_path, lambda n: [None] * n, ValueError, r"Every reward \(bad_reward\) was None .* first 1 steps"
         )
 
+    def test_a_first_step_without_a_reward_is_no_error(self, tmp_path):
+        def reward(completions, trainer_state, **kwargs):
+            return share_of_a(completions) if trainer_state.global_step else [None] * len(completions)
+
+        reward_trainer(tmp_path, reward, max_steps=2, logging_steps=1).train()
+
     def test_no_reward_at_all(self, tmp_path):
         with pytest.raises(ValueError, match="reward_funcs is empty"):
             reward_trainer(tmp_path, [])
@@ -477,6 +510,23 @@ class TestModels:
         with pytest.raises(ValueError, match="A processing_class is needed"):
             VisionMLETrainer(tiny_model(), VisionMLEConfig(str(tmp_path), report_to="none"))
 
+    @pytest.mark.parametrize("options", [{"init_lora_weights": "pissa"}, {"bias": "all"}])
+    def test_adapters_that_change_what_beta_compares_with(self, tmp_path, options):
+        data = {"train_dataset": text_dataset(8), "processing_class": text_processor()}
+        args = VisionRewardConfig(str(tmp_path), use_cpu=True, beta=0.1)
+        adapters = LoraConfig(r=2, target_modules="all-linear", **options)
+        with pytest.raises(ValueError, match="beta compares with the model without its adapters"):
+            VisionRewardTrainer(tiny_model(), share_of_a, args, peft_config=adapters, **data)
+
+    def test_options_of_loading_beside_a_model_that_is_loaded(self, tmp_path):
+        with pytest.raises(ValueError, match="model_init_kwargs are for a model that is given by its name"):
+            reward_trainer(tmp_path, model_init_kwargs={"dtype": "bfloat16"})
+
+    def test_the_old_name_of_dtype_is_heard(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path / "model")
+        options = {"model": str(tmp_path / "model"), "model_init_kwargs": {"torch_dtype": "bfloat16"}}
+        assert reward_trainer(tmp_path, **options).model.dtype == torch.bfloat16
+
     def test_adapters_on_top_of_adapters(self, tmp_path):
         from peft import LoraConfig, get_peft_model
 
@@ -513,6 +563,27 @@ class TestEvaluation:
         with pytest.raises(ValueError, match="eval_dataset has no column `text`"):
             mle_trainer(tmp_path, text_dataset(8)).evaluate(dataset)
 
+    def test_a_set_without_the_targets_has_a_reward_that_needs_none(self, tmp_path):
+        dataset = text_dataset(8).remove_columns("text")
+        trainer = reward_trainer(tmp_path)
+        assert 0 <= trainer.evaluate(dataset)["eval_reward"] <= 1
+        assert "test_reward" not in trainer.predict(dataset).metrics
+
+    def test_images_alone_are_predicted_though_the_reward_reads_a_column_of_its_own(self, tmp_path):
+        def reward(completions, answer, **kwargs):
+            return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+        dataset = text_dataset(8).rename_column("text", "answer")
+        trainer = reward_trainer(tmp_path, reward, dataset)
+        assert "test_reward" in trainer.predict(dataset).metrics
+        images = dataset.remove_columns("answer")
+        output = trainer.predict(images)
+        assert len(output.predictions) == 8 and "test_reward" not in output.metrics
+        with pytest.raises(
+            ValueError, match="asks for a column that is not there: eval_dataset has no column `answer`"
+        ):
+            trainer.evaluate(images)
+
     def test_a_misspelt_image_column_of_a_set_to_predict(self, tmp_path):
         with pytest.raises(ValueError, match="test_dataset has no column `image`; .* Did you mean `imag`"):
             reward_trainer(tmp_path).predict(text_dataset(8).rename_column("image", "imag"))
@@ -534,6 +605,36 @@ class TestEvaluation:
                 eval_dataset=sets,
                 processing_class=text_processor(),
             )
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"lr_scheduler_type": "reduce_lr_on_plateau"}, {"save_strategy": "best", "metric_for_best_model": "reward"}],
+    )
+    def test_so_must_that_of_a_plateau_and_of_what_is_saved(self, tmp_path, options):
+        args = VisionRewardConfig(str(tmp_path), use_cpu=True, eval_strategy="steps", eval_steps=1, **options)
+        with pytest.raises(ValueError, match="write for example 'eval_easy_reward'"):
+            VisionRewardTrainer(
+                tiny_model(),
+                share_of_a,
+                args,
+                train_dataset=text_dataset(8),
+                eval_dataset={"easy": text_dataset(4), "hard": text_dataset(4, seed=1)},
+                processing_class=text_processor(),
+            )
+
+    def test_a_best_metric_that_no_evaluation_has(self, tmp_path):
+        options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+        data = {
+            "train_dataset": text_dataset(8),
+            "eval_dataset": text_dataset(4),
+            "processing_class": text_processor(),
+        }
+        tuning = VisionRewardConfig(str(tmp_path), use_cpu=True, metric_for_best_model="eval_loss", **options)
+        with pytest.raises(ValueError, match="'eval_loss', but no evaluation will have it"):
+            VisionRewardTrainer(tiny_model(), share_of_a, tuning, **data)
+        imitation = VisionMLEConfig(str(tmp_path), use_cpu=True, metric_for_best_model="cer", **options)
+        with pytest.raises(ValueError, match="'cer', but no evaluation will have it: give compute_metrics"):
+            VisionMLETrainer(tiny_model(), imitation, **data)
 
     def test_training_without_a_training_set(self, tmp_path):
         args = VisionRewardConfig(str(tmp_path), use_cpu=True)

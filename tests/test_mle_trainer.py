@@ -101,6 +101,33 @@ def test_mle_learns_to_read_a_tiny_set_by_heart(tmp_path):
     assert metrics["eval_cer"] < 0.1 and metrics["eval_loss"] < 0.3
 
 
+def test_an_optimizer_that_evaluates_other_weights_than_it_trains_is_told_when(tmp_path):
+    """As schedule-free ones do; Trainer calls `train` before each step."""
+    told = []
+
+    class TwoSided(torch.optim.SGD):
+        def train(self):
+            told.append("train")
+
+        def eval(self):
+            told.append("eval")
+
+    model = tiny_model()
+    optimizers = (TwoSided(model.parameters(), lr=1e-3), None)
+    args = VisionMLEConfig(
+        str(tmp_path),
+        max_steps=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+    )
+    data = {"train_dataset": text_dataset(16), "eval_dataset": text_dataset(4), "processing_class": text_processor()}
+    VisionMLETrainer(model, args, optimizers=optimizers, **data).train()
+    assert told == ["train", "eval", "train", "eval"]
+
+
 def test_the_evaluation_loss_is_the_token_mean_of_the_whole_set(tmp_path):
     dataset = text_dataset(7, seed=3)
     metrics = trainer(tmp_path, eval_dataset=dataset, per_device_eval_batch_size=3).evaluate()

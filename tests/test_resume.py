@@ -235,6 +235,16 @@ def test_our_trainer_restores_the_encoder_of_a_checkpoint(tmp_path):
     assert_equal(dict(restored), dict(saved))
 
 
+def test_a_frozen_encoder_in_half_precision_does_not_round_the_decoder_that_is_resumed(tmp_path):
+    model = tiny_model(sharp=0.2)
+    model.encoder.requires_grad_(False).to(torch.bfloat16)
+    trainer = make_trainer("mle", tmp_path, model=model, bf16=True, save_strategy="steps", save_steps=2, max_steps=2)
+    trainer.train()
+    trained = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer._load_from_checkpoint(str(tmp_path / "checkpoint-2"))
+    assert_equal(dict(trainer.model.state_dict()), trained)
+
+
 # --- the best model -------------------------------------------------------------------------------------------------
 
 BEST = 2

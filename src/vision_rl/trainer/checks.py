@@ -89,16 +89,27 @@ def check_stream(args: VisionConfig) -> None:
         )
 
 
-def check_best_metric(args: TrainingArguments, eval_dataset) -> None:
-    """The metric that chooses the best model is one that an evaluation of several data sets will have."""
-    metric, named = args.metric_for_best_model or "loss", isinstance(eval_dataset, dict)
-    if not (args.load_best_model_at_end and named):
+def check_best_metric(args: TrainingArguments, eval_dataset, has_metric: Callable[[str], bool]) -> None:
+    """The metric that chooses the best model, a plateau or an early stop is one that the evaluations will have.
+
+    `has_metric` says whether an evaluation of one data set may have a metric of this name.
+    """
+    if args.metric_for_best_model is None or args.eval_strategy == "no":
         return
-    if not any(metric.removeprefix("eval_").startswith(f"{name}_") for name in eval_dataset):
-        suggestion = f"eval_{next(iter(eval_dataset))}_{metric.removeprefix('eval_')}"
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    name = ""
+    if isinstance(eval_dataset, dict):
+        named = [name for name in eval_dataset if metric.startswith(f"{name}_")]
+        if not named:
+            raise ValueError(
+                f"metric_for_best_model={args.metric_for_best_model!r} does not say which of the data sets "
+                f"{list(eval_dataset)} chooses the best model: write for example 'eval_{next(iter(eval_dataset))}_{metric}'."
+            )
+        name = max(named, key=len)
+    if not has_metric(metric.removeprefix(f"{name}_")):
         raise ValueError(
-            f"metric_for_best_model={metric!r} does not say which of the data sets {list(eval_dataset)} chooses the "
-            f"best model: write for example {suggestion!r}."
+            f"metric_for_best_model={args.metric_for_best_model!r}, but no evaluation will have it: give compute_metrics, a "
+            "function that returns it, or name another one."
         )
 
 

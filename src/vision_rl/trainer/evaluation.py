@@ -49,6 +49,9 @@ def records_of(trainer: "VisionTrainer", dataloader: DataLoader) -> list[Record]
     """The records of all rows, each once and in order, on every rank."""
     model = model_for_evaluation(trainer, trainer.gathers_weights())
     model.eval()
+    optimizer: Any = trainer.optimizer
+    if callable(getattr(optimizer, "eval", None)):  # a schedule-free one evaluates the mean of its iterates
+        optimizer.eval()
     trainer.callback_handler.eval_dataloader = dataloader
     measures = not trainer._predicting and hasattr(trainer.compute_metrics, "per_image")
     records: list[Record] = []

@@ -1,6 +1,7 @@
 """The model and the processor of a name or path, and the tensors of a checkpoint."""
 
 import logging
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,33 @@ def saved_tensors(folder: str, names: set[str]) -> dict[str, torch.Tensor]:
 def restore_weights(model: Any, folder: str) -> None:
     """All weights of a checkpoint, the encoder's too: Trainer's own way misses those saved under their older names."""
     with naming(folder):
-        restored = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+        dtypes = {parameter.dtype for parameter in model.parameters()}  # several with a frozen encoder in bfloat16
+        dtype = reduce(torch.promote_types, dtypes)
+        restored = type(model).from_pretrained(folder, dtype=dtype).state_dict()
     names = set(model.state_dict())
     restored |= saved_tensors(folder, names - set(restored))  # parts that a subclass has added
     model.load_state_dict({name: restored[name] for name in names})  # not a pooler added on loading
+
+
+def check_base_is_kept(peft_config: PeftConfig) -> None:
+    """Without its new adapters the model is what it was before them, so that `beta` can hold it to that.
+
+    Raises:
+        ValueError: for adapters that change the weights below them as they are made (PiSSA, OLoRA, LoftQ, ...), and for
+            those whose training changes biases below them.
+    """
+    start = getattr(peft_config, "init_lora_weights", True)
+    if start not in (True, False, "gaussian", "orthogonal", "eva"):
+        raise ValueError(
+            f"beta compares with the model without its adapters, but init_lora_weights={start!r} changes the weights below "
+            "them: leave init_lora_weights out, or set beta=0."
+        )
+    bias = getattr(peft_config, "bias", "none")
+    if bias != "none":
+        raise ValueError(
+            f"beta compares with the model without its adapters, but bias={bias!r} trains biases that are not part of them: "
+            "set bias='none', or beta=0."
+        )
 
 
 def with_adapters(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:

@@ -226,8 +226,6 @@ class VisionRewardConfig(VisionConfig):
         if watches and self.metric_for_best_model is None:  # there is no evaluation loss here
             self.metric_for_best_model, self.greater_is_better = "reward", True
         super().__post_init__()
-        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.greater_is_better:
-            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
         self._resolve_rollout()
         if self.label_smoothing_factor:
             raise ValueError(

@@ -18,7 +18,7 @@ from vision_rl.trainer import advantages as baselines
 from vision_rl.trainer import checks, evaluation
 from vision_rl.trainer.completions_log import CompletionsLog
 from vision_rl.trainer.drawing import Drawing
-from vision_rl.trainer.loading import name_of_model
+from vision_rl.trainer.loading import check_base_is_kept, name_of_model
 from vision_rl.trainer.metrics import completion_record
 from vision_rl.trainer.policy_loss import PolicyLoss
 from vision_rl.trainer.reference_model import ReferenceModel
@@ -82,6 +82,8 @@ class VisionRewardTrainer(VisionTrainer):
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
         checks.check_config(self, args, VisionRewardConfig)
+        if args.beta > 0 and peft_config is not None:
+            check_base_is_kept(peft_config)
         self.learns_from_labels = args.mle_weight > 0
         self.reward = RewardSum(
             reward_funcs,
@@ -276,7 +278,7 @@ class VisionRewardTrainer(VisionTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs or "train_loss" in logs:  # of training, not of an evaluation before its first log
-            self.step_log.check_rewarded(self.state.global_step, self.reward.names)
+            self.step_log.check_rewarded(self.state.global_step, self.reward.names, ended="train_loss" in logs)
         if "loss" in logs:  # in place: callbacks and the best-model check read the same dict
             logs |= self.step_log.read()
         super().log(logs, start_time)
@@ -288,9 +290,23 @@ class VisionRewardTrainer(VisionTrainer):
     def _needs_completions(self) -> bool:
         return True
 
+    def _measures(self, metric: str) -> bool:
+        """Whatever a reward may log, but no loss."""
+        return metric != "loss"
+
+    def _is_scored(self, batch) -> bool:
+        """Whether rows that `predict` brings have all that the rewards read; others, as images alone, get no reward."""
+        if not self._has_targets(batch):
+            return False
+        try:
+            self._check_rewards("test_dataset", list(batch["columns"].columns))
+        except ValueError:
+            return False
+        return True
+
     def _evaluate_batch(self, model, batch) -> list[evaluation.Record]:
         records = super()._evaluate_batch(model, batch)
-        if self._has_targets(batch):
+        if not self._predicting or self._is_scored(batch):
             completions, ids = ([record[name] for record in records] for name in ("completion", "completion_ids"))
             scores = self.reward(completions, ids, batch["columns"], batch["row_index"].tolist(), self.state)
             evaluation.add_scores(records, scores)

@@ -15,6 +15,9 @@ from vision_rl.trainer.reward_config import VisionRewardConfig
 from vision_rl.trainer.timing import StepClock
 
 
+PATIENCE = 10  # update steps without a reward, after which a run ends: some rewards apply to few rows
+
+
 class StepLog:
     """Collects tensors of this rank's micro-batches, and once an update step makes metrics of all ranks' together.
 
@@ -37,7 +40,7 @@ class StepLog:
             kept.clear()
         self.clock.read()
         self.seconds, self._inside = 0.0, False
-        self.rewarded = step > 0  # a run that goes on is known to have had rewards
+        self.drawn, self.rewarded = False, step > 0  # a run that goes on is known to have had rewards
 
     def record(self, name: str, values: torch.Tensor) -> None:
         """Keep `values (n, ...)` of a micro-batch. Every rank must record as many of them in each update step."""
@@ -91,10 +94,14 @@ class StepLog:
                 self.clock.enter(None)
             self.seconds += 0.0 if inside else time.perf_counter() - start
 
-    def check_rewarded(self, step: int, reward_names: list[str]) -> None:
-        """Raise if no completion of the run has had a reward yet. Rows to which no reward applies are no error by themselves."""
+    def check_rewarded(self, step: int, reward_names: list[str], ended: bool) -> None:
+        """Raise if no completion of the run has had a reward, as it ends or after some steps.
+
+        Rows to which no reward applies are no error by themselves.
+        """
         self.rewarded = self.rewarded or bool(self.metrics.get("reward"))
-        if "num_tokens" in self.metrics and not self.rewarded:  # else an override of `_score` does it all
+        self.drawn = self.drawn or "num_tokens" in self.metrics  # else an override of `_score` does it all
+        if self.drawn and not self.rewarded and (ended or step >= PATIENCE):
             raise ValueError(
                 f"Every reward ({', '.join(reward_names)}) was None for all completions of the first "
                 f"{step} steps: nothing can be learned from them."

@@ -1,6 +1,7 @@
 """The options that both steps share."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -146,6 +147,8 @@ class VisionConfig(TrainingArguments):
         super().__post_init__()
         if paper_optimizer:
             self.optim = BIG_VISION_ADAFACTOR
+        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.greater_is_better:
+            self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
         check_processes(self)
         join_deepspeed(self)
         if not torch.accelerator.is_available():
@@ -158,6 +161,7 @@ class VisionConfig(TrainingArguments):
             raise ValueError(
                 "dataloader_drop_last must be False: training takes whole steps anyway, and an evaluation would lose rows."
             )
+        self._check_numbers()
         for name, (default, instead) in self._WITHOUT_EFFECT.items():
             if getattr(self, name) != default:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no effect here: {instead}. Leave it out.")
@@ -192,6 +196,17 @@ class VisionConfig(TrainingArguments):
                 raise ValueError(f"{name} must be 'raise' or 'skip', got {getattr(self, name)!r}.")
         if self.max_skipped_steps < 1:
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}.")
+
+    def _check_numbers(self) -> None:
+        """No option is NaN, which passes for any range, and none of ours is infinite; `max_grad_norm=inf` only measures."""
+        of_trainer = {field.name for field in fields(TrainingArguments)}
+        for option in fields(self):
+            given = getattr(self, option.name)
+            for value in given if isinstance(given, list) else [given]:
+                if isinstance(value, float) and (
+                    math.isnan(value) or (math.isinf(value) and option.name not in of_trainer)
+                ):
+                    raise ValueError(f"{option.name} is {given}, but it must be a finite number.")
 
 
 def on_one_device(config: VisionConfig) -> Any:

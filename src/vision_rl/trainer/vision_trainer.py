@@ -106,11 +106,19 @@ class VisionTrainer(Trainer):
         given = model
         # Load
         if isinstance(model, str):
-            options: Any = {"dtype": torch.float32, **(args.model_init_kwargs or {})}  # type: ignore[dict-item]
+            options: Any = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+            if "torch_dtype" in options:  # its name before transformers 5, which lets `dtype` win
+                options.setdefault("dtype", options.pop("torch_dtype"))
+            options.setdefault("dtype", torch.float32)
             with loading(model, without=TRAINING_STATE):
                 if processing_class is None:
                     processing_class = load_processor(model, options)
                 model = load_policy(model, options)
+        elif args.model_init_kwargs:
+            raise ValueError(
+                "model_init_kwargs are for a model that is given by its name: pass the name or path, or leave them out and load "
+                "the model with them."
+            )
         if processing_class is None:
             raise ValueError("A processing_class is needed: it makes pixel_values and labels and decodes completions.")
         self._prepare_model(base_model(model), args, processing_class)
@@ -141,7 +149,7 @@ class VisionTrainer(Trainer):
         for name, dataset in datasets.items():
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
-        checks.check_best_metric(args, eval_dataset)
+        checks.check_best_metric(args, eval_dataset, lambda name: compute_metrics is not None or self._measures(name))
         # Hand over to Trainer
         super().__init__(
             model=model,
@@ -339,27 +347,22 @@ class VisionTrainer(Trainer):
             key, dataset = "eval", self.eval_dataset
         else:
             key, dataset = None, eval_dataset  # one that the constructor has not seen
-            self._check_evaluated("eval_dataset", dataset, [*self._inputs(), *self.target_columns.values()])
+            self._check_evaluated("eval_dataset", dataset, self.target_columns if self.learns_from_labels else {})
+            self._check_rewards("eval_dataset", checks.column_names(dataset))
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
         kept = getattr(self, "_eval_dataloaders", {})  # with their workers, if those are persistent
         return kept[key] if key in kept else self._evaluation_dataloader(dataset, key)
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
-        self._check_evaluated("test_dataset", test_dataset, self._inputs())
+        self._check_evaluated("test_dataset", test_dataset, {})
         return self._evaluation_dataloader(test_dataset, None)
 
-    def _inputs(self) -> list[str]:
-        """The columns that a completion is written about."""
-        return [self.args.image_column, *self.processor.input_columns]
-
-    def _check_evaluated(self, name: str, dataset, columns: list[str]) -> None:
-        """What the constructor checks of its own data sets, for one that evaluation or prediction brings."""
+    def _check_evaluated(self, name: str, dataset, targets: dict[str, str]) -> None:
+        """A data set that evaluation or prediction brings has rows, with what completions are written about and `targets`."""
         checks.check_dataset(name, dataset)
-        present = checks.column_names(dataset)
-        checks.check_columns(name, present, columns)
-        if set(self.target_columns.values()) <= set(present):
-            self._check_rewards(name, present)
+        read = [self.args.image_column, *self.processor.input_columns, *targets.values()]
+        checks.check_columns(name, checks.column_names(dataset), read)
 
     def _evaluation_dataloader(self, dataset, key: str | None) -> DataLoader:
         rows = RowDataset(dataset, check=self._check_of_rows())
@@ -418,6 +421,10 @@ class VisionTrainer(Trainer):
 
     def _needs_completions(self) -> bool:
         return self._predicting or self.compute_metrics is not None
+
+    def _measures(self, metric: str) -> bool:
+        """Whether an evaluation may have this metric without `compute_metrics`."""
+        return metric == "loss"
 
     def _evaluation_metrics(self, records: list[evaluation.Record]) -> dict[str, float]:
         """Over the whole set; `records` is not empty."""
