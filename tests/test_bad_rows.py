@@ -160,6 +160,16 @@ def test_with_workers_and_accumulation_the_same_rows_are_learned(tmp_path):
     assert {BAD, BAD + 1}.isdisjoint(row for _, row, _ in seen[0])
 
 
+def test_a_row_that_cannot_be_read_has_no_prediction_and_all_others_keep_their_places(tmp_path):
+    rows = rows_of(tmp_path, "paths")
+    whole = trainer_of("mle", rows, tmp_path).predict(rows)
+    gone(tmp_path / f"{BAD}.png")
+    left = trainer_of("mle", rows, tmp_path, on_bad_row="skip").predict(rows)
+    for name in ("predictions", "label_ids"):
+        expected = [None if row == BAD else value for row, value in enumerate(getattr(whole, name))]
+        assert getattr(left, name) == expected
+
+
 def test_a_data_set_that_is_gone_is_an_error_not_a_run_over_nothing(tmp_path):
     rows = rows_of(tmp_path, "paths")
     trainer = trainer_of("mle", rows, tmp_path, on_bad_row="skip")

@@ -200,6 +200,7 @@ def test_random_targets_are_those_of_the_rows_themselves_in_the_first_pass():
     ("options", "message"),
     [
         ({"max_steps": -1}, "a stream, whose length is not known: set max_steps"),
+        ({"ignore_data_skip": True}, "ignore_data_skip must be False with a stream"),
         ({"dataloader_num_workers": 2}, r"must be 0 with a stream.*decode\(num_threads"),
         ({"train_dataset": PlainStream(0)}, "train_dataset is empty"),
         ({"train_dataset": stream(1).rename_column("text", "word")}, "has no column `text`"),

@@ -80,6 +80,10 @@ def check_stream(args: VisionConfig) -> None:
             "dataloader_num_workers must be 0 with a stream: each worker would read all of it. The stream itself can read "
             "and decode ahead, in threads: dataset.decode(num_threads=8)."
         )
+    if args.ignore_data_skip:
+        raise ValueError(
+            "ignore_data_skip must be False with a stream: a resumed run goes on where the checkpoint says that the stream was."
+        )
     if args.on_bad_row == "skip":
         raise ValueError('on_bad_row="skip" needs a data set with a length: in a stream every later row would move.')
     if args.shuffle_dataset:

@@ -373,6 +373,8 @@ class VisionTrainer(Trainer):
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
         """The greedy completion of every row, in order; images without targets get no loss, reward or metric.
 
+        A row that `on_bad_row="skip"` leaves out has the completion and the reference `None`.
+
         Returns:
             `PredictionOutput` with `predictions` (decoded completions), `label_ids` (references) and `metrics`.
         """
@@ -392,9 +394,13 @@ class VisionTrainer(Trainer):
         records = evaluation.records_of(self, dataloader)
         self.num_images_in_step = in_step
         metrics = evaluation.on_main_process(lambda: self._evaluation_metrics(records), self.is_world_process_zero())
+        answers: list[evaluation.Record] = records
+        if self._predicting:  # every row has its place, also one that was left out
+            of_row = {record["index"]: record for record in records}
+            answers = [of_row.get(index, {}) for index in range(len(dataloader.dataset))]
         return EvalLoopOutput(
-            predictions=[record.get("completion") for record in records],  # type: ignore[arg-type]
-            label_ids=[record.get("reference") for record in records],  # type: ignore[arg-type]
+            predictions=[answer.get("completion") for answer in answers],  # type: ignore[arg-type]
+            label_ids=[answer.get("reference") for answer in answers],  # type: ignore[arg-type]
             metrics={
                 key if key.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{key}": value
                 for key, value in metrics.items()
