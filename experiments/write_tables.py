@@ -39,6 +39,8 @@ def all_tables() -> dict[str, str]:
     for name in ("detection-incomplete", "detection-hard"):
         tables[f"{name}, stopping"] = detection_study.stopping_table(recorded(name))
         tables[f"{name}, curves"] = detection_study.curve_table(recorded(name))
+    tables["detection-ablations"] = detection_study.variant_table(recorded("detection-ablations"))
+    tables["detection-ablations, curves"] = detection_study.curve_table(recorded("detection-ablations"))
     for name in ("panoptic", "colorization"):
         tables[name] = dense_study.table(recorded(name))
         tables[f"{name}, differences"] = dense_study.difference_table(recorded(name))
