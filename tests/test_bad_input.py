@@ -8,6 +8,9 @@ from datasets import Image as ImageFeature
 from peft import LoraConfig
 from PIL import Image
 from tiny import SIZE, image_processor, share_of_a, text_dataset, text_processor, tiny_images, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     LlamaConfig,
     OPTConfig,
@@ -19,7 +22,7 @@ from transformers import (
 )
 
 from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
-from vision_rl.processing import rgb_image
+from vision_rl.processing import as_images, image_size, rgb_image
 from vision_rl.tasks.ocr import character_accuracy_reward, character_tokenizer
 
 
@@ -142,6 +145,23 @@ class TestDataSets:
         ):
             mle_trainer(tmp_path, rows)
 
+    def test_a_text_that_the_tokenizer_cannot_write_names_its_row_before_training(self, tmp_path):
+        rows = [
+            {"image": image, "text": "ab!" if row in (2, 20) else "ab"} for row, image in enumerate(tiny_images(24))
+        ]
+        with pytest.raises(ValueError, match=r"Row 2, column `text`: .*no id for '!'.* \(2 of 24 rows cannot be used"):
+            mle_trainer(tmp_path, rows)
+        reward_trainer(tmp_path, dataset=rows)  # which learns no text
+
+    def test_texts_that_the_tokenizer_knows_in_part_are_counted(self, tmp_path, caplog):
+        tokenizer = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4}, "<unk>"))
+        tokenizer.pre_tokenizer = Whitespace()
+        tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        words = TextProcessor(image_processor(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens))
+        rows = [{"image": image, "text": "a b" if row < 12 else "a zz"} for row, image in enumerate(tiny_images(16))]
+        mle_trainer(tmp_path, rows, words)
+        assert "4 of 16 rows have something that the tokenizer does not know" in caplog.text
+
     def test_a_row_of_a_list_that_lacks_a_column_is_named(self, tmp_path):
         rows = [{"image": image, "text": "ab"} for image in tiny_images(4)]
         del rows[2]["text"]
@@ -252,6 +272,9 @@ class TestImages:
         Image.new("RGB", (8, 4)).save(tmp_path / "photo.jpg", exif=exif)
         opened = Dataset.from_dict({"image": [str(tmp_path / "photo.jpg")]}).cast_column("image", ImageFeature())
         assert rgb_image(str(tmp_path / "photo.jpg"), 0).size == rgb_image(opened[0]["image"], 0).size == (4, 8)
+        by_pillow = Image.open(tmp_path / "photo.jpg")
+        assert by_pillow.size == (8, 4)
+        assert rgb_image(by_pillow, 0).size == as_images(by_pillow)[0].size == image_size(by_pillow) == (4, 8)
 
     def test_a_truncated_file_is_named_with_its_row(self, tmp_path):
         tiny_images(1)[0].save(tmp_path / "whole.png")

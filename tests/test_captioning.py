@@ -87,6 +87,15 @@ def rows(count: int = 8) -> Dataset:
     return Dataset.from_dict({"image": tiny_images(count), "captions": captions}, features=features)
 
 
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_caption_is_refused_before_training(blank):
+    padded = rows(4).map(
+        lambda row, index: {"captions": [*row["captions"], *([blank] if index else [])]}, with_indices=True
+    )
+    with pytest.raises(ValueError, match=r"Row 1, column `captions`: A caption is blank, .* \(3 of 4 rows"):
+        processor().check_dataset(padded, {"captions": "captions"})
+
+
 def settings(tmp_path, **kwargs) -> dict:
     return {
         "output_dir": str(tmp_path),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import SIZE, image_processor, tiny_images
-from transformers import AutoProcessor, ViTImageProcessorPil
+from transformers import AutoProcessor, DeiTImageProcessorPil, DonutImageProcessorPil, ViTImageProcessorPil
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
@@ -52,6 +52,34 @@ def test_a_box_is_y0_x0_y1_x1_class_confidence_with_1001_levels():
     assert ids == [100 + 3, 100 + 3, 300 + 3, 400 + 3, 1004 + 1, 2] + [0] * 6
     assert p.vocab_size == 1004 + 3
     assert p.completion_length == 12
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"categories": {0: "cat", 1: "dog"}}, TypeError, r"list\(id2label.values"),
+        ({"categories": "person"}, TypeError, "must be a list of names"),
+        ({"categories": [{"id": 1, "name": "cat"}]}, TypeError, "their names, and category_ids are their ids"),
+        ({"category_ids": [7]}, ValueError, r"an id for each of the 3 categories, .* they are \[7\]"),
+        ({"category_ids": [7, 7, 8]}, ValueError, "all different"),
+    ],
+)
+def test_categories_that_are_no_names_and_ids_that_do_not_fit_them_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        processor(**options)
+
+
+def test_an_image_processor_that_cuts_or_pads_is_refused_where_it_would_move_boxes():
+    whole = {"size": {"height": SIZE, "width": SIZE}}
+    larger = {"size": {"height": SIZE + 8, "width": SIZE + 8}, "crop_size": whole["size"]}
+    for resizing, option in (
+        (DeiTImageProcessorPil(**larger), "do_center_crop"),
+        (DonutImageProcessorPil(**whole, do_thumbnail=False, do_pad=True), "do_pad"),
+    ):
+        with pytest.raises(ValueError, match=f"has {option}: .* boxes would lie elsewhere"):
+            DetectionProcessor(resizing, ["a"])
+    DetectionProcessor(DeiTImageProcessorPil(**whole, crop_size=whole["size"]), ["a"])  # cuts nothing off
+    DetectionProcessor(DeiTImageProcessorPil(**larger, do_center_crop=False), ["a"])
 
 
 def test_categories_are_names_or_places():

@@ -58,6 +58,22 @@ def row(ids: np.ndarray, **extra) -> dict:
     return {"image": Image.fromarray(pixels), "segmentation": ids, "segments_info": infos, **extra}
 
 
+def test_a_map_may_be_a_tensor_as_datasets_formats_a_picture():
+    ids = quarters()
+    colours = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    as_tensor = {**row(ids), "segmentation": torch.from_numpy(np.moveaxis(colours, -1, 0).copy())}
+    for ours, expected in zip(dense(processor(), as_tensor), dense(processor(), row(ids)), strict=True):
+        assert ours.equal(expected)
+
+
+@pytest.mark.parametrize("value", [float("inf"), [7], "7", None, 1.5, True])
+def test_an_id_that_is_no_whole_number_names_its_segment(value):
+    bad = row(quarters())
+    bad["segments_info"][1]["id"] = value
+    with pytest.raises(ValueError, match="`id` of segment 1 is .* whole number"):
+        dense(processor(), bad)
+
+
 def quarters(height: int = SIZE, width: int = SIZE) -> np.ndarray:
     """Void at the upper left, then three segments whose ids fall in reading order."""
     ids = np.zeros((height, width), int)

@@ -500,6 +500,8 @@ def test_bad_categories_and_counts():
     good = row(7, 7), infos(s7=1)
     with pytest.raises(ValueError, match="There are 2 predictions and 1 references"):
         PanopticQuality(CATEGORIES)([good, good], [good])
+    with pytest.raises(ValueError, match="`isthing` of the category 2 is '0'; it must be 0 or 1"):
+        PanopticQuality([{"id": 2, "isthing": "0"}])
     with pytest.raises(ValueError, match="Each of the categories needs `id` and `isthing`"):
         PanopticQuality([{"id": 1}])
     with pytest.raises(ValueError, match=r"at least one, with different ids; the ids are \[1, 1\]"):

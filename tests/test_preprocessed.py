@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, Value, load_from_disk
 from PIL import Image as PILImage
-from tiny import image_processor, share_of_a, text_processor, tiny_model
+from tiny import SIZE, image_processor, share_of_a, text_processor, tiny_model
 from transformers import BatchFeature, CLIPImageProcessorPil
 
 from vision_rl import TextProcessor, VisionProcessor, VisionRewardConfig, VisionRewardTrainer
@@ -178,6 +178,22 @@ def test_boxes_are_measured_in_the_photos_pixels():
         assert mine["target_ids"] == theirs["target_ids"]
         np.testing.assert_array_equal(mine["boxes"], theirs["boxes"])
     processor.check_dataset(stored, {"image": "image", "objects": "objects"})
+
+
+@pytest.mark.parametrize("views", [{"flip": True}, {"scale_jitter": (0.5, 0.9)}, {"scale_jitter": (1.2, 2.0)}])
+def test_the_boxes_of_other_views_are_those_of_the_photos_views(views):
+    processor = DetectionProcessor(
+        image_processor(), ["a", "b"], num_bins=50, max_boxes=3, box_order="sorted", **views
+    )
+    rows = boxes_on_photos()
+    labels = []
+    for dataset in (rows, preprocessed(rows, DetectionProcessor(image_processor(), ["a", "b"], num_bins=50))):
+        columns = {name: [dataset[index][name] for index in range(10)] for name in ("image", "objects")}
+        labels.append(processor(columns["image"], list(range(10)), columns["objects"])["labels"])
+    corners = torch.arange(labels[0].shape[1]) % 6 < 4
+    assert (labels[0] - labels[1])[:, corners].abs().max() <= 2 * 50 / SIZE  # two pixels: a view is cut at whole ones
+    if "flip" in views:
+        assert labels[0].equal(labels[1])
 
 
 def test_letterboxed_images_are_refused():

@@ -41,6 +41,13 @@ def mle(tmp_path, dataset, processor=None, model=None, **kwargs):
     return VisionMLETrainer(model or tiny_model(), args, train_dataset=dataset, processing_class=processor)
 
 
+@pytest.mark.parametrize("format", [None, "numpy", "torch"])
+def test_a_missing_crowd_flag_is_none_in_every_format(format):
+    objects = [{"bbox": BOXES, "category": [0, 1], "iscrowd": [1, None]}]
+    dataset = Dataset.from_list([{"objects": one} for one in objects]).with_format(format)
+    assert read_objects(dataset[0]["objects"], ["x", "y"]).iscrowd.tolist() == [True, False]
+
+
 # --- objects --------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 
 DEEP = 4095  # most of 12 bits: a 16-bit picture that reaches no further is hardly one of the full range
@@ -42,19 +42,32 @@ def as_images(images) -> list[Image.Image]:
     return [_as_rgb(image, number) for number, image in enumerate(several)]
 
 
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture that is turned as its camera says."""
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1: as it is; 2 to 8: mirrored or turned, from 5 on by a quarter."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 def _as_rgb(image, number: int) -> Image.Image:
     is_rgb = isinstance(image, Image.Image) and image.mode == "RGB" and not image.has_transparency_data
-    return image if is_rgb else rgb_image(image, number)
+    return image if is_rgb and _orientation(image) == 1 else rgb_image(image, number)
 
 
 def _rgb(image) -> Image.Image:
     if isinstance(image, str | os.PathLike):
-        image = ImageOps.exif_transpose(Image.open(image))  # as `datasets` turns the photos it opens
+        image = Image.open(image)
+    if isinstance(image, Image.Image):
+        image = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)  # as `datasets` turns photos
     elif isinstance(image, torch.Tensor):
         image = _of_array(np.moveaxis(image.cpu().numpy(), 0, -1) if image.ndim == 3 else image.cpu().numpy())
     elif isinstance(image, np.ndarray):
         image = _of_array(image)
-    elif not isinstance(image, Image.Image):
+    else:
         raise TypeError(f"a {type(image).__name__} is not an image (expected a PIL image, a path or an array)")
     image.load()
     if 0 in image.size:

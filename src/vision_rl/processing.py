@@ -8,6 +8,7 @@ rewards and metrics compare them with. Only the collator calls it.
 import copy
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,10 +22,12 @@ from transformers import AutoProcessor, BatchFeature, LogitsProcessorList, PreTr
 from vision_rl.arguments import id_rows, naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
 from vision_rl.drawing import LABEL, RIGHT, UNJUDGED, draw_text_below
-from vision_rl.pictures import as_images
+from vision_rl.pictures import as_images, shown_size
 from vision_rl.pictures import random_box as random_box  # where others look for them
 from vision_rl.pictures import rgb_image as rgb_image
 
+
+logger = logging.getLogger(__name__)
 
 NUM_TOKENIZED = 1000  # texts at once
 ORIGINAL_SIZE = "original_size"  # in a picture's `info`: what `vision_rl.data.preprocessed` has resized remembers it
@@ -329,6 +332,19 @@ class TextProcessor(VisionProcessor):
             sequences.append([*in_front[len(in_front) - kept :], *ids[len(in_front) :], end])
         return sequences
 
+    def _ids_of(self, texts: list[tuple[int, str]]) -> Iterator[tuple[int, str, list[int] | Exception]]:
+        """Rows and texts with what is learned of them, or with the error of a text that has no ids."""
+        try:
+            sequences: list = self._label_ids([text for _, text in texts])
+        except Exception as error:  # tokenizers raise nothing narrower
+            if len(texts) > 1:
+                for one in texts:
+                    yield from self._ids_of([one])
+                return
+            sequences = [error]
+        for (row, text), ids in zip(texts, sequences, strict=True):
+            yield row, text, ids
+
     @property
     def _start_ids(self) -> set[int]:
         ids = (self.decoder_start_token_id, self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
@@ -385,20 +401,44 @@ class TextProcessor(VisionProcessor):
             check_values(column_values(dataset, columns["text"]), columns["text"], len(dataset), checked_text)
 
     def check_label_lengths(self, dataset, columns: dict[str, str], num_positions: int) -> None:
-        """Every text has a place for each of its tokens; those are counted of texts that may be too long."""
+        """The tokenizer can write every text, and the decoder has a place for each of its tokens."""
         if "text" in columns:
             texts = ((row, [text]) for row, text in column_values(dataset, columns["text"]))
-            self._refuse_long_texts(texts, columns["text"], len(dataset), num_positions)
+            self._check_labels(texts, columns["text"], len(dataset), num_positions)
 
-    def _refuse_long_texts(self, texts_of_rows, column: str, num_rows: int, num_positions: int) -> None:
-        """Of any text of a row; one has no more tokens than bytes, and those that are put around it."""
-        shortest = num_positions - len(self.tokenizer("")["input_ids"]) - 2
-        long = [(row, text) for row, texts in texts_of_rows for text in texts if len(text.encode()) > shortest]
+    def _check_labels(self, texts_of_rows, column: str, num_rows: int, num_positions: int) -> None:
+        """Of any text of a row. Warns of texts that the tokenizer knows in part."""
+        tokenizer = self.tokenizer
         lengths: dict[int, int] = {}
-        for start in range(0, len(long), NUM_TOKENIZED):
-            part = long[start : start + NUM_TOKENIZED]
-            for (row, _), ids in zip(part, self._label_ids([text for _, text in part]), strict=True):
+        unwritten: dict[int, Exception] = {}
+        unknown: dict[int, str] = {}
+        unk = tokenizer.unk_token_id
+        unk = None if unk in (tokenizer.eos_token_id, tokenizer.pad_token_id) else unk  # GPT-2's is its end
+        texts = ((row, text) for row, texts in texts_of_rows for text in texts)
+        while part := list(itertools.islice(texts, NUM_TOKENIZED)):
+            for row, text, ids in self._ids_of(part):
+                if isinstance(ids, Exception):
+                    unwritten.setdefault(row, ids)
+                    continue
                 lengths[row] = max(len(ids), lengths.get(row, 0))
+                if unk in ids:
+                    unknown.setdefault(row, text)
+        if unwritten:
+            first = min(unwritten)
+            raise ValueError(
+                f"Row {first}, column `{column}`: {unwritten[first]} ({len(unwritten)} of {num_rows} rows cannot be used.)"
+            ) from unwritten[first]
+        if unknown:
+            logger.warning(
+                "Column `%s`: %d of %d rows have something that the tokenizer does not know, for which the model learns to "
+                "write %s; the first is row %d, %r.",
+                column,
+                len(unknown),
+                num_rows,
+                tokenizer.unk_token,
+                min(unknown),
+                unknown[min(unknown)],
+            )
         too_long = {row: length for row, length in lengths.items() if length > num_positions}
         if too_long:
             first = min(too_long)
@@ -473,8 +513,33 @@ def check_return_tensors(return_tensors: str | None) -> None:
 
 
 def image_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an image as it is in the data set, also where its pixels have been resized beforehand."""
-    return image.info.get(ORIGINAL_SIZE, image.size)
+    """Width and height of an image as it is in the data set, also where its pixels have been resized beforehand.
+
+    Of a photo they are those that it has when it is turned as its camera says.
+    """
+    return image.info.get(ORIGINAL_SIZE) or shown_size(image)
+
+
+def whole_image_size(image_processor: Any, what: str) -> tuple[int, int]:
+    """Height and width to which an image processor stretches the whole image, so that every pixel keeps its place.
+
+    Raises:
+        ValueError: for one without a fixed size, and for one that crops or pads, where `what` would lie elsewhere.
+    """
+    size = dict(image_processor.size)
+    if not {"width", "height"} <= set(size):
+        raise ValueError(
+            f"The image processor's size is {size}: {what} need a fixed size, such as {{'height': 224, 'width': 224}}."
+        )
+    crops = getattr(image_processor, "do_center_crop", None) and dict(image_processor.crop_size) != size
+    moving = ("do_pad", "do_thumbnail", "do_align_long_axis", "do_crop_margin")
+    options = [name for name in moving if getattr(image_processor, name, None)] + ["do_center_crop"] * bool(crops)
+    if options:
+        raise ValueError(
+            f"The image processor has {', '.join(options)}: it cuts or moves the image, and {what} would lie elsewhere than in "
+            "the pixels. Set that to False, or take vision_rl.models.load_image_processor(name, image_size)."
+        )
+    return size["height"], size["width"]
 
 
 def as_in_data_set(image: Any, row: int) -> Image.Image:

@@ -111,8 +111,8 @@ class CaptioningProcessor(TextProcessor):
 
     def check_label_lengths(self, dataset, columns: dict[str, str], num_positions: int) -> None:
         """Any of a row's captions may be learned; of a long one `max_caption_length` tokens are."""
-        if "captions" in columns and num_positions < self.max_caption_length:
-            self._refuse_long_texts(
+        if "captions" in columns:
+            self._check_labels(
                 column_values(dataset, columns["captions"]), columns["captions"], len(dataset), num_positions
             )
 
@@ -149,4 +149,6 @@ def checked_captions(captions) -> list[str]:
     for caption in captions:
         if not isinstance(caption, str):
             raise ValueError(f"A caption must be a string; there is a {type(caption).__name__}: {caption!r}.")
+        if not caption.strip():
+            raise ValueError(f"A caption is blank, {caption!r}: leave it out.")
     return list(captions)

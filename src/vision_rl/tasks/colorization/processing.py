@@ -12,7 +12,7 @@ from transformers import BatchFeature
 from vision_rl.arguments import naming_arguments
 from vision_rl.columns import sampled_rows
 from vision_rl.pictures import as_images, random_box, rgb_image
-from vision_rl.processing import DenseProcessor, check_return_tensors
+from vision_rl.processing import DenseProcessor, check_return_tensors, whole_image_size
 from vision_rl.tasks.colorization.lab import lab_to_rgb, rgb_to_lab
 
 
@@ -71,11 +71,7 @@ class ColorizationProcessor(DenseProcessor):
             raise ValueError(f"num_codes and code_len must be positive; they are {num_codes} and {code_len}.")
         if crop_area is not None and not (len(crop_area) == 2 and 0 < crop_area[0] <= crop_area[1] <= 1):
             raise ValueError(f"crop_area must be a range of shares such as (0.05, 1.0); it is {crop_area}.")
-        size = dict(image_processor.size)
-        if not {"width", "height"} <= set(size):
-            raise ValueError(
-                f"The image processor's size is {size}: colour needs a fixed size, such as {{'height': 224, 'width': 224}}."
-            )
+        whole_image_size(image_processor, "colours")
         for name in ("image_mean", "image_std"):
             values = getattr(image_processor, name)
             if any(abs(value - 0.5) > 1e-6 for value in values):

@@ -192,7 +192,9 @@ def _area(i: int, value: Any) -> float:
 
 
 def _crowd(i: int, value: Any) -> bool:
-    if value is None or (isinstance(value, bool | int | float) and value in (0, 1)):
+    if value is None or value != value:  # NaN, as `datasets` formats a null
+        return False
+    if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     raise ValueError(f"`iscrowd` of object {i} is {_shown(value)}; it must be 0 or 1.")
 

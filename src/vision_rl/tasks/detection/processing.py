@@ -1,7 +1,7 @@
 """Boxes as tokens: the processor of detection (paper, section 4.2; tokens of the authors' `detection_reward.py`)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import datasets
@@ -14,7 +14,7 @@ from vision_rl.arguments import check_rows, check_sizes, id_rows, naming_argumen
 from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_names
 from vision_rl.pictures import as_images, rgb_image
-from vision_rl.processing import VisionProcessor, check_return_tensors, image_size
+from vision_rl.processing import ORIGINAL_SIZE, VisionProcessor, check_return_tensors, image_size, whole_image_size
 from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered
 from vision_rl.tasks.detection.drawing import draw as draw_boxes
 from vision_rl.tasks.detection.objects import Objects, read_column, read_objects
@@ -93,8 +93,18 @@ class DetectionProcessor(VisionProcessor):
         **kwargs,
     ):
         super().__init__(image_processor, **kwargs)
-        self.category_ids = list(range(len(categories)) if category_ids is None else category_ids)
+        if isinstance(categories, str | Mapping) or not all(isinstance(name, str) for name in categories):
+            raise TypeError(
+                f"categories must be a list of names, class 0 first; they are {categories!s:.200}. Of a dict id2label that is "
+                "list(id2label.values()); of COCO's categories it is their names, and category_ids are their ids."
+            )
         self.categories = list(categories)
+        self.category_ids = list(range(len(categories)) if category_ids is None else category_ids)
+        if len(self.category_ids) != len(self.categories) or len(set(self.category_ids)) != len(self.category_ids):
+            raise ValueError(
+                f"category_ids must be an id for each of the {len(self.categories)} categories, all different; they are "
+                f"{self.category_ids}."
+            )
         self.num_bins, self.max_boxes, self.absent_weight = num_bins, max_boxes, absent_weight
         self.box_order, self.resize, self.score, self.trust_boxes = box_order, resize, score, trust_boxes
         self.flip, self.scale_jitter = flip, None if scale_jitter is None else list(scale_jitter)
@@ -115,12 +125,8 @@ class DetectionProcessor(VisionProcessor):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}; it is {getattr(self, name)!r}.")
         self.stop_threshold = StopThreshold(stop_threshold).threshold
-        size = dict(image_processor.size)
-        if not {"width", "height"} <= set(size):
-            raise ValueError(
-                f"The image processor's size is {size}: boxes need a fixed size, such as {{'height': 224, 'width': 224}}."
-            )
-        self.frame = (size["width"], size["height"])  # pixels of the model's input
+        height, width = whole_image_size(image_processor, "boxes")
+        self.frame = (width, height)  # pixels of the model's input
 
     @property
     def num_labels(self) -> int:
@@ -181,6 +187,9 @@ class DetectionProcessor(VisionProcessor):
             image, bbox = mirrored(image, bbox)
         if self.scale_jitter is not None:
             image, bbox = scale_jittered(image, bbox, self.scale_jitter, rng)
+        if ORIGINAL_SIZE in image.info:  # of the photo; the boxes are now in the pixels of the view
+            image = image.copy()
+            del image.info[ORIGINAL_SIZE]
         return image, {"bbox": bbox.tolist(), "category": row.labels.tolist(), "iscrowd": row.iscrowd.tolist()}
 
     def _framed(self, image: Image.Image) -> Image.Image:

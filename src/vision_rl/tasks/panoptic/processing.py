@@ -13,7 +13,7 @@ from transformers import BatchFeature
 from vision_rl.arguments import naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
 from vision_rl.pictures import as_images, random_box, rgb_image
-from vision_rl.processing import DenseProcessor, check_return_tensors
+from vision_rl.processing import DenseProcessor, check_return_tensors, whole_image_size
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
 from vision_rl.tasks.panoptic.drawing import draw as draw_segments
 from vision_rl.tasks.panoptic.row_values import segment_ids, segments_of
@@ -86,6 +86,10 @@ class PanopticProcessor(DenseProcessor):
         for category in self.categories:
             if not {"id", "name", "isthing"} <= set(category):
                 raise ValueError(f"A category needs `id`, `name` and `isthing`; this one has {category}.")
+            if category["isthing"] not in (0, 1):
+                raise ValueError(
+                    f"`isthing` of the category {category['id']} is {category['isthing']!r}; it must be 0 or 1."
+                )
         if not self.categories or len(set(self.category_ids)) < len(self.categories):
             raise ValueError(f"categories must be at least one, with different ids; the ids are {self.category_ids}.")
         if max_instances < 2 or num_codes < 1 or code_len < 1:
@@ -99,11 +103,7 @@ class PanopticProcessor(DenseProcessor):
             raise ValueError(
                 f"min_fraction must be a share of the image, at least 0 and below 1; it is {min_fraction}."
             )
-        if not {"width", "height"} <= set(dict(image_processor.size)):
-            raise ValueError(
-                f"The image processor's size is {dict(image_processor.size)}: maps need a fixed size, such as "
-                "{'height': 224, 'width': 224}."
-            )
+        whole_image_size(image_processor, "maps")
 
     @property
     def category_ids(self) -> list[int]:
@@ -127,8 +127,7 @@ class PanopticProcessor(DenseProcessor):
     @property
     def model_size(self) -> tuple[int, int]:
         """Height and width of what the model sees and of the dense maps."""
-        size = dict(self.image_processor.size)
-        return size["height"], size["width"]
+        return whole_image_size(self.image_processor, "maps")
 
     # --- rows to tensors --------------------------------------------------------------------------------------------
 

@@ -227,6 +227,10 @@ def _checked(categories: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for category in categories:
         if not isinstance(category, Mapping) or not {"id", "isthing"} <= set(category):
             raise ValueError(f"Each of the categories needs `id` and `isthing`; this one is {category!r:.200}.")
+        if category["isthing"] not in (0, 1):  # "0" would be true
+            raise ValueError(
+                f"`isthing` of the category {category['id']} is {category['isthing']!r}; it must be 0 or 1."
+            )
     if not categories or len({category["id"] for category in categories}) < len(categories):
         raise ValueError(
             f"categories must be at least one, with different ids; the ids are {[c['id'] for c in categories]}."
