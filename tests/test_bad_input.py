@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Value, load_dataset
 from datasets import Image as ImageFeature
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from PIL import Image
 from tiny import SIZE, image_processor, share_of_a, text_dataset, text_processor, tiny_images, tiny_model
 from tokenizers import Tokenizer
@@ -540,6 +540,12 @@ class TestModels:
         adapters = LoraConfig(r=2, target_modules="all-linear", **options)
         with pytest.raises(ValueError, match="beta compares with the model without its adapters"):
             VisionRewardTrainer(tiny_model(), share_of_a, args, peft_config=adapters, **data)
+
+    def test_a_prompt_that_is_learned_is_refused(self, tmp_path):
+        prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+        args, data = VisionRewardConfig(str(tmp_path), use_cpu=True), {"processing_class": text_processor()}
+        with pytest.raises(ValueError, match="PromptTuningConfig learns tokens .* such as LoraConfig"):
+            VisionRewardTrainer(tiny_model(), share_of_a, args, text_dataset(8), peft_config=prompt, **data)
 
     def test_options_of_loading_beside_a_model_that_is_loaded(self, tmp_path):
         with pytest.raises(ValueError, match="model_init_kwargs are for a model that is given by its name"):

@@ -191,7 +191,9 @@ def test_the_boxes_of_other_views_are_those_of_the_photos_views(views):
         columns = {name: [dataset[index][name] for index in range(10)] for name in ("image", "objects")}
         labels.append(processor(columns["image"], list(range(10)), columns["objects"])["labels"])
     corners = torch.arange(labels[0].shape[1]) % 6 < 4
-    assert (labels[0] - labels[1])[:, corners].abs().max() <= 2 * 50 / (SIZE / 2)  # two pixels of a view, which is cut at whole ones
+    assert (labels[0] - labels[1])[:, corners].abs().max() <= 2 * 50 / (
+        SIZE / 2
+    )  # two pixels of a view, which is cut at whole ones
     if "flip" in views:
         assert labels[0].equal(labels[1])
 

@@ -175,6 +175,12 @@ def check_base_is_kept(peft_config: PeftConfig) -> None:
 
 def with_adapters(model: PreTrainedModel | PeftModel, peft_config: PeftConfig | None) -> PreTrainedModel | PeftModel:
     """The model inside PEFT, if there is a `peft_config`."""
+    given = model.active_peft_config if isinstance(model, PeftModel) else peft_config
+    if given is not None and given.is_prompt_learning:
+        raise ValueError(
+            f"{type(given).__name__} learns tokens that stand before a text, which sampling does not have: take adapters that "
+            "change weights, such as LoraConfig."
+        )
     if peft_config is None:
         return model
     if isinstance(model, PeftModel) or getattr(model, "_hf_peft_config_loaded", False):
