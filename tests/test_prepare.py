@@ -1,14 +1,20 @@
 """`vision-rl prepare` makes a folder that every other command and `load_dataset` take, with all the source's columns."""
 
+import io
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
+from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 
-from vision_rl.cli import main
+from vision_rl.cli import main, preparation
 from vision_rl.data.coco import category_names, load_coco_detection
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
 from vision_rl.tasks.detection import DetectionProcessor
@@ -138,3 +144,150 @@ def test_prepared_scenes_know_the_names_of_their_classes(tmp_path):
         f"--output_dir {tmp_path}/mle"
     )
     assert DetectionProcessor.from_pretrained(tmp_path / "mle").categories == list("0123456789")
+
+
+# --- a data set that is prepared -------------------------------------------------------------------------------------------
+
+
+def texts(count: int, **changed: object) -> datasets.Dataset:
+    """Rows of pictures as files' bytes with their texts, some of which are changed."""
+    rows = [{"image": {"bytes": png(index), "path": None}, "text": str(index)} for index in range(count)]
+    for column, values in changed.items():
+        for row, value in values.items():
+            rows[row][column] = value
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+def png(index: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(index).integers(0, 255, (24, 24, 3), np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def lengths(folder: Path) -> dict[str, int]:
+    return {split: len(rows) for split, rows in datasets.load_dataset(str(folder)).items()}
+
+
+def test_a_prepared_set_that_is_prepared_again_keeps_cocos_category_ids(coco, tmp_path):
+    run(f"prepare --task detection {boxes_of(coco)} --output_dir {tmp_path}/once")
+    run(f"prepare --task detection --dataset_name {tmp_path}/once --output_dir {tmp_path}/twice")
+    once, twice = (json.loads((tmp_path / name / "categories.json").read_text()) for name in ("once", "twice"))
+    assert once == twice and once["categories"][0]["id"] == 20
+    run(f"prepare --task panoptic --scenes 3 --max_eval_rows 2 --output_dir {tmp_path}/scenes")  # known to the task
+    of_scenes = json.loads((tmp_path / "scenes" / "categories.json").read_text())["categories"]
+    assert [each["id"] for each in of_scenes] == [each["id"] for each in PANOPTIC_CATEGORIES]
+
+
+def test_limits_and_names_of_splits_are_honoured(tmp_path):
+    datasets.DatasetDict(train=texts(9), validation=texts(6), test=texts(5)).save_to_disk(str(tmp_path / "rows"))
+    prepare = f"prepare --task ocr --dataset_name {tmp_path}/rows --output_dir {tmp_path}"
+    run(f"{prepare}/few --max_train_rows 4 --max_eval_rows 3")
+    assert lengths(tmp_path / "few") == {"train": 4, "validation": 3, "test": 3}
+    run(f"{prepare}/named --dataset_test_split test --max_eval_rows 9")
+    assert lengths(tmp_path / "named") == {"train": 9, "validation": 5}
+    assert main(f"{prepare}/none --dataset_train_split trian".split()) == 1 and not (tmp_path / "none").exists()
+
+
+def test_columns_of_other_names_are_written_under_the_usual_ones(tmp_path):
+    rows = texts(3).rename_columns({"image": "photo", "text": "words"})
+    rows.save_to_disk(str(tmp_path / "rows"))
+    names = ["--image_column", "photo", "--target_columns", '{"text": "words"}']
+    command = f"prepare --task ocr --dataset_name {tmp_path}/rows --output_dir {tmp_path}/out".split()
+    assert main(command) == 1
+    assert main([*command, *names]) == 0
+    assert set(datasets.load_dataset(str(tmp_path / "out"))["train"].column_names) == {"image", "text"}
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"text": {1: None, 4: None}}, "train: Row 1, column `text`: text must be a string"),
+        ({"image": {2: {"bytes": png(0)[:300], "path": None}, 5: None}}, "train: Row 2, column `image`: "),
+        ({"image": {0: None, 1: {"bytes": b"none", "path": "a.png"}}}, "Row 0, column `image`: there is no picture"),
+    ],
+)
+def test_rows_without_a_target_or_a_whole_picture_are_refused_and_nothing_is_written(tmp_path, capsys, changed, told):
+    texts(6, **changed).save_to_disk(str(tmp_path / "rows"))
+    assert main(f"prepare --task ocr --dataset_name {tmp_path}/rows --output_dir {tmp_path}/out".split()) == 1
+    error = capsys.readouterr().err
+    assert told in error and "(2 of 6 rows cannot be used.)" in error
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_counted_where_the_task_may(tmp_path, capsys, caplog):
+    rows = texts(6, image={2: {"bytes": png(0)[:300], "path": None}}).add_column("captions", [["a"]] * 3 + [[]] * 3)
+    rows.save_to_disk(str(tmp_path / "rows"))
+    prepare = f"prepare --task captioning --dataset_name {tmp_path}/rows --output_dir {tmp_path}/out"
+    assert main(prepare.split()) == 1
+    assert "leave them out with --on_bad_annotation skip" in capsys.readouterr().err
+    run(f"{prepare} --on_bad_annotation skip")
+    assert lengths(tmp_path / "out") == {"train": 2}
+    assert "(1 of 6 rows cannot be used.) They are left out." in caplog.text
+    assert "(3 of 5 rows cannot be used.) They are left out." in caplog.text
+
+
+def test_a_folder_that_is_prepared_anew_is_not_read_from_a_cache(tmp_path):
+    for place, count in (("a", 3), ("b", 2), ("a", 4)):
+        for name in ("rows", "out"):
+            shutil.rmtree(tmp_path / place / name, ignore_errors=True)
+        datasets.DatasetDict(train=texts(count), extra=texts(1)).save_to_disk(str(tmp_path / place / "rows"))
+        run(f"prepare --task ocr --dataset_name {tmp_path}/{place}/rows --output_dir {tmp_path}/{place}/out")
+        assert lengths(tmp_path / place / "out") == {"train": count, "extra": 1}
+
+
+# --- interruptions ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_prepare_leaves_nothing_that_can_be_read_and_is_repeated(tmp_path, monkeypatch):
+    datasets.DatasetDict(train=texts(4), validation=texts(2)).save_to_disk(str(tmp_path / "rows"))
+    left = tmp_path / "left"
+    write = preparation.write_shards
+
+    def write_and_copy(rows, folder, split, size):
+        count = write(rows, folder, split, size)
+        shutil.copytree(tmp_path / "out", left, dirs_exist_ok=True)  # what a kill at this moment leaves
+        return count
+
+    monkeypatch.setattr(preparation, "write_shards", write_and_copy)
+    prepare = f"prepare --task ocr --dataset_name {tmp_path}/rows --output_dir"
+    run(f"{prepare} {tmp_path}/out")
+    monkeypatch.setattr(preparation, "write_shards", write)
+    assert list(left.rglob("*.parquet"))
+    with pytest.raises((FileNotFoundError, ValueError)):
+        datasets.load_dataset(str(left))
+    run(f"{prepare} {left}")
+    assert lengths(left) == lengths(tmp_path / "out") == {"train": 4, "validation": 2}
+    assert {path.name for path in left.iterdir()} == {"README.md", "data"}
+    assert main(f"{prepare} {left}".split()) == 1  # whole, so that nothing is written over it
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with LoopbackHub() as server:
+        monkeypatch.setattr(preparation, "HfApi", partial(HfApi, endpoint=server.url, token=TOKEN))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        yield server
+
+
+def test_a_repository_that_cannot_be_made_is_told_before_any_row_is_written(hub, tmp_path, monkeypatch, capsys):
+    texts(3).save_to_disk(str(tmp_path / "rows"))
+    monkeypatch.setattr(preparation, "HfApi", partial(HfApi, endpoint=hub.url, token="hf_wrong"))
+    prepare = f"prepare --task ocr --dataset_name {tmp_path}/rows --push_to_hub user/texts --output_dir {tmp_path}/out"
+    assert main(prepare.split()) == 1
+    told = capsys.readouterr()
+    assert "The data set user/texts cannot be made on the Hub" in told.err and "hf auth login" in told.err
+    assert not list((tmp_path / "out").iterdir()) and "rows in" not in told.out
+
+
+def test_after_a_failed_upload_the_command_that_uploads_the_folder_is_told(hub, tmp_path, monkeypatch, capsys):
+    texts(3).save_to_disk(str(tmp_path / "rows"))
+    prepare = f"prepare --task ocr --dataset_name {tmp_path}/rows --push_to_hub user/texts --output_dir {tmp_path}/out"
+    with monkeypatch.context() as broken:
+        broken.setattr(hub.hub, "commit", lambda *given: 1 / 0)  # the connection breaks off
+        assert main(prepare.split()) == 1
+    assert f"hf upload user/texts {tmp_path}/out . --repo-type dataset" in capsys.readouterr().err
+    assert lengths(tmp_path / "out") == {"train": 3}
+    run(prepare.replace("/out", "/again"))
+    assert any(name.endswith(".parquet") for name in hub.files("user/texts", "datasets"))

@@ -43,7 +43,7 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
                 raise error from None
             shown = {name: described(value) for name, value in given.items() if name not in ("self", "log_metric")}
             clear = isinstance(error, ValueError | TypeError) and not isinstance(error, UnicodeError)
-            if clear and (_is_of_ours(error) or any(name in str(error) for name in shown)):
+            if clear and (is_of_ours(error) or any(name in str(error) for name in shown)):
                 raise
             what = "; ".join(f"{name} is {text}" for name, text in shown.items())
             cause = str(error).partition("\n")[0]
@@ -54,7 +54,7 @@ def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
     return named
 
 
-def _is_of_ours(error: BaseException) -> bool:
+def is_of_ours(error: BaseException) -> bool:
     """Whether a `raise` of this package made it, a sentence for people, and not a call that failed there."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     return Path(where.filename).is_relative_to(PACKAGE) and (where.line or "").startswith("raise")

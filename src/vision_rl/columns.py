@@ -1,7 +1,7 @@
 """Whole columns of a data set, read before training: out of its Arrow table where there is one, so that no image is decoded."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,20 +51,30 @@ def row_value(columns, column: str, row: int) -> Any:
     return columns[column]
 
 
+class UnusableRows(ValueError):
+    """Rows of a data set that cannot be used, told together."""
+
+    rows: Sequence[int] = ()  # their numbers
+
+
 def check_values(
     values: Iterator[tuple[int, Any]], column: str, num_rows: int, check: Callable[[Any], object]
 ) -> None:
-    """Raise one `ValueError` for all the values that `check` raises one for: the first is told, and how many there are."""
-    bad, first = 0, None
+    """Raise one `UnusableRows` for all the values that `check` raises a `ValueError` for: the first is told, and their number."""
+    bad: list[int] = []
+    first = None
     for row, value in values:
         try:
             check(value)
         except ValueError as error:
-            bad, first = bad + 1, first or (row, error)
+            bad.append(row)
+            first = first or error
     if first is not None:
-        raise ValueError(
-            f"Row {first[0]}, column `{column}`: {first[1]} ({bad} of {num_rows} rows cannot be used.)"
-        ) from first[1]
+        unusable = UnusableRows(
+            f"Row {bad[0]}, column `{column}`: {first} ({len(bad)} of {num_rows} rows cannot be used.)"
+        )
+        unusable.rows = bad
+        raise unusable from first
 
 
 # --- nested columns as flat arrays ----------------------------------------------------------------------------------

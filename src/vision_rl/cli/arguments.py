@@ -213,6 +213,11 @@ class PrepareArguments:
     _argument_group_name = "Preparation"
 
     output_dir: str | None = option("Folder to write the data set to.")
+    image_column: str = option("Column with the image; it is written as `image`.", "image")
+    target_columns: dict | str | None = field(
+        default=None,
+        metadata={"help": "The column for each target keyword of the processor; it is written under the keyword."},
+    )
     license: str | None = option(
         "License of the images and annotations, for the dataset card: an id of the Hub's list, such as cc-by-4.0."
     )

@@ -26,19 +26,17 @@ from vision_rl.task import load_processor
 GB = 1e9
 
 
-def dry_run(command: str, given: Read) -> None:
-    """Print sizes, memory by calculation, what is missing, and the command that follows."""
+def dry_run(command: str, given: Read) -> Callable[[], None]:
+    """What prints sizes, memory by calculation, what is missing, and the command that follows."""
     missing: list[str] = []
     rows = _rows(given, missing)
     with torch.device("meta"):
         model, processor = _model(command, given, rows, missing)
         optimizer = memory.optimizer_bytes(model, given.training)
     lines = [*_sizes(model, processor, given), *_step(command, given), *_memory(command, model, optimizer, given)]
-    print("\n".join(f"{name:12}{text}" for name, text in lines))
-    for text in dict.fromkeys(missing) or ["nothing"]:
-        print(f"{'missing':12}{text}")
-    for text in _following(command, given.training.output_dir):
-        print(f"{'then':12}{text}")
+    lines += [("missing", text) for text in dict.fromkeys(missing) or ["nothing"]]
+    lines += [("then", text) for text in _following(command, given.training.output_dir)]
+    return lambda: print("\n".join(f"{name:12}{text}" for name, text in lines))
 
 
 # --- the model, from sizes alone --------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from vision_rl.arguments import is_of_ours
 from vision_rl.cli import commands
 from vision_rl.cli.launch import launch
+from vision_rl.cli.reading import TRAINING
 
 
 COMMANDS = {
@@ -22,10 +24,17 @@ COMMANDS = {
     "env": commands.env,
 }
 RANKED = ("mle", "stage1", "tune", "eval")  # several ranks can share these
+MISTAKES = (OSError, ImportError, TypeError, ValueError)  # with which a wrong input ends
+TRACEBACK = "VISION_RL_TRACEBACK"  # of the environment
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Errors of the input are one line, not a traceback."""
+    """Run a command; returns the exit status. Errors of the input are one line, not a traceback.
+
+    Once it runs, only what this library says in a sentence of its own, and what files and imports lack, is one line: any
+    other error may be a fault of a reward or of this library. A training that ends by an error may have run for hours, so
+    that its traceback is always shown.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -41,13 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command in RANKED and "--accelerate_config" in rest:
             return launch(command, rest)
         run = COMMANDS[command](rest)
-    except (OSError, TypeError, ValueError) as error:
-        if os.environ.get("VISION_RL_TRACEBACK"):
+    except MISTAKES as error:
+        if os.environ.get(TRACEBACK):
             raise
-        print(f"vision-rl {command}: {error}", file=sys.stderr)
-        return 1
-    run()
+        return _tell(command, error)
+    try:
+        run()
+    except MISTAKES as error:
+        is_plain = isinstance(error, OSError | ImportError) or is_of_ours(error)
+        if os.environ.get(TRACEBACK) or command in TRAINING or not is_plain:
+            raise
+        return _tell(command, error)
     return 0
+
+
+def _tell(command: str, error: Exception) -> int:
+    """The error as one line, which says how to see more where it is not a sentence of this library alone."""
+    told, is_whole = str(error) or type(error).__name__, is_of_ours(error) and error.__cause__ is None
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
+        told = f"{error.filename} cannot be written, because a file is where a folder should be: give another path."
+    more = "" if is_whole else f" ({TRACEBACK}=1 shows where this comes from.)"
+    print(f"vision-rl {command}: {told}{more}", file=sys.stderr)
+    return 1
 
 
 def _of_launch(argument: str) -> list[str]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -24,11 +25,25 @@ class CommandParser(TrlParser):
     A config may say its `command`, variables of the environment in `env`, as TRL's, and in `eval` what an evaluation of the
     run takes besides.
 
+    Args:
+        command: its name.
+        dataclass_types: of its options.
+        description: what it does.
+        epilog: of the help.
+        of_evaluation: the dataclasses whose options the section `eval` of a config may have.
+
     Raises:
         ValueError: in place of argparse's exit, for options and keys that are unknown, with the nearest that is.
     """
 
-    def __init__(self, command: str, dataclass_types: Iterable[type], description: str, epilog: str = ""):
+    def __init__(
+        self,
+        command: str,
+        dataclass_types: Iterable[type],
+        description: str,
+        epilog: str = "",
+        of_evaluation: Iterable[type] = (),
+    ):
         super().__init__(
             tuple(dataclass_types),  # type: ignore[arg-type]
             prog=f"vision-rl {command}",
@@ -39,6 +54,7 @@ class CommandParser(TrlParser):
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
         )
         self.command = command
+        self.of_evaluation = {option.name for kind in of_evaluation for option in fields(kind)}
         self.given: dict[str, Any] = {}  # what the command line and its config have said, as a recipe says it
         for group in self._action_groups:
             group.title = {"options": "Others"}.get(str(group.title), group.title)
@@ -70,6 +86,9 @@ class CommandParser(TrlParser):
         if path is not None:
             config, is_own = config_for(self.command, arguments)
             self.given = {key: said for key, said in read_config(arguments).items() if key in ("env", "eval")}
+            self._check_known(
+                "key", list(self.given.get("eval", {})), sorted(self.of_evaluation), f", which is in eval of {path}"
+            )
             os.environ.update({name: str(value) for name, value in config.pop("env", {}).items()})
             if is_own:
                 self._check_known("key", list(config), known, f", which is in {path}")
@@ -114,8 +133,19 @@ def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], 
         )
     not_of_looking = ("model", "model_revision", "output_dir", *PER_RUN)
     of_run = {key: value for key, value in content.items() if key not in not_of_looking}
-    before = {"before": content.get("model"), "before_revision": content.get("model_revision")}
-    return {**of_run, **of_eval, "model": content["output_dir"], **before}, False
+    models = {"before": content.get("model"), "before_revision": content.get("model_revision")}
+    folder = content.get("output_dir") or default_output_dir(made_for, content.get("task"))
+    if folder is None and not any(argument.partition("=")[0] == "--model" for argument in arguments):
+        raise ValueError(
+            f"{config_path(arguments)} says neither output_dir nor task, so that the folder of its model is not known: add "
+            "output_dir to it, or give --model."
+        )
+    return {**of_run, **models, **({} if folder is None else {"model": folder}), **of_eval}, False
+
+
+def default_output_dir(command: str, task: str | None) -> str | None:
+    """Where a training writes that is told nowhere else; None where its task is not named."""
+    return None if task is None else f"runs/{Path(task).stem}-{command}"
 
 
 def value_of(command: str, arguments: Sequence[str], name: str) -> Any:
@@ -143,7 +173,14 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"{path} holds no options: it must be YAML of the form `name: value`.")
-    for name, kind in {"command": str, "task": str | None, "model": str | None, "env": dict, "eval": dict}.items():
+    for name, kind in {
+        "command": str,
+        "task": str | None,
+        "model": str | None,
+        "output_dir": str | None,
+        "env": dict,
+        "eval": dict,
+    }.items():
         if name in content and not isinstance(content[name], kind):
             raise ValueError(f"{path}: the option `{name}` cannot be {content[name]!r:.100}.")
     return content

@@ -10,14 +10,18 @@ from typing import Any
 import yaml
 
 from vision_rl.cli.arguments import (
+    AnalyzeArguments,
     DataArguments,
+    EvalArguments,
     ModelArguments,
+    PredictArguments,
+    ReportArguments,
     RunArguments,
     Stage1Arguments,
     TaskArguments,
     TuneArguments,
 )
-from vision_rl.cli.parser import CommandParser, value_of
+from vision_rl.cli.parser import CommandParser, default_output_dir, value_of
 from vision_rl.cli.recipe import require_folders
 from vision_rl.task import load_task, task_of
 
@@ -27,6 +31,9 @@ TRAINING: dict[str, tuple[type, str]] = {
     "mle": (ModelArguments, "VisionMLEConfig"),
     "tune": (TuneArguments, "VisionRewardConfig"),
 }
+
+# Of the commands that look at what a training has made: what its config may say of them in `eval`.
+LOOKING = (TaskArguments, EvalArguments, PredictArguments, AnalyzeArguments, ReportArguments, DataArguments)
 
 COMMAND_FILE = "command.yaml"
 
@@ -89,11 +96,13 @@ def read(
 
         kinds.append(getattr(vision_rl, training))
     try:
-        parser = CommandParser(command, kinds, description or "", _epilog(command, training, task) if asked else "")
+        epilog = _epilog(command, training, task) if asked else ""
+        of_evaluation = (*LOOKING, *([] if task is None else [task.Options]))
+        parser = CommandParser(command, kinds, description or "", epilog, of_evaluation)
     except argparse.ArgumentError as error:
         raise ValueError(f"An option of the task has the name of another option: {error}. Rename it.") from error
     if training is not None and task is not None:
-        parser.set_defaults(output_dir=f"runs/{task.__name__.rpartition('.')[2]}-{command}")
+        parser.set_defaults(output_dir=default_output_dir(command, task.__name__.rpartition(".")[2]))
     if asked:
         parser.print_help()
         sys.exit(0)

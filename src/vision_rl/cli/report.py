@@ -1,5 +1,6 @@
 """`vision-rl report RUN_DIR`: the page of a run, with answers of its model beside those of the one that it started from."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ def report(given: Read, folder: Path) -> Callable[[], None]:
     args, _ = given.own
     if args.num_images < 2:
         raise ValueError(f"num_images must be at least 2; it is {args.num_images}.")
+    _make_place(args.output_file, folder)
     rows = rows_to_look_at(given, args.split)
     if rows is None:
         return report_of_log(folder, args.output_file)
@@ -40,6 +42,16 @@ def report(given: Read, folder: Path) -> Callable[[], None]:
             _report(trainers, args, folder, rows)
 
     return run
+
+
+def _make_place(output: str | None, folder: Path) -> None:
+    """The folder of the page, before models are loaded and answer."""
+    path = folder / "report.html" if output is None else Path(output)
+    if path.is_dir():
+        raise IsADirectoryError(f"output_file must name the file of the page, but {path} is a folder.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"The page cannot be written to {path}: give another output_file.")
 
 
 def _report(trainers: dict[str, Any], args: Any, folder: Path, rows: Any) -> None:

@@ -22,7 +22,7 @@ from vision_rl.trainer.optim import encoder_parameters
 def mle(given: Read) -> Callable[[], None]:
     model_args, data, run = given.own
     if run.dry_run:
-        return lambda: dry_run("mle", given)
+        return dry_run("mle", given)
     require_folders([model_args.model, model_args.stage1])
     set_seed(given.training.seed)
     train, evaluated = _rows(given, data)
@@ -38,7 +38,7 @@ def mle(given: Read) -> Callable[[], None]:
 def stage1(given: Read) -> Callable[[], None]:
     model_args, data, run = given.own
     if run.dry_run:
-        return lambda: dry_run("stage1", given)
+        return dry_run("stage1", given)
     set_seed(given.training.seed)
     train, evaluated = _rows(given, data)
     processor = given.task.make_processor(given.options, building.image_processor(model_args), train)
@@ -53,7 +53,7 @@ def tune(given: Read) -> Callable[[], None]:
     if args.model is None:
         raise ValueError("vision-rl tune needs --model: the output_dir of `vision-rl mle`.")
     if run.dry_run:
-        return lambda: dry_run("tune", given)
+        return dry_run("tune", given)
     require_folders([args.model])
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     given.training.model_init_kwargs = building.at_revision(args, given.training.model_init_kwargs)
