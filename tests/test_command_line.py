@@ -1,5 +1,6 @@
 """`vision-rl`: its commands one after the other, as from a shell, on any task; and their answers to wrong input."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -125,10 +126,37 @@ def test_an_interrupted_evaluation_answers_only_the_shards_that_are_missing(coun
     assert [again[path] == written[path] for path in shards] == [True, False, True]
 
 
-def test_an_evaluation_refuses_to_go_on_with_other_data(counter, tmp_path, capsys):
+def test_an_evaluation_refuses_to_go_on_with_other_data_or_another_task_file(counter, tmp_path, capsys):
     command = f"eval --task {COUNTING} --model {counter} --use_cpu true --output_dir {tmp_path}/eval"
     run(command)
-    assert "answers of another model, other data" in fails(capsys, f"{command} --max_eval_rows 10")
+    told = fails(capsys, f"{command} --max_eval_rows 10")
+    assert "the number of images was 50 and is 10 now" in told and "Delete that folder to evaluate anew" in told
+    note = tmp_path / "eval" / "shards" / "of.json"
+    digest = hashlib.sha256(Path(COUNTING).read_bytes()).hexdigest()
+    note.write_text(note.read_text().replace(digest, "that of an earlier version of the file, with another reference"))
+    assert "the answers of another evaluation: the task's file is not the same. Delete" in fails(capsys, command)
+
+
+def test_an_evaluation_refuses_answers_that_were_decoded_in_another_way_and_says_what_differs(
+    checkpoint, tmp_path, capsys
+):
+    options = f"--scenes 8 --max_eval_rows 4 --use_cpu true --output_dir {tmp_path}/eval"
+    run(f"eval --model {checkpoint} --stop_threshold 0.0 {options}")
+    run(f"eval --model {checkpoint}/ {options}")  # the same, as 0 is the threshold that was saved
+    told = fails(capsys, f"eval --model {checkpoint} --stop_threshold 0.9 {options}")
+    assert "another evaluation: stop_threshold of the processor was 0.0 and is 0.9 now. Delete" in told
+    told = fails(capsys, f"eval --model {checkpoint} --bf16 true {options}")
+    assert "another evaluation: bf16 was false and is true now. Delete" in told
+
+
+def test_the_files_that_identify_a_model_are_its_own_and_those_of_its_stage1_but_of_no_checkpoint(tmp_path):
+    from vision_rl.cli.evaluation import _files_of_model
+
+    names = ["config.json", "model.safetensors", "stage1/config.json", "stage1/model.safetensors"]
+    for name in (*names, "checkpoint-20/model.safetensors", "eval/metrics.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [name for name, _, _ in _files_of_model(tmp_path)] == names
 
 
 # --- the shipped checkpoint and the pipeline -------------------------------------------------------------------------
