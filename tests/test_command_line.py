@@ -181,6 +181,46 @@ def test_predict_writes_cocos_results_and_draws_the_boxes(checkpoint, tmp_path):
     assert Image.open(tmp_path / "out" / "scene0.png").width >= 48
 
 
+def test_predict_replaces_no_photo_and_does_not_answer_its_own_drawings(checkpoint, tmp_path, capsys, monkeypatch):
+    folder = scenes_folder(tmp_path / "photos")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for images in (folder, f"{folder}/*.png", folder / "scene1.png"):
+        told = fails(capsys, f"predict --model {checkpoint} --images {images} --output_dir {folder}/../photos")
+        assert f"Every image at {images} is in {folder}/../photos, the folder of the results" in told
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        run(f"predict --model {checkpoint} --images . --use_cpu true")
+        assert "the answers to 3 images." in (said := capsys.readouterr().out)
+    assert "Left out 3 images in predictions, the folder of the results." in said
+
+
+def test_predict_refuses_files_that_are_no_images_and_a_file_in_the_place_of_its_folder(checkpoint, tmp_path, capsys):
+    folder = scenes_folder(tmp_path / "photos", 2)
+    command = f"predict --model {checkpoint} --images {folder} --output_dir"
+    (tmp_path / "out").write_text("")
+    for output in ("out", "out/deeper"):
+        assert "there is a file in its place: give another output_dir" in fails(capsys, command, tmp_path / output)
+    (folder / "notes.jpg").write_text("no picture")
+    told = fails(capsys, command, tmp_path / "results")
+    assert f"1 of 3 images cannot be read: {folder}/notes.jpg (" in told and not (tmp_path / "results").exists()
+
+
+def test_predict_leaves_out_what_cannot_be_decoded_and_writes_the_others(checkpoint, tmp_path, capsys):
+    folder = scenes_folder(tmp_path / "photos")
+    Image.new("RGB", (20000, 8)).save(folder / "wide.png")  # wider than a drawing may be
+    cut = folder / "scene1.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    with pytest.raises(SystemExit) as ended:
+        main(f"predict --model {checkpoint} --images {folder} --use_cpu true --output_dir {tmp_path}/out".split())
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and f"({cut}) cannot be read" in said.err
+    assert "the answers to 3 images; 1 that cannot be read are left out; 1 could not be drawn." in said.out
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["scene0.png", "scene2.png"]
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())
+
+
 def test_the_pipeline_answers_a_picture_a_path_and_many(checkpoint, tmp_path):
     folder = scenes_folder(tmp_path / "scenes")
     detect = vision_rl.pipeline(checkpoint, use_cpu=True)

@@ -35,8 +35,7 @@ def evaluate(given: Read) -> Callable[[], None]:
         raise ValueError(f"shard_size must be positive; it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     rows = require(rows_to_look_at(given, args.split), f"of the split {args.split}", data, given.task)
-    folder = Path(args.output_dir or building.folder_of(args.model) / "eval")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = building.make_folder(Path(args.output_dir or building.folder_of(args.model) / "eval"))
     shards = Shards(folder / "shards", _identity(given, processor, rows), len(rows), args.shard_size)
     trainer = VisionMLETrainer(
         model=args.model,
