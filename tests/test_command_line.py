@@ -277,6 +277,15 @@ def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
         (f"mle --task ocr --scenes 8 --use_cpu true {DECODER} --encoder_heads 7", "768 cannot be split among 7"),
         (f"mle --task ocr --scenes 8 --use_cpu true {DECODER} --image_size 50", "50 cannot be cut into patches of 16"),
         ("mle --task panoptic --scenes 8 --image_size 32 --use_cpu true", "needs stage I"),
+        (
+            "mle --task ocr --scenes 8 --dataset_name rows",
+            "dataset_name names the data, and so does scenes, but only one",
+        ),
+        ("prepare --task ocr --scenes 8 --dataset_name rows", "leave out the other (in a config, scenes: null)."),
+        (
+            "eval --task detection --model . --eval_images_dir a --annotation_file b --dataset_name rows",
+            "so does annotation_file, eval_images_dir, but only one can be read",
+        ),
     ],
 )
 def test_wrong_input_ends_with_a_line_that_says_what_to_do(command, told, capsys):
@@ -307,6 +316,29 @@ def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_
     rows.save_to_disk(tmp_path / "rows")
     told = fails(capsys, f"eval --task {COUNTING} --model {counter} --use_cpu true --dataset_name", tmp_path / "rows")
     assert "has no split 'validation'; it has train" in told
+
+
+def test_an_evaluation_records_the_split_that_it_reads_and_reads_the_one_that_is_given(counter, tmp_path, capsys):
+    import datasets
+    from counting_task import squares
+
+    sizes = {"train": 6, "validation": 5, "test": 4}
+    datasets.DatasetDict({split: squares(size) for split, size in sizes.items()}).save_to_disk(tmp_path / "rows")
+    model = f"eval --task {COUNTING} --model {counter} --use_cpu true"
+    command = f"{model} --dataset_name {tmp_path}/rows"
+    for options, split in (("", "validation"), ("--dataset_test_split test", "test"), ("--split train", "train")):
+        run(f"{command} {options} --output_dir {tmp_path}/{split}")
+        row = json.loads((tmp_path / split / "metrics.json").read_text())
+        assert (row["split"], row["images"]) == (split, sizes[split])
+    told = fails(capsys, f"{command} --split dev")
+    assert "has no split 'dev'; it has train, validation, test. Name the one to read by split" in told
+    assert "split must be one of train, validation, test without dataset_name" in fails(capsys, f"{model} --split dev")
+
+
+def test_the_rows_of_training_that_are_looked_at_may_be_limited(counter, tmp_path):
+    command = f"eval --task {COUNTING} --model {counter} --use_cpu true --split train --output_dir {tmp_path}"
+    run(f"{command} --max_eval_rows 3 --max_train_rows 5")
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 3
 
 
 def test_a_reward_that_is_none_is_told_with_those_there_are(counter, capsys):

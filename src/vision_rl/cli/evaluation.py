@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
-from vision_rl.cli.data import cheap_columns, require, rows_to_look_at
+from vision_rl.cli.data import cheap_columns, require, rows_to_look_at, split_to_look_at
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
@@ -34,7 +34,9 @@ def evaluate(given: Read) -> Callable[[], None]:
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive; it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
-    rows = require(rows_to_look_at(given, args.split), f"of the split {args.split}", data, given.task)
+    rows = require(
+        rows_to_look_at(given, args.split), f"of the split {split_to_look_at(data, args.split)}", data, given.task
+    )
     folder = building.make_folder(Path(args.output_dir or building.folder_of(args.model) / "eval"))
     shards = Shards(folder / "shards", _identity(given, processor, rows), len(rows), args.shard_size)
     trainer = VisionMLETrainer(
@@ -58,7 +60,7 @@ def evaluate(given: Read) -> Callable[[], None]:
 
 def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards") -> None:
     """Shard after shard, all ranks on each; what an earlier run has finished is not answered again."""
-    args = given.own[0]
+    args, data = given.own
     metric = given.task.make_metric(trainer.processor)
     for start, path in shards.missing():
         part = rows.select(range(start, min(start + args.shard_size, len(rows))))
@@ -72,7 +74,7 @@ def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, s
     described = _described(rows, trainer.processor)
     given.task.save_results(Predictions(shards), described, trainer.processor, folder)
     scores = {name: value for name, value in shards.metrics(metric).items() if isinstance(value, Number)}
-    row = {"model": str(args.model), "split": args.split, "images": len(rows), **scores}
+    row = {"model": str(args.model), "split": split_to_look_at(data, args.split), "images": len(rows), **scores}
     (folder / "metrics.json").write_text(json.dumps(row, indent=1) + "\n")
     print(table(scores))
     print(f"Written to {folder}: metrics.json, and the results in the files that the usual evaluation programs read.")
