@@ -216,7 +216,7 @@ def test_predict_leaves_out_what_cannot_be_decoded_and_writes_the_others(checkpo
         main(f"predict --model {checkpoint} --images {folder} --use_cpu true --output_dir {tmp_path}/out".split())
     said = capsys.readouterr()
     assert ended.value.code == 1 and f"({cut}) cannot be read" in said.err
-    assert "the answers to 3 images; 1 that cannot be read are left out; 1 could not be drawn." in said.out
+    assert "the answers to 3 images; left out 1 that cannot be read; 1 could not be drawn." in said.out
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["scene0.png", "scene2.png"]
     assert json.loads((tmp_path / "out" / "detections.json").read_text())
 

@@ -109,7 +109,7 @@ def _predict(pipe: VisionPipeline, paths: list[Path], folder: Path, batch_size: 
     unreadable = len(paths) - len(rows)
     if rows:
         pipe.task.save_results(answers, rows, pipe.processor, folder)
-    told = f"; {unreadable} that cannot be read are left out" if unreadable else ""
+    told = f"; left out {unreadable} that cannot be read" if unreadable else ""
     told += f"; {not_drawn} could not be drawn" if not_drawn else ""
     print(f"Written to {folder}: the answers to {len(rows)} images{told}.")
     if told:
