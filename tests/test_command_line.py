@@ -1,5 +1,6 @@
 """`vision-rl`: its commands one after the other, as from a shell, on any task; and their answers to wrong input."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -125,10 +126,37 @@ def test_an_interrupted_evaluation_answers_only_the_shards_that_are_missing(coun
     assert [again[path] == written[path] for path in shards] == [True, False, True]
 
 
-def test_an_evaluation_refuses_to_go_on_with_other_data(counter, tmp_path, capsys):
+def test_an_evaluation_refuses_to_go_on_with_other_data_or_another_task_file(counter, tmp_path, capsys):
     command = f"eval --task {COUNTING} --model {counter} --use_cpu true --output_dir {tmp_path}/eval"
     run(command)
-    assert "answers of another model, other data" in fails(capsys, f"{command} --max_eval_rows 10")
+    told = fails(capsys, f"{command} --max_eval_rows 10")
+    assert "the number of images was 50 and is 10 now" in told and "Delete that folder to evaluate anew" in told
+    note = tmp_path / "eval" / "shards" / "of.json"
+    digest = hashlib.sha256(Path(COUNTING).read_bytes()).hexdigest()
+    note.write_text(note.read_text().replace(digest, "that of an earlier version of the file, with another reference"))
+    assert "the answers of another evaluation: the task's file is not the same. Delete" in fails(capsys, command)
+
+
+def test_an_evaluation_refuses_answers_that_were_decoded_in_another_way_and_says_what_differs(
+    checkpoint, tmp_path, capsys
+):
+    options = f"--scenes 8 --max_eval_rows 4 --use_cpu true --output_dir {tmp_path}/eval"
+    run(f"eval --model {checkpoint} --stop_threshold 0.0 {options}")
+    run(f"eval --model {checkpoint}/ {options}")  # the same, as 0 is the threshold that was saved
+    told = fails(capsys, f"eval --model {checkpoint} --stop_threshold 0.9 {options}")
+    assert "another evaluation: stop_threshold of the processor was 0.0 and is 0.9 now. Delete" in told
+    told = fails(capsys, f"eval --model {checkpoint} --bf16 true {options}")
+    assert "another evaluation: bf16 was false and is true now. Delete" in told
+
+
+def test_the_files_that_identify_a_model_are_its_own_and_those_of_its_stage1_but_of_no_checkpoint(tmp_path):
+    from vision_rl.cli.evaluation import _files_of_model
+
+    names = ["config.json", "model.safetensors", "stage1/config.json", "stage1/model.safetensors"]
+    for name in (*names, "checkpoint-20/model.safetensors", "eval/metrics.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [name for name, _, _ in _files_of_model(tmp_path)] == names
 
 
 # --- the shipped checkpoint and the pipeline -------------------------------------------------------------------------
@@ -151,6 +179,46 @@ def test_predict_writes_cocos_results_and_draws_the_boxes(checkpoint, tmp_path):
     assert {box["image_id"] for box in boxes} <= {"scene0", "scene1", "scene2"} and boxes
     assert all(box["category_name"] == str(box["category_id"]) for box in boxes)
     assert Image.open(tmp_path / "out" / "scene0.png").width >= 48
+
+
+def test_predict_replaces_no_photo_and_does_not_answer_its_own_drawings(checkpoint, tmp_path, capsys, monkeypatch):
+    folder = scenes_folder(tmp_path / "photos")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for images in (folder, f"{folder}/*.png", folder / "scene1.png"):
+        told = fails(capsys, f"predict --model {checkpoint} --images {images} --output_dir {folder}/../photos")
+        assert f"Every image at {images} is in {folder}/../photos, the folder of the results" in told
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        run(f"predict --model {checkpoint} --images . --use_cpu true")
+        assert "the answers to 3 images." in (said := capsys.readouterr().out)
+    assert "Left out 3 images in predictions, the folder of the results." in said
+
+
+def test_predict_refuses_files_that_are_no_images_and_a_file_in_the_place_of_its_folder(checkpoint, tmp_path, capsys):
+    folder = scenes_folder(tmp_path / "photos", 2)
+    command = f"predict --model {checkpoint} --images {folder} --output_dir"
+    (tmp_path / "out").write_text("")
+    for output in ("out", "out/deeper"):
+        assert "there is a file in its place: give another output_dir" in fails(capsys, command, tmp_path / output)
+    (folder / "notes.jpg").write_text("no picture")
+    told = fails(capsys, command, tmp_path / "results")
+    assert f"1 of 3 images cannot be read: {folder}/notes.jpg (" in told and not (tmp_path / "results").exists()
+
+
+def test_predict_leaves_out_what_cannot_be_decoded_and_writes_the_others(checkpoint, tmp_path, capsys):
+    folder = scenes_folder(tmp_path / "photos")
+    Image.new("RGB", (20000, 8)).save(folder / "wide.png")  # wider than a drawing may be
+    cut = folder / "scene1.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    with pytest.raises(SystemExit) as ended:
+        main(f"predict --model {checkpoint} --images {folder} --use_cpu true --output_dir {tmp_path}/out".split())
+    said = capsys.readouterr()
+    assert ended.value.code == 1 and f"({cut}) cannot be read" in said.err
+    assert "the answers to 3 images; left out 1 that cannot be read; 1 could not be drawn." in said.out
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["scene0.png", "scene2.png"]
+    assert json.loads((tmp_path / "out" / "detections.json").read_text())
 
 
 def test_the_pipeline_answers_a_picture_a_path_and_many(checkpoint, tmp_path):
@@ -209,6 +277,15 @@ def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
         (f"mle --task ocr --scenes 8 --use_cpu true {DECODER} --encoder_heads 7", "768 cannot be split among 7"),
         (f"mle --task ocr --scenes 8 --use_cpu true {DECODER} --image_size 50", "50 cannot be cut into patches of 16"),
         ("mle --task panoptic --scenes 8 --image_size 32 --use_cpu true", "needs stage I"),
+        (
+            "mle --task ocr --scenes 8 --dataset_name rows",
+            "dataset_name names the data, and so does scenes, but only one",
+        ),
+        ("prepare --task ocr --scenes 8 --dataset_name rows", "leave out the other (in a config, scenes: null)."),
+        (
+            "eval --task detection --model . --eval_images_dir a --annotation_file b --dataset_name rows",
+            "so does annotation_file, eval_images_dir, but only one can be read",
+        ),
     ],
 )
 def test_wrong_input_ends_with_a_line_that_says_what_to_do(command, told, capsys):
@@ -239,6 +316,29 @@ def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_
     rows.save_to_disk(tmp_path / "rows")
     told = fails(capsys, f"eval --task {COUNTING} --model {counter} --use_cpu true --dataset_name", tmp_path / "rows")
     assert "has no split 'validation'; it has train" in told
+
+
+def test_an_evaluation_records_the_split_that_it_reads_and_reads_the_one_that_is_given(counter, tmp_path, capsys):
+    import datasets
+    from counting_task import squares
+
+    sizes = {"train": 6, "validation": 5, "test": 4}
+    datasets.DatasetDict({split: squares(size) for split, size in sizes.items()}).save_to_disk(tmp_path / "rows")
+    model = f"eval --task {COUNTING} --model {counter} --use_cpu true"
+    command = f"{model} --dataset_name {tmp_path}/rows"
+    for options, split in (("", "validation"), ("--dataset_test_split test", "test"), ("--split train", "train")):
+        run(f"{command} {options} --output_dir {tmp_path}/{split}")
+        row = json.loads((tmp_path / split / "metrics.json").read_text())
+        assert (row["split"], row["images"]) == (split, sizes[split])
+    told = fails(capsys, f"{command} --split dev")
+    assert "has no split 'dev'; it has train, validation, test. Name the one to read by split" in told
+    assert "split must be one of train, validation, test without dataset_name" in fails(capsys, f"{model} --split dev")
+
+
+def test_the_rows_of_training_that_are_looked_at_may_be_limited(counter, tmp_path):
+    command = f"eval --task {COUNTING} --model {counter} --use_cpu true --split train --output_dir {tmp_path}"
+    run(f"{command} --max_eval_rows 3 --max_train_rows 5")
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 3
 
 
 def test_a_reward_that_is_none_is_told_with_those_there_are(counter, capsys):

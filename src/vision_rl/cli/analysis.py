@@ -11,7 +11,7 @@ from vision_rl.analysis.gradient_noise import gradient_noise
 from vision_rl.analysis.noise import GradientNoise, images_text
 from vision_rl.analysis.reward_samples import sample_rewards
 from vision_rl.cli import building
-from vision_rl.cli.data import require, rows_to_look_at
+from vision_rl.cli.data import require, rows_to_look_at, split_to_look_at, training_rows
 from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
 
@@ -28,14 +28,13 @@ def analyze(given: Read) -> Callable[[], None]:
             f"--noise needs num_batches of at least 4 and num_generations of at least 2; they are {args.num_batches} and "
             f"{args.num_generations}."
         )
-    folder = Path(args.output_dir or building.folder_of(args.model) / "analysis")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = building.make_folder(Path(args.output_dir or building.folder_of(args.model) / "analysis"))
     rows = None if args.noise else rows_to_look_at(given, args.split)
-    train = rows_to_look_at(given, "train")
+    train = training_rows(given)
     if args.noise:
         train = require(train, "to take gradients on", data, given.task)
     else:
-        rows = require(rows, f"of the split {args.split}", data, given.task)
+        rows = require(rows, f"of the split {split_to_look_at(data, args.split)}", data, given.task)
         rows = rows.select(range(min(args.num_images, len(rows))))
     counted = train if train is not None else rows  # from which some rewards take counts
     options = {"num_generations": args.num_generations, "seed": args.seed}

@@ -135,7 +135,10 @@ class LookingArguments:
         default=None,
         metadata={"help": "The column for each target keyword of the processor, as in training."},
     )
-    split: str = option("Split of the task's folders to read: train, validation or test.", "validation")
+    split: str | None = option(
+        "Split to read: of the task's folders train, validation or test; of a data set one of its own. None: validation, "
+        "or dataset_test_split."
+    )
     bf16: bool = option("Compute in bfloat16.", False)
     use_cpu: bool = option("Use the CPU even where there is a GPU.", False)
 

@@ -1,7 +1,7 @@
 """The rows that a command reads: a data set by name or folder, or what the task's own options name."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from vision_rl.cli.arguments import DataArguments
 
 
 CATEGORIES_FILE = "categories.json"  # of a prepared data set: COCO's list of them, with ids
+SPLITS = ("train", "validation", "test")  # of what a task's own options name
 
 
 def load_rows(task: Any, data: DataArguments, options: Any, split: str) -> Any:
@@ -20,13 +21,16 @@ def load_rows(task: Any, data: DataArguments, options: Any, split: str) -> Any:
     Raises:
         ValueError: for a data set that lacks the split, with those that it has.
     """
-    count = data.max_train_rows if split == "train" else data.max_eval_rows
+    train = split == "train"
     if data.dataset_name is None:
         rows = task.load_data(options, split)
     else:
-        train = split == "train"
         name = data.dataset_train_split if train else data.dataset_test_split
-        rows = _of(data, name, streaming=train and data.dataset_streaming)
+        rows = _of(data, name, "the splits to read by dataset_train_split and dataset_test_split.", train)
+    return _first(rows, data.max_train_rows if train else data.max_eval_rows)
+
+
+def _first(rows: Any, count: int | None) -> Any:
     if rows is None or count is None:
         return rows
     return (
@@ -45,17 +49,40 @@ def require(rows: Any, what: str, data: DataArguments, task: Any) -> Any:
     )
 
 
-def _of(data: DataArguments, split: str, streaming: bool) -> Any:
-    splits = splits_of(data, streaming)
+def _of(data: DataArguments, split: str, to_name: str, train: bool) -> Any:
+    splits = splits_of(data, streaming=train and data.dataset_streaming)
     if split not in splits:
         held_out = (
             " Without a split to evaluate on, make one (train_test_split of datasets), or set eval_strategy to no."
         )
         raise ValueError(
-            f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. Name the splits to read "
-            f"by dataset_train_split and dataset_test_split.{held_out if set(splits) == {data.dataset_train_split} else ''}"
+            f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. Name "
+            f"{to_name}{held_out if set(splits) == {data.dataset_train_split} else ''}"
         )
     return splits[split]
+
+
+def require_one_source(data: DataArguments, options: Any) -> None:
+    """The rows are a data set or what the task's own options name.
+
+    Raises:
+        ValueError: where both are given, of which only one could be read.
+    """
+    if data.dataset_name is None:
+        return
+    default = type(options)()
+    named = [
+        option.name
+        for option in fields(options)
+        if (option.name == "scenes" or option.name.endswith(("_dir", "annotation_file", "karpathy_file")))
+        and getattr(options, option.name) != getattr(default, option.name)
+    ]
+    if named:
+        ids = " COCO's category ids can be read from categories_file." if hasattr(options, "categories_file") else ""
+        raise ValueError(
+            f"dataset_name names the data, and so does {', '.join(named)}, but only one can be read: leave out the other "
+            f"(in a config, {named[0]}: null).{ids if 'annotation_file' in named else ''}"
+        )
 
 
 def under_usual_names(rows: Any, target_columns: dict[str, str] | str | None, image_column: str = "image") -> Any:
@@ -66,10 +93,41 @@ def under_usual_names(rows: Any, target_columns: dict[str, str] | str | None, im
     return rows.rename_columns(renamed) if renamed and rows is not None else rows
 
 
-def rows_to_look_at(given: Any, split: str) -> Any:
+def split_to_look_at(data: DataArguments, split: str | None) -> str:
+    """The split that a command which looks at a model reads: `split` if it is given.
+
+    Raises:
+        ValueError: for one that no task has, where the task's own options name the data.
+    """
+    if data.dataset_name is not None:
+        return data.dataset_test_split if split is None else split
+    if split not in (None, *SPLITS):
+        raise ValueError(
+            f"split must be one of {', '.join(SPLITS)} without dataset_name, whose splits may have other names; it is "
+            f"{split!r}."
+        )
+    return "validation" if split is None else split
+
+
+def rows_to_look_at(given: Any, split: str | None) -> Any:
     """The rows of a split for a command that looks at a model, under the usual names; None where nothing names any."""
     args, data = given.own
-    return under_usual_names(load_rows(given.task, data, given.options, split), args.target_columns, args.image_column)
+    name = split_to_look_at(data, split)
+    if data.dataset_name is None:
+        trained_on = name == "train"
+        rows = given.task.load_data(given.options, name)
+    else:
+        trained_on = name == data.dataset_train_split
+        rows = _of(data, name, "the one to read by split, or by dataset_test_split.", False)
+    rows = _first(_first(rows, data.max_train_rows if trained_on else None), data.max_eval_rows)
+    return under_usual_names(rows, args.target_columns, args.image_column)
+
+
+def training_rows(given: Any) -> Any:
+    """The rows that a model was trained on, for a command that looks at it, as `rows_to_look_at` gives those of a split."""
+    args, data = given.own
+    rows = load_rows(given.task, data, given.options, "train")
+    return under_usual_names(rows, args.target_columns, args.image_column)
 
 
 def splits_of(data: DataArguments, streaming: bool = False) -> Any:

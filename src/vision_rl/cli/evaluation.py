@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Number
 from pathlib import Path
@@ -11,12 +13,17 @@ from huggingface_hub import HfApi
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
-from vision_rl.cli.data import cheap_columns, require, rows_to_look_at
+from vision_rl.cli.data import cheap_columns, require, rows_to_look_at, split_to_look_at
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
 from vision_rl.processing import image_size, rgb_image
 from vision_rl.task import load_processor
+
+
+MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "config.json", "generation_config.json", "adapter_config.json")
+HOW_IT_WAS_LOADED = ("is_local", "local_files_only", "name_or_path")  # a tokenizer saves these, which change no answer
+LONGEST_SHOWN, MOST_SHOWN = 60, 4  # characters of a value, and values, in the sentence that says what differs
 
 
 def evaluate(given: Read) -> Callable[[], None]:
@@ -27,9 +34,11 @@ def evaluate(given: Read) -> Callable[[], None]:
     if args.shard_size < 1:
         raise ValueError(f"shard_size must be positive; it is {args.shard_size}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
-    rows = require(rows_to_look_at(given, args.split), f"of the split {args.split}", data, given.task)
-    folder = Path(args.output_dir or building.folder_of(args.model) / "eval")
-    folder.mkdir(parents=True, exist_ok=True)
+    rows = require(
+        rows_to_look_at(given, args.split), f"of the split {split_to_look_at(data, args.split)}", data, given.task
+    )
+    folder = building.make_folder(Path(args.output_dir or building.folder_of(args.model) / "eval"))
+    shards = Shards(folder / "shards", _identity(given, processor, rows), len(rows), args.shard_size)
     trainer = VisionMLETrainer(
         model=args.model,
         args=VisionMLEConfig(
@@ -46,14 +55,12 @@ def evaluate(given: Read) -> Callable[[], None]:
         processing_class=processor,
         completion_decoder=building.completion_decoder(processor, args),
     )
-    identity = _identity(args.model, args.model_revision, rows, args.shard_size)
-    shards = Shards(folder / "shards", identity, len(rows), args.shard_size)
     return lambda: _evaluate(trainer, given, rows, folder, shards)
 
 
 def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards") -> None:
     """Shard after shard, all ranks on each; what an earlier run has finished is not answered again."""
-    args = given.own[0]
+    args, data = given.own
     metric = given.task.make_metric(trainer.processor)
     for start, path in shards.missing():
         part = rows.select(range(start, min(start + args.shard_size, len(rows))))
@@ -67,7 +74,7 @@ def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, s
     described = _described(rows, trainer.processor)
     given.task.save_results(Predictions(shards), described, trainer.processor, folder)
     scores = {name: value for name, value in shards.metrics(metric).items() if isinstance(value, Number)}
-    row = {"model": str(args.model), "split": args.split, "images": len(rows), **scores}
+    row = {"model": str(args.model), "split": split_to_look_at(data, args.split), "images": len(rows), **scores}
     (folder / "metrics.json").write_text(json.dumps(row, indent=1) + "\n")
     print(table(scores))
     print(f"Written to {folder}: metrics.json, and the results in the files that the usual evaluation programs read.")
@@ -88,25 +95,31 @@ class Shards:
 
     Args:
         folder: of the files.
-        identity: tells model and data; those of others are refused.
+        identity: what the answers depend on, by name; those of another evaluation are refused.
         num_rows: images of the data set.
         size: images of a shard.
 
     Raises:
-        ValueError: where the folder has the answers of another model or other data.
+        ValueError: where the folder has the answers of another evaluation, with what differs.
     """
 
-    def __init__(self, folder: Path, identity: str, num_rows: int, size: int):
+    def __init__(self, folder: Path, identity: dict[str, Any], num_rows: int, size: int):
         folder.mkdir(parents=True, exist_ok=True)
         self.paths = [folder / f"{start:08d}.pt" for start in range(0, num_rows, size)]
         self.size = size
-        note = folder / "of.txt"
-        if note.is_file() and note.read_text() != identity:
-            raise ValueError(
-                f"{folder} has answers of another model, other data or another shard_size: delete it, or give another "
-                "output_dir."
-            )
-        note.write_text(identity)
+        note = folder / "of.json"
+        now = json.loads(json.dumps(identity, default=str))
+        if any(folder.glob("*.pt")):
+            before = json.loads(note.read_text()) if note.is_file() else None
+            if before != now:
+                differs = "nothing says of which" if before is None else differences(before, now)
+                raise ValueError(
+                    f"{folder} has the answers of another evaluation: {differs}. Delete that folder to evaluate anew, or "
+                    "give another output_dir."
+                )
+        aside = note.with_suffix(f".{os.getpid()}")  # each rank writes the same
+        aside.write_text(json.dumps(now))
+        aside.replace(note)
 
     def missing(self) -> list[tuple[int, Path]]:
         """The first row and the file of each shard that is not there."""
@@ -155,10 +168,60 @@ def _described(rows: Any, processor: Any) -> list[dict]:
     return described
 
 
-def _identity(model: str, revision: str | None, rows: Any, shard_size: int) -> str:
-    """What an evaluation is of: names, sizes and times of model, data and shards, and the commit of a model on the Hub."""
-    weights = sorted(Path(model).glob("*.safetensors"))
-    commit = None if Path(model).is_dir() else HfApi().resolve_revision(model, revision=revision).resolved
-    facts = [str(model), commit, rows._fingerprint, len(rows), shard_size]
-    facts += [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two evaluations, in words; values that are long are only named."""
+    told = []
+    for name in {**now, **before}:
+        values = [json.dumps(facts.get(name)) for facts in (before, now)]
+        if values[0] != values[1]:
+            short = max(map(len, values)) <= LONGEST_SHOWN
+            told.append(f"{name} was {values[0]} and is {values[1]} now" if short else f"{name} is not the same")
+    return "; ".join(told[:MOST_SHOWN]) + (f"; and {len(told) - MOST_SHOWN} more" if len(told) > MOST_SHOWN else "")
+
+
+def _identity(given: Read, processor: Any, rows: Any) -> dict[str, Any]:
+    """What answers and their shards depend on, by name: the model and how it answers, the task's file, and the rows."""
+    args = given.own[0]
+    folder = Path(args.model)
+    on_hub = not folder.is_dir()
+    task_file = Path(given.named) if given.named is not None and given.named.endswith(".py") else None
+    return {
+        "model": args.model if on_hub else str(folder.resolve()),
+        "the model's commit": (
+            HfApi().resolve_revision(args.model, revision=args.model_revision).resolved if on_hub else None
+        ),
+        "the model's files": [] if on_hub else _files_of_model(folder),
+        **_processor_facts(processor),
+        "bf16": args.bf16,
+        "the task's file": None if task_file is None else _digest(task_file.read_bytes()),
+        "the number of images": len(rows),
+        "the data": _digest(rows._fingerprint.encode()),
+        "shard_size": args.shard_size,
+    }
+
+
+def _files_of_model(folder: Path) -> list[Any]:
+    """Name, size and time of each file that a model is loaded from, those of stage I and of adapters too."""
+    found = {path for name in MODEL_FILES for pattern in (name, f"*/{name}") for path in folder.glob(pattern)}
+    paths = sorted(path for path in found if not path.parent.relative_to(folder).name.startswith("checkpoint-"))
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+def _processor_facts(processor: Any) -> dict[str, Any]:
+    """What a processor saves: its settings, those of its parts, and digests of other files, such as a vocabulary."""
+    facts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="vision_rl") as folder:
+        processor.save_pretrained(folder)
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            if not path.name.endswith("_config.json"):
+                facts[f"the processor's {path.name}"] = _digest(path.read_bytes())
+                continue
+            settings = json.loads(path.read_text())
+            for name in HOW_IT_WAS_LOADED:
+                settings.pop(name, None)
+            facts |= {f"{name} of the processor": value for name, value in settings.items()}
+    return facts
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -109,8 +109,9 @@ def read(
     parsed = dict(zip(kinds, parser.parse(arguments), strict=True))
     options = None if options_type is None else parsed[options_type]
     if options is not None and DataArguments in parsed:
-        from vision_rl.cli.data import with_categories
+        from vision_rl.cli.data import require_one_source, with_categories
 
+        require_one_source(parsed[DataArguments], options)
         options = with_categories(parsed[DataArguments], options)
     return Read(
         task,

@@ -9,7 +9,7 @@ from typing import Any
 from vision_rl import VisionRewardTrainer
 from vision_rl.analysis.answers import Answers, Comparison, answers_of
 from vision_rl.analysis.report import write_report
-from vision_rl.cli.data import rows_to_look_at
+from vision_rl.cli.data import rows_to_look_at, training_rows
 from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
 
@@ -31,7 +31,7 @@ def report(given: Read, folder: Path) -> Callable[[], None]:
     rows = rows.select(range(min(args.num_images, len(rows))))
     counted = None
     if args.reward or len(given.task.REWARDS) == 1:  # some rewards take counts from training rows
-        counted = rows_to_look_at(given, "train")
+        counted = training_rows(given)
         counted = rows if counted is None else counted
     scratch = tempfile.TemporaryDirectory(prefix="vision_rl")  # Trainer wants a folder; nothing is written
     models = filter(None, (args.before, args.model))
