@@ -28,7 +28,8 @@ def analyze(given: Read) -> Callable[[], None]:
             f"--noise needs num_batches of at least 4 and num_generations of at least 2; they are {args.num_batches} and "
             f"{args.num_generations}."
         )
-    folder = building.make_folder(Path(args.output_dir or building.folder_of(args.model) / "analysis"))
+    folder = Path(args.output_dir or building.folder_of(args.model) / "analysis")
+    folder.mkdir(parents=True, exist_ok=True)
     rows = None if args.noise else rows_to_look_at(given, args.split)
     train = training_rows(given)
     if args.noise:

@@ -187,17 +187,6 @@ def folder_of(model: str) -> Path:
     return Path(model) if Path(model).is_dir() else Path("runs", model.replace("/", "--"))
 
 
-def make_folder(folder: Path) -> Path:
-    """The folder, made if it is not there; a file in its place is an error that says so."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(
-            f"{folder} cannot be a folder, as there is a file in its place: give another output_dir."
-        ) from error
-    return folder
-
-
 def at_revision(args: Any, options: dict[str, Any] | None = None) -> dict[str, Any]:
     """Options for `from_pretrained`, with the revision of `args.model` added."""
     return {**(options or {}), **({} if args.model_revision is None else {"revision": args.model_revision})}

@@ -37,7 +37,8 @@ def evaluate(given: Read) -> Callable[[], None]:
     rows = require(
         rows_to_look_at(given, args.split), f"of the split {split_to_look_at(data, args.split)}", data, given.task
     )
-    folder = building.make_folder(Path(args.output_dir or building.folder_of(args.model) / "eval"))
+    folder = Path(args.output_dir or building.folder_of(args.model) / "eval")
+    folder.mkdir(parents=True, exist_ok=True)
     shards = Shards(folder / "shards", _identity(given, processor, rows), len(rows), args.shard_size)
     trainer = VisionMLETrainer(
         model=args.model,

@@ -9,7 +9,6 @@ from typing import Any
 from PIL import Image
 
 from vision_rl import VisionPipeline, pipeline
-from vision_rl.cli import building
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
 from vision_rl.processing import rgb_image
@@ -28,7 +27,7 @@ def predict(given: Read) -> Callable[[], None]:
     folder = Path(args.output_dir)
     paths = find_images(args.images, folder)
     require_readable(paths)
-    building.make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     pipe = pipeline(args.model, given.named, args.batch_size, args.use_cpu, args.model_revision)
     return lambda: _predict(pipe, paths, folder, args.batch_size, args.draw)
 
