@@ -232,7 +232,7 @@ def test_options_out_of_range_are_refused(options, message):
 def test_an_image_processor_with_another_range_or_no_frame_is_refused():
     with pytest.raises(ValueError, match=r"image_mean is \[0.485, .* set image_mean and image_std to"):
         ColorizationProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.485, 0.456, 0.406]))
-    with pytest.raises(ValueError, match="colour needs a fixed size"):
+    with pytest.raises(ValueError, match="colours need a fixed size"):
         ColorizationProcessor(ViTImageProcessorPil(size={"shortest_edge": 32}))
 
 

@@ -201,7 +201,9 @@ def test_predict_refuses_files_that_are_no_images_and_a_file_in_the_place_of_its
     command = f"predict --model {checkpoint} --images {folder} --output_dir"
     (tmp_path / "out").write_text("")
     for output in ("out", "out/deeper"):
-        assert "there is a file in its place: give another output_dir" in fails(capsys, command, tmp_path / output)
+        assert "cannot be written, because a file is where a folder should be" in fails(
+            capsys, command, tmp_path / output
+        )
     (folder / "notes.jpg").write_text("no picture")
     told = fails(capsys, command, tmp_path / "results")
     assert f"1 of 3 images cannot be read: {folder}/notes.jpg (" in told and not (tmp_path / "results").exists()
@@ -466,7 +468,7 @@ def test_an_extra_that_is_not_installed_is_told_in_a_line(tmp_path, capsys, monk
         if hasattr(getattr(handwriting, name), "cache_clear"):
             monkeypatch.setattr(handwriting, name, getattr(handwriting, name).__wrapped__)
     told = fails(capsys, f"prepare --task ocr --scenes 5 --output_dir {tmp_path}/rows")
-    assert "pip install vision-rl[demo]" in told and "VISION_RL_TRACEBACK=1" in told
+    assert told.strip().endswith("pip install vision-rl[demo]")
 
 
 def test_a_fault_of_a_reward_and_a_training_that_fails_keep_their_tracebacks(counter, tmp_path, capsys):

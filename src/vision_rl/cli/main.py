@@ -65,11 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell(command: str, error: Exception) -> int:
-    """The error as one line, which says how to see more where it is not a sentence of this library alone."""
-    told, is_whole = str(error) or type(error).__name__, is_of_ours(error) and error.__cause__ is None
+    """The error as one line, which says how to see more where it is not a sentence of this library."""
+    told = str(error) or type(error).__name__
     if isinstance(error, FileExistsError | NotADirectoryError) and error.filename is not None:
         told = f"{error.filename} cannot be written, because a file is where a folder should be: give another path."
-    more = "" if is_whole else f" ({TRACEBACK}=1 shows where this comes from.)"
+    more = "" if is_of_ours(error) else f" ({TRACEBACK}=1 shows where this comes from.)"
     print(f"vision-rl {command}: {told}{more}", file=sys.stderr)
     return 1
 
