@@ -299,7 +299,7 @@ def difference_table(results: dict) -> str:
 
 
 def curve_charts(results: dict) -> dict[str, str]:
-    """Figure 6 as SVG: the reward and the metric of greedy answers over the steps; see `line_over_seeds`."""
+    """Figure 6 as SVG: the reward and the metric over the steps; see `line_over_seeds`."""
     task = TASKS[results["settings"]["task"]]
     rows = {row: curves for row, curves in results["curves"].items() if not row.startswith("mle ")}
     tuned = {row: curves for row, curves in rows.items() if row.startswith("tuned")}
@@ -312,7 +312,10 @@ def curve_charts(results: dict) -> dict[str, str]:
             line_over_seeds(curves, f"eval_{name}", label(row), colour)
             for colour, (row, curves) in enumerate(shown.items())
         ]
-        drawn[what] = charts.line_chart(title, lines, "steps (greedy answers)")
+        samples = [(colour, curves) for colour, curves in enumerate(shown.values()) if what == "reward"]
+        lines += [line_over_seeds(curves, "reward", "", colour, dashed=True) for colour, curves in samples]
+        how = "; dashed: samples in training" if samples else ""
+        drawn[what] = charts.line_chart(title, lines, f"steps (greedy answers{how})")
     return drawn
 
 

@@ -72,11 +72,14 @@ class Study(ABC):
         train_and_save(self.make_trainer(row, config, start), self.settings(row, learning_rate, seed, start))
 
     def evaluations(self, row: str, learning_rate: float, seed: int, names: Sequence[str]) -> list[dict]:
-        """What the log of a training has of validation, and the mean reward of the samples since the last entry."""
+        """What the log of a training has of validation, and the mean reward of the samples that was logged last before."""
         log = tables.read_json(self.trained(row, learning_rate, seed) / "trainer_state.json")["log_history"]
-        rewards = {entry["step"]: entry["reward"] for entry in log if "reward" in entry}
-        entries = [{name: entry[name] for name in names if name in entry} for entry in log if "eval_runtime" in entry]
-        return [{**entry, "reward": rewards.get(entry["step"])} if rewards else entry for entry in entries]
+        entries, reward = [], {}
+        for entry in log:
+            reward = {"reward": entry["reward"]} if "reward" in entry else reward
+            if "eval_runtime" in entry:
+                entries.append({name: entry[name] for name in names if name in entry} | reward)
+        return entries
 
     def choose(self, row: str, learning_rates: Sequence[float]) -> tuple[float, dict]:
         """The learning rate that does best on validation with the first seed, and a record of what each did there."""

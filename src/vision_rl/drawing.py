@@ -1,5 +1,6 @@
 """What the pictures of all tasks have in common: the colours of right and wrong, marks, text below, and side by side."""
 
+import itertools
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -38,20 +39,25 @@ def at_width(image: Image.Image, width: int | None = None) -> Image.Image:
 def draw_grid(
     pictures: list[Image.Image], columns: int = 4, gap: int = 16, headings: Sequence[str] = ()
 ) -> Image.Image:
-    """Pictures side by side, row after row, each in a cell as large as the largest of them; `headings` name the columns."""
+    """Pictures side by side, row after row; `headings` name the columns.
+
+    Columns are as wide as the widest picture of all, and a row is as high as the highest of its own.
+    """
     if not pictures:
         raise ValueError("There are no pictures to lay out: pass at least one.")
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    width, height = max(p.width for p in pictures) + gap, max(p.height for p in pictures) + gap
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    width = max(picture.width for picture in pictures) + gap
     size = max(12, width // 16)
     top = round(1.6 * size) if headings else 0
-    grid = Image.new("RGB", (columns * width + gap, top + rows * height + gap), PAPER)
+    tops = list(itertools.accumulate((max(p.height for p in row) + gap for row in rows), initial=top + gap))
+    grid = Image.new("RGB", (columns * width + gap, tops[-1]), PAPER)
     canvas, font = ImageDraw.Draw(grid), ImageFont.load_default(size)
     for column, heading in enumerate(headings):
         canvas.text((gap + column * width + (width - gap) // 2, gap + top // 2), heading, UNJUDGED, font, anchor="mm")
-    for index, picture in enumerate(pictures):
-        grid.paste(picture, (gap + index % columns * width, top + gap + index // columns * height))
+    for y, row in zip(tops, rows, strict=False):
+        for column, picture in enumerate(row):
+            grid.paste(picture, (gap + column * width, y))
     return grid
 
 
