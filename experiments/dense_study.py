@@ -303,16 +303,14 @@ def curve_charts(results: dict) -> dict[str, str]:
     task = TASKS[results["settings"]["task"]]
     rows = {row: curves for row, curves in results["curves"].items() if not row.startswith("mle ")}
     tuned = {row: curves for row, curves in rows.items() if row.startswith("tuned")}
+    colours = {row: colour for colour, row in enumerate(rows)}
     drawn = {}
     for what, title, name, shown in (
         ("reward", "Reward on validation", "reward", tuned),
         ("metric", f"{task.names[task.drawn]} on validation", task.drawn, rows),
     ):
-        lines = [
-            line_over_seeds(curves, f"eval_{name}", label(row), colour)
-            for colour, (row, curves) in enumerate(shown.items())
-        ]
-        samples = [(colour, curves) for colour, curves in enumerate(shown.values()) if what == "reward"]
+        lines = [line_over_seeds(curves, f"eval_{name}", label(row), colours[row]) for row, curves in shown.items()]
+        samples = [(colours[row], curves) for row, curves in shown.items() if what == "reward"]
         lines += [line_over_seeds(curves, "reward", "", colour, dashed=True) for colour, curves in samples]
         how = "; dashed: samples in training" if samples else ""
         drawn[what] = charts.line_chart(title, lines, f"steps (greedy answers{how})")

@@ -108,6 +108,7 @@ def all_charts() -> dict[str, str]:
         ("incomplete-labels", detection_study, "detection-incomplete"),
         ("hard-scenes", detection_study, "detection-hard"),
         ("captions-of-scenes", scene_captioning_study, "scene-captions"),
+        ("colorization", dense_study, "colorization"),
     ):
         charts |= {f"{name}-{what}": chart for what, chart in study.curve_charts(recorded(results)).items()}
     return charts
