@@ -67,7 +67,7 @@ class Study(ABC):
         """Train and save; `run.json` in the folder then says with which settings, in how many steps and seconds."""
         start = self.start(row, seed)
         config = self.config(row, learning_rate, seed)
-        config |= {"output_dir": str(folder), "logging_steps": 50}
+        config |= {"output_dir": str(folder), "logging_steps": min(50, config.get("eval_steps", 50))}
         config |= {"use_cpu": True, "report_to": "none"}
         train_and_save(self.make_trainer(row, config, start), self.settings(row, learning_rate, seed, start))
 
