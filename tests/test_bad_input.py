@@ -621,25 +621,16 @@ class TestEvaluation:
         with pytest.raises(ValueError, match="an evaluation would lose rows"):
             VisionRewardConfig("out", dataloader_drop_last=True)
 
-    def test_the_best_of_several_sets_must_be_chosen(self, tmp_path):
-        sets = {"easy": text_dataset(4), "hard": text_dataset(4, seed=1)}
-        options = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
-        args = VisionRewardConfig(str(tmp_path), use_cpu=True, **options)
-        with pytest.raises(ValueError, match="write for example 'eval_easy_reward'"):
-            VisionRewardTrainer(
-                tiny_model(),
-                share_of_a,
-                args,
-                train_dataset=text_dataset(8),
-                eval_dataset=sets,
-                processing_class=text_processor(),
-            )
-
     @pytest.mark.parametrize(
         "options",
-        [{"lr_scheduler_type": "reduce_lr_on_plateau"}, {"save_strategy": "best", "metric_for_best_model": "reward"}],
+        [
+            {"load_best_model_at_end": True, "save_steps": 1},
+            {"lr_scheduler_type": "reduce_lr_on_plateau"},
+            {"save_strategy": "best", "metric_for_best_model": "reward"},
+        ],
     )
-    def test_so_must_that_of_a_plateau_and_of_what_is_saved(self, tmp_path, options):
+    def test_the_best_of_several_sets_must_be_chosen(self, tmp_path, options):
+        sets = {"easy": text_dataset(4), "hard": text_dataset(4, seed=1)}
         args = VisionRewardConfig(str(tmp_path), use_cpu=True, eval_strategy="steps", eval_steps=1, **options)
         with pytest.raises(ValueError, match="write for example 'eval_easy_reward'"):
             VisionRewardTrainer(
@@ -647,7 +638,7 @@ class TestEvaluation:
                 share_of_a,
                 args,
                 train_dataset=text_dataset(8),
-                eval_dataset={"easy": text_dataset(4), "hard": text_dataset(4, seed=1)},
+                eval_dataset=sets,
                 processing_class=text_processor(),
             )
 

@@ -423,11 +423,7 @@ class TextProcessor(VisionProcessor):
                 lengths[row] = max(len(ids), lengths.get(row, 0))
                 if unk in ids:
                     unknown.setdefault(row, text)
-        if unwritten:
-            first = min(unwritten)
-            raise ValueError(
-                f"Row {first}, column `{column}`: {unwritten[first]} ({len(unwritten)} of {num_rows} rows cannot be used.)"
-            ) from unwritten[first]
+        check_values(iter(unwritten.items()), column, num_rows, _raise)
         if unknown:
             logger.warning(
                 "Column `%s`: %d of %d rows have something that the tokenizer does not know, for which the model learns to "
@@ -447,6 +443,10 @@ class TextProcessor(VisionProcessor):
                 f"{num_positions} positions. Shorten the labels, or build the decoder with a larger max_position_embeddings. "
                 f"({len(too_long)} of {num_rows} rows are too long, by up to {max(too_long.values()) - num_positions}.)"
             )
+
+
+def _raise(error: Exception) -> None:
+    raise ValueError(str(error)) from error
 
 
 def checked_text(value) -> str:

@@ -15,13 +15,12 @@ import yaml
 from datasets.table import embed_table_storage
 from huggingface_hub import HfApi
 
-from vision_rl.cli.data import CATEGORIES_FILE, load_rows, splits_of, under_usual_names
+from vision_rl.cli.data import CATEGORIES_FILE, SPLITS, load_rows, splits_of, under_usual_names
 from vision_rl.cli.reading import Read
 from vision_rl.cli.row_checks import check_form, checking_processor, usable_rows
 
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
-SPLITS = ("train", "validation", "test")
 ASIDE = ".preparing"  # what is being written; `datasets` reads no folder that begins with a dot
 CARD = "README.md"
 
