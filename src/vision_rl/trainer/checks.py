@@ -101,7 +101,6 @@ def check_best_metric(args: TrainingArguments, eval_dataset, has_metric: Callabl
     if args.metric_for_best_model is None or args.eval_strategy == "no":
         return
     metric = args.metric_for_best_model.removeprefix("eval_")
-    name = ""
     if isinstance(eval_dataset, dict):
         named = [name for name in eval_dataset if metric.startswith(f"{name}_")]
         if not named:
@@ -109,8 +108,8 @@ def check_best_metric(args: TrainingArguments, eval_dataset, has_metric: Callabl
                 f"metric_for_best_model={args.metric_for_best_model!r} does not say which of the data sets "
                 f"{list(eval_dataset)} chooses the best model: write for example 'eval_{next(iter(eval_dataset))}_{metric}'."
             )
-        name = max(named, key=len)
-    if not has_metric(metric.removeprefix(f"{name}_")):
+        metric = metric.removeprefix(f"{max(named, key=len)}_")
+    if not has_metric(metric):
         raise ValueError(
             f"metric_for_best_model={args.metric_for_best_model!r}, but no evaluation will have it: give compute_metrics, a "
             "function that returns it, or name another one."
