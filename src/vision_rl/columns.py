@@ -52,9 +52,17 @@ def row_value(columns, column: str, row: int) -> Any:
 
 
 class UnusableRows(ValueError):
-    """Rows of a data set that cannot be used, told together."""
+    """Rows of a data set that cannot be used, told together.
 
-    rows: Sequence[int] = ()  # their numbers
+    Args:
+        rows: their numbers.
+        fault: where the first of them is wrong, and how.
+        num_rows: how many rows there are in all.
+    """
+
+    def __init__(self, rows: Sequence[int], fault: str, num_rows: int):
+        super().__init__(f"Row {rows[0]}, {fault} ({len(rows)} of {num_rows} rows cannot be used.)")
+        self.rows = rows
 
 
 def check_values(
@@ -70,11 +78,7 @@ def check_values(
             bad.append(row)
             first = first or error
     if first is not None:
-        unusable = UnusableRows(
-            f"Row {bad[0]}, column `{column}`: {first} ({len(bad)} of {num_rows} rows cannot be used.)"
-        )
-        unusable.rows = bad
-        raise unusable from first
+        raise UnusableRows(bad, f"column `{column}`: {first}", num_rows) from first
 
 
 # --- nested columns as flat arrays ----------------------------------------------------------------------------------

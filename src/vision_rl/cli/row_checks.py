@@ -101,10 +101,7 @@ def _with_readable_pictures(
     faults = {row: fault for row, fault in enumerate(looked["fault"][:]) if fault is not None}
     if not faults:
         return rows
-    error = UnusableRows(
-        f"Row {min(faults)}, {faults[min(faults)]} ({len(faults)} of {len(rows)} rows cannot be used.)"
-    )
-    error.rows = list(faults)
+    error = UnusableRows(list(faults), faults[min(faults)], len(rows))
     return _without(rows, error, f"{split}: {error}", on_bad)
 
 
