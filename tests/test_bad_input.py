@@ -372,16 +372,18 @@ class TestConfig:
     def test_a_norm_that_is_only_measured(self):
         VisionRewardConfig("out", max_grad_norm=float("inf"))
 
+    @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
     @pytest.mark.parametrize("config", [VisionRewardConfig, VisionMLEConfig])
-    def test_a_plateau_of_a_metric_that_should_rise_is_one_where_it_does_not(self, config):
-        args = config(
-            "out", lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="score", eval_strategy="steps"
-        )
+    def test_a_plateau_of_a_metric_that_should_rise_is_one_where_it_does_not(self, config, schedule):
+        args = config("out", lr_scheduler_type=schedule, metric_for_best_model="score", eval_strategy="steps")
         assert args.lr_scheduler_kwargs["mode"] == "max"
-        args = config(
-            "out", lr_scheduler_type="reduce_lr_on_plateau", metric_for_best_model="loss", eval_strategy="steps"
-        )
+        args = config("out", lr_scheduler_type=schedule, metric_for_best_model="loss", eval_strategy="steps")
         assert not args.lr_scheduler_kwargs
+
+    @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+    def test_a_schedule_that_watches_a_metric_watches_the_reward(self, schedule):
+        args = VisionRewardConfig("out", lr_scheduler_type=schedule, eval_strategy="steps")
+        assert (args.metric_for_best_model, args.lr_scheduler_kwargs["mode"]) == ("reward", "max")
 
     def test_reward_weights_must_match_the_rewards(self, tmp_path):
         with pytest.raises(ValueError, match="reward_weights has 2 numbers for 1 reward functions"):

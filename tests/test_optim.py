@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from recorded import golden
+from tiny import text_dataset, text_processor, tiny_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
     get_scheduler,
 )
 
+from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
 from vision_rl.trainer.optim import (
     BigVisionAdafactor,
@@ -734,3 +736,30 @@ def test_keys_and_values_may_have_fewer_heads_than_queries():
 
 def test_models_without_projections_by_name_keep_the_shapes_of_torch():
     assert attention_view_shapes(siglip_gpt2().decoder) == {}
+
+
+# --- an optimizer of the user's own ---------------------------------------------------------------------------------
+
+
+def trainer_with(folder, model, optimizer, **options) -> VisionMLETrainer:
+    args = VisionMLEConfig(str(folder), max_steps=1, use_cpu=True, report_to="none", save_strategy="no", **options)
+    data = {"train_dataset": text_dataset(16), "processing_class": text_processor()}
+    return VisionMLETrainer(model, args, optimizers=(optimizer, None), **data)
+
+
+def test_an_optimizer_with_none_of_the_models_parameters_is_refused(tmp_path):
+    model, other = tiny_model(), tiny_model()
+    with pytest.raises(ValueError, match="none of the parameters that learn"):
+        trainer_with(tmp_path, model, torch.optim.AdamW(other.parameters()))
+
+
+def test_an_optimizer_that_lacks_parameters_is_told_with_the_first_of_them(tmp_path, caplog):
+    model = tiny_model()
+    trainer_with(tmp_path, model, torch.optim.AdamW(model.decoder.parameters())).train()
+    assert any("lacks" in record.message and "such as encoder." in record.message for record in caplog.records)
+
+
+def test_an_encoder_learning_rate_beside_an_own_optimizer_is_refused(tmp_path):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="encoder_learning_rate has no effect beside an optimizer"):
+        trainer_with(tmp_path, model, torch.optim.AdamW(model.parameters()), encoder_learning_rate=0.0)

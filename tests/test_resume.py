@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 # 20 rows at 8 images a step make two steps an epoch; four rows wait for the next epoch.
 STEPS = {"rows": 20, "max_steps": 5, "save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+ONE_STEP = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
 ACCUMULATED = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 PAPERS_OPTIMIZER = {
     "optim": "big_vision_adafactor",
@@ -310,3 +311,65 @@ def test_the_best_tuned_model_is_that_of_the_highest_reward_by_default(tmp_path)
     assert_equal(dict(trainer.model.state_dict()), snapshots.at[BEST])
     reloaded = VisionEncoderDecoderModel.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
     assert_equal({name: reloaded[name] for name in snapshots.at[BEST]}, snapshots.at[BEST])
+
+
+# --- a resumed run with other options -------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_says_that_it_keeps_the_learning_rates_of_its_checkpoint(tmp_path, caplog):
+    run("mle", tmp_path / "run", learning_rate=1e-2, **ONE_STEP)
+    caplog.clear()
+    resumed = run("mle", tmp_path / "other", tmp_path / "run" / "checkpoint-1", learning_rate=1e-5, max_steps=2)
+    assert [group["initial_lr"] for group in resumed["optimizer"]["param_groups"]] == [1e-2] * 2
+    (warning,) = [record.message for record in caplog.records if "learning_rate=0.01" in record.message]
+    assert "this run has learning_rate=1e-05" in warning
+    assert "start a new run with the checkpoint as `model`" in warning
+
+
+def test_a_weight_decay_that_the_checkpoint_did_not_have_is_told_before_the_optimizer_is_loaded(tmp_path):
+    run("mle", tmp_path / "run", **ONE_STEP)
+    with pytest.raises(
+        ValueError, match="weight_decay=0.0, but this run has weight_decay=0.1: the state of its optimizer"
+    ):
+        run("mle", tmp_path / "other", tmp_path / "run" / "checkpoint-1", weight_decay=0.1, max_steps=2)
+
+
+# --- callbacks of the user's own ------------------------------------------------------------------------------------
+
+
+class RaisesAtStepEnd(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise RuntimeError("the tracker is gone")
+
+
+def test_a_callback_that_fails_at_the_end_of_a_step_loses_no_step(tmp_path):
+    trainer = make_trainer("mle", tmp_path, callbacks=[RaisesAtStepEnd()], **{**STEPS, "save_steps": 100})
+    with pytest.raises(RuntimeError, match="the tracker is gone"):
+        trainer.train()
+    whole = run("mle", tmp_path / "whole", **STEPS)
+    assert_equal(run("mle", tmp_path / "resumed", tmp_path / "checkpoint-2", **STEPS)["weights"], whole["weights"])
+
+
+class StopsBeforeTraining(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+def test_a_callback_may_stop_a_run_before_its_first_step(tmp_path):
+    trainer = make_trainer("mle", tmp_path, callbacks=[StopsBeforeTraining()], **STEPS)
+    trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_workers_that_persist_over_evaluations_change_nothing_for_a_resumed_run(tmp_path):
+    """A decoder with dropout: its masks come from the generator that seeds the workers of training."""
+    options = {
+        "decoder": "bert",
+        "eval_dataset": text_dataset(4),
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "dataloader_num_workers": 1,
+        "dataloader_persistent_workers": True,
+    }
+    assert_resumes("mle", tmp_path, (2,), max_steps=3, **options)

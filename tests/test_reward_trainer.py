@@ -459,3 +459,48 @@ def test_exact_match_alone_is_a_reward_that_is_not_differentiable(tmp_path):
     tuned.train()
     rewards = [entry["reward"] for entry in history(tuned)]
     assert sum(rewards[-10:]) > 2 * sum(rewards[:10]) > 0
+
+
+class ScheduleFree(torch.optim.SGD):
+    """As schedule-free optimizers do, it evaluates other weights than it trains, in place."""
+
+    shift = 0.0
+
+    def eval(self):
+        self._move_to(0.5)
+
+    def train(self):
+        self._move_to(0.0)
+
+    @torch.no_grad()
+    def _move_to(self, shift: float):
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for parameter in parameters if shift != self.shift else ():
+            parameter.add_(shift - self.shift)
+        self.shift = shift
+
+
+def test_after_an_evaluation_of_other_weights_samples_are_of_the_weights_that_learn(tmp_path):
+    model = tiny_model(sharp=0.5)
+    optimizer = ScheduleFree(model.parameters(), lr=1e-3)
+    args = VisionRewardConfig(
+        str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+    )
+    trained = VisionRewardTrainer(
+        *(model, share_of_a, args),
+        train_dataset=text_dataset(16),
+        eval_dataset=text_dataset(4),
+        processing_class=text_processor(),
+        optimizers=(optimizer, None),
+    )
+    trained.train()
+    errors = [log["sampling/ratio_error"] for log in trained.state.log_history if "sampling/ratio_error" in log]
+    assert len(errors) == 2 and max(errors) < 1e-4

@@ -1,12 +1,13 @@
 """The rollout of an update step is sampled at once, learned from in parts, and perhaps more than once."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from scripts.train import make_trainer
-from tiny import START, text_dataset, text_processor, tiny_model
+from tiny import START, share_of_a, text_dataset, text_processor, tiny_model
 from transformers import TrainerCallback
 
 from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
@@ -342,7 +343,7 @@ def test_an_epoch_has_the_update_steps_that_trainer_counts(tmp_path):
 
 def config(**options) -> VisionRewardConfig:
     defaults = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "use_cpu": True}
-    return VisionRewardConfig("out", **{**defaults, **options})
+    return VisionRewardConfig(**{"output_dir": "out", **defaults, **options})
 
 
 def test_sizes_of_a_rollout_follow_from_each_other_as_in_trl():
@@ -352,10 +353,25 @@ def test_sizes_of_a_rollout_follow_from_each_other_as_in_trl():
     assert config(steps_per_generation=6, num_iterations=3).updates_per_rollout == 9
 
 
+def test_a_config_can_be_copied_with_a_change():
+    assert replace(config(), learning_rate=1.0).steps_per_generation == 2
+    assert replace(config(steps_per_generation=6), num_iterations=3).updates_per_rollout == 9
+
+
+def test_a_batch_that_is_changed_after_the_config_was_made_changes_the_rollout(tmp_path):
+    for accumulation in (1, 3):
+        changed = config(output_dir=str(tmp_path), report_to="none")
+        changed.gradient_accumulation_steps = accumulation
+        VisionRewardTrainer(
+            *(tiny_model(), share_of_a, changed), train_dataset=text_dataset(16), processing_class=text_processor()
+        )
+        assert (changed.updates_per_rollout, changed.generation_batch_size) == (1, 4 * accumulation)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"generation_batch_size": 8, "steps_per_generation": 2}, "can not be both configured at the same time"),
+        ({"generation_batch_size": 4, "steps_per_generation": 2}, "can not be both configured at the same time"),
         (
             {"generation_batch_size": 6},
             r"generation_batch_size \(6\) must be divisible by the global batch size \(4\)",

@@ -250,3 +250,15 @@ def test_another_number_of_processes_cannot_go_on():
     position = stream_at(stream(), 8)
     with pytest.raises(ValueError, match="places of 1 processes in the stream, but now there are 2"):
         stream_rows(num_processes=2).resume(position)
+
+
+def test_a_stream_is_not_resumed_with_another_number_of_images_per_step(tmp_path):
+    saves = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 1}
+    run("mle", tmp_path / "run", stream(), per_device_train_batch_size=4, max_steps=1, **saves)
+    for size in (2, 8):
+        with pytest.raises(ValueError, match=f"4 images per step, but this run has {size}, and the place in a stream"):
+            run(
+                *("mle", tmp_path / "other", stream(), tmp_path / "run" / "checkpoint-1"),
+                per_device_train_batch_size=size,
+                **saves,
+            )

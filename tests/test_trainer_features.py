@@ -291,6 +291,15 @@ def test_evaluation_keeps_its_workers(tmp_path):
     assert len(other.predictions) == 3
 
 
+def test_workers_that_are_kept_read_the_evaluation_set_that_is_there_now(tmp_path):
+    trainer = make_trainer("mle", tmp_path, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    trainer.evaluate()
+    trainer.eval_dataset = text_dataset(5, seed=7)
+    assert (
+        trainer.evaluate()["eval_loss"] == make_trainer("mle", tmp_path).evaluate(text_dataset(5, seed=7))["eval_loss"]
+    )
+
+
 # --- torch.compile --------------------------------------------------------------------------------------------------
 
 

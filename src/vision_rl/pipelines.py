@@ -8,7 +8,8 @@ from typing import Any
 from PIL import Image
 
 from vision_rl.models.uvim import UViMDecoder, UViMModel
-from vision_rl.processing import DenseProcessor, rgb_image
+from vision_rl.pictures import rgb_image
+from vision_rl.processing import DenseProcessor
 from vision_rl.randomness import uniform_table
 from vision_rl.task import load_processor, load_task, task_of
 from vision_rl.trainer.mle_config import VisionMLEConfig

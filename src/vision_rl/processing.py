@@ -449,9 +449,9 @@ def _raise(error: Exception) -> None:
     raise ValueError(str(error)) from error
 
 
-def checked_text(value) -> str:
+def checked_text(value: Any, name: str = "text") -> str:
     if not isinstance(value, str):
-        raise ValueError(f"text must be a string; it is a {type(value).__name__}: {value!r}.")
+        raise ValueError(f"{name} must be a string; it is a {type(value).__name__}: {value!r}.")
     return value
 
 

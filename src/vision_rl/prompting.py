@@ -12,7 +12,7 @@ from transformers import BatchFeature, BlipProcessor, Florence2Processor, Pix2St
 
 from vision_rl.arguments import naming_arguments
 from vision_rl.pictures import as_images
-from vision_rl.processing import TextProcessor, check_return_tensors
+from vision_rl.processing import TextProcessor, check_return_tensors, checked_text
 
 
 class ReadingProcessor(TextProcessor):
@@ -36,7 +36,8 @@ class ReadingProcessor(TextProcessor):
     def __call__(self, images, seeds=None, prompt=None, text=None, return_tensors: str | None = "pt") -> BatchFeature:  # type: ignore[override]
         check_return_tensors(return_tensors)
         prompt = [prompt] if isinstance(prompt, str) else prompt
-        batch: dict[str, Tensor] = self.read(as_images(images), [checked_prompt(each) for each in prompt or ()])
+        prompts = [checked_text(each, "prompt") for each in prompt or ()]
+        batch: dict[str, Tensor] = self.read(as_images(images), prompts)
         text = [text] if isinstance(text, str) else text
         if text is not None:
             batch["labels"] = self._labels(list(text))
@@ -84,9 +85,3 @@ def reading_processor(processing_class: Any, decoder_start_token_id: int | None)
             return TextProcessor(processing_class.image_processor, tokenizer, decoder_start_token_id)
         case _:
             return processing_class
-
-
-def checked_prompt(value) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"prompt must be a string; it is a {type(value).__name__}: {value!r}.")
-    return value

@@ -3,7 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -78,6 +78,17 @@ class TokenTargets:
                 "TokenTargets.ids has one candidate per position, whose probability among='candidates' is always 1: give at "
                 "least two, or choose among='vocabulary'."
             )
+
+    def select(self, chosen: torch.Tensor) -> Self:
+        """Return the targets at the positions for which the mask `chosen (K,)` is true."""
+        return replace(
+            self, positions=self.positions[chosen], ids=self.ids[chosen], probabilities=self.probabilities[chosen]
+        )
+
+    def to(self, device: torch.device) -> Self:
+        """Return the targets with their tensors on a device."""
+        tensors = {name: getattr(self, name).to(device) for name in ("positions", "ids", "probabilities")}
+        return replace(self, **tensors)
 
 
 @dataclass

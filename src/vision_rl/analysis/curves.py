@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from vision_rl.analysis.charts import Line, line_chart
+from vision_rl.trainer.checkpoints import checkpoints_in
 
 
 STATE = "trainer_state.json"
@@ -22,8 +24,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: for a file that is no log of Trainer's.
     """
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    newest = sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    newest = reversed(checkpoints_in(folder))
     path = next((each / STATE for each in [folder, *newest] if (each / STATE).is_file()), None)
     if path is None:
         return []
@@ -105,17 +106,10 @@ def _rank_correlation(first: tuple, second: tuple) -> float | None:
     """Over the steps that both have; None for fewer than 3, or where one does not change."""
     a, b = dict(zip(*first, strict=True)), dict(zip(*second, strict=True))
     steps = [step for step in a if step in b]
-    ranks, others = (_ranks([values[step] for step in steps]) for values in (a, b))
-    if len(steps) < 3 or np.ptp(ranks) == 0 or np.ptp(others) == 0:
+    values, others = ([of_steps[step] for step in steps] for of_steps in (a, b))
+    if len(steps) < 3 or np.ptp(values) == 0 or np.ptp(others) == 0:
         return None
-    return float(np.corrcoef(ranks, others)[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Equal values share the mean of their ranks."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[group]
+    return float(spearmanr(values, others).statistic)
 
 
 def _is_number(value: Any) -> bool:

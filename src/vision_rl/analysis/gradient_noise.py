@@ -60,9 +60,9 @@ def losses_of(trainer: VisionRewardTrainer, batch: dict) -> Iterator[tuple[str, 
     """The losses whose gradients are compared, one after the other, by name; all are means over the completions."""
     completions = trainer._sample(batch)
     rewards, targets = trainer._score(completions, batch)
-    greedy = trainer._drawing.greedy_rewards(rewards, batch)
+    greedy = trainer.rollout_sampler.greedy_rewards(rewards, batch)
     advantages = trainer._advantages(rewards, completions, batch)
-    trainer._drawing.forget()  # images were encoded without gradient
+    trainer.rollout_sampler.forget()  # images were encoded without gradient
 
     def policy_loss(weights: torch.Tensor, token_targets: list) -> torch.Tensor:
         learned = trainer._policy_loss(trainer.model, images_of(batch), completions, weights, token_targets, False)

@@ -100,7 +100,7 @@ def sample_rewards(
 def _of_batch(trainer: VisionRewardTrainer, batch: dict, num_samples: int, at_once: int) -> list[dict[str, Any]]:
     rows, length = batch["row_index"], trainer.max_completion_length
     rewards, logps = np.empty((2, len(rows), num_samples), np.float32)
-    encoded = trainer._drawing.encoded(batch)  # each image once
+    encoded = trainer.rollout_sampler.encoded(batch)  # each image once
     greedy, _ = _scored(trainer, trainer.complete(encoded, do_sample=False), batch)
     step = max(1, at_once // len(rows))
     for first in range(0, num_samples, step):
@@ -108,7 +108,7 @@ def _of_batch(trainer: VisionRewardTrainer, batch: dict, num_samples: int, at_on
         uniforms = uniform_table(trainer.data_seed, 0, rows, count, length, first)
         drawn = trainer.complete(encoded, count, temperature=trainer.temperature, uniforms=uniforms)
         rewards[:, first : first + count], logps[:, first : first + count] = _scored(trainer, drawn, batch)
-    trainer._drawing.forget()
+    trainer.rollout_sampler.forget()
     return [
         {"index": row, "rewards": rewards[place], "logps": logps[place], "greedy": float(greedy[place, 0])}
         for place, row in enumerate(rows.tolist())

@@ -17,7 +17,8 @@ from vision_rl.cli.data import cheap_columns, require, rows_to_look_at, split_to
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
-from vision_rl.processing import image_size, rgb_image
+from vision_rl.pictures import rgb_image
+from vision_rl.processing import image_size
 from vision_rl.task import load_processor
 
 

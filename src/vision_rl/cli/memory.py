@@ -6,13 +6,7 @@ import torch
 from torch import nn
 
 from vision_rl.models.description import count_parameters
-from vision_rl.trainer.optim import (
-    BigVisionAdafactor,
-    attention_view_shapes,
-    kernel_names,
-    parameter_groups,
-    parse_optim_args,
-)
+from vision_rl.trainer.optim import big_vision_adafactor, kernel_names, parameter_groups
 from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR
 
 
@@ -23,10 +17,7 @@ def optimizer_bytes(model: nn.Module, args: Any) -> int:
     )
     optimizer: torch.optim.Optimizer
     if args.optim == BIG_VISION_ADAFACTOR:
-        options = parse_optim_args(args.optim_args)
-        if options.pop("reference_layout", False):
-            options["view_shapes"] = attention_view_shapes(model)
-        optimizer = BigVisionAdafactor(groups, lr=args.learning_rate, **options)
+        optimizer = big_vision_adafactor(groups, model, args.learning_rate, args.optim_args)
     else:  # AdamW's two moments; Trainer's other optimizers have at most these
         optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, foreach=False)
     for parameter in model.parameters():

@@ -11,7 +11,7 @@ from PIL import Image
 from vision_rl import VisionPipeline, pipeline
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
-from vision_rl.processing import rgb_image
+from vision_rl.pictures import rgb_image
 
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -11,7 +11,8 @@ import datasets
 from vision_rl.cli import building
 from vision_rl.cli.arguments import ModelArguments
 from vision_rl.columns import UnusableRows
-from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.pictures import rgb_image
+from vision_rl.processing import VisionProcessor
 from vision_rl.tasks.ocr.tokenizer import character_tokenizer
 from vision_rl.trainer import checks
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vision_rl.processing import ORIGINAL_SIZE, DenseProcessor, VisionProcessor, rgb_image
+from vision_rl.pictures import rgb_image
+from vision_rl.processing import ORIGINAL_SIZE, DenseProcessor, VisionProcessor
 
 
 NUM_CHECKED_ROWS = 8

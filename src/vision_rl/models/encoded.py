@@ -5,7 +5,8 @@ from torch.utils.data import Dataset
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl.models.unwrapping import evaluation_mode
-from vision_rl.processing import VisionProcessor, rgb_image
+from vision_rl.pictures import rgb_image
+from vision_rl.processing import VisionProcessor
 
 
 class EncodedDataset(Dataset):

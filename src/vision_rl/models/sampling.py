@@ -148,7 +148,7 @@ def _completions(decoding: Decoding, num_generations: int, synced: bool) -> Samp
     completions = SampledCompletions(*fields)
     if completions.per_token_logps.isnan().any():
         raise FloatingPointError(
-            "The model's logits are NaN: training has diverged, or its weights are broken. Go back to a checkpoint and "
-            "lower the learning rate."
+            "The model's logits are NaN: training has diverged, or its weights are broken. Start a new run "
+            "from an earlier checkpoint, given as `model`, with a lower learning_rate."
         )
     return completions

@@ -159,6 +159,10 @@ def facts_of(trainer: "VisionTrainer") -> dict[str, Any]:
         "images_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "train_rows": None if is_stream(trainer.train_dataset) else len(cast(Sized, trainer.train_dataset)),
         "save_only_model": args.save_only_model,
+        "optim": str(args.optim),
+        "learning_rate": args.learning_rate,
+        "encoder_learning_rate": args.encoder_learning_rate,
+        "weight_decay": args.weight_decay,
     }
 
 
@@ -263,7 +267,8 @@ class StepBoundary(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.saved_step, self._moving, self._random_states = state.global_step, False, None
-        control.should_training_stop = state.global_step >= state.max_steps
+        if state.global_step >= state.max_steps:
+            control.should_training_stop = True
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self._moving = True

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from vision_rl.processing import VisionProcessor, image_size, rgb_image
+from vision_rl.columns import row_value
+from vision_rl.pictures import rgb_image
+from vision_rl.processing import VisionProcessor, image_size
 from vision_rl.trainer.data_order import Row
 
 
@@ -87,7 +89,7 @@ class VisionCollator:
         if not must_have and not set(targets.values()) <= set(rows[0].columns):
             targets = {}
         names = dict.fromkeys([self.image_column, *targets.values(), *rows[0].columns])
-        columns = {name: [_value(row, name) for row in rows] for name in names}
+        columns = {name: [row_value(row.columns, name, row.row_index) for row in rows] for name in names}
         encoder_outputs = columns.pop(ENCODER_OUTPUTS, None)
         images = [rgb_image(image, row.row_index) for image, row in zip(columns[self.image_column], rows, strict=True)]
         try:
@@ -110,7 +112,7 @@ class VisionCollator:
 
     def check_image(self, row: Row) -> None:
         """Raises ValueError, with row and file, for an image that cannot be read."""
-        rgb_image(_value(row, self.image_column), row.row_index)
+        rgb_image(row_value(row.columns, self.image_column, row.row_index), row.row_index)
 
     def _process(self, rows: list[Row], images: list, targets: dict[str, str]) -> tuple[Mapping, list | None]:
         """What the processor makes of the rows: model inputs and references."""
@@ -139,14 +141,6 @@ class VisionCollator:
             except Exception as alone:
                 return ValueError(f"{name} cannot use row {row.row_index} (columns {columns}): {alone}")
         return ValueError(f"{name} cannot batch the rows {[row.row_index for row in rows]}: {error}")
-
-
-def _value(row: Row, column: str):
-    if column not in row.columns:
-        raise ValueError(
-            f"Row {row.row_index} has no column `{column}`; it has {', '.join(f'`{c}`' for c in row.columns)}."
-        )
-    return row.columns[column]
 
 
 def target_columns_of(

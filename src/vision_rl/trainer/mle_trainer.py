@@ -14,7 +14,7 @@ from vision_rl.trainer.evaluation import Record
 from vision_rl.trainer.loading import name_of_model
 from vision_rl.trainer.losses import mle_loss
 from vision_rl.trainer.mle_config import VisionMLEConfig
-from vision_rl.trainer.teacher_forcing import can_fuse_head, label_weights, read_labels
+from vision_rl.trainer.teacher_forcing import can_fuse_head, label_loss, label_weights, read_labels
 from vision_rl.trainer.vision_trainer import VisionTrainer
 
 
@@ -110,8 +110,7 @@ class VisionMLETrainer(VisionTrainer):
         if "labels" not in batch:
             return records
         with self.accelerator.autocast():
-            outputs = read_labels(self.unwrap(model), model, self.model_inputs(batch), batch)
-        losses = mle_loss(outputs.logits, batch["labels"], label_weights=batch.get("label_weights"))  # (B, T)
+            losses = label_loss(self.unwrap(model), model, self.model_inputs(batch), batch)  # (B, T)
         for record, loss, tokens in zip(records, losses.sum(1), label_weights(batch).sum(1), strict=True):
             record["loss"], record["tokens"] = loss.item(), tokens.item()
         return records

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import VisionEncoderDecoderModel
 
 import vision_rl
+from vision_rl.citation import CITATION
 from vision_rl.manifest import CARD
 from vision_rl.models.unwrapping import base_model
 from vision_rl.models.uvim import UViMModel
@@ -42,13 +43,6 @@ NOT_SHOWN = re.compile(
     r"local_rank|deepspeed|accelerator_config|fsdp|parallelism_config|project|trackio|.*_token$|do_|resume_from|"
     r"skip_memory_metrics|eval_on_start|eval_steps|eval_strategy|eval_delay|ignore_data_skip|num_completions_to_print"
 )
-CITATION = r"""@inproceedings{pinto2023tuning,
-    title = {Tuning computer vision models with task rewards},
-    author = {Pinto, Andr{\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
-    booktitle = {International Conference on Machine Learning},
-    year = {2023},
-    url = {https://arxiv.org/abs/2302.08242}
-}"""
 
 
 def write_card(

@@ -350,7 +350,17 @@ def parameter_groups(
     return [{"name": name, **group} for name, group in groups.items() if group["params"]]
 
 
-def parse_optim_args(text: str | None) -> dict[str, Any]:
+def big_vision_adafactor(
+    groups: list[dict[str, Any]], model: nn.Module, learning_rate: float, optim_args: str | None
+) -> BigVisionAdafactor:
+    """Return the paper's optimiser of the groups, with the options that `optim_args` names."""
+    options = _parse_optim_args(optim_args)
+    if options.pop("reference_layout", False):
+        options["view_shapes"] = attention_view_shapes(model)
+    return BigVisionAdafactor(groups, lr=learning_rate, **options)
+
+
+def _parse_optim_args(text: str | None) -> dict[str, Any]:
     """'beta2_cap=0.95,momentum=none' as Trainer's other optimisers read `optim_args`."""
     if not text:
         return {}

@@ -1,17 +1,44 @@
 """The optimiser that the options name, any of Trainer's or the paper's, with a learning rate for encoder and decoder."""
 
+import logging
+
 import torch
 from torch import nn
 from transformers import Trainer
 
-from vision_rl.trainer.optim import (
-    BigVisionAdafactor,
-    attention_view_shapes,
-    kernel_names,
-    parameter_groups,
-    parse_optim_args,
-)
+from vision_rl.trainer.optim import big_vision_adafactor, kernel_names, parameter_groups
 from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR, VisionConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, args: VisionConfig) -> None:
+    """Check that an optimiser of the user's own moves the parameters that learn; a warning tells which it lacks.
+
+    Raises:
+        ValueError: if it has none of them, or if an option asks for a learning rate that only ours would have.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = [name for name, parameter in learned.items() if id(parameter) not in held]
+    if missing and len(missing) == len(learned):
+        raise ValueError(
+            "The optimizer in `optimizers` has none of the parameters that learn, so that nothing would change. Make it from the "
+            "parameters of the very model that the trainer is given, with its adapters; or leave it out and set optim, "
+            "learning_rate and encoder_learning_rate."
+        )
+    if missing:
+        logger.warning(
+            "The optimizer in `optimizers` lacks %d of the %d parameters that require a gradient, such as %s: they stay as they "
+            "are.",
+            *(len(missing), len(learned), missing[0]),
+        )
+    if args.encoder_learning_rate is not None:
+        raise ValueError(
+            "encoder_learning_rate has no effect beside an optimizer in `optimizers`: give the encoder's parameters a group with a "
+            "learning rate of its own there, or leave the optimizer out."
+        )
 
 
 def make_optimizer(model: nn.Module, args: VisionConfig, decay_names: set[str], shards: bool) -> torch.optim.Optimizer:
@@ -40,10 +67,7 @@ def make_optimizer(model: nn.Module, args: VisionConfig, decay_names: set[str], 
         decay_names=kernel_names(model) if paper else decay_names,
     )
     if paper:
-        options = parse_optim_args(args.optim_args)
-        if options.pop("reference_layout", False):
-            options["view_shapes"] = attention_view_shapes(model)
-        return BigVisionAdafactor(groups, lr=args.learning_rate, **options)
+        return big_vision_adafactor(groups, model, args.learning_rate, args.optim_args)
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)  # type: ignore[arg-type]
     if {"params", "model", "optimizer_dict"} & set(options):
         raise ValueError(f"optim={args.optim!r} builds its own parameter groups: pass it in `optimizers`.")

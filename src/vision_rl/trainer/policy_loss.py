@@ -181,13 +181,12 @@ class PolicyLoss:
         """Turn token targets into token weights, for the completions that learn: `learns (B, L)`."""
         count, weighted = learns.shape[1], []
         for each in token_targets:
-            fields = {name: getattr(each, name).to(learns.device) for name in ("positions", "ids", "probabilities")}
-            rows, positions = fields["positions"].unbind(1)
+            each = each.to(learns.device)
+            rows, positions = each.positions.unbind(1)
             image, sample = rows // self.num_generations, rows % self.num_generations
             chosen = (sample < count) & learns[image, sample.clamp(max=count - 1)]
-            fields["positions"] = torch.stack([image * count + sample, positions], dim=1)
-            fields = {name: values[chosen] for name, values in fields.items()}
-            weighted.append(token_target_weights(replace(each, **fields), each.weight * self.length))
+            moved = replace(each, positions=torch.stack([image * count + sample, positions], dim=1))
+            weighted.append(token_target_weights(moved.select(chosen), each.weight * self.length))
         return weighted
 
 

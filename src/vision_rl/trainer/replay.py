@@ -12,20 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 from transformers.utils import find_adapter_config_file
 
-from vision_rl.models.served import image_inputs, token_inputs
-from vision_rl.models.special_ids import special_ids
+from vision_rl.models.served import image_inputs
 from vision_rl.models.unwrapping import base_model
 from vision_rl.models.uvim import UViMConfig, UViMModel
 from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.finite import not_finite, scores_of
 from vision_rl.trainer.loading import load_policy
-from vision_rl.trainer.losses import mle_loss
+from vision_rl.trainer.teacher_forcing import label_loss
 
 
 @dataclass
@@ -124,27 +122,20 @@ def _loss(model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     if isinstance(model, UViMModel):
         targets = {name.removeprefix("targets."): v for name, v in tensors.items() if name.startswith("targets.")}
         return model(tensors["pixel_values"], targets).loss
-    images = images_of(tensors)
+    policy = base_model(model)
+    images = image_inputs(policy, images_of(tensors))
     if "labels" in tensors:
-        labels, weights = tensors["labels"], tensors.get("label_weights")
-        return mle_loss(_logits(model, images, labels), labels, label_weights=weights).sum()
+        return label_loss(policy, model, images, tensors).sum()
     ids = _named(tensors, "completion_ids").flatten(0, 1)  # (G, T)
     labels = ids.masked_fill(_named(tensors, "completion_mask").flatten(0, 1) == 0, -100)
     images = {name: value.repeat_interleave(len(ids), dim=0) for name, value in images.items()}
     advantages = _named(tensors, "advantages")[0].view(len(ids), -1)  # (G, 1), or of each token (G, T)
-    return (mle_loss(_logits(model, images, labels), labels) * advantages).sum()
+    return (label_loss(policy, model, images, {"labels": labels}) * advantages).sum()
 
 
 def _named(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """The tensor whose name ends like this; the name begins with the object that held the tensor."""
     return next(value for whole, value in tensors.items() if whole.rpartition(".")[2] == name)
-
-
-def _logits(model: nn.Module, images: dict, labels: torch.Tensor) -> torch.Tensor:
-    policy, ids = base_model(model), special_ids(model)
-    decoder_input_ids = F.pad(labels[:, :-1], (1, 0), value=ids.decoder_start)
-    decoder_input_ids = decoder_input_ids.masked_fill(decoder_input_ids == -100, ids.pad)
-    return model(**image_inputs(policy, images), **token_inputs(policy, decoder_input_ids)).logits
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -87,12 +87,38 @@ def check_best(trainer: "VisionTrainer", folder: Path) -> None:
         )
 
 
+OF_OPTIMIZER = ("optim", "learning_rate", "encoder_learning_rate", "weight_decay")
+
+
 def compare_runs(trainer: "VisionTrainer", folder: Path) -> None:
-    """Warns where a resumed run is not the one that was interrupted."""
+    """Warn where a resumed run is not the one that was interrupted.
+
+    Raises:
+        ValueError: if the place in a stream, or the state of the optimizer, does not fit the run.
+    """
     then, now = read_manifest(folder), facts_of(trainer)
-    changed = {name: (then.get(name), now[name]) for name in now if then.get(name) != now[name]}
+    changed = {name: (then[name], now[name]) for name in now if name in then and then[name] != now[name]}
+    of_optimizer = [f"{name}={changed[name][0]!r}" for name in OF_OPTIMIZER if name in changed]
+    if of_optimizer:
+        told = (
+            f"{folder} was written by a run with {', '.join(of_optimizer)}, but this run has "
+            f"{', '.join(f'{name}={changed[name][1]!r}' for name in OF_OPTIMIZER if name in changed)}"
+        )
+        instead = "To train with the new options, start a new run with the checkpoint as `model`, without resume_from_checkpoint"
+        if bool(then.get("weight_decay")) != bool(now["weight_decay"]):  # other groups of parameters
+            raise ValueError(f"{told}: the state of its optimizer does not fit. {instead}.")
+        logger.warning(
+            "%s: a resumed run goes on with the optimizer, learning rates and schedule of the checkpoint. %s.",
+            *(told, instead),
+        )
     if "images_per_step" in changed:
         before, after = changed["images_per_step"]
+        if now["train_rows"] is None:
+            raise ValueError(
+                f"{folder} was written by a run with {before} images per step, but this run has {after}, and the place in a "
+                "stream is counted in steps. Keep per_device_train_batch_size x gradient_accumulation_steps x processes as "
+                "it was, or start a new run with the checkpoint as `model`."
+            )
         logger.warning(
             "%s was written by a run with %s images per step, but this run has %s: its steps, epochs and learning rates differ "
             "from those of the run that was interrupted. per_device_train_batch_size x gradient_accumulation_steps x "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vision_rl.trainer.vision_config import VisionConfig
+from vision_rl.trainer.vision_config import WATCHING_SCHEDULES, VisionConfig
 
 
 SIBLING_BASELINES = ("leave_one_out", "first", "mean")
@@ -222,11 +222,12 @@ class VisionRewardConfig(VisionConfig):
         return self.steps_per_generation // self.gradient_accumulation_steps * self.num_iterations  # type: ignore[operator]
 
     def __post_init__(self):
-        watches = self.load_best_model_at_end or self.lr_scheduler_type == "reduce_lr_on_plateau"
+        watches = self.load_best_model_at_end or self.lr_scheduler_type in WATCHING_SCHEDULES
         if watches and self.metric_for_best_model is None:  # there is no evaluation loss here
             self.metric_for_best_model, self.greater_is_better = "reward", True
         super().__post_init__()
-        self._resolve_rollout()
+        self._derived_rollout: tuple | None = None  # where neither of its two sizes was given
+        self.resolve_rollout()
         if self.label_smoothing_factor:
             raise ValueError(
                 "label_smoothing_factor smooths labels, but tuning learns from rewards: leave it out. It is for "
@@ -290,12 +291,20 @@ class VisionRewardConfig(VisionConfig):
         if self.epsilon_high is not None and self.epsilon_high < 0:
             raise ValueError(f"epsilon_high must not be negative, got {self.epsilon_high}; None means epsilon.")
 
-    def _resolve_rollout(self) -> None:
-        """`steps_per_generation` and `generation_batch_size` from each other, as TRL does it, with its sentences."""
+    def resolve_rollout(self) -> None:
+        """Set `steps_per_generation` and `generation_batch_size` from each other, as TRL does it, with its sentences.
+
+        The trainer calls this again, as the batch size or the accumulation may have been changed since.
+        """
         at_once = self.per_device_train_batch_size * self.world_size
-        if self.generation_batch_size is not None and self.steps_per_generation is not None:
+        if self._derived_rollout == (self.steps_per_generation, self.generation_batch_size):
+            self.steps_per_generation = self.generation_batch_size = None
+        is_derived = self.steps_per_generation is None and self.generation_batch_size is None
+        both = self.generation_batch_size is not None and self.steps_per_generation is not None
+        if both and self.generation_batch_size != at_once * self.steps_per_generation:  # equal in a copy of a config
             raise ValueError(
-                "'generation_batch_size' and 'steps_per_generation' can not be both configured at the same time"
+                "'generation_batch_size' and 'steps_per_generation' can not be both configured at the same time, unless they "
+                f"agree: {self.steps_per_generation} steps of {at_once} images are not {self.generation_batch_size}."
             )
         if self.generation_batch_size is not None:
             if self.generation_batch_size % at_once != 0:
@@ -307,6 +316,7 @@ class VisionRewardConfig(VisionConfig):
         elif self.steps_per_generation is None:
             self.steps_per_generation = self.gradient_accumulation_steps
         self.generation_batch_size = at_once * self.steps_per_generation
+        self._derived_rollout = (self.steps_per_generation, self.generation_batch_size) if is_derived else None
         if self.steps_per_generation < 1 or self.steps_per_generation % self.gradient_accumulation_steps:
             raise ValueError(
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of gradient_accumulation_steps "

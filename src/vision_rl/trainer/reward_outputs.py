@@ -1,6 +1,6 @@
 """What a reward returned, checked: an error names the reward, and the row where there is one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -115,9 +115,7 @@ def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[
 
 
 def _without_rows(targets: TokenTargets, rows: list[int]) -> TokenTargets:
-    kept = ~torch.isin(targets.positions[:, 0], torch.tensor(rows, device=targets.positions.device))
-    fields = ("positions", "ids", "probabilities")
-    return replace(targets, **{field: getattr(targets, field)[kept] for field in fields})
+    return targets.select(~torch.isin(targets.positions[:, 0], torch.tensor(rows, device=targets.positions.device)))
 
 
 def _checked_prefixes(name: str, prefixes, rewards: torch.Tensor, completion_ids: list[list[int]]) -> torch.Tensor:

@@ -17,7 +17,6 @@ from vision_rl.rewards import RewardFunc, TokenTargets
 from vision_rl.trainer import advantages as baselines
 from vision_rl.trainer import checks, evaluation
 from vision_rl.trainer.completions_log import CompletionsLog
-from vision_rl.trainer.drawing import Drawing
 from vision_rl.trainer.loading import check_base_is_kept, name_of_model
 from vision_rl.trainer.metrics import completion_record
 from vision_rl.trainer.policy_loss import PolicyLoss
@@ -26,6 +25,7 @@ from vision_rl.trainer.reward_config import VisionRewardConfig
 from vision_rl.trainer.reward_scaling import group_scaled, normalized_sum, scaled_over_rollout
 from vision_rl.trainer.rollout import Rollout
 from vision_rl.trainer.rollout_in_use import RolloutInUse, prepared_already
+from vision_rl.trainer.rollout_sampler import RolloutSampler
 from vision_rl.trainer.run_watch import RunWatch
 from vision_rl.trainer.scoring import RewardSum
 from vision_rl.trainer.step_log import StepLog
@@ -82,6 +82,7 @@ class VisionRewardTrainer(VisionTrainer):
     ):
         args = args or VisionRewardConfig(f"{name_of_model(model)}-Reward")
         checks.check_config(self, args, VisionRewardConfig)
+        args.resolve_rollout()
         if args.beta > 0 and peft_config is not None:
             check_base_is_kept(peft_config)
         self.learns_from_labels = args.mle_weight > 0
@@ -115,7 +116,7 @@ class VisionRewardTrainer(VisionTrainer):
             disable_dropout(self.model)
         self.clock = StepClock(self.args.device)
         self.step_log = StepLog(self.accelerator, self.clock, args)
-        self.read_completions, self._drawing = TeacherForcing(self), Drawing(self)
+        self.read_completions, self.rollout_sampler = TeacherForcing(self), RolloutSampler(self)
         self.reference = ReferenceModel(self, adapters_are_new=peft_config is not None) if args.beta > 0 else None
         self.ref_model = self.reference and self.reference.model
         self.completions_log = CompletionsLog.of(self) if args.log_completions else None
@@ -136,7 +137,7 @@ class VisionRewardTrainer(VisionTrainer):
         """Answer all images of the micro-batches, score the answers, and return one part of the rollout a micro-batch."""
         step, parts = self.state.global_step, []
         with self.step_log.timed(), whole_weights(self):
-            for completions, inputs in self._drawing(batches):  # by `_sample`, one chunk while the last is scored
+            for completions, inputs in self.rollout_sampler(batches):  # calls `_sample`, chunk by chunk
                 rewards, targets = self._score(completions, inputs)
                 advantages = self._advantages(rewards, completions, inputs)
                 parts.append(Rollout(inputs["row_index"], completions, rewards, advantages, targets, step))
@@ -156,7 +157,7 @@ class VisionRewardTrainer(VisionTrainer):
         """Draw G completions of each image from the model as it is now: `(B, G, T)`."""
         rows, step = inputs["row_index"], self.state.global_step
         uniforms = uniform_table(self.data_seed, step, rows, self.num_generations, self.max_completion_length)
-        inputs = self._drawing.encoded(inputs)
+        inputs = self.rollout_sampler.encoded(inputs)
         return self.complete(inputs, self.num_generations, temperature=self.temperature, uniforms=uniforms)
 
     def _score(self, completions: SampledCompletions, inputs) -> tuple[torch.Tensor, list[TokenTargets]]:
@@ -166,7 +167,7 @@ class VisionRewardTrainer(VisionTrainer):
         With `reward_num_workers` the rewards of these very completions have been started when they were drawn, and this
         waits for them. An override may change what it returns; one that scores in a way of its own needs no workers.
         """
-        scores = inputs["scores"] = self._drawing.scores_of(completions, inputs)
+        scores = inputs["scores"] = self.rollout_sampler.scores_of(completions, inputs)
         shape = completions.completion_ids.shape  # (B, G, T)
         rewards, ends = scores.rewards.view(shape[:2]), special_ids(self.unwrap(self.model)).ends
         self.step_log.record("completions", completion_record(completions, ends, rewards, scores.per_function))
@@ -189,7 +190,7 @@ class VisionRewardTrainer(VisionTrainer):
             case "first":
                 advantages = baselines.first_advantages(rewards)
             case "greedy":
-                advantages = baselines.greedy_advantages(rewards, self._drawing.greedy_rewards(rewards, inputs))
+                advantages = baselines.greedy_advantages(rewards, self.rollout_sampler.greedy_rewards(rewards, inputs))
             case "mean":
                 advantages = baselines.mean_advantages(rewards)
             case "none":
@@ -199,7 +200,7 @@ class VisionRewardTrainer(VisionTrainer):
     def _learn(self, model, inputs, completions, advantages, token_targets, num_images=None) -> torch.Tensor:
         """The loss of a micro-batch: one teacher-forced pass over its samples, weighted by their advantages."""
         self.clock.enter("learn")
-        args, count, images = self.args, self.num_learning, self._drawing.encoding.images_of(inputs)
+        args, count, images = self.args, self.num_learning, self.rollout_sampler.encoding.images_of(inputs)
         num_samples = (num_images or len(advantages)) * count  # of the whole update step; of G the first L learn
         length = self.max_completion_length if args.loss_reduction == "mean" else 1
         has_moved = "rollout" in inputs and inputs["rollout"].step < self.state.global_step  # since it sampled
@@ -225,6 +226,9 @@ class VisionRewardTrainer(VisionTrainer):
         self.clock.enter(None)
         self._load_rng_state(self._resumed_from)  # Trainer does it after this, but rewards may draw from it
         self.model_wrapped.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):  # a schedule-free one, after an evaluation of its mean
+            optimizer.train()
         return batches
 
     def _items_in_step(self, batches: list[dict]) -> float:
@@ -241,7 +245,7 @@ class VisionRewardTrainer(VisionTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         with self.step_log.timed(), prepared_already(self, "rollout" in inputs):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        self._drawing.forget()
+        self.rollout_sampler.forget()
         if self.accelerator.sync_gradients:
             self.step_log.end_step(self.state, self.reward.names)
         return loss

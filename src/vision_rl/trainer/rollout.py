@@ -100,9 +100,7 @@ class Rollout:
 def _of_rows(targets: TokenTargets, start: int, stop: int) -> TokenTargets:
     """The token targets of completions `start` to `stop`, whose rows are numbered from 0 again."""
     rows = targets.positions[:, 0]
-    inside = (rows >= start) & (rows < stop)
-    fields = {name: getattr(targets, name)[inside] for name in ("positions", "ids", "probabilities")}
-    return _moved(replace(targets, **fields), -start)
+    return _moved(targets.select((rows >= start) & (rows < stop)), -start)
 
 
 def _moved(targets: TokenTargets, rows: int) -> TokenTargets:

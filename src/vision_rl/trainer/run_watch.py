@@ -76,8 +76,8 @@ class RunWatch(TrainerCallback):
             self._say(
                 "reward",
                 f"The reward has lost half of what it had gained: {now:.4g} over the last {WINDOW} log lines, {first:.4g} "
-                f"at the start, {self.best:.4g} at best around step {self.best_step}. Go back to a checkpoint from before, "
-                "with a lower learning_rate or more images per step.",
+                f"at the start, {self.best:.4g} at best around step {self.best_step}. Start a new run from a "
+                "checkpoint of before, given as `model`, with a lower learning_rate or more images per step.",
             )
 
     def _say(self, what: str, sentence: str) -> None:

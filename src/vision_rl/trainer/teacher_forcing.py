@@ -141,7 +141,7 @@ def read_labels(policy: Any, model: nn.Module, images: dict[str, Any], batch: di
 
 
 def label_loss(policy: Any, model: nn.Module, images: dict[str, Any], batch: dict) -> torch.Tensor:
-    """MLE pretraining's loss on the labels of a batch: `(B, T)`, 0 behind their end."""
+    """Return the loss of MLE pretraining for the labels of a batch: `(B, T)`, 0 behind their end."""
     outputs = read_labels(policy, model, images, batch)
     return mle_loss(outputs.logits, batch["labels"], label_weights=batch.get("label_weights"))
 

@@ -12,6 +12,7 @@ from vision_rl.trainer.processes import check_processes, choose_deepspeeds_devic
 
 
 BIG_VISION_ADAFACTOR = "big_vision_adafactor"
+WATCHING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # their learning rate depends on `metric_for_best_model`
 
 
 @dataclass
@@ -147,7 +148,7 @@ class VisionConfig(TrainingArguments):
         super().__post_init__()
         if paper_optimizer:
             self.optim = BIG_VISION_ADAFACTOR
-        if self.lr_scheduler_type == "reduce_lr_on_plateau" and self.greater_is_better:
+        if self.lr_scheduler_type in WATCHING_SCHEDULES and self.greater_is_better:
             self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
         check_processes(self)
         join_deepspeed(self)

@@ -37,7 +37,7 @@ from vision_rl.trainer.loading import load_policy, load_processor, prepared_poli
 from vision_rl.trainer.metric_functions import as_metric
 from vision_rl.trainer.model_card import write_card
 from vision_rl.trainer.model_checks import check_encoder
-from vision_rl.trainer.optimizer import make_optimizer
+from vision_rl.trainer.optimizer import check_optimizer, make_optimizer
 from vision_rl.trainer.other_names import OF_TRAINERS, refuse_other_names
 from vision_rl.trainer.progress import ProgressLine
 from vision_rl.trainer.ranks import check_same_data, wait_for_gloo_at_exit
@@ -162,6 +162,8 @@ class VisionTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        if self.optimizer is not None and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+            check_optimizer(self.optimizer, self.model, args)
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.model, self.accelerator.state.fsdp_plugin.fsdp_version)
         check_same_data(self.accelerator, datasets)
@@ -169,7 +171,7 @@ class VisionTrainer(Trainer):
         self.shown_answers = ShownAnswers(args.image_column)
         self.finite_check = FiniteCheck(self)
         self._boundary = checkpoints.StepBoundary()
-        self.add_callback(self._boundary)
+        self.callback_handler.callbacks.insert(0, self._boundary)  # a step is whole, whatever other callbacks raise
         rows = {name: len(each) for name, each in datasets.items() if not isinstance(each, StreamHead)}
         self._progress = ProgressLine.take_place(self)
         self.add_callback(RunRecord({"trainer": type(self).__name__, "model": started_from, "rows": rows}))
@@ -259,7 +261,18 @@ class VisionTrainer(Trainer):
         else:
             rows = RowDataset(self.train_dataset, seed, self._check_of_rows())
             sampler = EpochSampler(rows, seed, args.shuffle_dataset, block_size, repeats)
-        return self._get_dataloader(rows, "Training", batch_size, sampler_fn=lambda _: sampler, is_training=True)
+        loader = self._get_dataloader(rows, "Training", batch_size, sampler_fn=lambda _: sampler, is_training=True)
+        return self._with_own_generator(loader)
+
+    def _with_own_generator(self, loader: DataLoader) -> DataLoader:
+        """Seed the workers from a generator of the loader's own.
+
+        From torch's own a loader would draw at each pass, and one with persistent workers at the first: a resumed run would
+        then have other dropout masks.
+        """
+        inner = getattr(loader, "base_dataloader", loader)  # inside of accelerate's
+        inner.generator = torch.Generator().manual_seed(self.data_seed)
+        return loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one update step, and how many items the loss of the whole step is averaged over."""
@@ -351,8 +364,10 @@ class VisionTrainer(Trainer):
             self._check_rewards("eval_dataset", checks.column_names(dataset))
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
-        kept = getattr(self, "_eval_dataloaders", {})  # with their workers, if those are persistent
-        return kept[key] if key in kept else self._evaluation_dataloader(dataset, key)
+        kept = getattr(self, "_eval_dataloaders", {}).get(key)  # with its workers, if those are persistent
+        return (
+            kept if kept is not None and kept.dataset.dataset is dataset else self._evaluation_dataloader(dataset, key)
+        )
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         self._check_evaluated("test_dataset", test_dataset, {})
@@ -368,7 +383,8 @@ class VisionTrainer(Trainer):
         rows = RowDataset(dataset, check=self._check_of_rows())
         sampler = EpochSampler(rows, shuffle=False)
         size = self.args.eval_batch_size
-        return self._get_dataloader(rows, "Evaluation", size, sampler_fn=lambda _: sampler, dataloader_key=key)
+        loader = self._get_dataloader(rows, "Evaluation", size, sampler_fn=lambda _: sampler, dataloader_key=key)
+        return self._with_own_generator(loader)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
         """The greedy completion of every row, in order; images without targets get no loss, reward or metric.
@@ -481,6 +497,7 @@ class VisionTrainer(Trainer):
         """As Trainer's; without an argument `args.resume_from_checkpoint` counts, which Trainer leaves to scripts."""
         resume_from_checkpoint = resuming.folder_to_resume(self, resume_from_checkpoint)
         self.finite_check.forget()
+        self.finite_check.num_skipped = 0
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:

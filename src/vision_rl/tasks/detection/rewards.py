@@ -236,8 +236,8 @@ class _DetectionReward(OfProcessor):
                 "Without a trainer, pass them."
             )
         scored = detection_reward(
-            _stack("completion_ids", completion_ids)[:, None],
-            _stack("references", [reference["target_ids"] for reference in references]),
+            stack("completion_ids", completion_ids)[:, None],
+            stack("references", [reference["target_ids"] for reference in references]),
             self.num_bins,
             self.num_labels,
             self.class_weights,
@@ -393,7 +393,7 @@ def confidence_targets(
     )
 
 
-def _stack(name: str, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+def stack(name: str, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """Stack completions to `(R, T)`; shorter ones are filled with `ABSENT`."""
     if isinstance(sequences, torch.Tensor):
         return sequences

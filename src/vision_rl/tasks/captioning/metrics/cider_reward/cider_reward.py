@@ -6,6 +6,7 @@ import datasets
 import evaluate
 
 from vision_rl import metric_module
+from vision_rl.citation import CITATION
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 from vision_rl.tasks.captioning.rewards import CiderReward
 
@@ -35,16 +36,6 @@ Examples:
     [6.07, 3.6]
 """
 
-_CITATION = """
-@inproceedings{pinto2023tuning,
-    title = {Tuning computer vision models with task rewards},
-    author = {Pinto, Andr{\\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
-    booktitle = {International Conference on Machine Learning},
-    year = {2023},
-    url = {https://arxiv.org/abs/2302.08242}
-}
-"""
-
 
 class CiderRewardModule(metric_module.MetricModule):
     def __init__(self, *args, document_frequency=None, **kwargs):
@@ -62,7 +53,7 @@ class CiderRewardModule(metric_module.MetricModule):
         texts = datasets.Value("string")
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({"predictions": texts, "references": datasets.Sequence(texts)}),
         )

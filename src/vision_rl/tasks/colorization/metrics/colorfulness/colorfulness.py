@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from vision_rl import metric_module
+from vision_rl.citation import CITATION
 from vision_rl.tasks.colorization.colorfulness import colorization_metrics, uint8_pixels_of
 
 
@@ -36,14 +37,9 @@ Examples:
     (0.75, 1.386, 1.04)
 """
 
-_CITATION = """
-@inproceedings{pinto2023tuning,
-    title = {Tuning computer vision models with task rewards},
-    author = {Pinto, Andr{\\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
-    booktitle = {International Conference on Machine Learning},
-    year = {2023},
-    url = {https://arxiv.org/abs/2302.08242}
-}
+_CITATION = (
+    CITATION
+    + """
 @inproceedings{hasler2003measuring,
     title = {Measuring colorfulness in natural images},
     author = {Hasler, David and Suesstrunk, Sabine},
@@ -51,6 +47,7 @@ _CITATION = """
     year = {2003}
 }
 """
+)
 
 
 class Colorfulness(metric_module.MetricModule):

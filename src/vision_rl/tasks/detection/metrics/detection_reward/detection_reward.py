@@ -4,12 +4,11 @@ import copy
 
 import datasets
 import evaluate
-import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from vision_rl import metric_module
+from vision_rl.citation import CITATION
 from vision_rl.rewards import check_same_fact
-from vision_rl.tasks.detection.rewards import ABSENT, THRESHOLDS, class_weights, detection_reward
+from vision_rl.tasks.detection.rewards import class_weights, detection_reward, stack
 
 
 OPTIONS = (
@@ -51,23 +50,13 @@ Examples:
     {'reward': 0.8499999940395355, 'rewards': [1.0, 0.699999988079071]}
 """
 
-_CITATION = """
-@inproceedings{pinto2023tuning,
-    title = {Tuning computer vision models with task rewards},
-    author = {Pinto, Andr{\\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
-    booktitle = {International Conference on Machine Learning},
-    year = {2023},
-    url = {https://arxiv.org/abs/2302.08242}
-}
-"""
-
 
 class DetectionReward(metric_module.MetricModule):
     def _info(self):
         ids = datasets.List(datasets.Value("int64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features({"predictions": ids, "references": ids}),
         )
@@ -92,39 +81,12 @@ class DetectionReward(metric_module.MetricModule):
         return self._compute(predictions=completion_ids, references=[truth["target_ids"] for truth in references])
 
     def _compute(self, predictions, references, **options):
-        return self._scored(predictions, references, **(self.options | options))
-
-    def _scored(
-        self,
-        predictions,
-        references,
-        num_bins=1000,
-        num_labels=80,
-        class_counts=None,
-        thresholds=THRESHOLDS,
-        duplicate_weight=0.3,
-        released_total=False,
-        false_positive_weight=0.0,
-    ):
-        found, true = (
-            pad_sequence(
-                [torch.as_tensor(ids, dtype=torch.long) for ids in rows], batch_first=True, padding_value=ABSENT
-            )
-            for rows in (predictions, references)
-        )
-        weights = None if class_counts is None else class_weights(class_counts)
-        if weights is not None and len(weights) != num_labels:
+        options = self.options | options
+        counts = options.pop("class_counts", None)
+        weights = None if counts is None else class_weights(counts)
+        if weights is not None and len(weights) != (num_labels := options.get("num_labels", 80)):
             raise ValueError(f"class_counts has {len(weights)} numbers for num_labels={num_labels} classes.")
-        scored = detection_reward(
-            found[:, None],
-            true,
-            num_bins,
-            num_labels,
-            weights,
-            tuple(thresholds),
-            duplicate_weight,
-            released_total,
-            false_positive_weight,
-        )
+        found, true = stack("predictions", predictions), stack("references", references)
+        scored = detection_reward(found[:, None], true, class_weights=weights, **options)
         rewards = scored.rewards[:, 0].tolist()
         return {"reward": sum(rewards) / len(rewards), "rewards": rewards}

@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from vision_rl import metric_module
+from vision_rl.citation import CITATION
 from vision_rl.tasks.ocr.rewards import character_accuracy_reward, exact_match_reward
 
 
@@ -28,22 +29,12 @@ Examples:
     {'reward': 0.5, 'rewards': [0.0, 1.0]}
 """
 
-_CITATION = """
-@inproceedings{pinto2023tuning,
-    title = {Tuning computer vision models with task rewards},
-    author = {Pinto, Andr{\\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
-    booktitle = {International Conference on Machine Learning},
-    year = {2023},
-    url = {https://arxiv.org/abs/2302.08242}
-}
-"""
-
 
 class OCRReward(metric_module.MetricModule):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(
                 {"predictions": datasets.Value("string"), "references": datasets.Value("string")}

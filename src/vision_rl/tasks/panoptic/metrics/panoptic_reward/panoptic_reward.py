@@ -3,6 +3,7 @@
 import datasets
 import evaluate
 
+from vision_rl.citation import CITATION
 from vision_rl.tasks.panoptic import arrow
 from vision_rl.tasks.panoptic.rewards import PanopticReward
 
@@ -30,22 +31,12 @@ Examples:
     {'reward': 0.7, 'rewards': [2.0, -0.6]}
 """
 
-_CITATION = """
-@inproceedings{pinto2023tuning,
-    title = {Tuning computer vision models with task rewards},
-    author = {Pinto, Andr{\\'e} Susano and Kolesnikov, Alexander and Shi, Yuge and Beyer, Lucas and Zhai, Xiaohua},
-    booktitle = {International Conference on Machine Learning},
-    year = {2023},
-    url = {https://arxiv.org/abs/2302.08242}
-}
-"""
-
 
 class PanopticRewardModule(arrow.SegmentationMetric):
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_KWARGS_DESCRIPTION,
             features=datasets.Features(dict.fromkeys(("predictions", "references"), arrow.SEGMENTATION_FEATURES)),
         )

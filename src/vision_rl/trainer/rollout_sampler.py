@@ -1,4 +1,4 @@
-"""Drawing a rollout: its images encoded and sampled chunk by chunk, while threads score the chunk before."""
+"""Samples the completions of a rollout: encodes and answers its images in chunks, while threads score the chunk before."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from vision_rl.trainer.reward_trainer import VisionRewardTrainer
 
 
-class Drawing:
-    """Has a trainer's `_sample` answer the images of micro-batches, and knows what of that is being scored.
+class RolloutSampler:
+    """Has a trainer's `_sample` answer the images of micro-batches, and keeps the scores that threads are computing.
 
     Args:
         trainer: that samples, encodes, decodes and scores.
@@ -33,7 +33,7 @@ class Drawing:
         self._pending: list[tuple[SampledCompletions, Callable[[], Scores]]] = []
 
     def __call__(self, batches: list[dict]) -> list[tuple[SampledCompletions, dict]]:
-        """The completions of all images in chunks, each with the inputs that it was drawn for.
+        """The completions of all images in chunks, each with the inputs that it was sampled for.
 
         Where one micro-batch is learned from once, and right away, its images are encoded with gradient: learning goes
         on from there. Only without dropout, and where a process holds all weights.
@@ -46,13 +46,13 @@ class Drawing:
         if size is None:
             size = (count + 1) // 2 if args.reward_num_workers else count
         chunks = [dict(chunk) for chunk in chunks_of(batches, size)]  # to which scores and the like are added
-        drawn = [self._draw(chunk) for chunk in chunks]
+        sampled = [self._sample(chunk) for chunk in chunks]
         if self._encodes_to_learn and "pixel_values" in batches[0]:
             self.encoding.join(batches[0]["pixel_values"], [chunk["pixel_values"] for chunk in chunks])
         self._encodes_to_learn = False
-        return drawn
+        return sampled
 
-    def _draw(self, inputs: dict) -> tuple[SampledCompletions, dict]:
+    def _sample(self, inputs: dict) -> tuple[SampledCompletions, dict]:
         """Sample one chunk and, where there are threads for rewards, start its rewards."""
         trainer = self.trainer
         trainer.clock.enter("sample")
@@ -95,7 +95,7 @@ class Drawing:
         return scores.rewards if rewards.ndim == 2 else scores.returns_of(rewards.shape[2])
 
     def forget(self) -> None:
-        """Drop encodings and scores, once what was drawn has been learned from."""
+        """Drop encodings and scores, once the completions have been learned from."""
         self.encoding.forget()
         self._pending.clear()
 
