@@ -321,6 +321,12 @@ def test_psnr_by_hand():
     assert psnr(GREY, GREY) == math.inf
 
 
+def test_a_picture_that_equals_its_photo_leaves_the_mean_finite():
+    metrics = colorization_metrics(predictions=[GREY, GREY + np.uint8(5)], references=[GREY, GREY])
+    assert metrics["per_image_psnr"][0] == math.inf
+    assert metrics["psnr"] == pytest.approx((100 + 20 * math.log10(255 / 5)) / 2)
+
+
 def test_metrics_are_means_over_the_images_and_lists():
     images = [noise(), GREY]
     metrics = colorization_metrics(predictions=images, references=[noise(seed=1), None])

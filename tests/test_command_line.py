@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -231,6 +232,9 @@ def test_the_pipeline_answers_a_picture_a_path_and_many(checkpoint, tmp_path):
     assert len(many) == 2 and one["boxes"].tolist() == many[0]["boxes"].tolist()
     assert detect([]) == []
     assert detect.draw(path, one).size >= (48, 48)
+    array = np.asarray(Image.open(path))
+    assert detect(array)["boxes"].tolist() == one["boxes"].tolist()
+    assert len(detect.sample(path, 2)) == len(detect.sample([path], 2)[0]) == 2
 
 
 def test_the_pipeline_tells_a_model_of_another_task(checkpoint):

@@ -358,6 +358,8 @@ def test_wrong_calls_are_refused_with_a_sentence(images, ids):
         decoder(ids, encoder_hidden_states=images, output_attentions=True)
     with pytest.raises(ValueError, match="17 tokens does not fit 16 learned positions"):
         decoder(ids.new_zeros(B, 17), encoder_hidden_states=images)
+    with pytest.raises(ValueError, match="tie_word_embeddings must be False"):
+        VisionDecoderConfig(tie_word_embeddings=True)
     with pytest.raises(ValueError, match="33 cannot be split among 4 attention heads"):
         tiny_config(hidden_size=33)
     recompute_activations(decoder.train())

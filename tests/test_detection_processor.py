@@ -1,6 +1,7 @@
 """Boxes become tokens and come back; the checks of the data set before training."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -417,6 +418,22 @@ def test_post_processing_gives_what_the_trainer_predicts(tmp_path, score, resize
     assert all(image["boxes"].numel() == 0 or image["boxes"].max() <= 1 for image in in_shares)
     with pytest.raises(ValueError, match="return_dict_in_generate=True, output_scores=True"):
         p.post_process_object_detection(again.generate(**inputs))
+
+
+def test_post_processing_scores_what_beams_have_found_as_reading_it_does():
+    p = processor(num_bins=32)
+    model = tiny_detector(p)
+    torch.nn.init.normal_(model.decoder.get_output_embeddings().weight, std=0.5)
+    inputs = p(images=tiny_images(3))
+    options = {"return_dict_in_generate": True, "output_logits": True, "logits_processor": p.logits_processor}
+    outputs = model.generate(**inputs, num_beams=3, max_new_tokens=p.completion_length, **options)
+    ids = outputs.sequences
+    with torch.no_grad():
+        read = model(**inputs, decoder_input_ids=ids[:, :-1]).logits
+    as_read = SimpleNamespace(sequences=ids, logits=read.unbind(1))
+    found, expected = (p.post_process_object_detection(each, threshold=-1.0) for each in (outputs, as_read))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one["scores"], other["scores"], atol=1e-5, rtol=0)
 
 
 def test_one_image_is_a_batch_of_one(tmp_path):

@@ -16,6 +16,7 @@ from vision_rl.tasks.colorization import ColorfulnessReward
 from vision_rl.tasks.detection import AveragePrecisionReward, RecallReward, coco_map
 from vision_rl.tasks.ocr import character_accuracy_reward, character_error_rate
 from vision_rl.tasks.panoptic import PanopticQuality, PanopticReward
+from vision_rl.trainer.reward_functions import as_function
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,6 +38,14 @@ def trainer(tmp_path, reward, model=None, rows=None, processor=None, decoder=Non
 
 
 # --- our modules as rewards, each against its function --------------------------------------------------------
+
+
+def test_a_modules_compute_with_options_is_a_reward_with_them(tmp_path):
+    module = evaluate.load(metric_path("ocr_reward"))
+    exact = as_function(functools.partial(module.compute, kind="exact_match"), "exact")
+    assert exact(["ab", "b"], None, references=["ab", "a"]) == [1.0, 0.0]
+    with pytest.raises(TypeError, match="reward `wrong` cannot be called so: .* 'sort'"):
+        as_function(functools.partial(module.compute, sort="exact_match"), "wrong")
 
 
 def ocr():

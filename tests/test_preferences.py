@@ -278,6 +278,19 @@ def test_a_pipeline_draws_the_same_samples_for_a_seed_in_batches_of_any_size(tmp
     assert again.sample(images, 4, seed=4) != drawn[0] and again.sample([], 4) == []
 
 
+def test_a_pipeline_changes_neither_the_precision_of_a_trainer_nor_the_seeds_of_the_process(tmp_path):
+    trainer = make_trainer("reward", tmp_path / "tuned", bf16=True)
+    trainer.save_model()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    pipeline(tmp_path / "tuned", "ocr", use_cpu=True)(tiny_images(1))
+    assert torch.equal(torch.rand(1), expected)
+    assert trainer.accelerator.mixed_precision == "bf16"
+    with trainer.accelerator.autocast():
+        assert torch.get_autocast_dtype("cpu") == torch.bfloat16 and torch.is_autocast_enabled("cpu")
+
+
 def test_no_pairs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="There are no pairs"):
         Comparison([], ChoiceFile(tmp_path / "c.jsonl"), VisionProcessor().draw)

@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 from scipy import stats
 from tiny import END, SIZE, START, tiny_images, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    ChineseCLIPVisionModel,
+    CLIPSegVisionModel,
+    CLIPVisionModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    TrOCRConfig,
+    TrOCRForCausalLM,
+    VisionEncoderDecoderModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
 from vision_rl.models.generate_fallback import sample_with_generate
-from vision_rl.models.preparation import disable_dropout
+from vision_rl.models.preparation import disable_dropout, freeze_unused_parameters, hold_sine_positions
 from vision_rl.models.sampling import sample
 from vision_rl.models.shared_images import share_images
 from vision_rl.models.token_draw import inverse_cdf, policy_logits
@@ -296,3 +306,58 @@ def test_watched_ids_have_their_log_probability_at_every_position(decoder):
         drawn = (ids == token) & (completions.completion_mask == 1)
         assert torch.allclose(watched[..., column][drawn], logps[drawn], atol=1e-6)
     assert completions.first(1).watched_logps.shape == (2, 1, ids.shape[2], 2)
+
+
+def test_a_temperature_of_zero_is_refused_with_what_to_do():
+    with pytest.raises(ValueError, match="temperature must be positive, got 0.0: .* do_sample=False"):
+        sample(tiny_model(), pixels(), temperature=0.0)
+
+
+def test_the_fallback_does_not_follow_the_models_own_generation_options():
+    model = ForeignEncoderDecoder.wrapping(tiny_model(sharp=0.6))
+    plain = sample(model, pixels(), do_sample=False, max_completion_length=8).completion_ids
+    model.generation_config.repetition_penalty = 5.0
+    again = sample(model, pixels(), do_sample=False, max_completion_length=8).completion_ids
+    assert torch.equal(again, plain) and model.generation_config.repetition_penalty == 5.0
+
+
+def test_without_dropout_dinov3_does_not_move_its_positions_while_it_is_trained():
+    config = DINOv3ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=SIZE, patch_size=8
+    )
+    encoder = DINOv3ViTModel(config)
+    expected = encoder.eval()(pixels()).last_hidden_state
+    assert not torch.equal(encoder.train()(pixels()).last_hidden_state, expected)
+    disable_dropout(encoder)
+    assert torch.equal(encoder.train()(pixels()).last_hidden_state, expected)
+    assert encoder.config.pos_embed_rescale is not None  # what is saved
+
+
+def test_sine_positions_are_there_after_loading(tmp_path):
+    config = TrOCRConfig(
+        vocab_size=6,
+        d_model=32,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=64,
+        use_learned_position_embeddings=False,
+    )
+    encoder = tiny_model("trocr").encoder
+    model = VisionEncoderDecoderModel(encoder=encoder, decoder=TrOCRForCausalLM(config)).eval()
+    inputs = {"pixel_values": pixels(), "decoder_input_ids": torch.tensor([[0, 2, 3], [0, 4, 5]])}
+    expected = model(**inputs).logits
+    model.save_pretrained(tmp_path)
+    loaded = VisionEncoderDecoderModel.from_pretrained(tmp_path)
+    hold_sine_positions(loaded)
+    assert torch.equal(loaded(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("kind", [ChineseCLIPVisionModel, CLIPSegVisionModel, CLIPVisionModel])
+def test_no_parameter_of_clips_pooled_output_waits_for_a_gradient(kind):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = kind(kind.config_class(image_size=SIZE, patch_size=16, **sizes))
+    model = VisionEncoderDecoderModel(encoder=encoder, decoder=tiny_model().decoder)
+    freeze_unused_parameters(model)
+    encoder(pixels()).last_hidden_state.sum().backward()
+    learned = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
+    assert learned and all(p.grad is not None for p in learned.values())

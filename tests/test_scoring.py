@@ -295,6 +295,19 @@ def test_a_completion_without_a_number_is_skipped_alone(caplog):
     assert "returned nan for row 1, completion 'ab'" in caplog.text and "1 of 3 are skipped" in caplog.text
 
 
+def test_a_completion_that_one_reward_skips_learns_no_token_targets_of_another():
+    def teacher(completions, **kwargs):
+        positions = torch.tensor([[row, 0] for row in range(3)])
+        return RewardOutput([1.0] * 3, TokenTargets(positions, torch.full((3, 1), 2), torch.ones(3, 1)))
+
+    def broken(completions, **kwargs):
+        return [float("nan"), 1.0, 1.0]
+
+    scores = scored(RewardSum([broken, teacher], on_error="skip"))
+    assert scores.rewards.isnan().tolist() == [True, False, False]
+    assert scores.token_targets[0].positions[:, 0].tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("kind", ["plain", "async", "blocking"])
 def test_a_reward_that_hangs_is_skipped_and_what_it_blocks_replaced(kind):
     released = threading.Event()

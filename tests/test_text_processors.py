@@ -125,3 +125,11 @@ def test_a_processor_that_does_not_say_its_references_is_told_to():
 
     with pytest.raises(NotImplementedError, match="define get_references"):
         TwoTargets(image_processor()).get_references([{}])
+
+
+def test_texts_that_would_be_lost_or_belong_to_no_picture_are_told():
+    processor = text_processor()
+    with pytest.raises(ValueError, match="pass these by name, text="):
+        processor(tiny_images(2), ["ab", "c"])
+    with pytest.raises(ValueError, match="2 images but 1 text"):
+        processor(images=tiny_images(2), text=["ab"])

@@ -15,10 +15,10 @@ class MetricModule(evaluate.Metric):
         return self
 
     def of_completions(
-        self, completions: list, completion_ids: list[list[int]], references: list | None
+        self, completions: list, completion_ids: list[list[int]], references: list | None, **options
     ) -> dict[str, Any]:
-        """What the module says of a trainer's batch, without the Arrow files of `compute`."""
-        return self._compute(predictions=completions, references=references)
+        """Return what the module says of a trainer's batch, without the Arrow files of `compute`, whose options it takes."""
+        return self._compute(predictions=completions, references=references, **options)
 
     def compute(self, *, predictions=None, references=None, **kwargs) -> dict[str, Any] | None:
         """The numbers of these, and of all that was added before."""

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +34,16 @@ def rgb_image(image, row: int) -> Image.Image:
         raise ValueError(f"The image of row {row}{f' ({path})' if path else ''} cannot be read: {error}") from error
 
 
+def is_picture(images: Any) -> bool:
+    """Whether this is one picture, and not several: a PIL image, a path, or an array of fewer than four dimensions."""
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return images.ndim < 4
+    return isinstance(images, Image.Image | str | os.PathLike)
+
+
 def as_images(images) -> list[Image.Image]:
     """RGB pictures, of one or several in any form that `rgb_image` reads."""
-    single = isinstance(images, Image.Image | str | os.PathLike)
-    if isinstance(images, np.ndarray | torch.Tensor):
-        single = images.ndim < 4
-    several = [images] if single else images
+    several = [images] if is_picture(images) else images
     return [_as_rgb(image, number) for number, image in enumerate(several)]
 
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, LogitsProcessorList, PreTrainedTokenizerBase, ProcessorMixin
 
-from vision_rl.arguments import id_rows, naming_arguments
+from vision_rl.arguments import check_rows, id_rows, naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, is_list, list_lengths
 from vision_rl.drawing import LABEL, RIGHT, UNJUDGED, draw_text_below
 from vision_rl.pictures import as_images, shown_size
@@ -302,9 +302,13 @@ class TextProcessor(VisionProcessor):
         self, images, seeds=None, text: str | Sequence[str] | None = None, return_tensors: str | None = "pt"
     ) -> BatchFeature:
         check_return_tensors(return_tensors)
-        batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
+        if isinstance(seeds, str) or any(isinstance(seed, str) for seed in seeds or ()):
+            raise ValueError("seeds must be whole numbers, but there are texts: pass these by name, text=[...].")
+        pictures = as_images(images)
+        batch = {"pixel_values": self.image_processor(pictures, return_tensors="pt")["pixel_values"]}
         text = [text] if isinstance(text, str) else text
         if text is not None:
+            check_rows(images=pictures, text=text)
             batch["labels"] = self._labels(list(text))
         return BatchFeature(batch)
 

@@ -5,6 +5,7 @@ So the same images draw the same samples whatever the micro-batch, the rank or a
 (Salmon et al. 2011), a counter-based generator: the key holds seed and purpose, the counter the rest.
 """
 
+import random
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,18 @@ def _signed(word: int) -> int:
     """The int64 with the bits of an unsigned word."""
     word %= 2**64
     return word - 2**64 if word >= 2**63 else word
+
+
+def random_states() -> tuple:
+    """Return the states of the global generators of Python, numpy and torch, on the CPU and on GPUs."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_random_states(states: tuple) -> None:
+    """Give the global generators the states that `random_states` returned."""
+    of_python, of_numpy, of_torch, of_cuda = states
+    random.setstate(of_python)
+    np.random.set_state(of_numpy)
+    torch.set_rng_state(of_torch)
+    torch.cuda.set_rng_state_all(of_cuda)

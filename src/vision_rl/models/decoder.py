@@ -66,6 +66,8 @@ class VisionDecoderConfig(PreTrainedConfig):
                 f"hidden_size {self.hidden_size} cannot be split among {self.num_attention_heads} attention heads: "
                 "choose a multiple of num_attention_heads."
             )
+        if self.tie_word_embeddings:
+            raise ValueError("tie_word_embeddings must be False: the paper's decoder has a head of its own.")
         super().__post_init__(**kwargs)
 
 

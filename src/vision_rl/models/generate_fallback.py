@@ -41,9 +41,16 @@ def sample_with_generate(
         suppress_tokens=ids.suppressed or None,
     )
     with evaluation_mode(policy), torch.no_grad():
-        written = policy.generate(
-            pixel_values=pixel_values, generation_config=config, logits_processor=logits_processor
-        )
+        own, policy.generation_config = (
+            policy.generation_config,
+            GenerationConfig(),
+        )  # which would fill what is not set
+        try:
+            written = policy.generate(
+                pixel_values=pixel_values, generation_config=config, logits_processor=logits_processor
+            )
+        finally:
+            policy.generation_config = own
         completion_ids = written[:, 1:].clone()
         mask = mask_to_the_end(completion_ids, torch.tensor(ids.ends, device=completion_ids.device))
         starts = torch.full_like(completion_ids[:, :1], ids.decoder_start)

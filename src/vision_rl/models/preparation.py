@@ -1,5 +1,6 @@
 """Prepare a model for training: no dropout, no parameter without a gradient, the same special ids everywhere."""
 
+import copy
 import logging
 from typing import Any
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Parts of transformers' image encoders that do not lie on the way to `last_hidden_state`.
 UNUSED_BY_LAST_HIDDEN_STATE = ("pooler", "head", "mask_token", "post_layernorm")
+CLIPS = tuple(f"{name}_vision_model" for name in ("clip", "chinese_clip", "altclip", "clipseg", "metaclip_2"))
+MOVED_POSITIONS = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")  # at random, while DINOv3 is trained
 
 TEXT_ARGUMENTS = ("input_ids", "attention_mask", "inputs_embeds", "task_ids")
 # The fields of a generation config that sampling follows, and the fields that do not affect which tokens are chosen.
@@ -42,16 +45,31 @@ WITHOUT_EFFECT |= dict.fromkeys(("repetition_penalty", "encoder_repetition_penal
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout, layer-drop and drop-path probability of the modules to 0; the configs stay as they are.
+    """Set every dropout, layer-drop and drop-path probability of the modules to 0; the config of the model stays as it is.
 
-    transformers keeps some of these probabilities in `nn.Dropout` modules, and others as plain numbers of a module.
+    transformers keeps some of these probabilities in `nn.Dropout` modules, and others as plain numbers of a module. In training
+    DINOv3 also moves its positions at random, as its config says: the module that does so gets a config of its own.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if type(module).__name__.endswith("RopePositionEmbedding") and hasattr(module, "config"):
+            module.config = copy.copy(module.config)
+            for name in MOVED_POSITIONS:
+                setattr(module.config, name, None)
         for name, value in vars(module).items():
             if isinstance(value, float) and any(word in name for word in ("dropout", "layerdrop", "drop_prob")):
                 setattr(module, name, 0.0)
+
+
+def hold_sine_positions(model: nn.Module) -> None:
+    """Make buffers of TrOCR's sine positions: a plain tensor stays on the CPU, and `from_pretrained` leaves it without numbers."""
+    for module in model.modules():
+        plain = vars(module).get("weights")
+        if type(module).__name__ == "TrOCRSinusoidalPositionalEmbedding" and plain is not None:
+            positions = module.get_embedding(*plain.shape, module.padding_idx)  # type: ignore[operator]
+            del module.weights
+            module.register_buffer("weights", positions, persistent=False)
 
 
 def prepare_for_fsdp(model: nn.Module, version: int) -> None:
@@ -89,8 +107,8 @@ def freeze_unused_parameters(model: PreTrainedModel) -> list[str]:
     frozen = []
     for name, parameter in model.encoder.named_parameters():
         unused = set(UNUSED_BY_LAST_HIDDEN_STATE) & set(name.split("."))
-        # In SigLIP `post_layernorm` is the encoder's last norm; in CLIP it belongs to the pooled output only.
-        if unused and not (unused == {"post_layernorm"} and model.encoder.config.model_type != "clip_vision_model"):
+        # In SigLIP `post_layernorm` is the encoder's last norm; in CLIP and its kin it belongs to the pooled output only.
+        if unused and not (unused == {"post_layernorm"} and model.encoder.config.model_type not in CLIPS):
             parameter.requires_grad_(False)
             frozen.append(f"encoder.{name}")
     return frozen

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from vision_rl.arguments import check_number
 from vision_rl.models.completions import SampledCompletions, mask_to_the_end
 from vision_rl.models.decoding import Decoding
 from vision_rl.models.generate_fallback import sample_with_generate
@@ -77,13 +78,18 @@ def sample(
         longest completion (of all ranks if `synced`); with `watched_ids` also `watched_logps (B, G, T, C)`.
 
     Raises:
-        ValueError: for more tokens than the decoder has positions, for a missing special id, and for a
-            `logits_processor` while sampling.
+        ValueError: for more tokens than the decoder has positions, for a missing special id, for a `temperature` that is
+            not positive, and for a `logits_processor` while sampling.
         FloatingPointError: for logits that are NaN.
     """
     if logits_processor and do_sample:
         raise ValueError(
             "A logits_processor needs do_sample=False, because samples come from the model's own distribution."
+        )
+    check_number("temperature", temperature)
+    if temperature <= 0:
+        raise ValueError(
+            f"temperature must be positive, got {temperature}: for the likeliest completion pass do_sample=False."
         )
     logits_processor = logits_processor or None
     length = completion_length(model, max_completion_length)

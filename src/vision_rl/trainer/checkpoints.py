@@ -7,7 +7,6 @@ that is full, leaves a folder that looks like the newest checkpoint and is none.
 import errno
 import logging
 import os
-import random
 import re
 import shutil
 from collections.abc import Iterator, Sized
@@ -15,8 +14,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-import torch
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -30,6 +27,7 @@ from vision_rl.manifest import (
     read_manifest,
     write_manifest,
 )
+from vision_rl.randomness import random_states, set_random_states
 from vision_rl.trainer.finite import NotFiniteError, check_finite_state
 from vision_rl.trainer.ranks import together
 from vision_rl.trainer.stream import is_stream
@@ -288,15 +286,11 @@ class StepBoundary(TrainerCallback):
         step, kept = trainer.state.global_step, self._random_states
         if self._moving or kept is None or step <= self.saved_step or trainer.args.save_strategy == "no":
             return None
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        torch.set_rng_state(kept[2])
-        torch.cuda.set_rng_state_all(kept[3])
+        set_random_states(kept)
         return save_checkpoint(trainer, None)
 
     def _keep(self) -> None:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        self._random_states = random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+        self._random_states = random_states()
 
 
 def keep_what_was_done(trainer: "VisionTrainer", boundary: StepBoundary, error: Exception) -> None:

@@ -18,6 +18,7 @@ from vision_rl.models.preparation import (
     drop_generation_options,
     forbid_uncounted_id,
     freeze_unused_parameters,
+    hold_sine_positions,
 )
 from vision_rl.models.served import SERVED, SERVED_CONFIGS, check_served, not_served, prepare_special_ids
 from vision_rl.models.shared_images import share_images
@@ -107,6 +108,7 @@ def prepared_policy(
         The processor in the form that the trainers use, and the most tokens of a completion.
     """
     check_served(policy)
+    hold_sine_positions(policy)
     prepare_special_ids(policy)
     align_special_ids(policy, processing_class)
     drop_generation_options(policy)

@@ -8,6 +8,7 @@ import ast
 import functools
 import inspect
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +74,18 @@ def gives_rewards(module: Any) -> bool:
     return "rewards" in said | {node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword)}
 
 
+def check_facts(name: str, options: Mapping[str, Any], processor: Any) -> None:
+    """Check that options of a function or module of ours, by its `name`, say of the processor what it says of itself."""
+    for fact in FACTS:
+        if fact in options and hasattr(processor, fact):
+            check_same_fact(name, fact, options[fact], getattr(processor, fact))
+
+
 def for_processor(thing: Any, processor: Any) -> Any:
     """A reward or metric for the trainer's processor; see `OfProcessor`. One that knows nothing of it stays as it is."""
     if isinstance(thing, functools.partial):
         if getattr(thing.func, "__module__", "").startswith("vision_rl."):
-            for name in FACTS:
-                if name in thing.keywords and hasattr(processor, name):
-                    check_same_fact(thing.func.__name__, name, thing.keywords[name], getattr(processor, name))
+            check_facts(getattr(thing.func, "__name__", type(thing.func).__name__), thing.keywords, processor)
         inner = for_processor(thing.func, processor)
         return thing if inner is thing.func else functools.partial(inner, *thing.args, **thing.keywords)
     knows = isinstance(thing, OfProcessor) or (is_evaluate_module(thing) and is_ours(thing))

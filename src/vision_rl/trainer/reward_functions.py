@@ -3,7 +3,7 @@
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from vision_rl.rewards import OfProcessor, SavedReward
 from vision_rl.trainer.modules import (
+    check_facts,
     for_processor,
     gives_rewards,
     is_combination,
@@ -24,22 +25,37 @@ from vision_rl.trainer.reward_models import TextRewardModel
 
 
 class ModuleReward(OfProcessor):
-    """An evaluate module as a reward in TRL's form: its computation on the batch, without the Arrow files of `compute`."""
+    """An evaluate module as a reward in TRL's form: its computation on the batch, without the Arrow files of `compute`.
 
-    def __init__(self, module: Any, name: str):
-        self.module, self.name = module, name
+    Args:
+        module: with `rewards` in its result.
+        name: in messages.
+        options: of its `compute`.
+
+    Raises:
+        TypeError: for options that its `compute` does not take.
+    """
+
+    def __init__(self, module: Any, name: str, options: Mapping[str, Any]):
+        self.module, self.name, self.options = module, name, dict(options)
+        try:
+            inspect.signature(module._compute).bind(predictions=[], references=[], **options)
+        except TypeError as error:
+            raise TypeError(f"The evaluate module of the reward `{name}` cannot be called so: {error}.") from None
 
     def __call__(self, completions, completion_ids, references=None, **kwargs) -> list:
         if is_ours(self.module):
-            result = self.module.of_completions(completions, completion_ids, references)
+            result = self.module.of_completions(completions, completion_ids, references, **self.options)
         else:
-            result = self.module._compute(predictions=completions, references=references)
+            result = self.module._compute(predictions=completions, references=references, **self.options)
         if "rewards" not in result:
             raise TypeError(_no_rewards(self.name, ", ".join(sorted(result))))
         return result["rewards"]
 
     def for_processor(self, processor) -> "ModuleReward":
-        return ModuleReward(for_processor(self.module, processor), self.name)
+        if is_ours(self.module):
+            check_facts(self.name, self.options, processor)
+        return ModuleReward(for_processor(self.module, processor), self.name, self.options)
 
 
 def as_function(reward, name: str, processing_class=None) -> Callable:
@@ -48,7 +64,9 @@ def as_function(reward, name: str, processing_class=None) -> Callable:
     Raises:
         TypeError: for what is no reward, an evaluate module without `rewards` among them.
     """
-    reward = of_compute(reward)
+    reward, options = of_compute(reward), {}
+    if isinstance(reward, functools.partial) and of_compute(reward.func) is not reward.func:
+        reward, options = of_compute(reward.func), reward.keywords
     path = module_path(reward) if isinstance(reward, str) else None
     if path is not None:
         reward = load_module(path)
@@ -67,7 +85,7 @@ def as_function(reward, name: str, processing_class=None) -> Callable:
     if is_evaluate_module(reward):
         if not gives_rewards(reward):
             raise TypeError(_no_rewards(name, "numbers of the whole set"))
-        return ModuleReward(reward, name)
+        return ModuleReward(reward, name, options)
     if not callable(reward):
         raise TypeError(f"The reward `{name}` is a {type(reward).__name__}, not a function of completions.")
     return reward

@@ -1,5 +1,6 @@
 """What a reward returned, checked: an error names the reward, and the row where there is one."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ def checked_output(name: str, output, completion_ids: list[list[int]]) -> Checke
     if targets is not None:
         _check_token_targets(name, targets, completion_ids)
         if problems:
-            targets = _without_rows(targets, list(problems))
+            targets = without_rows(targets, places(problems, len(rewards)))
     if prefixes is not None:
         prefixes = _checked_prefixes(name, prefixes, rewards, completion_ids)
     return CheckedOutput(rewards, problems, targets, prefixes)
@@ -114,8 +115,16 @@ def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[
         )
 
 
-def _without_rows(targets: TokenTargets, rows: list[int]) -> TokenTargets:
-    return targets.select(~torch.isin(targets.positions[:, 0], torch.tensor(rows, device=targets.positions.device)))
+def places(numbers: Iterable[int], count: int) -> torch.Tensor:
+    """Return a mask `(count,)` that is true at these numbers."""
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[list(numbers)] = True
+    return mask
+
+
+def without_rows(targets: TokenTargets, unknown: torch.Tensor) -> TokenTargets:
+    """Return the targets of the completions that are not `unknown (N,)`."""
+    return targets.select(~unknown.to(targets.positions.device)[targets.positions[:, 0]])
 
 
 def _checked_prefixes(name: str, prefixes, rewards: torch.Tensor, completion_ids: list[list[int]]) -> torch.Tensor:

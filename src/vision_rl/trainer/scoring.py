@@ -22,7 +22,7 @@ from vision_rl.trainer.modules import for_processor
 from vision_rl.trainer.reward_arguments import RewardArguments, check_logged_name, reward_arguments
 from vision_rl.trainer.reward_calls import RewardCall
 from vision_rl.trainer.reward_functions import as_function, names_of, saved_rewards, source_of
-from vision_rl.trainer.reward_outputs import NAN, CheckedOutput, checked_output, shown
+from vision_rl.trainer.reward_outputs import NAN, CheckedOutput, checked_output, places, shown, without_rows
 from vision_rl.trainer.reward_workers import RewardWorkers
 
 
@@ -171,11 +171,9 @@ class RewardSum:
                 call.leave()
             raise
         per_function = torch.stack([output.rewards for output in outputs], dim=1)  # (N, F)
-        unknown = torch.zeros(len(per_function), dtype=torch.bool)
-        for name, output in zip(self.names, outputs, strict=True):
-            unknown[list(output.problems)] = True
-            if self.on_error == "skip":
-                logged[f"rewards/{name}/skipped"] = [len(output.problems) / len(unknown)]
+        for name, output in zip(self.names, outputs, strict=True) if self.on_error == "skip" else ():
+            logged[f"rewards/{name}/skipped"] = [len(output.problems) / len(per_function)]
+        unknown = places({number for output in outputs for number in output.problems}, len(per_function))
         rewards = _weighted_sum(per_function, self.weights).masked_fill(unknown, NAN)
         if rewards.isinf().any():
             raise ValueError(f"The sum of the rewards {self.names} is too large for float32: lower reward_weights.")
@@ -183,7 +181,7 @@ class RewardSum:
         return Scores(
             rewards,
             per_function,
-            [output.token_targets for output in outputs if output.token_targets is not None],
+            [without_rows(output.token_targets, unknown) for output in outputs if output.token_targets is not None],
             {key: fmean(values) for key, values in logged.items()},
             None if returns is None else returns.masked_fill(unknown[:, None], NAN),
         )

@@ -18,6 +18,7 @@ Hue = Literal["arctan2", "arctan"]
 Entropy = Literal["all", "vivid"]
 
 HUE_BINS = 7  # section 4.3
+PSNR_OF_EQUAL = 100.0  # in a mean, where infinity would hide all other images
 VIVID = 10  # a pixel is vivid where a^2 + b^2 is above this (section 4.3)
 
 
@@ -181,8 +182,8 @@ def colorization_metrics(
 
     Returns:
         Means over the images: `vivid_fraction`, `hue_entropy`, `colorfulness` (of the product of both, which is not the
-        product of the means), `hasler_colorfulness`, and with references `psnr`. Each also as a list with one value
-        an image, under the name `per_image_...`.
+        product of the means), `hasler_colorfulness`, and with references `psnr`, in which a picture that equals its
+        reference counts as 100 dB. Each also as a list with one value an image, under the name `per_image_...`.
     """
     images = [pixels_of(image) for image in predictions]
     vivid_fraction, hue_entropy = colorfulness_terms(images, hue, entropy_over)
@@ -197,7 +198,10 @@ def colorization_metrics(
             None if reference is None else psnr(image, reference)
             for image, reference in zip(images, references, strict=True)
         ]
-    means = {name: _mean([value for value in numbers if value is not None]) for name, numbers in values.items()}
+    counted = {name: [value for value in numbers if value is not None] for name, numbers in values.items()}
+    if "psnr" in counted:
+        counted["psnr"] = [min(value, PSNR_OF_EQUAL) for value in counted["psnr"]]
+    means = {name: _mean(numbers) for name, numbers in counted.items()}
     return {**means, **{f"per_image_{name}": numbers for name, numbers in values.items()}}
 
 

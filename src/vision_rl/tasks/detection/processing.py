@@ -396,8 +396,13 @@ class DetectionProcessor(VisionProcessor):
                 "Scores of boxes are computed from the model's probabilities: call model.generate(pixel_values, "
                 f"return_dict_in_generate=True, output_{'logits' if self.stop_threshold else 'scores'}=True)."
             )
-        logps = torch.stack(logits, dim=1).float().log_softmax(-1).cpu()  # (N, T, V)
+        logps = (
+            torch.stack(logits, dim=1).float().log_softmax(-1).cpu()
+        )  # (N, T, V), or of all beams (N * beams, T, V)
         ids = outputs.sequences[:, -logps.shape[1] :].cpu()  # (N, T)
+        beams = getattr(outputs, "beam_indices", None)
+        if beams is not None:  # the row of each token
+            logps = logps[beams[:, : ids.shape[1]].clamp(min=0).cpu(), torch.arange(ids.shape[1])]
         if target_sizes is not None:
             check_sizes("target_sizes", target_sizes)
         sizes = (

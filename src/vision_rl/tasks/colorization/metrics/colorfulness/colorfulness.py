@@ -25,7 +25,7 @@ Returns:
     hue_entropy (float): entropy of the hue in seven bins, in nats, from 0 to ln 7 = 1.95.
     colorfulness (float): the product of both, the mean over the pictures.
     hasler_colorfulness (float): from 0, grey, to about 100.
-    psnr (float): in decibels; only with references.
+    psnr (float): in decibels, 100 for a picture that equals its photo; only with references.
     per_image_vivid_fraction, per_image_hue_entropy, ... (list of float): each of these by picture.
 Examples:
     >>> import numpy as np

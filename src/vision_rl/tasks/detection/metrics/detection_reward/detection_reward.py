@@ -77,8 +77,9 @@ class DetectionReward(metric_module.MetricModule):
             check_same_fact("detection_reward", name, fitted.options.setdefault(name, fact), fact)
         return fitted
 
-    def of_completions(self, completions, completion_ids, references):
-        return self._compute(predictions=completion_ids, references=[truth["target_ids"] for truth in references])
+    def of_completions(self, completions, completion_ids, references, **options):
+        target_ids = [truth["target_ids"] for truth in references]
+        return self._compute(predictions=completion_ids, references=target_ids, **options)
 
     def _compute(self, predictions, references, **options):
         options = self.options | options
