@@ -66,11 +66,11 @@ def main(args: ScriptArguments, options: captioning.Options) -> None:
     tuned.train()
     tuned.save_model()
     after, tuned_captions = tuned.evaluate(), tuned.predict(shown).predictions
-
-    print(f"CIDEr: {before['eval_cider']:.3f} after MLE, {after['eval_cider']:.3f} after tuning")
-    answers = [{"MLE": first, "tuned": second} for first, second in zip(captions, tuned_captions, strict=True)]
-    pictures = map(captioning.draw, shown["image"], answers, shown["captions"])
-    draw_grid(list(pictures), columns=3).save(f"{args.output_dir}/captions.png")
+    if tuned.is_world_process_zero():
+        print(f"CIDEr: {before['eval_cider']:.3f} after MLE, {after['eval_cider']:.3f} after tuning")
+        answers = [{"MLE": first, "tuned": second} for first, second in zip(captions, tuned_captions, strict=True)]
+        pictures = map(captioning.draw, shown["image"], answers, shown["captions"])
+        draw_grid(list(pictures), columns=3).save(f"{args.output_dir}/captions.png")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from bootstrap import resampled_weights
 from datasets import Dataset
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 from transformers import VisionEncoderDecoderModel
 
 from vision_rl.models.sampling import sample
@@ -133,10 +133,9 @@ def stopping(
                 before = {name: values[:place] for name, values in boxes.items()}
                 absent.append(float(p_absent[place]))
                 left.append((match_boxes(before, truth)[0] >= 0).sum() < len(truth["labels"]))
-    ranks, left_out = rankdata(absent), ~np.array(left)
-    pairs = left_out.sum() * (~left_out).sum()
-    auc = (ranks[left_out].sum() - left_out.sum() * (left_out.sum() + 1) / 2) / max(pairs, 1)
-    means = {"left": np.mean(np.array(absent)[~left_out]), "none_left": np.mean(np.array(absent)[left_out])}
+    with_left, without = np.array(absent)[left], np.array(absent)[~np.array(left)]
+    auc = mannwhitneyu(without, with_left).statistic / max(len(without) * len(with_left), 1)
+    means = {"left": with_left.mean(), "none_left": without.mean()}
     return {name: round(float(value), 4) for name, value in {**means, "auc": auc}.items()}
 
 

@@ -26,7 +26,7 @@ from detection_measures import Measured, make_rewards, measure, resampled_column
 from detection_scenes import Situation, situation_scenes, unseen_scenes
 from pretrain_detection import DEFAULTS as MLE_DEFAULTS
 from pretrain_detection import num_seen
-from runs import SHORT_TRAINING, checkpoints_in, commit, cost, weights_of
+from runs import SHORT_TRAINING, commit, cost, weights_of
 from study import Study
 from transformers import VisionEncoderDecoderModel
 from trl import TrlParser
@@ -39,6 +39,7 @@ from vision_rl.rewards import RewardOutput
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor
 from vision_rl.tasks.detection.processing import SCORES
 from vision_rl.tasks.detection.rewards import ABSENT, TOKENS_PER_BOX, confidence_targets
+from vision_rl.trainer.checkpoints import checkpoints_in
 from vision_rl.trainer.losses import token_target_weights
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
 
+from vision_rl.trainer.checkpoints import checkpoints_in
+
 
 # A constant rate after the warm-up, as in the paper, would leave every row with the noise of its last steps.
 SHORT_TRAINING = {
@@ -72,11 +74,6 @@ def train_and_save(trainer: Trainer, settings: Mapping) -> None:
     trainer.save_model()
     trainer.state.save_to_json(str(folder / "trainer_state.json"))
     record(trainer, settings)
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """The folders `checkpoint-<step>` of a training, oldest step first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda saved: int(saved.name.split("-")[1]))
 
 
 def record(trainer: Trainer, settings: Mapping) -> None:

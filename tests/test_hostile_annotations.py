@@ -6,7 +6,7 @@ import random
 
 import datasets
 import pytest
-from fuzzing import damaged
+from fuzzing import damaged, mutated
 from PIL import Image
 
 from vision_rl.data.captions import load_coco_captions, load_karpathy_captions
@@ -59,31 +59,6 @@ LOADERS = {
         lambda folder, file, policy: read_coco_panoptic(folder, file),
     ),
 }
-ODD = [None, True, -1, 0, 1.5, 1e400, float("nan"), 2**80, "", "1", "\ud800", "../../x", "/etc/passwd", "a\0b", [], {}]
-ODD += [[None], {"id": 1}, [1, 2, 3], ["a"] * 4, "x" * 1000, [[[[]]]]]
-
-
-def mutated(content, rng: random.Random):
-    """A copy of the content in which something is changed, removed or added at a random place."""
-    content = json.loads(json.dumps(content))
-    place = content
-    while True:
-        keys = list(place) if isinstance(place, dict) else range(len(place))
-        if not keys:
-            return content
-        key = rng.choice(keys)
-        inner = place[key]
-        if isinstance(inner, dict | list) and inner and rng.random() < 0.8:
-            place = inner
-            continue
-        change = rng.randrange(4)
-        if change == 0:
-            del place[key]
-        elif change == 1 and isinstance(place, list):
-            place.append(rng.choice([inner, *ODD]))
-        else:
-            place[key] = rng.choice(ODD)
-        return content
 
 
 @pytest.mark.parametrize("name", LOADERS)
