@@ -15,8 +15,10 @@ import transformers
 from tiny import image_processor
 
 from vision_rl.cli import main
+from vision_rl.cli.parser import recipe_files
 from vision_rl.models import vision_encoder_decoder, vit_encoder
 from vision_rl.tasks.ocr import character_tokenizer
+from vision_rl.trainer.step_log import PATIENCE
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,3 +205,14 @@ def test_the_page_on_versions_names_the_floors_of_the_metadata_and_the_versions_
     assert {name: floor for name, floor, _ in rows} == floors
     assert {name: version for name, _, version in rows} == {name: pinned[name] for name in floors}
     assert f"**torch** is {pinned['torch']} in all three" in page
+
+
+def test_the_page_on_rewards_names_the_step_up_to_which_a_run_may_be_without_any_reward():
+    assert f"at or after step {PATIENCE}, or up to the end of training" in (DOCS / "design-a-reward.md").read_text()
+
+
+def test_the_table_of_memory_has_each_recipe_once():
+    page = (DOCS / "distributed.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| \d+ \|", page, re.M)
+    named = [name for row in rows for name in re.findall(r"\w+", row)]
+    assert sorted(named) == sorted(path.stem for path in recipe_files())
