@@ -1,6 +1,7 @@
 """The code of the documentation runs: that of the quickstart first, as the other pages go on from it; and tutorials."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import re
@@ -14,6 +15,7 @@ import torch
 import transformers
 from tiny import image_processor
 
+from vision_rl import VisionMLEConfig, VisionRewardConfig
 from vision_rl.cli import main
 from vision_rl.cli.parser import recipe_files
 from vision_rl.models import vision_encoder_decoder, vit_encoder
@@ -216,3 +218,18 @@ def test_the_table_of_memory_has_each_recipe_once():
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| \d+ \|", page, re.M)
     named = [name for row in rows for name in re.findall(r"\w+", row)]
     assert sorted(named) == sorted(path.stem for path in recipe_files())
+
+
+def test_the_tables_of_options_have_each_option_that_training_arguments_lack_with_its_default():
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", (DOCS / "api.md").read_text(), re.M)
+    listed = {}
+    for names, defaults in rows:
+        names, defaults = re.findall(r"\w+", names), defaults.replace("`", "").split(", ")
+        listed |= dict(zip(names, defaults * len(names) if len(defaults) == 1 else defaults, strict=True))
+    of_trainer = {option.name for option in dataclasses.fields(transformers.TrainingArguments)}
+    options = {option.name: option.default for option in dataclasses.fields(VisionRewardConfig)}
+    assert options.keys() >= {option.name for option in dataclasses.fields(VisionMLEConfig)}
+    assert {name for name in options if name not in of_trainer} <= listed.keys() <= options.keys()
+    assert {name: ast.literal_eval(default) for name, default in listed.items()} == {
+        name: options[name] for name in listed
+    }
