@@ -233,3 +233,13 @@ def test_the_tables_of_options_have_each_option_that_training_arguments_lack_wit
     assert {name: ast.literal_eval(default) for name, default in listed.items()} == {
         name: options[name] for name in listed
     }
+
+
+def test_the_page_on_the_log_explains_each_number_that_our_rewards_and_options_log():
+    page = (DOCS / "how-it-works.md").read_text().split("## Reading the log")[1].split("\n## ")[0]
+    explained = {name for row in re.findall(r"^\| (`.+?`) \|", page, re.M) for name in re.findall(r"`(.+?)`", row)}
+    rewards = [path for path in (ROOT / "src" / "vision_rl").rglob("*.py") if path.name == "rewards.py"]
+    rewards += (ROOT / "src" / "vision_rl" / "preferences").glob("*.py")
+    logged = {name for path in rewards for name in re.findall(r"\blog_metric\(\"(.+?)\"", path.read_text())}
+    assert len(logged) > 9
+    assert logged | {"skipped_rows", "skipped_steps", "rewards/<name>/skipped"} <= explained
