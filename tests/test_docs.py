@@ -1,4 +1,4 @@
-"""The code of the documentation runs: that of the quickstart first, as the other pages go on from it; and tutorials."""
+"""The code of the documentation runs: the quickstart and pages that say they go on from it, other pages, tutorials."""
 
 import ast
 import dataclasses
@@ -25,7 +25,7 @@ from vision_rl.trainer.step_log import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-ON_THEIR_OWN = {"add-a-task.md", "captioning.md", "colorization.md", "detection.md", "models.md", "panoptic.md"}
+GOES_ON = re.compile(r"go(?:es)? on from\s+the\s+\[quickstart\]\(index\.md#quickstart\)")
 SHORTER = [
     (r"max_steps([=\s\":]+)\d+", r"max_steps\g<1>2"),
     (r"printed_numbers\(\d+", "printed_numbers(64"),
@@ -58,6 +58,11 @@ def run(page: str, names: dict, languages: str = "python", first: str = "") -> N
                 assert main(shlex.split(line, comments=True)[1:]) == 0, line
 
 
+def goes_on(page: str) -> bool:
+    """Whether the page says, before its first block of Python, that it goes on from the quickstart."""
+    return GOES_ON.search((DOCS / page).read_text().split("```python")[0]) is not None
+
+
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
     """A folder to work in that is empty but for `experiments`, whose checkpoints the pages use."""
@@ -67,12 +72,18 @@ def desk(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_every_python_block_of_the_documentation_runs(desk):
+def test_the_quickstart_runs_and_then_each_page_that_says_it_goes_on_from_it(desk):
     quickstart: dict = {"__name__": "docs"}
     run("index.md", quickstart)
     for page in sorted(path.name for path in DOCS.glob("*.md")):
-        if page != "index.md" and blocks(page):
-            run(page, {"__name__": "docs"} if page in ON_THEIR_OWN else dict(quickstart))
+        if page != "index.md" and blocks(page) and goes_on(page):
+            run(page, dict(quickstart), "python|bash" if page == "own-data.md" else "python")
+
+
+def test_a_page_that_does_not_say_that_it_goes_on_from_the_quickstart_runs_without_its_names_and_files(desk):
+    for page in sorted(path.name for path in DOCS.glob("*.md")):
+        if page != "index.md" and blocks(page) and not goes_on(page):
+            run(page, {"__name__": "docs"})
 
 
 # --- the README -------------------------------------------------------------------------------------------------------
