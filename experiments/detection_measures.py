@@ -25,7 +25,7 @@ RECALLS = np.linspace(0, 1, 101)
 def make_rewards(
     processor: DetectionProcessor, train_dataset: Dataset
 ) -> dict[str, RecallReward | AveragePrecisionReward]:
-    """Those for recall, for mAP and for F1, by name; the classes weigh for mAP as the training boxes say.
+    """Make the rewards for recall, mAP and F1, by name; the classes weigh for mAP as the training boxes say.
 
     The paper's reward for mAP lets boxes of nothing cost nothing. For F1, which has no threshold of scores, they cost
     as much as duplicates.

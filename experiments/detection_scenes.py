@@ -1,10 +1,11 @@
-"""The data of the detection experiments: scenes of handwritten digits in three situations.
+"""The data of the detection experiments: scenes of handwritten digits in four situations.
 
 * complete: one to four digits, every box labelled. Imitation and reward ask for the same.
 * incomplete: the same images, but half of the training boxes are missing, once and for all, as annotators miss
   objects. Images of validation and test have all their boxes.
 * crowded: one to eight small digits that hide one another, under noise; every box labelled. A model cannot be sure.
-* hard: the same under more noise, for the tokens of the paper: 1000 bins, in random order, and more places than boxes.
+* hard: the crowded scenes under more noise, for the tokens of the paper: 1000 bins, in random order, and more places
+  than boxes.
 """
 
 from typing import Literal

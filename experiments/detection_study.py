@@ -333,7 +333,7 @@ class DetectionStudy(Study):
         return points
 
     def images_needed(self, row: str, learning_rate: float, folder: Path) -> dict:
-        """Of how many images the mean gradient of the policy is as large as its noise, and the interval; kept, by the weights.
+        """The number of images whose mean gradient is as large as its noise, and the interval; kept, by the weights.
 
         Without the confidence loss, whose gradient is several times as long at the start, and hardly noisy.
         """
@@ -394,7 +394,7 @@ def main(args: StudyArguments) -> dict:
 
 
 def title(row: str) -> str:
-    """Of a row and how it is decoded: `tuned_map@0.9` leaves a box out only where P(absent) is above 0.9."""
+    """Name a row and how it is decoded: `tuned_map@0.9` leaves a box out only where P(absent) is above 0.9."""
     name, _, threshold = row.partition("@")
     how = {"": "", "1": ", absence forbidden"}.get(threshold, f", absent only above {threshold}")
     return TITLES[name] + how

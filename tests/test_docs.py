@@ -1,6 +1,7 @@
-"""The code of the documentation runs: that of the quickstart first, as the other pages go on from it; and tutorials."""
+"""The code of the documentation runs: the quickstart and pages that say they go on from it, other pages, tutorials."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import re
@@ -14,14 +15,17 @@ import torch
 import transformers
 from tiny import image_processor
 
+from vision_rl import VisionMLEConfig, VisionRewardConfig
 from vision_rl.cli import main
+from vision_rl.cli.parser import recipe_files
 from vision_rl.models import vision_encoder_decoder, vit_encoder
 from vision_rl.tasks.ocr import character_tokenizer
+from vision_rl.trainer.step_log import PATIENCE
 
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-ON_THEIR_OWN = {"add-a-task.md", "captioning.md", "colorization.md", "detection.md", "models.md", "panoptic.md"}
+GOES_ON = re.compile(r"go(?:es)? on from\s+the\s+\[quickstart\]\(index\.md#quickstart\)")
 SHORTER = [
     (r"max_steps([=\s\":]+)\d+", r"max_steps\g<1>2"),
     (r"printed_numbers\(\d+", "printed_numbers(64"),
@@ -54,6 +58,11 @@ def run(page: str, names: dict, languages: str = "python", first: str = "") -> N
                 assert main(shlex.split(line, comments=True)[1:]) == 0, line
 
 
+def goes_on(page: str) -> bool:
+    """Whether the page says, before its first block of Python, that it goes on from the quickstart."""
+    return GOES_ON.search((DOCS / page).read_text().split("```python")[0]) is not None
+
+
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
     """A folder to work in that is empty but for `experiments`, whose checkpoints the pages use."""
@@ -63,12 +72,18 @@ def desk(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_every_python_block_of_the_documentation_runs(desk):
+def test_the_quickstart_runs_and_then_each_page_that_says_it_goes_on_from_it(desk):
     quickstart: dict = {"__name__": "docs"}
     run("index.md", quickstart)
     for page in sorted(path.name for path in DOCS.glob("*.md")):
-        if page != "index.md" and blocks(page):
-            run(page, {"__name__": "docs"} if page in ON_THEIR_OWN else dict(quickstart))
+        if page != "index.md" and blocks(page) and goes_on(page):
+            run(page, dict(quickstart), "python|bash" if page == "own-data.md" else "python")
+
+
+def test_a_page_that_does_not_say_that_it_goes_on_from_the_quickstart_runs_without_its_names_and_files(desk):
+    for page in sorted(path.name for path in DOCS.glob("*.md")):
+        if page != "index.md" and blocks(page) and not goes_on(page):
+            run(page, {"__name__": "docs"})
 
 
 # --- the README -------------------------------------------------------------------------------------------------------
@@ -203,3 +218,39 @@ def test_the_page_on_versions_names_the_floors_of_the_metadata_and_the_versions_
     assert {name: floor for name, floor, _ in rows} == floors
     assert {name: version for name, _, version in rows} == {name: pinned[name] for name in floors}
     assert f"**torch** is {pinned['torch']} in all three" in page
+
+
+def test_the_page_on_rewards_names_the_step_up_to_which_a_run_may_be_without_any_reward():
+    assert f"at or after step {PATIENCE}, or up to the end of training" in (DOCS / "design-a-reward.md").read_text()
+
+
+def test_the_table_of_memory_has_each_recipe_once():
+    page = (DOCS / "distributed.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| \d+ \|", page, re.M)
+    named = [name for row in rows for name in re.findall(r"\w+", row)]
+    assert sorted(named) == sorted(path.stem for path in recipe_files())
+
+
+def test_the_tables_of_options_have_each_option_that_training_arguments_lack_with_its_default():
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.+?) \|", (DOCS / "api.md").read_text(), re.M)
+    listed = {}
+    for names, defaults in rows:
+        names, defaults = re.findall(r"\w+", names), defaults.replace("`", "").split(", ")
+        listed |= dict(zip(names, defaults * len(names) if len(defaults) == 1 else defaults, strict=True))
+    of_trainer = {option.name for option in dataclasses.fields(transformers.TrainingArguments)}
+    options = {option.name: option.default for option in dataclasses.fields(VisionRewardConfig)}
+    assert options.keys() >= {option.name for option in dataclasses.fields(VisionMLEConfig)}
+    assert {name for name in options if name not in of_trainer} <= listed.keys() <= options.keys()
+    assert {name: ast.literal_eval(default) for name, default in listed.items()} == {
+        name: options[name] for name in listed
+    }
+
+
+def test_the_page_on_the_log_explains_each_number_that_our_rewards_and_options_log():
+    page = (DOCS / "how-it-works.md").read_text().split("## Reading the log")[1].split("\n## ")[0]
+    explained = {name for row in re.findall(r"^\| (`.+?`) \|", page, re.M) for name in re.findall(r"`(.+?)`", row)}
+    rewards = [path for path in (ROOT / "src" / "vision_rl").rglob("*.py") if path.name == "rewards.py"]
+    rewards += (ROOT / "src" / "vision_rl" / "preferences").glob("*.py")
+    logged = {name for path in rewards for name in re.findall(r"\blog_metric\(\"(.+?)\"", path.read_text())}
+    assert len(logged) > 9
+    assert logged | {"skipped_rows", "skipped_steps", "rewards/<name>/skipped"} <= explained

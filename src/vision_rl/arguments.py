@@ -23,7 +23,7 @@ _NOT_THE_ARGUMENTS = ("OutOfMemoryError", "AcceleratorError")  # torch's; this m
 
 
 def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """What a function's own checks let through and what then breaks inside it is a `ValueError` with all that it was given.
+    """Turn errors that a function's own checks did not foresee into a `ValueError` with all of its arguments.
 
     Nobody can foresee every structure that a caller's code makes, and `KeyError: 'boxes'` from the depth of a metric tells
     nothing. A `ValueError`, `TypeError` or `OSError` that names an argument is left as it is. It costs nothing where

@@ -85,7 +85,7 @@ def check_values(
 
 
 def flat_fields(chunk: pa.Array) -> dict[str, tuple[np.ndarray, pa.Array]]:
-    """Of each field how many entries each row has, -1 for none at all, and the entries of all rows behind each other."""
+    """Return for each field the number of entries of each row, -1 for none, and all rows' entries in one array."""
     if pa.types.is_struct(chunk.type):  # a dict of lists
         names = [chunk.type.field(i).name for i in range(chunk.type.num_fields)]
         lists = {name: field for name, field in zip(names, chunk.flatten(), strict=True) if is_list(field.type)}

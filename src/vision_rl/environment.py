@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, str]:
-    """By name, ours first."""
+    """Return the versions of packages, the platform and the devices, by name; our own version comes first."""
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "vision_rl": vision_rl.__version__,

@@ -45,7 +45,7 @@ def write_manifest(folder: str | Path, **facts: Any) -> None:
 
 
 def names_below(folder: Path) -> list[str]:
-    """Of the files that a manifest of the folder lists."""
+    """Return the names of the files that a manifest of the folder lists."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return [name for name in names if name not in (MANIFEST, CARD)]
 
@@ -133,7 +133,7 @@ def loading(path: str | Path, without: Iterable[str] = ()) -> Iterator[None]:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Any error of loading `path` names it; an OSError stays one, others are a `DamagedFolder`."""
+    """Make any error of loading `path` name it: an OSError stays one, others become a `DamagedFolder`."""
     try:
         yield
     except (OSError, DamagedFolder):

@@ -67,7 +67,7 @@ class VisionProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
-        """As transformers', which would ask on standard input whether code that comes with a folder may run: it may not."""
+        """Load as transformers does, but refuse code that comes with the folder instead of asking on stdin."""
         return super().from_pretrained(
             pretrained_model_name_or_path, *args, trust_remote_code=trust_remote_code, **kwargs
         )
@@ -317,7 +317,7 @@ class TextProcessor(VisionProcessor):
         return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-100)  # (B, T)
 
     def tokens_from(self, old) -> list[int]:
-        """By the tokens' texts."""
+        """Match the ids by their tokens' texts."""
         known = old.tokenizer.get_vocab()
         return [known.get(token, -1) for token in self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))]
 
@@ -411,7 +411,7 @@ class TextProcessor(VisionProcessor):
             self._check_labels(texts, columns["text"], len(dataset), num_positions)
 
     def _check_labels(self, texts_of_rows, column: str, num_rows: int, num_positions: int) -> None:
-        """Of any text of a row. Warns of texts that the tokenizer knows in part."""
+        """Check the labels of each text of each row, and warn of texts that the tokenizer knows in part."""
         tokenizer = self.tokenizer
         lengths: dict[int, int] = {}
         unwritten: dict[int, Exception] = {}

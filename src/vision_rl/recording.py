@@ -26,7 +26,7 @@ def plain(value: Any) -> Any:
 
 
 def is_secret(name: str) -> bool:
-    """Of an option or a variable of the environment: whether its value lets somebody in."""
+    """Whether the value of an option, or of a variable of the environment, lets somebody in."""
     return name.lower().endswith(("token", "api_key", "secret", "password"))
 
 

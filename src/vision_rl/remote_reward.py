@@ -165,7 +165,7 @@ class RemoteReward:
         return answer
 
     def _shown_url(self) -> str:
-        """Without what may be a secret in it."""
+        """The server's address without what may be a secret in it."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
 

@@ -15,7 +15,7 @@ from vision_rl.trainer.vision_trainer import VisionTrainer
 
 @dataclass(frozen=True)
 class Answers:
-    """Of one model to N images, in the data set's order.
+    """The answers of one model to N images, in the data set's order.
 
     Args:
         completions: N decoded objects.
@@ -66,7 +66,7 @@ class Change:
 
     @staticmethod
     def of(changes: np.ndarray) -> "Change | None":
-        """Of `changes (N,)`, of which NaN is left out; None for fewer than two."""
+        """Summarize `changes (N,)`, where NaN is left out; None for fewer than two."""
         known = changes[~np.isnan(changes)]
         if len(known) < 2:
             return None

@@ -128,7 +128,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def _widened(low: float, high: float, margin: float, room: float) -> tuple[float, float]:
-    """With a margin at both ends, a share of the range; with `room` at both where there is but one value."""
+    """Widen the range by the share `margin` at both ends, or by `room` where it has but one value."""
     if high - low < 1e-9 * max(abs(low), abs(high)) or high == low:
         return low - room, high + room
     return low - margin * (high - low), high + margin * (high - low)

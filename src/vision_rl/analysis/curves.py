@@ -42,7 +42,7 @@ def curve(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[flo
 
 
 def evaluated_names(log: Sequence[dict[str, Any]]) -> list[str]:
-    """What evaluations have measured, the reward first."""
+    """List the names of what evaluations have measured, the reward first."""
     names = dict.fromkeys(
         name
         for line in log

@@ -43,7 +43,7 @@ def _of_n(title: str, key: str, models: Mapping[str, dict[str, Any]]) -> str:
 
 
 def _line(name: str, x: Sequence[float], points: dict[str, list], colour: int) -> Line:
-    """With the 95 % interval of the mean over images."""
+    """Make the line of `points` over `x`, with the 95 % interval of the mean over images."""
     pairs = list(zip(points["mean"], points["error"], strict=True))
     low, high = (
         [None if error is None else mean + sign * CONFIDENCE * error for mean, error in pairs] for sign in (-1, 1)

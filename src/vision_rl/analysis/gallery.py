@@ -15,7 +15,7 @@ DRAWN = 360  # pixels of an image's width: about as wide as it is shown, so that
 
 
 def gallery(comparison: Comparison, num_shown: int = NUM_SHOWN) -> Html:
-    """Each image once; of answers without a reward, or without a model before, the best, the worst, or the first."""
+    """Show images, each once: gains and losses; without a model before, best and worst; without rewards, the first."""
     sections = [
         joined(tag("h3", title), tag("div", *(_shown(comparison, row) for row in rows), class_="gallery"))
         if rows
@@ -26,7 +26,7 @@ def gallery(comparison: Comparison, num_shown: int = NUM_SHOWN) -> Html:
 
 
 def chosen(comparison: Comparison, num_shown: int) -> dict[str, list[int]]:
-    """Which rows are shown, by title."""
+    """Choose the rows that are shown, by the title above them."""
     changes, rewards = comparison.changes(), comparison.after.rewards
     count = len(comparison.after.completions)
     if changes is not None:

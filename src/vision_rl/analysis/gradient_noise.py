@@ -18,7 +18,7 @@ PREFIX_REWARDS, TOKEN_TARGETS, WHOLE_UPDATE = "prefix rewards", "token targets",
 def gradient_noise(
     trainer: VisionRewardTrainer, num_batches: int = 60, told: Callable[[int], None] = lambda batches: None
 ) -> list[GradientNoise]:
-    """Of each estimator, from up to `num_batches` batches of `per_device_train_batch_size` images.
+    """Measure each estimator's noise, from up to `num_batches` batches of `per_device_train_batch_size` images.
 
     Every baseline judges the same samples; where a reward has prefix rewards, with and without them. Rewards that supply
     token targets have a line for these alone, and the last line is the update as the trainer's options make it, which
@@ -81,7 +81,7 @@ def losses_of(trainer: VisionRewardTrainer, batch: dict) -> Iterator[tuple[str, 
 
 
 def advantages_by_baseline(rewards: torch.Tensor, greedy: torch.Tensor) -> Iterator[tuple[str, Any]]:
-    """By the names of `VisionRewardConfig.baseline`, scaled so that all but `mean` have the same expected gradient."""
+    """Yield the advantages of each `baseline`, by name, scaled so that all but `mean` have one expected gradient."""
     yield "leave_one_out", baselines.leave_one_out_advantages(rewards)
     yield "first", rewards.shape[1] * baselines.first_advantages(rewards)  # the mean is over the one that learns
     yield "greedy", baselines.greedy_advantages(rewards, greedy)

@@ -38,7 +38,7 @@ class Sketch:
         self.signs = torch.ones_like(signs) if size <= WIDTH else 2 * signs - 1
 
     def __call__(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Of a gradient in parts, in their order: `(width,)`, float32 on the CPU."""
+        """Sketch a gradient, given in parts in their order: `(width,)`, float32 on the CPU."""
         flat = torch.cat([part.detach().flatten().float() for part in parts])
         if len(flat) != self.size:
             raise ValueError(f"The gradient has {len(flat)} numbers, but the sketch was made for {self.size}.")
@@ -76,17 +76,17 @@ class GradientNoise:
 
     @property
     def images_needed_interval(self) -> tuple[float | None, float | None]:
-        """The same at both ends of the 95 % interval; an upper end of None: there may be no signal at all."""
+        """Both ends of the 95 % interval of `images_needed`; an upper end of None: there may be no signal at all."""
         margin = CONFIDENCE * self.signal_to_noise_error
         return _inverse(self.signal_to_noise + margin), _inverse(self.signal_to_noise - margin)
 
     def share_of_signal(self, images: int) -> float:
-        """Of the expected squared length of an update's gradient, when it has so many images: 0 to 1."""
+        """The signal's share, 0 to 1, of the expected squared length of the gradient of so many images."""
         ratio = max(0.0, self.signal_to_noise) * images
         return ratio / (1 + ratio)
 
     def summary(self) -> dict:
-        """All of it as plain numbers."""
+        """Return all of these as plain numbers, by name."""
         return {
             **vars(self),
             "images_needed": self.images_needed,
@@ -101,7 +101,7 @@ def images_text(images: float | None) -> str:
 
 
 def noise_of(name: str, gradients: Sequence[torch.Tensor], images: int) -> GradientNoise:
-    """Of independent gradients `(P,)`, or their sketches, each the mean over `images` images.
+    """Measure the noise of independent gradients `(P,)`, or their sketches, each the mean over `images` images.
 
     Raises:
         ValueError: for fewer than four of them.
@@ -120,7 +120,10 @@ def noise_of(name: str, gradients: Sequence[torch.Tensor], images: int) -> Gradi
 
 
 def _signal_and_noise(count, total, own, images: int) -> tuple:
-    """From `count` gradients: the sum of all products, and that of each with itself."""
+    """Estimate signal, noise and their ratio from `count` gradients.
+
+    `total` is the sum of all products of two of them, `own` that of the products of each with itself.
+    """
     signal = (total - own) / (count * (count - 1))
     noise = images * (own - total / count) / (count - 1)
     return signal, noise, signal / np.maximum(noise, np.finfo(float).tiny)

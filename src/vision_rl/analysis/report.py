@@ -104,7 +104,7 @@ def _verdict(run: RunFolder, comparison: Comparison | None) -> Html:
 
 
 def _verdict_of_log(run: RunFolder) -> Html:
-    """Where no answers are compared, as far as the log says."""
+    """Say whether the run worked as far as its log tells, where no answers are compared."""
     sentences = []
     steps, rewards = curve(run.log, "eval_reward")
     if len(steps) > 1:
@@ -166,7 +166,7 @@ def _cards(comparison: Comparison, change: Change) -> Html:
 
 
 def _paired_metrics(comparison: Comparison) -> dict[str, tuple[float, float]]:
-    """What both models were measured by, the task's metric before the parts of rewards."""
+    """Return each metric of both models, before and after, by name: the task's first, then parts of rewards."""
     if comparison.before is None:
         return {}
     before, after = comparison.before.metrics, comparison.after.metrics
@@ -179,7 +179,7 @@ def _is_of_reward(name: str) -> bool:
 
 
 def _moved_metrics(comparison: Comparison) -> tuple[list[str], list[str]]:
-    """Those that went down and those that went up, in words; whether that is good, the reader knows."""
+    """List the metrics that went down, and those that went up, in words; whether that is good, the reader knows."""
     down: list[str] = []
     up: list[str] = []
     for name, (before, after) in _paired_metrics(comparison).items():

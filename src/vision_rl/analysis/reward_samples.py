@@ -19,7 +19,7 @@ LEVELS = [round(0.01 * level, 2) for level in range(101)]  # of the quantiles
 
 @dataclass(frozen=True)
 class RewardSamples:
-    """Of B images, those whose every sample was scored.
+    """Rewards and log-probabilities of N samples of each of B images, of which every sample was scored.
 
     Args:
         row_index: `(B,)`, their places in the data set.
@@ -131,6 +131,6 @@ def _point(values: np.ndarray) -> dict[str, float | None]:
 
 
 def _points(values: Any) -> dict[str, list]:
-    """Of several `(B,)`."""
+    """Return means and standard errors of several arrays `(B,)`, one after the other."""
     pairs = [mean_and_error(each) for each in values]
     return {"mean": [mean for mean, _ in pairs], "error": [error for _, error in pairs]}

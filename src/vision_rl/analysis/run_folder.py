@@ -99,7 +99,7 @@ def _json(path: Path, kind: type) -> Any:
 
 
 def _sheets(folder: Path) -> dict[str, list[tuple[int, Path]]]:
-    """By what they show, such as `completions` or `eval_completions`, in the order of their steps."""
+    """Find the sheets by what they show, such as `completions` or `eval_completions`, in the order of their steps."""
     sheets: dict[str, list[tuple[int, Path]]] = {}
     for path in [*folder.glob("*.png"), *folder.glob("*.parquet")]:
         if path.suffix == ".parquet" and path.with_suffix(".png").is_file():

@@ -27,7 +27,7 @@ GB = 1e9
 
 
 def dry_run(command: str, given: Read) -> Callable[[], None]:
-    """What prints sizes, memory by calculation, what is missing, and the command that follows."""
+    """Return a function that prints sizes, memory by calculation, what is missing, and the command that follows."""
     missing: list[str] = []
     rows = _rows(given, missing)
     with torch.device("meta"):

@@ -61,7 +61,7 @@ def evaluate(given: Read) -> Callable[[], None]:
 
 
 def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards") -> None:
-    """Shard after shard, all ranks on each; what an earlier run has finished is not answered again."""
+    """Answer shard after shard, all ranks each; what an earlier run has finished is not answered again."""
     args, data = given.own
     metric = given.task.make_metric(trainer.processor)
     for start, path in shards.missing():

@@ -14,7 +14,7 @@ from vision_rl.trainer.vision_config import on_one_device
 def judging_trainer(
     given: Read, model: str, folder: str, rows: Any, counted: Any, train: Any = None, **options: Any
 ) -> VisionRewardTrainer | VisionMLETrainer:
-    """Of `model`, which is not trained.
+    """Make a trainer that judges the answers of `model`, which is not trained.
 
     Args:
         given: what the command was given; of its first dataclass the model's revision, the rewards and the device count.

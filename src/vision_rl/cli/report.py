@@ -15,7 +15,7 @@ from vision_rl.cli.reading import Read
 
 
 def report_of_log(folder: Path, output: str | None = None) -> Callable[[], None]:
-    """Of a run whose task or data nobody has named: what its folder says by itself."""
+    """Make the report of a run whose task or data nobody has named, from what its folder says by itself."""
     why = "It shows no answers, as the task or data is not known: `vision-rl report --help` lists the options that name them."
     return lambda: _say(write_report(folder, output=output), why)
 

@@ -135,7 +135,7 @@ class ChoiceFile:
         }
 
     def _lines(self, bad_rows: BadRows) -> Iterator[dict[str, Any]]:
-        """Those that are choices, with all of their files there."""
+        """Yield the lines that are choices and whose files are all there."""
         for number, text in enumerate(self.path.read_bytes().splitlines(), 1):
             if not text.strip():
                 continue

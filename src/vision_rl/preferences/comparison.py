@@ -43,7 +43,7 @@ class Comparison:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Of all pairs, whose files are stored by that: nothing can go wrong with them later."""
+        """The keys of all pairs. Making them stores the pairs' files, so nothing can go wrong with these later."""
         return [self.choices.key(pair) for pair in self.pairs]
 
     def next(self, rater: str) -> Shown | None:
@@ -57,7 +57,7 @@ class Comparison:
         return sum(key in judged for key in self.keys)
 
     def pictures(self, shown: Shown) -> tuple[Image.Image, Image.Image]:
-        """What stands left and right."""
+        """Draw the answers that stand left and right."""
         pair = self.pairs[shown.place]
         left, right = (self.draw(rgb_image(pair.image, shown.place), pair.completions[which]) for which in shown.order)
         return left, right

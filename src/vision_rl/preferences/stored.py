@@ -116,6 +116,6 @@ def _read(path: Path) -> Any:
 
 
 def _digest(array: np.ndarray) -> str:
-    """Of the values, and not of a file's bytes, which another version of a library writes otherwise."""
+    """Digest the values, and not a file's bytes, which another version of a library writes otherwise."""
     kind = f"{array.dtype.str} {array.shape} ".encode()
     return hashlib.sha256(kind + np.ascontiguousarray(array).tobytes()).hexdigest()

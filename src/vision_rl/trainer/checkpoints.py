@@ -176,7 +176,7 @@ def take_name(aside: Path, target: Path) -> None:
 
 
 def _move_files(aside: Path, folder: Path) -> None:
-    """Into a folder that may hold other things, and an earlier model; without its manifest while it is of two models."""
+    """Move files into a folder that may hold others. While it has parts of two models, it has no manifest."""
     try:
         before = set(read_manifest(folder)["files"])
     except DamagedFolder:
@@ -209,7 +209,7 @@ def _rotate(trainer: "VisionTrainer", run: Path, newest: Path) -> None:
 
 
 def _discard(folder: Path) -> None:
-    """Delete, under a name that nobody takes for a checkpoint while it is half gone."""
+    """Delete a checkpoint, under a name that nobody takes for one while it is half gone."""
     discarded = folder.with_name(f"{DISCARDED}{folder.name}")
     shutil.rmtree(discarded, ignore_errors=True)
     os.rename(folder, discarded)
@@ -224,7 +224,7 @@ def _tidy(run: Path) -> None:
 
 @contextmanager
 def _explained(trainer: "VisionTrainer", folder: Path, name: str) -> Iterator[None]:
-    """Any failure of writing as a `SaveError` that says where, why, and what is still there."""
+    """Turn any failure of writing into a `SaveError` that says where, why, and what is still there."""
     try:
         yield
     except Exception as error:

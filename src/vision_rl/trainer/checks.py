@@ -37,7 +37,7 @@ REWARD_ARGUMENTS = (
 
 
 def check_config(trainer: object, args: Any, kind: type) -> None:
-    """The options are those of this step."""
+    """Check that the options are of the class that this trainer takes."""
     if not isinstance(args, kind):
         raise TypeError(f"args is a {type(args).__name__}; {type(trainer).__name__} takes a {kind.__name__}.")
 

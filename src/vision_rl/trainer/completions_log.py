@@ -164,7 +164,7 @@ class CompletionsLog:
             )
 
     def gather(self, prefix: str) -> None:
-        """At the end of an evaluation, on all ranks: its rows in order, each once, whichever rank had them."""
+        """Collect the rows of all ranks at the end of an evaluation, each once, in order. Every rank must call it."""
         rows = {row.row_index: row for row in gather_object(self._evaluating)}
         self._evaluating, self._evaluated[prefix] = [], [rows[index] for index in sorted(rows)]
 
@@ -229,7 +229,7 @@ class CompletionsLog:
         return [self.draw(image, completion, row.reference) for completion in row.completions]
 
     def _sheet(self, title: str, rows: list[LoggedImage], pictures: list[list[Image.Image]]) -> Image.Image:
-        """Samples: a line an image, the best first; of an evaluation, which has one completion an image, all in a line."""
+        """Draw the sheet: a line of samples an image, the best first; of an evaluation, all answers in a line."""
         lines = []
         for row, drawn in zip(rows, pictures, strict=True):
             shown = extremes(row.rewards, NUM_DRAWN)

@@ -95,7 +95,7 @@ class FiniteCheck:
         trainer.leave_out_step()
 
     def _is_left_to_the_scaler(self) -> bool:
-        """float16: infinite gradients are how the loss scale is found; the scaler leaves such steps out itself."""
+        """Whether float16's scaler leaves the step out itself: infinite gradients are how it finds the loss scale."""
         scaler = getattr(self._trainer.accelerator, "scaler", None)
         return scaler is not None and scaler.get_scale() >= 1
 

@@ -49,7 +49,7 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
 
 
 def _load_model(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel:
-    """One of the models that are served, of the class that its config names; others are refused before their weights come."""
+    """Load a served model, of the class that its config names; others are refused before their weights come."""
     download = (
         "revision",
         "subfolder",
@@ -89,7 +89,7 @@ def load_processor(name_or_path: str, options: dict[str, Any]) -> Any:
 
 
 def _where(options: dict[str, Any]) -> dict[str, Any]:
-    """Of the options of `from_pretrained` those that say where the files are, of model and processor alike."""
+    """Return those options of `from_pretrained` that say where the files of model and processor are."""
     return {name: options[name] for name in ("cache_dir", "local_files_only", "revision", "token") if name in options}
 
 
@@ -135,7 +135,7 @@ def prepared_policy(
 
 
 def saved_tensors(folder: str, names: set[str]) -> dict[str, torch.Tensor]:
-    """Those of the tensors `names` that the checkpoint in `folder` holds under these names."""
+    """Read the tensors `names` of the checkpoint in `folder`; names that it does not have are left out."""
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(Path(folder).glob("model*.safetensors")) if names else []:
         with safe_open(path, "pt") as file:
@@ -155,7 +155,7 @@ def restore_weights(model: Any, folder: str) -> None:
 
 
 def check_base_is_kept(peft_config: PeftConfig) -> None:
-    """Without its new adapters the model is what it was before them, so that `beta` can hold it to that.
+    """Check that without its new adapters the model is what it was before them: `beta` compares with that.
 
     Raises:
         ValueError: for adapters that change the weights below them as they are made (PiSSA, OLoRA, LoftQ, ...), and for

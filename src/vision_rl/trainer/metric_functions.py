@@ -71,7 +71,7 @@ def _name_of(metric: Any) -> str:
 
 
 def check_metric(compute_metrics: Any) -> None:
-    """It is a function of predictions and references that returns something, as an evaluate module's `compute`."""
+    """Check that a metric is a function of predictions and references that returns something."""
     if compute_metrics is None:
         return
     if not callable(compute_metrics):
@@ -99,7 +99,7 @@ def _returns_nothing(function: FunctionType) -> bool:
 
 
 def check_metric_result(metrics: Any) -> None:
-    """What a metric gives is a dict."""
+    """Check that a metric has returned a dict."""
     if not isinstance(metrics, Mapping):
         raise TypeError(
             f"compute_metrics returned a {type(metrics).__name__}; it must return a dict of numbers by name, such as "

@@ -41,7 +41,7 @@ def check_model(model: nn.Module, processor: VisionProcessor, max_completion_len
 
 
 def _check_cross_attention(decoder: Any) -> None:
-    """It is there; the decoder of a `VisionEncoderDecoderModel` can be any."""
+    """Check that the decoder has cross-attention; a `VisionEncoderDecoderModel` takes any decoder."""
     accepts_images = "encoder_hidden_states" in inspect.signature(decoder.forward).parameters
     attends = any("cross" in name or "encoder_attn" in name for name, _ in decoder.named_modules())
     if not (accepts_images and attends):
@@ -53,7 +53,7 @@ def _check_cross_attention(decoder: Any) -> None:
 
 
 def _check_special_ids(ids: SpecialIds, vocab_size: int, tokenizer: Any) -> None:
-    """Each of them is an id of the decoder."""
+    """Check that each special id is one of the decoder's ids."""
     named = [("decoder_start_token_id", ids.decoder_start), ("pad_token_id", ids.pad)]
     named += [("eos_token_id", end) for end in ids.ends] + [("suppress_tokens", token) for token in ids.suppressed]
     outside = [(name, value) for name, value in named if value >= vocab_size]

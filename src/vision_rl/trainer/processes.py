@@ -8,7 +8,7 @@ ASKED = "VISION_RL_NUM_PROCESSES"  # of `vision-rl --accelerate_config`, told to
 
 
 def check_processes(args: Any) -> None:
-    """As many processes train together as a launcher was asked for.
+    """Check that as many processes train together as a launcher was asked for.
 
     accelerate starts a single process for `MULTI_CPU` and for `--cpu`, whatever number stands beside it, and says nothing.
 
@@ -25,13 +25,13 @@ def check_processes(args: Any) -> None:
 
 
 def choose_deepspeeds_device(args: Any) -> None:
-    """DeepSpeed takes the device that it finds when it is first imported, where nobody says which."""
+    """Tell DeepSpeed to take the CPU with `use_cpu`; by itself it takes what it finds when it is first imported."""
     if args.use_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def join_deepspeed(args: Any) -> None:
-    """On CPUs DeepSpeed has to be told of the other processes; ZeRO-3 asks when a model is loaded."""
+    """Tell DeepSpeed of the other processes, which it needs on CPUs; ZeRO-3 asks when a model is loaded."""
     if args.deepspeed is not None and args.device.type == "cpu":
         import deepspeed
 

@@ -118,7 +118,7 @@ class ProgressLine(TrainerCallback):
             self.bar.refresh()
 
     def _end_evaluation(self) -> None:
-        """Of one outside of a training the line goes with it."""
+        """End the progress of an evaluation; outside of a training the whole line goes with it."""
         if self.bar is None or self.evaluation is None:
             return
         self.bar.remove_task(self.evaluation)

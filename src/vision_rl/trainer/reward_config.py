@@ -209,7 +209,7 @@ class VisionRewardConfig(VisionConfig):
 
     @property
     def images_at_once(self) -> int:
-        """Those of a rollout."""
+        """Images of a rollout, over all processes: they are sampled before the first is learned from."""
         return self.generation_batch_size or self.images_in_step
 
     @property

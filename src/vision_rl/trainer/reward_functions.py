@@ -108,7 +108,7 @@ def names_of(rewards: Sequence) -> list[str]:
 
 
 def source_of(function: Callable) -> str:
-    """Where its code is, or which model it is, for whoever asks later what a model was tuned for."""
+    """Name where a reward's code is, or which model it is, for whoever asks later what a model was tuned for."""
     if isinstance(function, functools.partial):
         return source_of(function.func)
     if isinstance(function, TextRewardModel):
@@ -120,7 +120,7 @@ def source_of(function: Callable) -> str:
 
 
 def saved_rewards(rewards: Sequence) -> list[SavedReward]:
-    """Those with data of their own. Raises `ValueError` for two of a kind."""
+    """Return the rewards that have data of their own to save. Raises `ValueError` for two of a class."""
     saved = [reward for reward in map(_saved_reward, rewards) if reward is not None]
     kinds = [type(reward) for reward in saved]
     if len(set(kinds)) < len(kinds):

@@ -204,7 +204,7 @@ class VisionTrainer(Trainer):
     # --- data -------------------------------------------------------------------------------------------------------
 
     def _make_collator(self, args: VisionConfig, datasets: dict) -> VisionCollator:
-        """Where the model writes codes, labels are made of a column `codes`, else of dense targets by stage I."""
+        """Make the collator. Labels of codes come from a column `codes`, else from dense targets by stage I."""
         process, learned = None, None
         if self.learns_from_labels and isinstance(self.processor, DenseProcessor):
             if codes_given(map(checks.column_names, datasets.values())):
@@ -245,7 +245,7 @@ class VisionTrainer(Trainer):
             )
 
     def _check_rewards(self, name: str, columns: list[str]) -> None:
-        """What rewards ask for is there, if there are rewards."""
+        """Check that the columns have what the rewards ask for; MLE has no rewards."""
 
     def get_train_dataloader(self) -> DataLoader:
         if self.train_dataset is None:
@@ -292,19 +292,19 @@ class VisionTrainer(Trainer):
         return self.accelerator.gather(counted).sum(0).tolist()
 
     def _check_of_rows(self) -> Callable | None:
-        """What finds a row that is to be skipped, if any is."""
+        """Return the check that decides whether a row is skipped, or None where none is."""
         collator: Any = self.data_collator
         return collator.check_image if self.args.on_bad_row == "skip" else None
 
     def _tell_bad_rows(self, batch: dict) -> None:
-        """Each of them once."""
+        """Warn of each row that was skipped, once."""
         for problem in batch["columns"].bad_rows:
             if problem not in self._bad_rows:
                 self._bad_rows.add(problem)
                 logger.warning("%s The next row takes its place (on_bad_row).", problem)
 
     def _count_items(self, batch: dict) -> float:
-        """What the loss is a mean of: the images; in MLE their tokens."""
+        """Count what the loss is a mean over: the images of the batch; in MLE their tokens."""
         return len(batch["row_index"])
 
     def mean_over_step(self, values: torch.Tensor, num_items: float | None = None) -> torch.Tensor:
@@ -319,7 +319,7 @@ class VisionTrainer(Trainer):
         return values.sum() * self.accelerator.num_processes / (num_items or self.num_images_in_step)
 
     def _prepare_inputs(self, inputs):
-        """On the device; with the labels that the completion decoder makes of dense targets."""
+        """Move a batch to the device, and add the labels that the completion decoder makes of dense targets."""
         self._tell_bad_rows(inputs)
         inputs = super()._prepare_inputs(inputs)
         if "targets" in inputs and self.completion_decoder is not None:
@@ -470,7 +470,7 @@ class VisionTrainer(Trainer):
         return grad_norm
 
     def leave_out_step(self) -> None:
-        """Without gradients the optimizer moves nothing, neither weights nor its own moments."""
+        """Drop the gradients of the step, so that the optimizer moves neither weights nor its own moments."""
         self.model_wrapped.zero_grad()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -494,7 +494,7 @@ class VisionTrainer(Trainer):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As Trainer's; without an argument `args.resume_from_checkpoint` counts, which Trainer leaves to scripts."""
+        """Train as Trainer does; without an argument `args.resume_from_checkpoint` counts, which Trainer ignores."""
         resume_from_checkpoint = resuming.folder_to_resume(self, resume_from_checkpoint)
         self.finite_check.forget()
         self.finite_check.num_skipped = 0
@@ -509,12 +509,12 @@ class VisionTrainer(Trainer):
                 self._progress.stop()
 
     def _run_epoch(self, *args, **kwargs):
-        """Nothing, where a run is resumed that had ended: Trainer would take a step more."""
+        """Run an epoch, unless the run that is resumed had ended: Trainer would take a step more."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model, trial):
-        """Aside, then renamed. With `save_retry` the run goes on without one, if the next can be written."""
+        """Save a checkpoint aside, then rename it. With `save_retry` one failure alone is only a warning."""
         try:
             checkpoints.save_checkpoint(self, trial)
             self._save_failed = False
@@ -525,7 +525,7 @@ class VisionTrainer(Trainer):
             logger.warning("%s. The run goes on, but it ends if the next checkpoint fails too (save_retry).", error)
 
     def save_model(self, output_dir=None, _internal_call=False):
-        """As Trainer's; a model that was saved there before is replaced when all of the new one is written."""
+        """Save the model as Trainer does; one that was saved there before is replaced when all of it is written."""
         folder = Path(str(output_dir or self.args.output_dir))
         if checkpoints.is_aside(folder):
             super().save_model(str(folder), _internal_call=True)
@@ -566,7 +566,7 @@ class VisionTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _stream_file(self, checkpoint: str) -> str:
-        """Each rank has a share of the stream, and a place in it."""
+        """Return the file with this rank's place in its share of the stream."""
         return os.path.join(checkpoint, f"stream_{self.args.process_index}.pt")
 
     def _save(self, output_dir=None, state_dict=None):

@@ -110,7 +110,7 @@ class CaptioningProcessor(TextProcessor):
             check_values(column_values(dataset, column), column, len(dataset), checked_captions)
 
     def check_label_lengths(self, dataset, columns: dict[str, str], num_positions: int) -> None:
-        """Any of a row's captions may be learned; of a long one `max_caption_length` tokens are."""
+        """Check the labels of all captions, as any may be learned; of a long one `max_caption_length` tokens are."""
         if "captions" in columns:
             self._check_labels(
                 column_values(dataset, columns["captions"]), columns["captions"], len(dataset), num_positions

@@ -142,7 +142,7 @@ def hasler_colorfulness(image: Picture) -> float:
 
 @naming_arguments
 def mean_squared_error(image: Picture, reference: Picture) -> float:
-    """Between two images of one size with values from 0 to 1, over all pixels and channels."""
+    """The mean squared difference of two images of one size, values from 0 to 1, over all pixels and channels."""
     found, true = _as_unit_floats(image), _as_unit_floats(reference)
     if found.shape != true.shape:
         raise ValueError(

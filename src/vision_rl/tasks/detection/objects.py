@@ -260,7 +260,7 @@ def _read_usual(chunk: pa.Array, categories: Sequence[str], first: int) -> tuple
 
 
 def _nothing(values: pa.Array, shape: tuple[int, ...], dtype: type) -> tuple[np.ndarray, np.ndarray]:
-    """Of a type that is not read at once."""
+    """Return zeros and that no row is usual, for a column of a type that is not read all at once."""
     return np.zeros((len(values), *shape), dtype), np.zeros(len(values), bool)
 
 

@@ -147,7 +147,7 @@ class DetectionProcessor(VisionProcessor):
 
     @property
     def logits_processor(self) -> LogitsProcessorList | None:  # type: ignore[override]
-        """For `model.generate(pixel_values, logits_processor=...)`: what `stop_threshold` says. None where it is 0."""
+        """What applies `stop_threshold` in `model.generate(..., logits_processor=...)`; None where it is 0."""
         return LogitsProcessorList([StopThreshold(self.stop_threshold)]) if self.stop_threshold else None
 
     def tokens_from(self, old: "DetectionProcessor") -> list[int]:  # type: ignore[override]
