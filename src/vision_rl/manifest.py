@@ -185,14 +185,14 @@ def _damage(folder: Path, name: str, expected: dict) -> str | None:
     if not Path(os.path.normpath(path)).is_relative_to(
         os.path.normpath(folder)
     ):  # by name: the Hub's cache is of links
-        return "lies outside of the folder"
+        return f"lies outside of the folder, by {MANIFEST}"
     if not path.is_file():
-        return "is missing"
+        return f"is missing, by {MANIFEST}"
     size = path.stat().st_size
     if size != expected["size"]:
-        return f"has {size} bytes instead of {expected['size']}"
+        return f"has {size} bytes, but {MANIFEST} lists {expected['size']}"
     try:
-        return None if _entry(path) == expected else "does not have the content that was saved (SHA-256)"
+        return None if _entry(path) == expected else f"does not have the content that {MANIFEST} lists (SHA-256)"
     except OSError as error:
         return f"cannot be read ({error})"
 
