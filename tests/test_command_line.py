@@ -288,6 +288,20 @@ def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
             "eval --task detection --model . --eval_images_dir a --annotation_file b --dataset_name rows",
             "so does annotation_file, eval_images_dir, but only one can be read",
         ),
+        (
+            "tune --task detection --model . --scenes 8 --eval_images_dir a --eval_annotation_file b",
+            "scenes names the data, and so does eval_images_dir, eval_annotation_file, but only one can be read: leave out "
+            "the other (in a config, scenes: null).",
+        ),
+        ("stage1 --task colorization --scenes 8 --images_dir photos", "scenes names the data, and so does images_dir"),
+        (
+            "eval --task captioning --model . --scenes 8 --images_dir a --karpathy_file b",
+            "scenes names the data, and so does images_dir, karpathy_file",
+        ),
+        (
+            "mle --task captioning --images_dir a --karpathy_file b --eval_annotation_file c",
+            "karpathy_file names the data, and so does eval_annotation_file",
+        ),
     ],
 )
 def test_wrong_input_ends_with_a_line_that_says_what_to_do(command, told, capsys):

@@ -63,13 +63,11 @@ def _of(data: DataArguments, split: str, to_name: str, train: bool) -> Any:
 
 
 def require_one_source(data: DataArguments, options: Any) -> None:
-    """The rows are a data set or what the task's own options name.
+    """The rows are a data set, or scenes, or what folders and files of the task's own options hold.
 
     Raises:
-        ValueError: where both are given, of which only one could be read.
+        ValueError: where two are given, of which only one could be read.
     """
-    if data.dataset_name is None:
-        return
     default = type(options)()
     named = [
         option.name
@@ -77,11 +75,21 @@ def require_one_source(data: DataArguments, options: Any) -> None:
         if (option.name == "scenes" or option.name.endswith(("_dir", "annotation_file", "karpathy_file")))
         and getattr(options, option.name) != getattr(default, option.name)
     ]
-    if named:
-        ids = " COCO's category ids can be read from categories_file." if hasattr(options, "categories_file") else ""
+    if data.dataset_name is not None:
+        source, others = "dataset_name", named
+    elif "scenes" in named:
+        source, others = "scenes", [name for name in named if name != "scenes"]
+    elif "karpathy_file" in named:
+        source, others = "karpathy_file", [name for name in named if name not in ("karpathy_file", "images_dir")]
+    else:
+        return
+    if others:
+        has_ids = source == "dataset_name" and "annotation_file" in others and hasattr(options, "categories_file")
+        ids = " COCO's category ids can be read from categories_file." if has_ids else ""
+        switched_off = source if source != "dataset_name" else others[0]
         raise ValueError(
-            f"dataset_name names the data, and so does {', '.join(named)}, but only one can be read: leave out the other "
-            f"(in a config, {named[0]}: null).{ids if 'annotation_file' in named else ''}"
+            f"{source} names the data, and so does {', '.join(others)}, but only one can be read: leave out the other "
+            f"(in a config, {switched_off}: null).{ids}"
         )
 
 
