@@ -238,6 +238,19 @@ def test_the_pipeline_tells_a_model_of_another_task(checkpoint):
         vision_rl.pipeline(checkpoint, task="captioning")
 
 
+@pytest.mark.parametrize(
+    "command", ["eval", "eval --task detection", "tune --task detection --scenes 8 --dry_run true --use_cpu true"]
+)
+def test_a_model_that_is_not_there_is_told_as_missing_and_not_as_one_of_another_task(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    told = fails(capsys, f"{command} --model runs/mpa")
+    assert "There is no folder runs/mpa, and no model of this name could be read from the Hub: We couldn't" in told
+    (tmp_path / "runs" / "mpa").mkdir(parents=True)
+    assert "There is no folder" not in fails(capsys, f"{command} --model runs/mpa")
+
+
 # --- help and wrong input ---------------------------------------------------------------------------------------------
 
 

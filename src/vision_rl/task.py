@@ -91,6 +91,7 @@ def task_of(model: str, revision: str | None = None) -> Any:
 
     Raises:
         ValueError: where it is none of ours, or `model` has no processor.
+        FileNotFoundError: where `model` is no folder and cannot be read from the Hub.
     """
     saved = saved_processor_class(model, revision)
     for name in our_tasks():
@@ -117,6 +118,7 @@ def load_processor(model: str, task: Any, revision: str | None = None) -> Any:
 
     Raises:
         ValueError: for a model of another task.
+        FileNotFoundError: where `model` is no folder and cannot be read from the Hub.
     """
     from transformers import AutoProcessor, ProcessorMixin
 
@@ -134,7 +136,11 @@ def load_processor(model: str, task: Any, revision: str | None = None) -> Any:
 
 
 def saved_processor_class(model: str, revision: str | None = None) -> str | None:
-    """The name of the class of a model's processor, by its configuration alone."""
+    """The name of the class of a model's processor, by its configuration alone; None for a model that has none.
+
+    Raises:
+        FileNotFoundError: where `model` is no folder and cannot be read from the Hub.
+    """
     from transformers.utils import cached_file
 
     for name in ("processor_config.json", "preprocessor_config.json"):
@@ -145,6 +151,14 @@ def saved_processor_class(model: str, revision: str | None = None) -> str | None
         found = json.loads(Path(path).read_text()).get("processor_class")
         if found is not None:
             return found
+    if not Path(model).is_dir():
+        try:
+            cached_file(model, "config.json", revision=revision)  # which every model has
+        except OSError as error:
+            told = str(error).partition("\n")[0]
+            raise FileNotFoundError(
+                f"There is no folder {model}, and no model of this name could be read from the Hub: {told}"
+            ) from error
     return None
 
 

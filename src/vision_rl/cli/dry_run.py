@@ -85,12 +85,13 @@ def _is_there(model: str | None) -> bool:
 def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
     args = given.own[0]
     if command == "tune":
+        processor = load_processor(args.model, given.task, args.model_revision)
         config = AutoConfig.from_pretrained(args.model, revision=args.model_revision)
         if not isinstance(config, VisionEncoderDecoderConfig):
             raise ValueError(
                 f"A dry run knows only the sizes of a VisionEncoderDecoderModel, but {args.model} is a {config.model_type}."
             )
-        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task, args.model_revision)
+        return VisionEncoderDecoderModel(config), processor
     processor = building.make_processor(given.task, args, given.options, rows)
     with torch.device("cpu"):
         model: Any = building.make_model(given.task, args, processor, given.training.max_completion_length)
