@@ -11,6 +11,7 @@ from PIL import Image
 
 import vision_rl
 from vision_rl.cli import main
+from vision_rl.cli.parser import arguments_with_home
 from vision_rl.data.digit_scenes import digit_scenes
 
 
@@ -249,6 +250,31 @@ def test_a_model_that_is_not_there_is_told_as_missing_and_not_as_one_of_another_
     assert "There is no folder runs/mpa, and no model of this name could be read from the Hub: We couldn't" in told
     (tmp_path / "runs" / "mpa").mkdir(parents=True)
     assert "There is no folder" not in fails(capsys, f"{command} --model runs/mpa")
+
+
+def test_a_leading_tilde_is_the_home_folder_in_a_config_as_on_the_command_line(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(checkpoint.resolve())
+    scenes_folder(tmp_path / "photos")
+    (tmp_path / "run.yaml").write_text("model: ~/model\noutput_dir: ~/first\nimages: [~/photos]\nuse_cpu: true\n")
+    run("predict --config=~/run.yaml")
+    run("predict --model=~/model --use_cpu true --output_dir ~/second --images", "~/photos/*.png")
+    assert all((tmp_path / folder / "detections.json").is_file() for folder in ("first", "second"))
+    assert not (tmp_path / "~").exists()
+    (tmp_path / "run.yaml").write_text("scenes: 8\neval:\n  reward: [~/rewards.py:few, map]\n")
+    told = fails(
+        capsys, "tune --task detection --model ~/model --use_cpu true --reward ~/rewards.py:few --config ~/run.yaml"
+    )
+    assert f"There is no file {tmp_path}/rewards.py" in told
+    assert f"There is no run folder {tmp_path}/runs" in fails(capsys, "report ~/runs")
+    assert arguments_with_home(["--alphabet", "~", "--tokenizer=~/words"]) == [
+        "--alphabet",
+        "~",
+        f"--tokenizer={tmp_path}/words",
+    ]
 
 
 # --- help and wrong input ---------------------------------------------------------------------------------------------

@@ -18,6 +18,21 @@ from vision_rl.recording import plain, without_secrets
 LOOKING = ("eval", "predict", "analyze", "report")  # commands that look at what a training has made
 PER_RUN = ("bf16", "use_cpu")  # a training's, which an evaluation has too
 
+# Options that name folders or files, besides those whose names end like some.
+PATHS = (
+    "accelerate_config",
+    "before",
+    "config",
+    "dataset_name",
+    "images",
+    "model",
+    "reward",
+    "stage1",
+    "task",
+    "tokenizer",
+)
+PATH_ENDINGS = ("_dir", "_file", "_init", "_checkpoint")
+
 
 class CommandParser(TrlParser):
     """Parses the options of a command from its dataclasses and a `--config`: a YAML file or the name of a recipe.
@@ -148,6 +163,28 @@ def default_output_dir(command: str, task: str | None) -> str | None:
     return None if task is None else f"runs/{Path(task).stem}-{command}"
 
 
+def with_home(name: str, value: Any) -> Any:
+    """The value of an option, with the home directory in place of a leading `~` where it names folders or files."""
+    if isinstance(value, list):
+        return [with_home(name, each) for each in value]
+    is_path = name in PATHS or name.endswith(PATH_ENDINGS)
+    return os.path.expanduser(value) if is_path and isinstance(value, str) else value
+
+
+def arguments_with_home(arguments: Iterable[str]) -> list[str]:
+    """The arguments of a command as a shell would have them that knows `--name=~/folder` and quoted `'~/*.png'`."""
+    expanded: list[str] = []
+    name = "config"  # what is in front of all options names folders and files
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            name = option[2:].replace("-", "_")
+            expanded.append(f"{option}={with_home(name, value)}" if equals else argument)
+        else:
+            expanded.append(with_home(name, argument))
+    return expanded
+
+
 def value_of(command: str, arguments: Sequence[str], name: str) -> Any:
     """What a command line or its config says of one option, before the command's parser can be made; else None."""
     for place, argument in enumerate(arguments):
@@ -183,7 +220,9 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
     }.items():
         if name in content and not isinstance(content[name], kind):
             raise ValueError(f"{path}: the option `{name}` cannot be {content[name]!r:.100}.")
-    return content
+    of_eval = {name: with_home(name, value) for name, value in content.get("eval", {}).items()}
+    content = {name: with_home(name, value) for name, value in content.items()}
+    return content | {"eval": of_eval} if "eval" in content else content
 
 
 def config_path(arguments: Sequence[str]) -> Path | None:
