@@ -12,6 +12,7 @@ from PIL import Image
 import vision_rl
 from vision_rl.cli import main
 from vision_rl.cli.parser import arguments_with_home
+from vision_rl.cli.reading import read_training
 from vision_rl.data.digit_scenes import digit_scenes
 
 
@@ -351,6 +352,42 @@ def test_a_config_key_that_nobody_knows_is_told_with_the_nearest(tmp_path, capsy
     (tmp_path / "run.yaml").write_text("task: detection\nlearning_rat: 1.0e-3\n")
     assert "has no key 'learning_rat', which is in" in (told := fails(capsys, "mle --config", tmp_path / "run.yaml"))
     assert "Did you mean learning_rate?" in told
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("num_generations: 2.5", "must be a whole number; it is 2.5."),
+        ("max_steps: 1.5", "must be a whole number; it is 1.5."),
+        ("max_steps: true", "must be a whole number; it is True."),
+        ("per_device_train_batch_size: four", "must be a whole number; it is 'four'."),
+        ("max_train_rows: [1, 2]", "must be a number; it is [1, 2]."),
+        ("learning_rate: {a: 1}", "must be a number; it is {'a': 1}."),
+        ("images_dir: [a]", "must be a single value; it is ['a']."),
+        ("freeze_encoder: [true]", "must be a single value; it is [True]."),
+        ("dataset_config: 2014", "must be a text, in quotes where YAML takes it for something else; it is 2014."),
+        ("reward: {map: 1}", "must be a text, in quotes where YAML takes it for something else; it is {'map': 1}."),
+        ("reward_weights: [1, much]", "must be a number; it is 'much'."),
+        ("score: likelihod", "must be one of confidence, likelihood, class; it is 'likelihod'."),
+        ("save_strategy: no", "must be a text, in quotes where YAML takes it for something else; it is False."),
+    ],
+)
+def test_a_config_value_of_another_kind_is_told_with_its_file_and_key(line, told, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(f"task: detection\nmodel: .\n{line}\n")
+    said = fails(capsys, "tune --config", tmp_path / "run.yaml")
+    assert f"{tmp_path}/run.yaml: the option `{line.partition(':')[0]}` {told}" in said
+
+
+def test_numbers_of_a_config_count_in_whatever_way_yaml_writes_them(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "task: detection\nmodel: .\nnum_generations: 4.0\nmax_train_rows: 8.0\nlearning_rate: 1e-4\nmax_steps: '3'\n"
+        "reward_weights: [1e-1, 2]\nreward: map\nlr_scheduler_kwargs: {a: 1}\nreport_to: [none]\nuse_cpu: true\n"
+    )
+    given = read_training("tune", ["--config", str(tmp_path / "run.yaml")])
+    counts = (given.training.num_generations, given.own[1].max_train_rows, given.training.max_steps)
+    assert counts == (4, 8, 3) and all(isinstance(count, int) for count in counts)
+    assert given.training.learning_rate == 1e-4 and given.training.reward_weights == [0.1, 2]
+    assert given.own[0].reward == ["map"] and given.training.lr_scheduler_kwargs == {"a": 1}
 
 
 def test_an_option_of_a_task_that_the_trainer_has_too_is_told(tmp_path, capsys):
