@@ -499,13 +499,19 @@ def test_a_recipe_says_which_comes_before_it(capsys, tmp_path, monkeypatch):
     assert "There is no folder ./runs/none with a model" in told
 
 
+def test_a_training_may_evaluate_before_its_first_step_only(counter, tmp_path):
+    run(f"tune --task {COUNTING} --model {counter} {FEW} --eval_on_start true --output_dir", tmp_path / "out")
+    logs = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [log["step"] for log in logs if "eval_reward" in log] == [0]
+
+
 def test_a_data_set_without_rows_to_evaluate_on_says_how_to_have_some(capsys, tmp_path):
     from tiny import text_dataset
 
     text_dataset(8).save_to_disk(tmp_path / "rows")
     options = f"--task ocr --alphabet abcd --dataset_name {tmp_path}/rows --image_size 32 {ENCODER} {DECODER} {FEW}"
     told = fails(capsys, f"mle {options} --eval_strategy steps --output_dir {tmp_path}/out")
-    assert "has no split 'validation'; it has train." in told and "set eval_strategy to no" in told
+    assert "has no split 'validation'; it has train." in told and "set eval_strategy to no and eval_on_start" in told
 
 
 def test_fewer_processes_than_were_asked_for_is_an_error(capsys, monkeypatch, tmp_path):

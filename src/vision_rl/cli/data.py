@@ -53,7 +53,8 @@ def _of(data: DataArguments, split: str, to_name: str, train: bool) -> Any:
     splits = splits_of(data, streaming=train and data.dataset_streaming)
     if split not in splits:
         held_out = (
-            " Without a split to evaluate on, make one (train_test_split of datasets), or set eval_strategy to no."
+            " Without a split to evaluate on, make one (train_test_split of datasets), or set eval_strategy to no and "
+            "eval_on_start to false."
         )
         raise ValueError(
             f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. Name "

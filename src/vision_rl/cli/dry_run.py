@@ -47,7 +47,7 @@ def _rows(given: Read, missing: list[str]) -> Any:
     data = next(own for own in given.own if type(own).__name__ == "DataArguments")
     found = {}
     for split in ("train", "validation"):
-        if split == "validation" and given.training.eval_strategy == "no":
+        if split == "validation" and not given.evaluates():
             continue
         found[split] = _tried(partial(load_rows, given.task, data, given.options, split), missing)
         if found[split] is None and not missing:

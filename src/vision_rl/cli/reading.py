@@ -49,6 +49,10 @@ class Read:
     training: Any = None
     given: dict[str, Any] = field(default_factory=dict)  # what was said, by option, as a recipe says it
 
+    def evaluates(self) -> bool:
+        """Whether a training evaluates while it runs, before the first step or later."""
+        return self.training.eval_strategy != "no" or self.training.eval_on_start
+
     def record(self, command: str, folder: Path) -> None:
         """The command as a recipe in `folder`, which `--config` takes: to run it again, or to look at what it made."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -87,10 +87,12 @@ def _parts(given: Read, train: Any, evaluated: Any, processor: Any) -> dict[str,
 def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
     """The rows to learn from, and those that are evaluated if the config asks for it."""
     train = require(load_rows(given.task, data, given.options, "train"), "to learn from", data, given.task)
-    if given.training.eval_strategy == "no":
+    if not given.evaluates():
         return train, None
     evaluated = load_rows(given.task, data, given.options, "validation")
-    return train, require(evaluated, "to evaluate on (or set eval_strategy to no)", data, given.task)
+    return train, require(
+        evaluated, "to evaluate on (or set eval_strategy to no and eval_on_start to false)", data, given.task
+    )
 
 
 def _train(trainer: Any, data: DataArguments, command: str, given: Read) -> None:
