@@ -438,6 +438,30 @@ def test_a_reward_that_is_none_is_told_with_those_there_are(counter, capsys):
     assert "Did you mean closeness?" in told
 
 
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("", "Choose what is rewarded with --reward: recall, map, map_as_released, or my_rewards.py:function."),
+        (
+            "--reward mapp",
+            "There is no reward 'mapp'. Did you mean map? The task has recall, map, map_as_released; other",
+        ),
+        ("--reward map nowhere.py:few", "There is no file nowhere.py."),
+        (
+            "--reward map --reward_weights 1 2",
+            "reward_weights has 2 numbers for 1 reward functions: give one for each.",
+        ),
+        ("--reward .", "There is no reward '.'."),
+    ],
+)
+def test_a_dry_run_says_of_rewards_what_the_run_would_end_with(checkpoint, options, told, tmp_path, capsys):
+    tuning = f"tune --task detection --model {checkpoint} --scenes 8 --use_cpu true --output_dir {tmp_path} {options}"
+    assert told in fails(capsys, tuning)
+    run(f"{tuning} --dry_run true")
+    missing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
+    assert len(missing) == 1 and missing[0].startswith(f"missing     {told}")
+
+
 def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
     from transformers import TrainerControl, TrainerState
 
