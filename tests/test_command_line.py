@@ -198,6 +198,15 @@ def test_predict_replaces_no_photo_and_does_not_answer_its_own_drawings(checkpoi
     assert "Left out 3 images in predictions, the folder of the results." in said
 
 
+def test_predict_leaves_out_hidden_files_of_a_folder(checkpoint, tmp_path):
+    folder = scenes_folder(tmp_path / "photos", 1)
+    for hidden in ("._scene0.png", ".trash/scene1.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"what a system keeps of a file")
+    run(f"predict --model {checkpoint} --images {folder} --use_cpu true --no_draw --output_dir {tmp_path}/out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"detections.json"}
+
+
 def test_predict_refuses_files_that_are_no_images_and_a_file_in_the_place_of_its_folder(checkpoint, tmp_path, capsys):
     folder = scenes_folder(tmp_path / "photos", 2)
     command = f"predict --model {checkpoint} --images {folder} --output_dir"
@@ -291,6 +300,17 @@ def test_help_loads_no_torch():
         assert "usage: vision-rl" in done.stdout
 
 
+def test_help_shows_each_option_once_and_what_a_command_has_no_model_for(capsys):
+    shown = {}
+    for command in ("predict", "report", "prepare", "stage1", "mle"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = " ".join(capsys.readouterr().out.split())
+    assert "--draw [true|false]" in shown["predict"] and "--no_" not in shown["predict"]
+    assert shown["report"].startswith("usage: vision-rl report RUN_DIR [--config")
+    assert {command for command in shown if "the task of the model." in shown[command]} == {"predict", "report", "mle"}
+
+
 def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
     with pytest.raises(SystemExit):
         main(["mle", "--task", "detection", "--help"])
@@ -328,6 +348,22 @@ def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
             "eval --task detection --model . --eval_images_dir a --annotation_file b --dataset_name rows",
             "so does annotation_file, eval_images_dir, but only one can be read",
         ),
+        ("mle --task ocr --scenes 8 --max_train_rows 0", "max_train_rows must be at least 1; it is 0."),
+        ("eval --task ocr --model . --scenes 8 --max_eval_rows -3", "max_eval_rows must be at least 1; it is -3."),
+        ("eval --task ocr --model . --scenes 8 --batch_size 0", "batch_size must be at least 1; it is 0."),
+        ("eval --task ocr --model . --scenes 8 --workers -1", "workers must not be negative; it is -1."),
+        ("predict --task ocr --model . --images . --batch_size 0", "batch_size must be at least 1; it is 0."),
+        (
+            "mle --task ocr --scenes 8 --per_device_train_batch_size 0",
+            "per_device_train_batch_size must be at least 1",
+        ),
+        ("eval runs/map", "has no place for 'runs/map': a value follows the name of its option. Did you mean --model"),
+        (
+            "predict photo.jpg",
+            "has no place for 'photo.jpg': a value follows the name of its option. Did you mean --images",
+        ),
+        ("tune --task ocr runs/mle --use_cpu true", "has no place for 'runs/mle'"),
+        ("prepare coco", "has no place for 'coco': a value follows the name of its option."),
         (
             "tune --task detection --model . --scenes 8 --eval_images_dir a --eval_annotation_file b",
             "scenes names the data, and so does eval_images_dir, eval_annotation_file, but only one can be read: leave out "

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
+from vision_rl.cli.arguments import require_positive
 from vision_rl.cli.data import cheap_columns, require, rows_to_look_at, split_to_look_at
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
@@ -32,8 +33,9 @@ def evaluate(given: Read) -> Callable[[], None]:
     if args.model is None:
         raise ValueError("vision-rl eval needs --model: the output_dir of `vision-rl mle` or `vision-rl tune`.")
     require_folders([args.model])
-    if args.shard_size < 1:
-        raise ValueError(f"shard_size must be positive; it is {args.shard_size}.")
+    require_positive(args, "shard_size", "batch_size")
+    if args.workers < 0:
+        raise ValueError(f"workers must not be negative; it is {args.workers}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     rows = require(
         rows_to_look_at(given, args.split), f"of the split {split_to_look_at(data, args.split)}", data, given.task

@@ -66,7 +66,7 @@ class CommandParser(TrlParser):
         super().__init__(
             dataclass_types,  # type: ignore[arg-type]
             prog=f"vision-rl {command}",
-            usage=f"vision-rl {command} [--config FILE_OR_RECIPE] [options]",
+            usage=f"vision-rl {command} {'RUN_DIR ' if command == 'report' else ''}[--config FILE_OR_RECIPE] [options]",
             description=description,
             epilog=epilog,
             allow_abbrev=False,
@@ -81,7 +81,9 @@ class CommandParser(TrlParser):
 
     def print_help(self, file=None) -> None:
         for action in self._actions:
-            if action.option_strings and action.dest != "help":
+            if isinstance(action, argparse._StoreFalseAction):  # `--no_x`, which has the help of `x`
+                action.help = argparse.SUPPRESS
+            elif action.option_strings and action.dest != "help":
                 action.option_strings = action.option_strings[:1]  # without --like-this, which is taken too
                 action.metavar = action.metavar or ("true|false" if action.nargs == "?" else "VALUE")
                 if action.default is not None and action.help:
@@ -120,11 +122,13 @@ class CommandParser(TrlParser):
             self.set_defaults_with_config(**config)
             place = arguments.index("--config")
             del arguments[place : place + 2]
-        parsed = self.parse_args_into_dataclasses(arguments)
+        *parsed, left = self.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        if left:
+            raise ValueError(stray(self.command, left))
         values = {name: value for each in parsed for name, value in vars(each).items()}
         self.given |= {name: plain(values[name]) for name in given if name in values}
         self.given = without_secrets(self.given)
-        return parsed
+        return tuple(parsed)
 
     def _check_known(self, noun: str, names: list[str], known: list[str], where: str = "") -> None:
         for name in names:
@@ -184,6 +188,16 @@ def _one_of_config(option: str, value: Any, kinds: Sequence[Any]) -> Any:
     if whole:
         return value if isinstance(value, int) else int(number)
     return number if isinstance(value, str) else value
+
+
+def stray(command: str, values: Sequence[str]) -> str:
+    """The sentence about values that follow no option's name."""
+    value, hint = values[0], ""
+    if command == "predict":
+        hint = f" Did you mean --{'model' if Path(value).is_dir() else 'images'} {value}?"
+    elif command in ("mle", "tune", "eval", "analyze"):
+        hint = f" Did you mean --model {value}?"
+    return f"`vision-rl {command}` has no place for {value!r}: a value follows the name of its option.{hint}"
 
 
 def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
