@@ -518,6 +518,14 @@ def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
 # --- models and rewards of others ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("asked, saved", [("", "confidence"), ("--score likelihood", "likelihood")])
+def test_tuning_for_map_scores_by_confidence_unless_another_score_is_asked_for(checkpoint, tmp_path, asked, saved):
+    mle = f"mle --task detection --model {checkpoint} --score likelihood --scenes 16 {FEW} --output_dir {tmp_path}/mle"
+    run(mle)
+    run(f"tune --model {tmp_path}/mle --reward map --scenes 16 {FEW} {asked} --output_dir {tmp_path}/map")
+    assert json.loads((tmp_path / "map" / "processor_config.json").read_text())["score"] == saved
+
+
 def test_an_evaluate_module_by_its_path_is_a_reward(checkpoint, tmp_path):
     """The module is used beside the task's own reward, which pays the same and also teaches confidences."""
     module = vision_rl.metric_path("detection_reward")

@@ -58,11 +58,12 @@ def tune(given: Read) -> Callable[[], None]:
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     given.training.model_init_kwargs = building.at_revision(args, given.training.model_init_kwargs)
     train, evaluated = _rows(given, data)
+    named = under_usual_names(train, given.training.target_columns)
+    rewards = load_rewards(args.reward, given.task, processor, named)
+    processor = building.with_options(processor, given.options)  # a reward may have changed what an option says
     trainer = VisionRewardTrainer(
         model=args.model,
-        reward_funcs=load_rewards(
-            args.reward, given.task, processor, under_usual_names(train, given.training.target_columns)
-        ),
+        reward_funcs=rewards,
         **_parts(given, train, evaluated, processor),
         completion_decoder=building.completion_decoder(processor, args),
     )

@@ -148,8 +148,8 @@ def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
 
 
 def _average_precision(processor: DetectionProcessor, rows: Any, **as_released: Any) -> AveragePrecisionReward:
-    if processor.score == "likelihood":  # what is chosen where nothing else is asked for
-        processor.score = "confidence"  # which this reward teaches
+    if processor.score == "likelihood":  # what MLE ends with
+        processor.score = "confidence"  # which this reward teaches; the option `score` is set again afterwards
     if isinstance(rows, IterableDataset):
         rows = list(rows.select_columns("objects"))
     counts = processor.count_classes(rows)
