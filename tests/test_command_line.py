@@ -446,6 +446,34 @@ def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_
     assert "has no split 'validation'; it has train" in told
 
 
+def test_an_evaluation_takes_the_metrics_that_a_training_does_and_their_numbers_of_every_kind(
+    counter, tmp_path, capsys
+):
+    task = """from counting_task import *
+
+
+def other(predictions, references):
+    counts = np.array(predictions)
+    return {"whole": counts.sum(), "half": np.float32(0.5), "tensor": torch.tensor(2.0), "name": np.str_("a"), "all": counts}
+
+
+def make_metric(processor):
+    return """
+    for name, metric in {"several": "[counting_error, other]", "no": "None", "old": "len"}.items():
+        (tmp_path / f"{name}_metric.py").write_text(f"{task}{metric}\n")
+    command = f"eval --model {counter} --use_cpu true --max_eval_rows 4 --output_dir {tmp_path}/"
+    run(f"{command}several --task {tmp_path}/several_metric.py")
+    scores = json.loads((tmp_path / "several" / "metrics.json").read_text())
+    assert (scores["half"], scores["tensor"]) == (0.5, 2.0) and {"mean_absolute_error", "whole"} < set(scores)
+    assert not {"name", "all"} & set(scores)
+    run(f"{command}none --task {tmp_path}/no_metric.py")
+    assert set(json.loads((tmp_path / "none" / "metrics.json").read_text())) == {"model", "split", "images"}
+    assert "it must be compute_metrics(predictions=, references=)" in fails(
+        capsys, f"{command}old --task {tmp_path}/old_metric.py"
+    )
+    assert not list((tmp_path / "old").rglob("*.pt"))
+
+
 def test_an_evaluation_records_the_split_that_it_reads_and_reads_the_one_that_is_given(counter, tmp_path, capsys):
     import datasets
     from counting_task import squares

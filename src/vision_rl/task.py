@@ -42,8 +42,8 @@ class Task(Protocol):
         `rows` is None in a dry run whose data is not there yet.
         """
 
-    def make_metric(self, processor: Any) -> Callable[..., dict]:
-        """What trainers take as `compute_metrics`: `metric(predictions=, references=) -> dict`."""
+    def make_metric(self, processor: Any) -> Any:
+        """What trainers take as `compute_metrics`: `metric(predictions=, references=) -> dict`, an evaluate module, or a list."""
 
     def save_results(self, predictions: Any, rows: list[dict], processor: Any, folder: Path) -> None:
         """Writes predictions in the form of the field, COCO's where it has one, into a folder that is there.

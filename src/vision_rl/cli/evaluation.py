@@ -5,7 +5,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from vision_rl.cli.recipe import require_folders
 from vision_rl.pictures import rgb_image
 from vision_rl.processing import image_size
 from vision_rl.task import load_processor
+from vision_rl.trainer.metric_functions import as_metric, scalars_of
 
 
 MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "config.json", "generation_config.json", "adapter_config.json")
@@ -59,13 +59,15 @@ def evaluate(given: Read) -> Callable[[], None]:
         processing_class=processor,
         completion_decoder=building.completion_decoder(processor, args),
     )
-    return lambda: _evaluate(trainer, given, rows, folder, shards)
+    metric = as_metric(given.task.make_metric(trainer.processor), trainer.processor)
+    return lambda: _evaluate(trainer, given, rows, folder, shards, metric)
 
 
-def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards") -> None:
+def _evaluate(
+    trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards", metric: Callable | None
+) -> None:
     """Shard after shard, all ranks on each; what an earlier run has finished is not answered again."""
     args, data = given.own
-    metric = given.task.make_metric(trainer.processor)
     for start, path in shards.missing():
         part = rows.select(range(start, min(start + args.shard_size, len(rows))))
         answers = trainer.predict(part)
@@ -77,10 +79,11 @@ def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, s
         return
     described = _described(rows, trainer.processor)
     given.task.save_results(Predictions(shards), described, trainer.processor, folder)
-    scores = {name: value for name, value in shards.metrics(metric).items() if isinstance(value, Number)}
+    scores = {} if metric is None else scalars_of(shards.metrics(metric))
     row = {"model": str(args.model), "split": split_to_look_at(data, args.split), "images": len(rows), **scores}
     (folder / "metrics.json").write_text(json.dumps(row, indent=1) + "\n")
-    print(table(scores))
+    if scores:
+        print(table(scores))
     print(f"Written to {folder}: metrics.json, and the results in the files that the usual evaluation programs read.")
 
 
