@@ -14,6 +14,7 @@ from vision_rl.cli import main
 from vision_rl.cli.parser import arguments_with_home
 from vision_rl.cli.reading import read_training
 from vision_rl.data.digit_scenes import digit_scenes
+from vision_rl.task import load_task
 
 
 COUNTING = str(Path(__file__).with_name("counting_task.py"))
@@ -435,6 +436,16 @@ def test_an_option_of_a_task_that_the_trainer_has_too_is_told(tmp_path, capsys):
 def test_a_module_that_is_no_task_is_told_what_it_lacks(tmp_path, capsys):
     (tmp_path / "half_a_task.py").write_text("Processor = int\n")
     assert "does not define Options, REWARDS, load_data" in fails(capsys, "mle --task", tmp_path / "half_a_task.py")
+
+
+def test_a_file_that_failed_at_import_can_be_corrected_in_the_same_process(tmp_path):
+    file = tmp_path / "corrected_task.py"
+    file.write_text("from counting_task import *\nraise ValueError('not yet')\n")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not yet"):
+            load_task(str(file))
+    file.write_text("from counting_task import *\n")
+    assert load_task(str(file)).Processor.__name__ == "CountingProcessor"
 
 
 def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_path, capsys):

@@ -163,7 +163,7 @@ def saved_processor_class(model: str, revision: str | None = None) -> str | None
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module of a file, which is imported once, under its own name."""
+    """The module of a file, which is imported once, under its own name; one whose import fails is not kept."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     loaded = sys.modules.get(path.stem)
@@ -174,5 +174,9 @@ def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     sys.modules[path.stem] = module  # its classes are found by name, in the workers of a data loader too
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except BaseException:
+        sys.modules.pop(path.stem, None)
+        raise
     return module
