@@ -385,6 +385,35 @@ def test_wrong_input_ends_with_a_line_that_says_what_to_do(command, told, capsys
     assert told in fails(capsys, command)
 
 
+def test_refused_annotations_are_told_with_the_options_that_accept_them(tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "elsewhere.png")
+    (images / "0.png").symlink_to(tmp_path / "elsewhere.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned, so that its boxes may be for the pixels as shown or as stored
+    Image.new("RGB", (40, 30)).save(images / "1.jpg", exif=exif)
+    boxes = {
+        "images": [
+            {"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(["0.png", "1.jpg"])
+        ],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 9, 9]} for i in (0, 1, 2)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    rows = f"--images_dir {images} --annotation_file {tmp_path}/boxes.json --output_dir {tmp_path}/rows"
+    assert main(f"prepare --task detection {rows}".split()) == 1
+    told = capsys.readouterr().err
+    for advice in (
+        "(--follow_symlinks true allows",
+        "pass --frame shown or --frame stored",
+        "--on_bad_annotation skip.",
+    ):
+        assert advice in told
+    run(f"prepare --task detection {rows} --follow_symlinks true --frame shown --on_bad_annotation skip")
+    assert "train: 2 rows" in capsys.readouterr().out
+
+
 def test_a_config_key_that_nobody_knows_is_told_with_the_nearest(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("task: detection\nlearning_rat: 1.0e-3\n")
     assert "has no key 'learning_rat', which is in" in (told := fails(capsys, "mle --config", tmp_path / "run.yaml"))

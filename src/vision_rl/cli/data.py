@@ -1,6 +1,7 @@
 """The rows that a command reads: a data set by name or folder, or what the task's own options name."""
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from vision_rl.cli.arguments import DataArguments
 
 
 CATEGORIES_FILE = "categories.json"  # of a prepared data set: COCO's list of them, with ids
+_ADVICE = re.compile(r'\b(on_bad_row|follow_symlinks|frame)="?(\w+)"?')
+_OPTION_OF = {"on_bad_row": "on_bad_annotation"}
 SPLITS = ("train", "validation", "test")  # of what a task's own options name
 
 
@@ -23,11 +26,28 @@ def load_rows(task: Any, data: DataArguments, options: Any, split: str) -> Any:
     """
     train = split == "train"
     if data.dataset_name is None:
-        rows = task.load_data(options, split)
+        rows = _of_task(task, options, split)
     else:
         name = data.dataset_train_split if train else data.dataset_test_split
         rows = _of(data, name, "the splits to read by dataset_train_split and dataset_test_split.", train)
     return _first(rows, data.max_train_rows if train else data.max_eval_rows)
+
+
+def _of_task(task: Any, options: Any, split: str) -> Any:
+    """The rows that a task loads; what its loaders advise as arguments of theirs is told as the options of the command."""
+    try:
+        return task.load_data(options, split)
+    except (FileNotFoundError, ValueError) as error:
+        told = _ADVICE.sub(lambda advice: _as_option(advice, options), str(error))
+        if told == str(error):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(told) from error
+
+
+def _as_option(advice: re.Match, options: Any) -> str:
+    name = _OPTION_OF.get(advice[1], advice[1])
+    return f"--{name} {advice[2].lower()}" if hasattr(options, name) else advice[0]
 
 
 def _first(rows: Any, count: int | None) -> Any:
@@ -124,7 +144,7 @@ def rows_to_look_at(given: Any, split: str | None) -> Any:
     name = split_to_look_at(data, split)
     if data.dataset_name is None:
         trained_on = name == "train"
-        rows = given.task.load_data(given.options, name)
+        rows = _of_task(given.task, given.options, name)
     else:
         trained_on = name == data.dataset_train_split
         rows = _of(data, name, "the one to read by split, or by dataset_test_split.", False)
