@@ -12,7 +12,10 @@ from PIL import Image
 
 import vision_rl
 from vision_rl.cli import main
+from vision_rl.cli.parser import arguments_with_home
+from vision_rl.cli.reading import read_training
 from vision_rl.data.digit_scenes import digit_scenes
+from vision_rl.task import load_task
 
 
 COUNTING = str(Path(__file__).with_name("counting_task.py"))
@@ -197,6 +200,15 @@ def test_predict_replaces_no_photo_and_does_not_answer_its_own_drawings(checkpoi
     assert "Left out 3 images in predictions, the folder of the results." in said
 
 
+def test_predict_leaves_out_hidden_files_of_a_folder(checkpoint, tmp_path):
+    folder = scenes_folder(tmp_path / "photos", 1)
+    for hidden in ("._scene0.png", ".trash/scene1.png"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_bytes(b"what a system keeps of a file")
+    run(f"predict --model {checkpoint} --images {folder} --use_cpu true --no_draw --output_dir {tmp_path}/out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"detections.json"}
+
+
 def test_predict_refuses_files_that_are_no_images_and_a_file_in_the_place_of_its_folder(checkpoint, tmp_path, capsys):
     folder = scenes_folder(tmp_path / "photos", 2)
     command = f"predict --model {checkpoint} --images {folder} --output_dir"
@@ -242,6 +254,44 @@ def test_the_pipeline_tells_a_model_of_another_task(checkpoint):
         vision_rl.pipeline(checkpoint, task="captioning")
 
 
+@pytest.mark.parametrize(
+    "command", ["eval", "eval --task detection", "tune --task detection --scenes 8 --dry_run true --use_cpu true"]
+)
+def test_a_model_that_is_not_there_is_told_as_missing_and_not_as_one_of_another_task(
+    command, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    told = fails(capsys, f"{command} --model runs/mpa")
+    assert "There is no folder runs/mpa, and no model of this name could be read from the Hub: We couldn't" in told
+    (tmp_path / "runs" / "mpa").mkdir(parents=True)
+    assert "There is no folder" not in fails(capsys, f"{command} --model runs/mpa")
+
+
+def test_a_leading_tilde_is_the_home_folder_in_a_config_as_on_the_command_line(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(checkpoint.resolve())
+    scenes_folder(tmp_path / "photos")
+    (tmp_path / "run.yaml").write_text("model: ~/model\noutput_dir: ~/first\nimages: [~/photos]\nuse_cpu: true\n")
+    run("predict --config=~/run.yaml")
+    run("predict --model=~/model --use_cpu true --output_dir ~/second --images", "~/photos/*.png")
+    assert all((tmp_path / folder / "detections.json").is_file() for folder in ("first", "second"))
+    assert not (tmp_path / "~").exists()
+    (tmp_path / "run.yaml").write_text("scenes: 8\neval:\n  reward: [~/rewards.py:few, map]\n")
+    told = fails(
+        capsys, "tune --task detection --model ~/model --use_cpu true --reward ~/rewards.py:few --config ~/run.yaml"
+    )
+    assert f"There is no file {tmp_path}/rewards.py" in told
+    assert f"There is no run folder {tmp_path}/runs" in fails(capsys, "report ~/runs")
+    assert arguments_with_home(["--alphabet", "~", "--tokenizer=~/words"]) == [
+        "--alphabet",
+        "~",
+        f"--tokenizer={tmp_path}/words",
+    ]
+
+
 # --- help and wrong input ---------------------------------------------------------------------------------------------
 
 
@@ -253,6 +303,17 @@ def test_help_loads_no_torch():
         )
         done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
         assert "usage: vision-rl" in done.stdout
+
+
+def test_help_shows_each_option_once_and_what_a_command_has_no_model_for(capsys):
+    shown = {}
+    for command in ("predict", "report", "prepare", "stage1", "mle"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = " ".join(capsys.readouterr().out.split())
+    assert "--draw [true|false]" in shown["predict"] and "--no_" not in shown["predict"]
+    assert shown["report"].startswith("usage: vision-rl report RUN_DIR [--config")
+    assert {command for command in shown if "the task of the model." in shown[command]} == {"predict", "report", "mle"}
 
 
 def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
@@ -292,16 +353,111 @@ def test_help_of_a_task_shows_its_own_options_in_a_group(capsys):
             "eval --task detection --model . --eval_images_dir a --annotation_file b --dataset_name rows",
             "so does annotation_file, eval_images_dir, but only one can be read",
         ),
+        ("mle --task ocr --scenes 8 --max_train_rows 0", "max_train_rows must be at least 1; it is 0."),
+        ("eval --task ocr --model . --scenes 8 --max_eval_rows -3", "max_eval_rows must be at least 1; it is -3."),
+        ("eval --task ocr --model . --scenes 8 --batch_size 0", "batch_size must be at least 1; it is 0."),
+        ("eval --task ocr --model . --scenes 8 --workers -1", "workers must not be negative; it is -1."),
+        ("predict --task ocr --model . --images . --batch_size 0", "batch_size must be at least 1; it is 0."),
+        (
+            "mle --task ocr --scenes 8 --per_device_train_batch_size 0",
+            "per_device_train_batch_size must be at least 1",
+        ),
+        ("eval runs/map", "has no place for 'runs/map': a value follows the name of its option. Did you mean --model"),
+        (
+            "predict photo.jpg",
+            "has no place for 'photo.jpg': a value follows the name of its option. Did you mean --images",
+        ),
+        ("tune --task ocr runs/mle --use_cpu true", "has no place for 'runs/mle'"),
+        ("prepare coco", "has no place for 'coco': a value follows the name of its option."),
+        (
+            "tune --task detection --model . --scenes 8 --eval_images_dir a --eval_annotation_file b",
+            "scenes names the data, and so does eval_images_dir, eval_annotation_file, but only one can be read: leave out "
+            "the other (in a config, scenes: null).",
+        ),
+        ("stage1 --task colorization --scenes 8 --images_dir photos", "scenes names the data, and so does images_dir"),
+        (
+            "eval --task captioning --model . --scenes 8 --images_dir a --karpathy_file b",
+            "scenes names the data, and so does images_dir, karpathy_file",
+        ),
+        (
+            "mle --task captioning --images_dir a --karpathy_file b --eval_annotation_file c",
+            "karpathy_file names the data, and so does eval_annotation_file",
+        ),
     ],
 )
 def test_wrong_input_ends_with_a_line_that_says_what_to_do(command, told, capsys):
     assert told in fails(capsys, command)
 
 
+def test_refused_annotations_are_told_with_the_options_that_accept_them(tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "elsewhere.png")
+    (images / "0.png").symlink_to(tmp_path / "elsewhere.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned, so that its boxes may be for the pixels as shown or as stored
+    Image.new("RGB", (40, 30)).save(images / "1.jpg", exif=exif)
+    boxes = {
+        "images": [
+            {"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(["0.png", "1.jpg"])
+        ],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 9, 9]} for i in (0, 1, 2)],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    rows = f"--images_dir {images} --annotation_file {tmp_path}/boxes.json --output_dir {tmp_path}/rows"
+    assert main(f"prepare --task detection {rows}".split()) == 1
+    told = capsys.readouterr().err
+    for advice in (
+        "(--follow_symlinks true allows",
+        "pass --frame shown or --frame stored",
+        "--on_bad_annotation skip.",
+    ):
+        assert advice in told
+    run(f"prepare --task detection {rows} --follow_symlinks true --frame shown --on_bad_annotation skip")
+    assert "train: 2 rows" in capsys.readouterr().out
+
+
 def test_a_config_key_that_nobody_knows_is_told_with_the_nearest(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("task: detection\nlearning_rat: 1.0e-3\n")
     assert "has no key 'learning_rat', which is in" in (told := fails(capsys, "mle --config", tmp_path / "run.yaml"))
     assert "Did you mean learning_rate?" in told
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("num_generations: 2.5", "must be a whole number; it is 2.5."),
+        ("max_steps: 1.5", "must be a whole number; it is 1.5."),
+        ("max_steps: true", "must be a whole number; it is True."),
+        ("per_device_train_batch_size: four", "must be a whole number; it is 'four'."),
+        ("max_train_rows: [1, 2]", "must be a number; it is [1, 2]."),
+        ("learning_rate: {a: 1}", "must be a number; it is {'a': 1}."),
+        ("images_dir: [a]", "must be a single value; it is ['a']."),
+        ("freeze_encoder: [true]", "must be a single value; it is [True]."),
+        ("dataset_config: 2014", "must be a text, in quotes where YAML takes it for something else; it is 2014."),
+        ("reward: {map: 1}", "must be a text, in quotes where YAML takes it for something else; it is {'map': 1}."),
+        ("reward_weights: [1, much]", "must be a number; it is 'much'."),
+        ("score: likelihod", "must be one of confidence, likelihood, class; it is 'likelihod'."),
+        ("save_strategy: no", "must be a text, in quotes where YAML takes it for something else; it is False."),
+    ],
+)
+def test_a_config_value_of_another_kind_is_told_with_its_file_and_key(line, told, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(f"task: detection\nmodel: .\n{line}\n")
+    said = fails(capsys, "tune --config", tmp_path / "run.yaml")
+    assert f"{tmp_path}/run.yaml: the option `{line.partition(':')[0]}` {told}" in said
+
+
+def test_numbers_of_a_config_count_in_whatever_way_yaml_writes_them(tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        "task: detection\nmodel: .\nnum_generations: 4.0\nmax_train_rows: 8.0\nlearning_rate: 1e-4\nmax_steps: '3'\n"
+        "reward_weights: [1e-1, 2]\nreward: map\nlr_scheduler_kwargs: {a: 1}\nreport_to: [none]\nuse_cpu: true\n"
+    )
+    given = read_training("tune", ["--config", str(tmp_path / "run.yaml")])
+    counts = (given.training.num_generations, given.own[1].max_train_rows, given.training.max_steps)
+    assert counts == (4, 8, 3) and all(isinstance(count, int) for count in counts)
+    assert given.training.learning_rate == 1e-4 and given.training.reward_weights == [0.1, 2]
+    assert given.own[0].reward == ["map"] and given.training.lr_scheduler_kwargs == {"a": 1}
 
 
 def test_an_option_of_a_task_that_the_trainer_has_too_is_told(tmp_path, capsys):
@@ -315,6 +471,16 @@ def test_a_module_that_is_no_task_is_told_what_it_lacks(tmp_path, capsys):
     assert "does not define Options, REWARDS, load_data" in fails(capsys, "mle --task", tmp_path / "half_a_task.py")
 
 
+def test_a_file_that_failed_at_import_can_be_corrected_in_the_same_process(tmp_path):
+    file = tmp_path / "corrected_task.py"
+    file.write_text("from counting_task import *\nraise ValueError('not yet')\n")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not yet"):
+            load_task(str(file))
+    file.write_text("from counting_task import *\n")
+    assert load_task(str(file)).Processor.__name__ == "CountingProcessor"
+
+
 def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_path, capsys):
     import datasets
 
@@ -322,6 +488,34 @@ def test_a_data_set_that_lacks_the_split_is_told_with_those_it_has(counter, tmp_
     rows.save_to_disk(tmp_path / "rows")
     told = fails(capsys, f"eval --task {COUNTING} --model {counter} --use_cpu true --dataset_name", tmp_path / "rows")
     assert "has no split 'validation'; it has train" in told
+
+
+def test_an_evaluation_takes_the_metrics_that_a_training_does_and_their_numbers_of_every_kind(
+    counter, tmp_path, capsys
+):
+    task = """from counting_task import *
+
+
+def other(predictions, references):
+    counts = np.array(predictions)
+    return {"whole": counts.sum(), "half": np.float32(0.5), "tensor": torch.tensor(2.0), "name": np.str_("a"), "all": counts}
+
+
+def make_metric(processor):
+    return """
+    for name, metric in {"several": "[counting_error, other]", "no": "None", "old": "len"}.items():
+        (tmp_path / f"{name}_metric.py").write_text(f"{task}{metric}\n")
+    command = f"eval --model {counter} --use_cpu true --max_eval_rows 4 --output_dir {tmp_path}/"
+    run(f"{command}several --task {tmp_path}/several_metric.py")
+    scores = json.loads((tmp_path / "several" / "metrics.json").read_text())
+    assert (scores["half"], scores["tensor"]) == (0.5, 2.0) and {"mean_absolute_error", "whole"} < set(scores)
+    assert not {"name", "all"} & set(scores)
+    run(f"{command}none --task {tmp_path}/no_metric.py")
+    assert set(json.loads((tmp_path / "none" / "metrics.json").read_text())) == {"model", "split", "images"}
+    assert "it must be compute_metrics(predictions=, references=)" in fails(
+        capsys, f"{command}old --task {tmp_path}/old_metric.py"
+    )
+    assert not list((tmp_path / "old").rglob("*.pt"))
 
 
 def test_an_evaluation_records_the_split_that_it_reads_and_reads_the_one_that_is_given(counter, tmp_path, capsys):
@@ -352,6 +546,30 @@ def test_a_reward_that_is_none_is_told_with_those_there_are(counter, capsys):
     assert "Did you mean closeness?" in told
 
 
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ("", "Choose what is rewarded with --reward: recall, map, map_as_released, or my_rewards.py:function."),
+        (
+            "--reward mapp",
+            "There is no reward 'mapp'. Did you mean map? The task has recall, map, map_as_released; other",
+        ),
+        ("--reward map nowhere.py:few", "There is no file nowhere.py."),
+        (
+            "--reward map --reward_weights 1 2",
+            "reward_weights has 2 numbers for 1 reward functions: give one for each.",
+        ),
+        ("--reward .", "There is no reward '.'."),
+    ],
+)
+def test_a_dry_run_says_of_rewards_what_the_run_would_end_with(checkpoint, options, told, tmp_path, capsys):
+    tuning = f"tune --task detection --model {checkpoint} --scenes 8 --use_cpu true --output_dir {tmp_path} {options}"
+    assert told in fails(capsys, tuning)
+    run(f"{tuning} --dry_run true")
+    missing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("missing")]
+    assert len(missing) == 1 and missing[0].startswith(f"missing     {told}")
+
+
 def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
     from transformers import TrainerControl, TrainerState
 
@@ -370,6 +588,14 @@ def test_a_run_that_takes_days_on_a_cpu_says_so_once_and_goes_on(caplog):
 
 
 # --- models and rewards of others ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked, saved", [("", "confidence"), ("--score likelihood", "likelihood")])
+def test_tuning_for_map_scores_by_confidence_unless_another_score_is_asked_for(checkpoint, tmp_path, asked, saved):
+    mle = f"mle --task detection --model {checkpoint} --score likelihood --scenes 16 {FEW} --output_dir {tmp_path}/mle"
+    run(mle)
+    run(f"tune --model {tmp_path}/mle --reward map --scenes 16 {FEW} {asked} --output_dir {tmp_path}/map")
+    assert json.loads((tmp_path / "map" / "processor_config.json").read_text())["score"] == saved
 
 
 def test_an_evaluate_module_by_its_path_is_a_reward(checkpoint, tmp_path):
@@ -413,13 +639,19 @@ def test_a_recipe_says_which_comes_before_it(capsys, tmp_path, monkeypatch):
     assert "There is no folder ./runs/none with a model" in told
 
 
+def test_a_training_may_evaluate_before_its_first_step_only(counter, tmp_path):
+    run(f"tune --task {COUNTING} --model {counter} {FEW} --eval_on_start true --output_dir", tmp_path / "out")
+    logs = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [log["step"] for log in logs if "eval_reward" in log] == [0]
+
+
 def test_a_data_set_without_rows_to_evaluate_on_says_how_to_have_some(capsys, tmp_path):
     from tiny import text_dataset
 
     text_dataset(8).save_to_disk(tmp_path / "rows")
     options = f"--task ocr --alphabet abcd --dataset_name {tmp_path}/rows --image_size 32 {ENCODER} {DECODER} {FEW}"
     told = fails(capsys, f"mle {options} --eval_strategy steps --output_dir {tmp_path}/out")
-    assert "has no split 'validation'; it has train." in told and "set eval_strategy to no" in told
+    assert "has no split 'validation'; it has train." in told and "set eval_strategy to no and eval_on_start" in told
 
 
 def test_fewer_processes_than_were_asked_for_is_an_error(capsys, monkeypatch, tmp_path):

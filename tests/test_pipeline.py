@@ -359,6 +359,9 @@ def test_the_threads_end_with_what_they_work_for():
             {"reward_timeout": 5.0, "reward_num_workers": 1, "find_failing_row": True},
             "calls a reward again.*may then hang",
         ),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1, got 0"),
+        ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size must be at least 1, got -1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1, got 0"),
         ({"on_reward_error": "zero"}, "on_reward_error must be 'raise' or 'skip', got 'zero'"),
     ],
 )

@@ -42,8 +42,8 @@ class Task(Protocol):
         `rows` is None in a dry run whose data is not there yet.
         """
 
-    def make_metric(self, processor: Any) -> Callable[..., dict]:
-        """What trainers take as `compute_metrics`: `metric(predictions=, references=) -> dict`."""
+    def make_metric(self, processor: Any) -> Any:
+        """What trainers take as `compute_metrics`: `metric(predictions=, references=) -> dict`, an evaluate module, or a list."""
 
     def save_results(self, predictions: Any, rows: list[dict], processor: Any, folder: Path) -> None:
         """Writes predictions in the form of the field, COCO's where it has one, into a folder that is there.
@@ -91,6 +91,7 @@ def task_of(model: str, revision: str | None = None) -> Any:
 
     Raises:
         ValueError: where it is none of ours, or `model` has no processor.
+        FileNotFoundError: where `model` is no folder and cannot be read from the Hub.
     """
     saved = saved_processor_class(model, revision)
     for name in our_tasks():
@@ -117,6 +118,7 @@ def load_processor(model: str, task: Any, revision: str | None = None) -> Any:
 
     Raises:
         ValueError: for a model of another task.
+        FileNotFoundError: where `model` is no folder and cannot be read from the Hub.
     """
     from transformers import AutoProcessor, ProcessorMixin
 
@@ -134,7 +136,11 @@ def load_processor(model: str, task: Any, revision: str | None = None) -> Any:
 
 
 def saved_processor_class(model: str, revision: str | None = None) -> str | None:
-    """The name of the class of a model's processor, by its configuration alone."""
+    """The name of the class of a model's processor, by its configuration alone; None for a model that has none.
+
+    Raises:
+        FileNotFoundError: where `model` is no folder and cannot be read from the Hub.
+    """
     from transformers.utils import cached_file
 
     for name in ("processor_config.json", "preprocessor_config.json"):
@@ -145,11 +151,19 @@ def saved_processor_class(model: str, revision: str | None = None) -> str | None
         found = json.loads(Path(path).read_text()).get("processor_class")
         if found is not None:
             return found
+    if not Path(model).is_dir():
+        try:
+            cached_file(model, "config.json", revision=revision)  # which every model has
+        except OSError as error:
+            told = str(error).partition("\n")[0]
+            raise FileNotFoundError(
+                f"There is no folder {model}, and no model of this name could be read from the Hub: {told}"
+            ) from error
     return None
 
 
 def load_file(path: Path) -> ModuleType:
-    """The module of a file, which is imported once, under its own name."""
+    """The module of a file, which is imported once, under its own name; one whose import fails is not kept."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     loaded = sys.modules.get(path.stem)
@@ -160,5 +174,9 @@ def load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
     sys.modules[path.stem] = module  # its classes are found by name, in the workers of a data loader too
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    except BaseException:
+        sys.modules.pop(path.stem, None)
+        raise
     return module

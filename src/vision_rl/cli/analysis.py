@@ -11,6 +11,7 @@ from vision_rl.analysis.gradient_noise import gradient_noise
 from vision_rl.analysis.noise import GradientNoise, images_text
 from vision_rl.analysis.reward_samples import sample_rewards
 from vision_rl.cli import building
+from vision_rl.cli.arguments import require_positive
 from vision_rl.cli.data import require, rows_to_look_at, split_to_look_at, training_rows
 from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
@@ -20,9 +21,7 @@ def analyze(given: Read) -> Callable[[], None]:
     args, data = given.own
     if args.model is None:
         raise ValueError("--model is needed: the output_dir of `vision-rl mle` or `vision-rl tune`.")
-    for name in ("num_images", "num_samples", "completions_at_once", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1; it is {getattr(args, name)}.")
+    require_positive(args, "num_images", "num_samples", "completions_at_once", "batch_size")
     if args.noise and (args.num_batches < 4 or args.num_generations < 2):
         raise ValueError(
             f"--noise needs num_batches of at least 4 and num_generations of at least 2; they are {args.num_batches} and "

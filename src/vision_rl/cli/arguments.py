@@ -8,10 +8,31 @@ def option(help: str, default: Any = None) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+def require_positive(options: Any, *names: str) -> None:
+    """None of these numbers is below 1; None counts as not given.
+
+    Raises:
+        ValueError: with the name of the first that is.
+    """
+    for name in names:
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1; it is {number}.")
+
+
 @dataclass
-class TaskArguments:
+class NewTaskArguments:
+    """The task of a command that takes no model, from which it could be told."""
+
     _argument_group_name = "Task"
 
+    task: str | None = option(
+        "The task: detection, panoptic, colorization, captioning, ocr, or a file of your own such as my_task.py."
+    )
+
+
+@dataclass
+class TaskArguments(NewTaskArguments):
     task: str | None = option(
         "The task: detection, panoptic, colorization, captioning, ocr, or a file of your own such as my_task.py. None: the "
         "task of the model."

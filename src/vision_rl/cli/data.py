@@ -1,6 +1,7 @@
 """The rows that a command reads: a data set by name or folder, or what the task's own options name."""
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from vision_rl.cli.arguments import DataArguments
 
 
 CATEGORIES_FILE = "categories.json"  # of a prepared data set: COCO's list of them, with ids
+_ADVICE = re.compile(r'\b(on_bad_row|follow_symlinks|frame)="?(\w+)"?')
+_OPTION_OF = {"on_bad_row": "on_bad_annotation"}
 SPLITS = ("train", "validation", "test")  # of what a task's own options name
 
 
@@ -23,11 +26,28 @@ def load_rows(task: Any, data: DataArguments, options: Any, split: str) -> Any:
     """
     train = split == "train"
     if data.dataset_name is None:
-        rows = task.load_data(options, split)
+        rows = _of_task(task, options, split)
     else:
         name = data.dataset_train_split if train else data.dataset_test_split
         rows = _of(data, name, "the splits to read by dataset_train_split and dataset_test_split.", train)
     return _first(rows, data.max_train_rows if train else data.max_eval_rows)
+
+
+def _of_task(task: Any, options: Any, split: str) -> Any:
+    """The rows that a task loads; what its loaders advise as arguments of theirs is told as the options of the command."""
+    try:
+        return task.load_data(options, split)
+    except (FileNotFoundError, ValueError) as error:
+        told = _ADVICE.sub(lambda advice: _as_option(advice, options), str(error))
+        if told == str(error):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(told) from error
+
+
+def _as_option(advice: re.Match, options: Any) -> str:
+    name = _OPTION_OF.get(advice[1], advice[1])
+    return f"--{name} {advice[2].lower()}" if hasattr(options, name) else advice[0]
 
 
 def _first(rows: Any, count: int | None) -> Any:
@@ -53,7 +73,8 @@ def _of(data: DataArguments, split: str, to_name: str, train: bool) -> Any:
     splits = splits_of(data, streaming=train and data.dataset_streaming)
     if split not in splits:
         held_out = (
-            " Without a split to evaluate on, make one (train_test_split of datasets), or set eval_strategy to no."
+            " Without a split to evaluate on, make one (train_test_split of datasets), or set eval_strategy to no and "
+            "eval_on_start to false."
         )
         raise ValueError(
             f"{data.dataset_name} has no split {split!r}; it has {', '.join(map(str, splits))}. Name "
@@ -63,13 +84,11 @@ def _of(data: DataArguments, split: str, to_name: str, train: bool) -> Any:
 
 
 def require_one_source(data: DataArguments, options: Any) -> None:
-    """The rows are a data set or what the task's own options name.
+    """The rows are a data set, or scenes, or what folders and files of the task's own options hold.
 
     Raises:
-        ValueError: where both are given, of which only one could be read.
+        ValueError: where two are given, of which only one could be read.
     """
-    if data.dataset_name is None:
-        return
     default = type(options)()
     named = [
         option.name
@@ -77,11 +96,21 @@ def require_one_source(data: DataArguments, options: Any) -> None:
         if (option.name == "scenes" or option.name.endswith(("_dir", "annotation_file", "karpathy_file")))
         and getattr(options, option.name) != getattr(default, option.name)
     ]
-    if named:
-        ids = " COCO's category ids can be read from categories_file." if hasattr(options, "categories_file") else ""
+    if data.dataset_name is not None:
+        source, others = "dataset_name", named
+    elif "scenes" in named:
+        source, others = "scenes", [name for name in named if name != "scenes"]
+    elif "karpathy_file" in named:
+        source, others = "karpathy_file", [name for name in named if name not in ("karpathy_file", "images_dir")]
+    else:
+        return
+    if others:
+        has_ids = source == "dataset_name" and "annotation_file" in others and hasattr(options, "categories_file")
+        ids = " COCO's category ids can be read from categories_file." if has_ids else ""
+        switched_off = source if source != "dataset_name" else others[0]
         raise ValueError(
-            f"dataset_name names the data, and so does {', '.join(named)}, but only one can be read: leave out the other "
-            f"(in a config, {named[0]}: null).{ids if 'annotation_file' in named else ''}"
+            f"{source} names the data, and so does {', '.join(others)}, but only one can be read: leave out the other "
+            f"(in a config, {switched_off}: null).{ids}"
         )
 
 
@@ -115,7 +144,7 @@ def rows_to_look_at(given: Any, split: str | None) -> Any:
     name = split_to_look_at(data, split)
     if data.dataset_name is None:
         trained_on = name == "train"
-        rows = given.task.load_data(given.options, name)
+        rows = _of_task(given.task, given.options, name)
     else:
         trained_on = name == data.dataset_train_split
         rows = _of(data, name, "the one to read by split, or by dataset_test_split.", False)

@@ -17,10 +17,12 @@ from vision_rl.cli.arguments import ModelArguments
 from vision_rl.cli.data import load_rows
 from vision_rl.cli.reading import Read, read_training
 from vision_rl.cli.recipe import Recipe
+from vision_rl.cli.rewards import named_rewards
 from vision_rl.compatibility import CHECKPOINTING
 from vision_rl.models.description import count_parameters
 from vision_rl.models.uvim import UViMModel
 from vision_rl.task import load_processor
+from vision_rl.trainer.scoring import check_weights
 
 
 GB = 1e9
@@ -30,6 +32,8 @@ def dry_run(command: str, given: Read) -> Callable[[], None]:
     """Return a function that prints sizes, memory by calculation, what is missing, and the command that follows."""
     missing: list[str] = []
     rows = _rows(given, missing)
+    if command == "tune":
+        _tried(partial(_check_rewards, given), missing)
     with torch.device("meta"):
         model, processor = _model(command, given, rows, missing)
         optimizer = memory.optimizer_bytes(model, given.training)
@@ -47,12 +51,18 @@ def _rows(given: Read, missing: list[str]) -> Any:
     data = next(own for own in given.own if type(own).__name__ == "DataArguments")
     found = {}
     for split in ("train", "validation"):
-        if split == "validation" and given.training.eval_strategy == "no":
+        if split == "validation" and not given.evaluates():
             continue
         found[split] = _tried(partial(load_rows, given.task, data, given.options, split), missing)
         if found[split] is None and not missing:
             missing.append(f"the {split} data: no option names it")
     return found["train"]
+
+
+def _check_rewards(given: Read) -> None:
+    """The rewards are there, with a weight for each."""
+    names = named_rewards(given.own[0].reward, given.task)
+    check_weights(given.training.reward_weights, len(names))
 
 
 def _tried(make: Callable[[], Any], missing: list[str]) -> Any:
@@ -85,12 +95,13 @@ def _is_there(model: str | None) -> bool:
 def _saved(command: str, given: Read, rows: Any) -> tuple[Any, Any]:
     args = given.own[0]
     if command == "tune":
+        processor = load_processor(args.model, given.task, args.model_revision)
         config = AutoConfig.from_pretrained(args.model, revision=args.model_revision)
         if not isinstance(config, VisionEncoderDecoderConfig):
             raise ValueError(
                 f"A dry run knows only the sizes of a VisionEncoderDecoderModel, but {args.model} is a {config.model_type}."
             )
-        return VisionEncoderDecoderModel(config), load_processor(args.model, given.task, args.model_revision)
+        return VisionEncoderDecoderModel(config), processor
     processor = building.make_processor(given.task, args, given.options, rows)
     with torch.device("cpu"):
         model: Any = building.make_model(given.task, args, processor, given.training.max_completion_length)

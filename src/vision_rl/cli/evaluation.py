@@ -5,7 +5,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from huggingface_hub import HfApi
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer
 from vision_rl.cli import building
+from vision_rl.cli.arguments import require_positive
 from vision_rl.cli.data import cheap_columns, require, rows_to_look_at, split_to_look_at
 from vision_rl.cli.plain import load_plain, save_plain
 from vision_rl.cli.reading import Read
@@ -20,6 +20,7 @@ from vision_rl.cli.recipe import require_folders
 from vision_rl.pictures import rgb_image
 from vision_rl.processing import image_size
 from vision_rl.task import load_processor
+from vision_rl.trainer.metric_functions import as_metric, scalars_of
 
 
 MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "config.json", "generation_config.json", "adapter_config.json")
@@ -32,8 +33,9 @@ def evaluate(given: Read) -> Callable[[], None]:
     if args.model is None:
         raise ValueError("vision-rl eval needs --model: the output_dir of `vision-rl mle` or `vision-rl tune`.")
     require_folders([args.model])
-    if args.shard_size < 1:
-        raise ValueError(f"shard_size must be positive; it is {args.shard_size}.")
+    require_positive(args, "shard_size", "batch_size")
+    if args.workers < 0:
+        raise ValueError(f"workers must not be negative; it is {args.workers}.")
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     rows = require(
         rows_to_look_at(given, args.split), f"of the split {split_to_look_at(data, args.split)}", data, given.task
@@ -57,13 +59,15 @@ def evaluate(given: Read) -> Callable[[], None]:
         processing_class=processor,
         completion_decoder=building.completion_decoder(processor, args),
     )
-    return lambda: _evaluate(trainer, given, rows, folder, shards)
+    metric = as_metric(given.task.make_metric(trainer.processor), trainer.processor)
+    return lambda: _evaluate(trainer, given, rows, folder, shards, metric)
 
 
-def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards") -> None:
+def _evaluate(
+    trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards", metric: Callable | None
+) -> None:
     """Answer shard after shard, all ranks each; what an earlier run has finished is not answered again."""
     args, data = given.own
-    metric = given.task.make_metric(trainer.processor)
     for start, path in shards.missing():
         part = rows.select(range(start, min(start + args.shard_size, len(rows))))
         answers = trainer.predict(part)
@@ -75,10 +79,11 @@ def _evaluate(trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, s
         return
     described = _described(rows, trainer.processor)
     given.task.save_results(Predictions(shards), described, trainer.processor, folder)
-    scores = {name: value for name, value in shards.metrics(metric).items() if isinstance(value, Number)}
+    scores = {} if metric is None else scalars_of(shards.metrics(metric))
     row = {"model": str(args.model), "split": split_to_look_at(data, args.split), "images": len(rows), **scores}
     (folder / "metrics.json").write_text(json.dumps(row, indent=1) + "\n")
-    print(table(scores))
+    if scores:
+        print(table(scores))
     print(f"Written to {folder}: metrics.json, and the results in the files that the usual evaluation programs read.")
 
 

@@ -39,6 +39,8 @@ def judging_trainer(
         "disable_tqdm": True,
         "model_init_kwargs": building.at_revision(args),
     }
+    rewards = None if counted is None else load_rewards(args.reward, given.task, processor, counted)
+    processor = building.with_options(processor, given.options)  # a reward may have changed what an option says
     parts: dict[str, Any] = {
         "model": model,
         "train_dataset": train,
@@ -47,8 +49,7 @@ def judging_trainer(
         "compute_metrics": given.task.make_metric(processor),
         "completion_decoder": building.completion_decoder(processor, args),
     }
-    if counted is None:
+    if rewards is None:
         return VisionMLETrainer(args=on_one_device(VisionMLEConfig(folder, **options)), **parts)
-    rewards = load_rewards(args.reward, given.task, processor, counted)
     config = VisionRewardConfig(folder, reward_weights=args.reward_weights, **options)
     return VisionRewardTrainer(reward_funcs=rewards, args=on_one_device(config), **parts)

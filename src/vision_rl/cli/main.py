@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from vision_rl.arguments import is_of_ours
 from vision_rl.cli import commands
 from vision_rl.cli.launch import launch
+from vision_rl.cli.parser import arguments_with_home
 from vision_rl.cli.reading import TRAINING
 
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if arguments else 2
     command, *rest = arguments
-    rest = [part for argument in rest for part in _of_launch(argument)]
+    rest = [part for argument in arguments_with_home(rest) for part in _of_launch(argument)]
     if command not in COMMANDS:
         nearest = get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {nearest[0]}?" if nearest else ""

@@ -7,7 +7,8 @@ from dataclasses import fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -17,6 +18,23 @@ from vision_rl.recording import plain, without_secrets
 
 LOOKING = ("eval", "predict", "analyze", "report")  # commands that look at what a training has made
 PER_RUN = ("bf16", "use_cpu")  # a training's, which an evaluation has too
+
+# Options that name folders or files, besides those whose names end like some.
+PATHS = (
+    "accelerate_config",
+    "before",
+    "config",
+    "dataset_name",
+    "images",
+    "model",
+    "reward",
+    "stage1",
+    "task",
+    "tokenizer",
+)
+PATH_ENDINGS = ("_dir", "_file", "_init", "_checkpoint")
+
+UNIONS = (Union, UnionType)  # as `Optional[int]` and as `int | None`
 
 
 class CommandParser(TrlParser):
@@ -44,16 +62,18 @@ class CommandParser(TrlParser):
         epilog: str = "",
         of_evaluation: Iterable[type] = (),
     ):
+        dataclass_types = tuple(dataclass_types)
         super().__init__(
-            tuple(dataclass_types),  # type: ignore[arg-type]
+            dataclass_types,  # type: ignore[arg-type]
             prog=f"vision-rl {command}",
-            usage=f"vision-rl {command} [--config FILE_OR_RECIPE] [options]",
+            usage=f"vision-rl {command} {'RUN_DIR ' if command == 'report' else ''}[--config FILE_OR_RECIPE] [options]",
             description=description,
             epilog=epilog,
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
         )
         self.command = command
+        self.types = {name: kind for each in dataclass_types for name, kind in get_type_hints(each).items()}
         self.of_evaluation = {option.name for kind in of_evaluation for option in fields(kind)}
         self.given: dict[str, Any] = {}  # what the command line and its config have said, as a recipe says it
         for group in self._action_groups:
@@ -61,7 +81,9 @@ class CommandParser(TrlParser):
 
     def print_help(self, file=None) -> None:
         for action in self._actions:
-            if action.option_strings and action.dest != "help":
+            if isinstance(action, argparse._StoreFalseAction):  # `--no_x`, which has the help of `x`
+                action.help = argparse.SUPPRESS
+            elif action.option_strings and action.dest != "help":
                 action.option_strings = action.option_strings[:1]  # without --like-this, which is taken too
                 action.metavar = action.metavar or ("true|false" if action.nargs == "?" else "VALUE")
                 if action.default is not None and action.help:
@@ -93,21 +115,20 @@ class CommandParser(TrlParser):
             if is_own:
                 self._check_known("key", list(config), known, f", which is in {path}")
             config = {key: value for key, value in config.items() if key in known}
-            numbers = {action.dest for action in self._actions if action.type in (int, float) and action.nargs is None}
-            for name in numbers & set(config):
-                if not isinstance(config[name], int | float | str | None):
-                    raise ValueError(f"{path}: the option `{name}` must be a number; it is {config[name]!r:.100}.")
             lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
-            several = {key: [config[key]] for key in lists & set(config) if not isinstance(config[key], list | None)}
+            for name, value in config.items():
+                config[name] = _of_config(f"{path}: the option `{name}`", value, self.types[name], name in lists)
             given += [name for name in config if name not in given]
-            self.set_defaults_with_config(**config | several)
+            self.set_defaults_with_config(**config)
             place = arguments.index("--config")
             del arguments[place : place + 2]
-        parsed = self.parse_args_into_dataclasses(arguments)
+        *parsed, left = self.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        if left:
+            raise ValueError(stray(self.command, left))
         values = {name: value for each in parsed for name, value in vars(each).items()}
         self.given |= {name: plain(values[name]) for name in given if name in values}
         self.given = without_secrets(self.given)
-        return parsed
+        return tuple(parsed)
 
     def _check_known(self, noun: str, names: list[str], known: list[str], where: str = "") -> None:
         for name in names:
@@ -115,6 +136,68 @@ class CommandParser(TrlParser):
                 nearest = get_close_matches(name, known, n=1)
                 hint = f" Did you mean {nearest[0]}?" if nearest else ""
                 raise ValueError(f"`{self.prog}` has no {noun} {name!r}{where}.{hint}")
+
+
+def _of_config(option: str, value: Any, kind: Any, is_list: bool) -> Any:
+    """The value of an option in a config, as its dataclass has it. argparse itself looks at texts only.
+
+    Args:
+        option: the file and the name, for messages.
+        value: of YAML.
+        kind: the annotation of the dataclass's field.
+        is_list: whether the command line takes several values; then one in the config is a list of one.
+
+    Raises:
+        ValueError: for a value of another kind.
+    """
+    kinds = get_args(kind) if get_origin(kind) in UNIONS else (kind,)
+    if value is None:
+        return None
+    if is_list:
+        of_list = [part for each in kinds if get_origin(each) is list for part in get_args(each)]
+        return [_one_of_config(option, part, of_list) for part in (value if isinstance(value, list) else [value])]
+    if not isinstance(value, list | dict):
+        return _one_of_config(option, value, kinds)
+    if not {get_origin(each) or each for each in kinds} & {type(value), Any}:
+        noun = "number" if {int, float} & set(kinds) else "single value"
+        raise ValueError(f"{option} must be a {noun}; it is {value!r:.100}.")
+    return value
+
+
+def _one_of_config(option: str, value: Any, kinds: Sequence[Any]) -> Any:
+    if isinstance(value, str) and value.lower() in ("none", "null") and NoneType in kinds:
+        return None
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices and value not in choices:
+        quoted = "" if isinstance(value, str) else " (a text that YAML takes for something else stands in quotes)"
+        raise ValueError(f"{option} must be one of {', '.join(map(str, choices))}; it is {value!r:.100}{quoted}.")
+    if str in kinds and not {int, float, bool} & set(kinds) and not isinstance(value, str):
+        raise ValueError(
+            f"{option} must be a text, in quotes where YAML takes it for something else; it is {value!r:.100}."
+        )
+    if str in kinds or not {int, float} & set(kinds):
+        return value
+    whole = float not in kinds
+    try:
+        number = float(value)
+        fits = not isinstance(value, bool) and (number.is_integer() or not whole)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{option} must be a {'whole ' if whole else ''}number; it is {value!r:.100}.")
+    if whole:
+        return value if isinstance(value, int) else int(number)
+    return number if isinstance(value, str) else value
+
+
+def stray(command: str, values: Sequence[str]) -> str:
+    """The sentence about values that follow no option's name."""
+    value, hint = values[0], ""
+    if command == "predict":
+        hint = f" Did you mean --{'model' if Path(value).is_dir() else 'images'} {value}?"
+    elif command in ("mle", "tune", "eval", "analyze"):
+        hint = f" Did you mean --model {value}?"
+    return f"`vision-rl {command}` has no place for {value!r}: a value follows the name of its option.{hint}"
 
 
 def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], bool]:
@@ -146,6 +229,28 @@ def config_for(command: str, arguments: Sequence[str]) -> tuple[dict[str, Any], 
 def default_output_dir(command: str, task: str | None) -> str | None:
     """Where a training writes that is told nowhere else; None where its task is not named."""
     return None if task is None else f"runs/{Path(task).stem}-{command}"
+
+
+def with_home(name: str, value: Any) -> Any:
+    """The value of an option, with the home directory in place of a leading `~` where it names folders or files."""
+    if isinstance(value, list):
+        return [with_home(name, each) for each in value]
+    is_path = name in PATHS or name.endswith(PATH_ENDINGS)
+    return os.path.expanduser(value) if is_path and isinstance(value, str) else value
+
+
+def arguments_with_home(arguments: Iterable[str]) -> list[str]:
+    """The arguments of a command as a shell would have them that knows `--name=~/folder` and quoted `'~/*.png'`."""
+    expanded: list[str] = []
+    name = "config"  # what is in front of all options names folders and files
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, equals, value = argument.partition("=")
+            name = option[2:].replace("-", "_")
+            expanded.append(f"{option}={with_home(name, value)}" if equals else argument)
+        else:
+            expanded.append(with_home(name, argument))
+    return expanded
 
 
 def value_of(command: str, arguments: Sequence[str], name: str) -> Any:
@@ -183,7 +288,9 @@ def read_config(arguments: Sequence[str]) -> dict[str, Any]:
     }.items():
         if name in content and not isinstance(content[name], kind):
             raise ValueError(f"{path}: the option `{name}` cannot be {content[name]!r:.100}.")
-    return content
+    of_eval = {name: with_home(name, value) for name, value in content.get("eval", {}).items()}
+    content = {name: with_home(name, value) for name, value in content.items()}
+    return content | {"eval": of_eval} if "eval" in content else content
 
 
 def config_path(arguments: Sequence[str]) -> Path | None:

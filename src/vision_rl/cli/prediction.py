@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vision_rl import VisionPipeline, pipeline
+from vision_rl.cli.arguments import require_positive
 from vision_rl.cli.reading import Read
 from vision_rl.cli.recipe import require_folders
 from vision_rl.pictures import rgb_image
@@ -23,6 +24,7 @@ def predict(given: Read) -> Callable[[], None]:
         raise ValueError(
             "vision-rl predict needs a model and images: --model FOLDER --images photo.jpg folder 'more/*.png'."
         )
+    require_positive(args, "batch_size")
     require_folders([args.model])
     folder = Path(args.output_dir)
     paths = find_images(args.images, folder)
@@ -35,6 +37,8 @@ def predict(given: Read) -> Callable[[], None]:
 def find_images(names: Sequence[str], output: Path) -> list[Path]:
     """The files that names, folders and globs mean, each once, in order, without those in the folder `output`.
 
+    Of a folder that are the photos in it and below, but for hidden ones.
+
     What is written there might otherwise replace a photo, or be answered itself when the command is run again.
 
     Raises:
@@ -46,7 +50,7 @@ def find_images(names: Sequence[str], output: Path) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+            files = sorted(file for file in path.rglob("*") if _is_photo(file.relative_to(path)) and file.is_file())
         elif path.is_file():
             files = [path]
         else:
@@ -64,6 +68,11 @@ def find_images(names: Sequence[str], output: Path) -> list[Path]:
     if left_out:
         print(f"Left out {left_out} images in {output}, the folder of the results.", flush=True)
     return list(found)
+
+
+def _is_photo(file: Path) -> bool:
+    """Whether a path within a folder is one of a photo, and nothing of it is hidden, as some systems' copies of a file are."""
+    return file.suffix.lower() in IMAGES and not any(part.startswith(".") for part in file.parts)
 
 
 def _is_in(file: Path, folder: Path) -> bool:

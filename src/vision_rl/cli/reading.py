@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from vision_rl.cli.arguments import (
     DataArguments,
     EvalArguments,
     ModelArguments,
+    NewTaskArguments,
     PredictArguments,
     ReportArguments,
     RunArguments,
     Stage1Arguments,
     TaskArguments,
     TuneArguments,
+    require_positive,
 )
-from vision_rl.cli.parser import CommandParser, default_output_dir, value_of
+from vision_rl.cli.parser import CommandParser, default_output_dir, stray, value_of
 from vision_rl.cli.recipe import require_folders
 from vision_rl.task import load_task, task_of
 
@@ -48,6 +50,10 @@ class Read:
     own: tuple[Any, ...]
     training: Any = None
     given: dict[str, Any] = field(default_factory=dict)  # what was said, by option, as a recipe says it
+
+    def evaluates(self) -> bool:
+        """Whether a training evaluates while it runs, before the first step or later."""
+        return self.training.eval_strategy != "no" or self.training.eval_on_start
 
     def record(self, command: str, folder: Path) -> None:
         """The command as a recipe in `folder`, which `--config` takes: to run it again, or to look at what it made."""
@@ -82,8 +88,11 @@ def read(
     asked = [flag for flag in ("--help", "-h", "--help_all") if flag in arguments]
     if asked:
         arguments = [argument for argument in arguments if argument not in asked]
+    if arguments and not arguments[0].startswith("-"):  # before the task is asked for, which this may name
+        raise ValueError(stray(command, arguments))
     name, model, revision = (value_of(command, arguments, option) for option in ("task", "model", "model_revision"))
-    kinds: list[type] = [TaskArguments, *own]
+    has_model = any(option.name == "model" for kind in own for option in fields(kind))
+    kinds: list[type] = [TaskArguments if has_model else NewTaskArguments, *own]
     task = options_type = None
     if name is not None or not asked:
         task = load_task(name) if name is not None else _task_of(model, revision, command)
@@ -111,6 +120,7 @@ def read(
     if options is not None and DataArguments in parsed:
         from vision_rl.cli.data import require_one_source, with_categories
 
+        require_positive(parsed[DataArguments], "max_train_rows", "max_eval_rows")
         require_one_source(parsed[DataArguments], options)
         options = with_categories(parsed[DataArguments], options)
     return Read(

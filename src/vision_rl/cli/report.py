@@ -9,6 +9,7 @@ from typing import Any
 from vision_rl import VisionRewardTrainer
 from vision_rl.analysis.answers import Answers, Comparison, answers_of
 from vision_rl.analysis.report import write_report
+from vision_rl.cli.arguments import require_positive
 from vision_rl.cli.data import rows_to_look_at, training_rows
 from vision_rl.cli.judging import judging_trainer
 from vision_rl.cli.reading import Read
@@ -22,6 +23,7 @@ def report_of_log(folder: Path, output: str | None = None) -> Callable[[], None]
 
 def report(given: Read, folder: Path) -> Callable[[], None]:
     args, _ = given.own
+    require_positive(args, "batch_size")
     if args.num_images < 2:
         raise ValueError(f"num_images must be at least 2; it is {args.num_images}.")
     _make_place(args.output_file, folder)

@@ -58,11 +58,12 @@ def tune(given: Read) -> Callable[[], None]:
     processor = building.with_options(load_processor(args.model, given.task, args.model_revision), given.options)
     given.training.model_init_kwargs = building.at_revision(args, given.training.model_init_kwargs)
     train, evaluated = _rows(given, data)
+    named = under_usual_names(train, given.training.target_columns)
+    rewards = load_rewards(args.reward, given.task, processor, named)
+    processor = building.with_options(processor, given.options)  # a reward may have changed what an option says
     trainer = VisionRewardTrainer(
         model=args.model,
-        reward_funcs=load_rewards(
-            args.reward, given.task, processor, under_usual_names(train, given.training.target_columns)
-        ),
+        reward_funcs=rewards,
         **_parts(given, train, evaluated, processor),
         completion_decoder=building.completion_decoder(processor, args),
     )
@@ -87,10 +88,12 @@ def _parts(given: Read, train: Any, evaluated: Any, processor: Any) -> dict[str,
 def _rows(given: Read, data: DataArguments) -> tuple[Any, Any]:
     """The rows to learn from, and those that are evaluated if the config asks for it."""
     train = require(load_rows(given.task, data, given.options, "train"), "to learn from", data, given.task)
-    if given.training.eval_strategy == "no":
+    if not given.evaluates():
         return train, None
     evaluated = load_rows(given.task, data, given.options, "validation")
-    return train, require(evaluated, "to evaluate on (or set eval_strategy to no)", data, given.task)
+    return train, require(
+        evaluated, "to evaluate on (or set eval_strategy to no and eval_on_start to false)", data, given.task
+    )
 
 
 def _train(trainer: Any, data: DataArguments, command: str, given: Read) -> None:

@@ -13,7 +13,7 @@ from transformers.integrations.deepspeed import deepspeed_init
 
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.processing import VisionProcessor
-from vision_rl.trainer.metric_functions import check_metric_result
+from vision_rl.trainer.metric_functions import scalars_of
 from vision_rl.trainer.scoring import Scores
 
 
@@ -115,8 +115,7 @@ def metrics_of(records: list[Record], compute_metrics: Callable | None) -> dict[
             predictions=[record["completion"] for record in records],
             references=[record["reference"] for record in records],
         )
-    check_metric_result(metrics)
-    return {key: float(value) for key, value in metrics.items() if _is_scalar(value)}
+    return scalars_of(metrics)
 
 
 def add_scores(records: list[Record], scores: Scores) -> None:
@@ -137,10 +136,6 @@ def reward_metrics(records: list[Record], names: list[str]) -> dict[str, float]:
     for name in {name: None for record in records for name in record["logged"]}:
         metrics[name] = fmean(record["logged"][name] for record in records if name in record["logged"])
     return metrics
-
-
-def _is_scalar(value) -> bool:
-    return isinstance(value, int | float) or (hasattr(value, "ndim") and value.ndim == 0)
 
 
 def model_for_evaluation(trainer: Trainer, gathers_weights: bool) -> nn.Module:

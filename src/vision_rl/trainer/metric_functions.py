@@ -105,3 +105,13 @@ def check_metric_result(metrics: Any) -> None:
             f"compute_metrics returned a {type(metrics).__name__}; it must return a dict of numbers by name, such as "
             "{'accuracy': 0.5}."
         )
+
+
+def scalars_of(metrics: Any) -> dict[str, float]:
+    """The numbers of what a metric gives, also numpy's and tensors; lists, texts and arrays are left out."""
+    check_metric_result(metrics)
+    return {key: float(value) for key, value in metrics.items() if _is_scalar(value)}
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, int | float) or (getattr(value, "ndim", None) == 0 and not isinstance(value, str))

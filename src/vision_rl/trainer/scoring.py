@@ -98,10 +98,7 @@ class RewardSum:
         self.names = names_of(rewards)
         self.functions = [as_function(*each) for each in zip(rewards, self.names, tokenizers, strict=True)]
         self.saved = saved_rewards(self.functions)
-        if weights is not None and len(weights) != len(rewards):
-            raise ValueError(
-                f"reward_weights has {len(weights)} numbers for {len(rewards)} reward functions: give one for each."
-            )
+        check_weights(weights, len(rewards))
         self.weights = torch.tensor(weights if weights is not None else [1.0] * len(rewards), dtype=torch.float32)
         self.device: torch.device | None = None
         self._skipped = dict.fromkeys(self.names, 0)  # calls of each, in a row
@@ -240,3 +237,11 @@ def _returns(
 def _weighted_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The weighted sum over F reward functions, `(..., F)`. NaN means that a reward does not apply; where none does, the sum is NaN."""
     return (per_function * weights).nansum(-1).masked_fill(per_function.isnan().all(-1), NAN)
+
+
+def check_weights(weights: Sequence[float] | None, num_rewards: int) -> None:
+    """There is a weight for each reward, if there are any."""
+    if weights is not None and len(weights) != num_rewards:
+        raise ValueError(
+            f"reward_weights has {len(weights)} numbers for {num_rewards} reward functions: give one for each."
+        )

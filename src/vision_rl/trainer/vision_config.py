@@ -199,7 +199,13 @@ class VisionConfig(TrainingArguments):
             raise ValueError(f"max_skipped_steps must be at least 1, got {self.max_skipped_steps}.")
 
     def _check_numbers(self) -> None:
-        """No option is NaN, which passes for any range, and none of ours is infinite; `max_grad_norm=inf` only measures."""
+        """No option is NaN, which passes for any range, and none of ours is infinite; `max_grad_norm=inf` only measures.
+
+        What is counted to a step is at least one.
+        """
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         of_trainer = {field.name for field in fields(TrainingArguments)}
         for option in fields(self):
             given = getattr(self, option.name)

@@ -57,6 +57,9 @@ class Options:
     max_caption_length: int | None = field(
         default=None, metadata={"help": "Largest length of a label in tokens. None: 128, as in the paper."}
     )
+    follow_symlinks: bool = field(
+        default=False, metadata={"help": "Read images that are symbolic links to files outside of their folder."}
+    )
     on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
@@ -67,18 +70,17 @@ class Options:
 
 
 def load_data(options: Options, split: str) -> Dataset | None:
+    how: dict[str, Any] = {"on_bad_row": options.on_bad_annotation, "follow_symlinks": options.follow_symlinks}
     if options.karpathy_file is not None:
         if options.images_dir is None:
             raise ValueError(f"{options.karpathy_file} needs the folder of its images: images_dir.")
-        return load_karpathy_captions(
-            options.images_dir, options.karpathy_file, KARPATHY[split], on_bad_row=options.on_bad_annotation
-        )
+        return load_karpathy_captions(options.images_dir, options.karpathy_file, KARPATHY[split], **how)
     prefix = "" if split == "train" else "eval_"
     images, captions = (getattr(options, f"{prefix}{name}") for name in ("images_dir", "annotation_file"))
     if captions is not None:
         if images is None:
             raise ValueError(f"{captions} needs the folder of its images: {prefix}images_dir.")
-        return load_coco_captions(images, captions, on_bad_row=options.on_bad_annotation)
+        return load_coco_captions(images, captions, **how)
     if images is not None:
         raise ValueError(f"{images} needs the JSON of its captions: {prefix}annotation_file, or karpathy_file.")
     if options.scenes is None or options.annotation_file is not None:

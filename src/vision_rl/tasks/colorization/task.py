@@ -50,6 +50,9 @@ class Options:
         default=None,
         metadata={"help": "Resize with antialiasing. None: yes. For the published models: no."},
     )
+    follow_symlinks: bool = field(
+        default=False, metadata={"help": "Read photos that are symbolic links to files outside of the folder."}
+    )
     on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
@@ -62,7 +65,7 @@ class Options:
 def load_data(options: Options, split: str) -> Dataset | None:
     folder = options.images_dir if split == "train" else options.eval_images_dir
     if folder is not None:
-        rows = load_photos(folder, on_bad_row=options.on_bad_annotation)
+        rows = load_photos(folder, on_bad_row=options.on_bad_annotation, follow_symlinks=options.follow_symlinks)
         files = rows.cast_column("image", Image(decode=False))["image"]
         names = [Path(file["path"]).relative_to(Path(folder).absolute()).with_suffix("") for file in files]
         rows = rows.add_column("image_id", [name.as_posix().replace("/", "_") for name in names])

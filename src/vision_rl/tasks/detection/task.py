@@ -75,6 +75,16 @@ class Options:
         default=None,
         metadata={"help": "Smallest and largest factor by which MLE scales its training images. Pix2Seq: 0.3 2."},
     )
+    follow_symlinks: bool = field(
+        default=False, metadata={"help": "Read images that are symbolic links to files outside of their folder."}
+    )
+    frame: Literal["auto", "shown", "stored", "json"] = field(
+        default="auto",
+        metadata={
+            "help": "Pixels in which boxes are measured where file and JSON disagree: of the picture as shown, as stored before "
+            "EXIF turns it, or at the JSON's size (json). auto: the only one of these that the boxes fit."
+        },
+    )
     on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
@@ -96,7 +106,13 @@ def load_data(options: Options, split: str) -> Dataset | None:
             return None
         if images is None:
             raise ValueError(f"{boxes} needs the folder of its images: {'' if train else 'eval_'}images_dir.")
-        return load_coco_detection(images, boxes, on_bad_row=options.on_bad_annotation)
+        return load_coco_detection(
+            images,
+            boxes,
+            on_bad_row=options.on_bad_annotation,
+            frame=options.frame,
+            follow_symlinks=options.follow_symlinks,
+        )
     if options.images_dir is not None or options.eval_images_dir is not None:
         raise ValueError("A folder of images needs the JSON of their boxes: annotation_file, eval_annotation_file.")
     if options.scenes is not None:
@@ -148,8 +164,8 @@ def _recall(processor: DetectionProcessor, rows: Dataset) -> RecallReward:
 
 
 def _average_precision(processor: DetectionProcessor, rows: Any, **as_released: Any) -> AveragePrecisionReward:
-    if processor.score == "likelihood":  # what is chosen where nothing else is asked for
-        processor.score = "confidence"  # which this reward teaches
+    if processor.score == "likelihood":  # what MLE ends with
+        processor.score = "confidence"  # which this reward teaches; the option `score` is set again afterwards
     if isinstance(rows, IterableDataset):
         rows = list(rows.select_columns("objects"))
     counts = processor.count_classes(rows)

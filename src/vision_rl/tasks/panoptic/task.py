@@ -58,6 +58,17 @@ class Options:
         default=None,
         metadata={"help": "Predicted instances that cover at most this share of the image become void. None: 0."},
     )
+    follow_symlinks: bool = field(
+        default=False,
+        metadata={"help": "Read images and maps that are symbolic links to files outside of their folder."},
+    )
+    frame: Literal["auto", "shown", "stored"] = field(
+        default="auto",
+        metadata={
+            "help": "What maps show where a photo has an EXIF orientation: the photo as shown, or as stored before the turn. "
+            "auto: told from the sizes."
+        },
+    )
     on_bad_annotation: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
@@ -72,7 +83,12 @@ def load_data(options: Options, split: str) -> Dataset | None:
     names = [f"{prefix}{name}" for name in ("images_dir", "masks_dir", "annotation_file")]
     folder = [getattr(options, name) for name in names]
     if all(folder):
-        return load_coco_panoptic(*folder, on_bad_row=options.on_bad_annotation)
+        return load_coco_panoptic(
+            *folder,
+            on_bad_row=options.on_bad_annotation,
+            frame=options.frame,
+            follow_symlinks=options.follow_symlinks,
+        )
     if any(folder):
         missing = [name for name, value in zip(names, folder, strict=True) if value is None]
         raise ValueError(f"A folder in COCO's form needs {', '.join(names)}; missing: {', '.join(missing)}.")
