@@ -460,6 +460,12 @@ def test_numbers_of_a_config_count_in_whatever_way_yaml_writes_them(tmp_path):
     assert given.own[0].reward == ["map"] and given.training.lr_scheduler_kwargs == {"a": 1}
 
 
+def test_options_that_are_a_text_or_something_else_count_in_a_config(tmp_path):
+    (tmp_path / "run.yaml").write_text("task: ocr\nreport_to: none\nresume_from_checkpoint: true\nuse_cpu: true\n")
+    training = read_training("mle", ["--config", str(tmp_path / "run.yaml")]).training
+    assert (training.report_to, training.resume_from_checkpoint) == ([], True)
+
+
 def test_an_option_of_a_task_that_the_trainer_has_too_is_told(tmp_path, capsys):
     (tmp_path / "clashing.py").write_text(Path(COUNTING).read_text().replace("num_pictures: int", "max_steps: int"))
     told = fails(capsys, "mle --task", tmp_path / "clashing.py")

@@ -117,6 +117,8 @@ class CommandParser(TrlParser):
             config = {key: value for key, value in config.items() if key in known}
             lists = {action.dest for action in self._actions if action.nargs in ("+", "*")}
             for name, value in config.items():
+                if name == "resume_from_checkpoint" and isinstance(value, bool):
+                    continue  # a text, or whether to
                 config[name] = _of_config(f"{path}: the option `{name}`", value, self.types[name], name in lists)
             given += [name for name in config if name not in given]
             self.set_defaults_with_config(**config)
@@ -165,7 +167,7 @@ def _of_config(option: str, value: Any, kind: Any, is_list: bool) -> Any:
 
 
 def _one_of_config(option: str, value: Any, kinds: Sequence[Any]) -> Any:
-    if isinstance(value, str) and value.lower() in ("none", "null") and NoneType in kinds:
+    if isinstance(value, str) and value.lower() in ("none", "null") and NoneType in kinds and str not in kinds:
         return None
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices and value not in choices:
