@@ -157,7 +157,7 @@ def facts_of(trainer: "VisionTrainer") -> dict[str, Any]:
         "images_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "train_rows": None if is_stream(trainer.train_dataset) else len(cast(Sized, trainer.train_dataset)),
         "save_only_model": args.save_only_model,
-        "optim": str(args.optim),
+        "optim": getattr(args.optim, "value", args.optim),
         "learning_rate": args.learning_rate,
         "encoder_learning_rate": args.encoder_learning_rate,
         "weight_decay": args.weight_decay,

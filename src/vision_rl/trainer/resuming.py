@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+OF_OPTIMIZER = ("optim", "learning_rate", "encoder_learning_rate", "weight_decay")  # facts of a run
+
 
 def folder_to_resume(trainer: "VisionTrainer", asked: str | bool | None) -> str | None:
     """Return the folder that `resume_from_checkpoint` means, once it is checked: the named one, or the newest whole one.
@@ -85,9 +87,6 @@ def check_best(trainer: "VisionTrainer", folder: Path) -> None:
             f"The best model cannot be loaded: {damage} The model in memory is that of step "
             f"{trainer.state.global_step}. {_way_back(trainer, folder)}"
         )
-
-
-OF_OPTIMIZER = ("optim", "learning_rate", "encoder_learning_rate", "weight_decay")
 
 
 def compare_runs(trainer: "VisionTrainer", folder: Path) -> None:
