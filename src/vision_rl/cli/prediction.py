@@ -37,9 +37,8 @@ def predict(given: Read) -> Callable[[], None]:
 def find_images(names: Sequence[str], output: Path) -> list[Path]:
     """The files that names, folders and globs mean, each once, in order, without those in the folder `output`.
 
-    Of a folder that are the photos in it and below, but for hidden ones.
-
-    What is written there might otherwise replace a photo, or be answered itself when the command is run again.
+    A folder means the photos in it and below, but for hidden ones. What is written to `output` might otherwise replace a
+    photo, or be answered itself when the command is run again.
 
     Raises:
         FileNotFoundError: for a name that means none.

@@ -41,10 +41,8 @@ def sample_with_generate(
         suppress_tokens=ids.suppressed or None,
     )
     with evaluation_mode(policy), torch.no_grad():
-        own, policy.generation_config = (
-            policy.generation_config,
-            GenerationConfig(),
-        )  # which would fill what is not set
+        own = policy.generation_config
+        policy.generation_config = GenerationConfig()  # its own would fill what `config` does not set
         try:
             written = policy.generate(
                 pixel_values=pixel_values, generation_config=config, logits_processor=logits_processor

@@ -1,6 +1,5 @@
 """What a reward returned, checked: an error names the reward, and the row where there is one."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,8 +36,6 @@ def checked_output(name: str, output, completion_ids: list[list[int]]) -> Checke
     targets, prefixes = output.token_targets, output.prefix_rewards
     if targets is not None:
         _check_token_targets(name, targets, completion_ids)
-        if problems:
-            targets = without_rows(targets, places(problems, len(rewards)))
     if prefixes is not None:
         prefixes = _checked_prefixes(name, prefixes, rewards, completion_ids)
     return CheckedOutput(rewards, problems, targets, prefixes)
@@ -113,18 +110,6 @@ def _check_token_targets(name: str, targets: TokenTargets, completion_ids: list[
         raise ValueError(
             f"The reward `{name}` gave token targets with an id below 0, or with the same id twice at one position."
         )
-
-
-def places(numbers: Iterable[int], count: int) -> torch.Tensor:
-    """Return a mask `(count,)` that is true at these numbers."""
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[list(numbers)] = True
-    return mask
-
-
-def without_rows(targets: TokenTargets, unknown: torch.Tensor) -> TokenTargets:
-    """Return the targets of the completions that are not `unknown (N,)`."""
-    return targets.select(~unknown.to(targets.positions.device)[targets.positions[:, 0]])
 
 
 def _checked_prefixes(name: str, prefixes, rewards: torch.Tensor, completion_ids: list[list[int]]) -> torch.Tensor:

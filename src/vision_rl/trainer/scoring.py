@@ -22,7 +22,7 @@ from vision_rl.trainer.modules import for_processor
 from vision_rl.trainer.reward_arguments import RewardArguments, check_logged_name, reward_arguments
 from vision_rl.trainer.reward_calls import RewardCall
 from vision_rl.trainer.reward_functions import as_function, names_of, saved_rewards, source_of
-from vision_rl.trainer.reward_outputs import NAN, CheckedOutput, checked_output, places, shown, without_rows
+from vision_rl.trainer.reward_outputs import NAN, CheckedOutput, checked_output, shown
 from vision_rl.trainer.reward_workers import RewardWorkers
 
 
@@ -168,9 +168,11 @@ class RewardSum:
                 call.leave()
             raise
         per_function = torch.stack([output.rewards for output in outputs], dim=1)  # (N, F)
-        for name, output in zip(self.names, outputs, strict=True) if self.on_error == "skip" else ():
-            logged[f"rewards/{name}/skipped"] = [len(output.problems) / len(per_function)]
-        unknown = places({number for output in outputs for number in output.problems}, len(per_function))
+        unknown = torch.zeros(len(per_function), dtype=torch.bool)
+        for name, output in zip(self.names, outputs, strict=True):
+            unknown[list(output.problems)] = True
+            if self.on_error == "skip":
+                logged[f"rewards/{name}/skipped"] = [len(output.problems) / len(unknown)]
         rewards = _weighted_sum(per_function, self.weights).masked_fill(unknown, NAN)
         if rewards.isinf().any():
             raise ValueError(f"The sum of the rewards {self.names} is too large for float32: lower reward_weights.")
@@ -178,7 +180,7 @@ class RewardSum:
         return Scores(
             rewards,
             per_function,
-            [without_rows(output.token_targets, unknown) for output in outputs if output.token_targets is not None],
+            [_without(unknown, output.token_targets) for output in outputs if output.token_targets is not None],
             {key: fmean(values) for key, values in logged.items()},
             None if returns is None else returns.masked_fill(unknown[:, None], NAN),
         )
@@ -237,6 +239,11 @@ def _returns(
 def _weighted_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The weighted sum over F reward functions, `(..., F)`. NaN means that a reward does not apply; where none does, the sum is NaN."""
     return (per_function * weights).nansum(-1).masked_fill(per_function.isnan().all(-1), NAN)
+
+
+def _without(unknown: torch.Tensor, targets: TokenTargets) -> TokenTargets:
+    """Return the targets of the completions that are not `unknown (N,)`."""
+    return targets.select(~unknown.to(targets.positions.device)[targets.positions[:, 0]])
 
 
 def check_weights(weights: Sequence[float] | None, num_rewards: int) -> None:
