@@ -144,7 +144,7 @@ def test_resumed_within_a_rollout_that_is_used_again_equals_uninterrupted(tmp_pa
 def test_a_rollout_is_not_gone_on_with_in_another_split_or_without_its_file(tmp_path):
     run("reward", tmp_path / "whole", num_iterations=2, max_steps=2)
     checkpoint = tmp_path / "whole" / "checkpoint-1"
-    with pytest.raises(ValueError, match="Step 1 is number 2 of 2 that learn from one rollout, but the checkpoint"):
+    with pytest.raises(ValueError, match="Step 1 is number 2 of 2 that learn from one rollout, but the rollout"):
         run("reward", tmp_path / "split", checkpoint, num_iterations=2, **ACCUMULATED)
     (checkpoint / "rollout_0.pt").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-1 is damaged: rollout_0\.pt is missing"):
@@ -153,6 +153,21 @@ def test_a_rollout_is_not_gone_on_with_in_another_split_or_without_its_file(tmp_
     with pytest.raises(ValueError, match="a checkpoint whose step is a multiple of 2"):
         run("reward", tmp_path / "lost", checkpoint, num_iterations=2)
     assert not (tmp_path / "whole" / "checkpoint-2" / "rollout_0.pt").exists()  # that rollout is used up
+
+
+def test_an_epoch_that_a_callback_stops_within_a_rollout_is_an_error_that_names_the_steps_at_which_it_may(tmp_path):
+    class StopEpoch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_epoch_stop = state.global_step == self.step
+
+    trainer = make_trainer("reward", tmp_path / "between", num_iterations=2, max_steps=6)
+    StopEpoch.step = 2
+    trainer.add_callback(StopEpoch())
+    trainer.train()
+    assert trainer.state.global_step == 6
+    StopEpoch.step = 1
+    with pytest.raises(ValueError, match="a multiple of 2; a callback may stop an epoch only at such a step"):
+        trainer.train()
 
 
 def test_resumed_with_rewards_of_chance_equals_uninterrupted(tmp_path):

@@ -53,9 +53,10 @@ class RolloutInUse:
         parts = self.parts[first : first + len(batches)]
         if [batch["row_index"].tolist() for batch in batches] != [part.row_index.tolist() for part in parts]:
             raise ValueError(
-                f"Step {step} is number {position + 1} of {self.num_updates} that learn from one rollout, but the checkpoint "
-                "has none of its images. Resume with the batch sizes, processes, data and seed that the checkpoint was made "
-                f"with, or from a checkpoint whose step is a multiple of {self.num_updates}."
+                f"Step {step} is number {position + 1} of {self.num_updates} that learn from one rollout, but the rollout "
+                "has none of its images. A resumed run needs the batch sizes, processes, data and seed that the checkpoint was "
+                f"made with, or a checkpoint whose step is a multiple of {self.num_updates}; a callback may stop an epoch "
+                "only at such a step."
             )
         return [{**batch, "rollout": part} for batch, part in zip(batches, parts, strict=True)]
 
