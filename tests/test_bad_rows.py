@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -177,6 +178,38 @@ def test_a_data_set_that_is_gone_is_an_error_not_a_run_over_nothing(tmp_path):
         os.unlink(path)
     with pytest.raises(ValueError, match="16 rows one after another.*is the data still there"):
         trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["list", "datasets", "strings", "selected"])
+@pytest.mark.parametrize("fault", ["missing", "null"])
+def test_pictures_that_are_not_there_are_told_together_before_training(tmp_path, kind, fault):
+    rows_of(tmp_path, "paths")
+    columns = {"image": [str(tmp_path / f"{row}.png") for row in range(ROWS)], "text": text_dataset(ROWS)["text"][:]}
+    for row in (BAD, BAD + 1):
+        columns["image"][row] = None if fault == "null" else str(tmp_path / "gone.png")
+    rows = Dataset.from_dict(columns)
+    if kind == "list":
+        rows = rows.to_list()
+    elif kind != "strings":
+        rows = rows.cast_column("image", Image())
+    if kind == "selected":
+        rows = rows.select([0, *range(2, ROWS)])
+    count, bad = len(rows), BAD - (kind == "selected")
+    what = "there is no picture." if fault == "null" else f"there is no file {tmp_path}/gone.png."
+    told = f"train_dataset: Row {bad}, column `image`: {what} (2 of {count} rows cannot be used.)"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        trainer_of("reward", rows, tmp_path)
+    trainer_of("reward", rows, tmp_path, on_bad_row="skip").train()
+
+
+def test_pictures_in_memory_and_at_an_address_are_not_looked_for_on_disk(tmp_path):
+    class Fetched(list):
+        def __getitem__(self, row):
+            return {**super().__getitem__(row), "image": tiny_images(1)[0]}
+
+    addresses = Fetched({"image": f"https://x.org/{row}.png", "text": "aa"} for row in range(ROWS))
+    for rows in (text_dataset(ROWS), addresses, list(text_dataset(ROWS))):
+        trainer_of("mle", rows, tmp_path)
 
 
 def test_no_damage_to_a_picture_gets_past_with_another_error(tmp_path):

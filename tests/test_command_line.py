@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 import vision_rl
@@ -151,6 +152,31 @@ def test_an_evaluation_refuses_answers_that_were_decoded_in_another_way_and_says
     assert "another evaluation: stop_threshold of the processor was 0.0 and is 0.9 now. Delete" in told
     told = fails(capsys, f"eval --model {checkpoint} --bf16 true {options}")
     assert "another evaluation: bf16 was false and is true now. Delete" in told
+
+
+@pytest.mark.parametrize(
+    "ids, told", [([1, 1, 2, 3], "image_id has an id more than once"), ([1, None, 2, 3], "image_id[1] is None")]
+)
+def test_image_ids_that_results_cannot_have_are_told_before_an_image_is_answered(
+    checkpoint, tmp_path, capsys, ids, told
+):
+    rows = digit_scenes("test", 4, size=48).add_column("image_id", ids)
+    rows.save_to_disk(str(tmp_path / "rows"))
+    command = f"eval --model {checkpoint} --use_cpu true --dataset_test_split train --output_dir {tmp_path}/eval"
+    line = fails(capsys, f"{command} --dataset_name {tmp_path}/rows")
+    assert told in line and "correct it, or rename it, and rows are numbered" in line
+    assert not (tmp_path / "eval").exists()
+
+
+def test_a_column_of_a_targets_usual_name_makes_room_for_the_column_that_is_named_for_it():
+    from vision_rl.cli.data import under_usual_names
+
+    rows = Dataset.from_dict({"text": ["a"], "transcription": ["b"], "image": ["old"], "photo": ["new"]})
+    for each in (rows, rows.to_iterable_dataset()):
+        (row,) = under_usual_names(each, {"text": "transcription"}, "photo")
+        assert row == {"text": "b", "image": "new"}
+    (row,) = under_usual_names(rows, {"text": "transcription", "transcription": "text"})
+    assert (row["text"], row["transcription"]) == ("b", "a")
 
 
 def test_the_files_that_identify_a_model_are_its_own_and_those_of_its_stage1_but_of_no_checkpoint(tmp_path):

@@ -57,6 +57,16 @@ def test_folders_without_photos_and_links_out_of_them_are_refused(folder, tmp_pa
     assert len(load_photos(folder, on_bad_row="skip")) == 4 and "1 of 5 photos are symbolic links" in caplog.text
 
 
+def test_only_files_that_are_decoded_as_pictures_are_photos_and_empty_ones_are_told(folder, caplog):
+    for name in ("licence.pdf", "clip.mpg", "features.h5", "n01/wind.grib"):
+        (folder / name).write_bytes(b"no photo")
+    assert len(load_photos(folder)) == 4
+    (folder / "empty.png").touch()
+    with pytest.raises(ValueError, match=r"1 of 5 photos are empty files; the first: .*empty\.png"):
+        load_photos(folder)
+    assert len(load_photos(folder, on_bad_row="skip")) == 4 and "1 of 5 photos are empty files" in caplog.text
+
+
 def test_grey_photos_are_left_out_and_looked_for_once(folder, monkeypatch):
     rows = load_photos(folder)
     assert names(without_grey(rows), folder) == ["d.jpg", "n01/a.JPEG", "n02/deep/c.png"]
@@ -69,7 +79,7 @@ def test_several_processes_find_the_same(folder):
 
 
 def test_photos_that_cannot_be_read_stop_the_search_or_are_left_out_and_either_way_counted(folder, caplog):
-    (folder / "d.jpg").write_bytes(b"")
+    (folder / "d.jpg").write_bytes(b"no photo")
     whole = (folder / "n02" / "deep" / "c.png").read_bytes()
     (folder / "n02" / "deep" / "c.png").write_bytes(whole[: len(whole) - 30])
     rows = load_photos(folder)

@@ -215,6 +215,32 @@ def test_rows_without_a_target_or_a_whole_picture_are_refused_and_nothing_is_wri
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_pictures_that_the_rows_name_by_their_paths_are_inside_of_what_is_written(tmp_path, capsys):
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_bytes(png(index))
+    rows = [{"image": str(tmp_path / f"{index}.png"), "text": str(index)} for index in range(3)]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run(f"prepare --task ocr --dataset_name {tmp_path}/rows --output_dir {tmp_path}/out")
+    written = datasets.load_dataset(str(tmp_path / "out"), split="train").cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    assert [row["bytes"] for row in written["image"]] == [png(index) for index in range(3)]
+    pixels = datasets.Dataset.from_dict({"image": [[[1, 2], [3, 4]]] * 2, "text": ["a", "b"]})
+    pixels.save_to_disk(str(tmp_path / "pixels"))
+    assert main(f"prepare --task ocr --dataset_name {tmp_path}/pixels --output_dir {tmp_path}/none".split()) == 1
+    assert "the column `image` holds List(List(" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_categories_are_read_in_every_encoding_of_json(coco, tmp_path, encoding):
+    for file in coco.glob("*.json"):
+        file.write_text(file.read_text(), encoding=encoding)
+    run(f"prepare --task detection {boxes_of(coco)} --output_dir {tmp_path}/rows")
+    written = json.loads((tmp_path / "rows" / "categories.json").read_text())["categories"]
+    assert [category["id"] for category in written] == list(range(20, 40, 2))
+
+
 def test_rows_that_cannot_be_used_are_left_out_and_counted_where_the_task_may(tmp_path, capsys, caplog):
     rows = texts(6, image={2: {"bytes": png(0)[:300], "path": None}}).add_column("captions", [["a"]] * 3 + [[]] * 3)
     rows.save_to_disk(str(tmp_path / "rows"))

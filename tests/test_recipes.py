@@ -117,6 +117,22 @@ def test_a_dry_run_of_a_model_that_is_there_goes_by_its_files(capsys):
     assert "64 patches of an image of 64 pixels" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("task", ["panoptic", "detection"])
+def test_a_dry_run_without_its_files_names_the_file_that_is_missing(task, tmp_path, capsys):
+    options = [
+        "--images_dir",
+        str(tmp_path),
+        "--annotation_file",
+        "none.json",
+        "--dry_run",
+        "true",
+        "--use_cpu",
+        "true",
+    ]
+    assert main(["mle", "--task", task, *options]) == 1
+    assert "There is no annotation file none.json." in capsys.readouterr().err
+
+
 def test_a_recipe_is_refused_by_another_command(capsys):
     assert main(["mle", "--config", "detection_map"]) == 1
     assert "is the config of a `vision-rl tune`" in capsys.readouterr().err

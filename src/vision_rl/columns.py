@@ -18,13 +18,18 @@ def arrow_chunks(dataset, column: str) -> Iterator[tuple[int, pa.Array]] | None:
 
     A transform (`with_transform`) may change any column of a row, so what is stored is not what it gives.
     """
-    datasets = sys.modules.get("datasets")  # where nobody has imported it, nothing is one of its data sets
-    if datasets is None or not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
-        return None
-    if column not in dataset.column_names:
+    if not _is_stored(dataset, column):
         return None
     tables = dataset.select_columns(column).with_format("arrow").iter(CHUNK)
     return ((number * CHUNK, table[column].combine_chunks()) for number, table in enumerate(tables))
+
+
+def _is_stored(dataset, column: str) -> bool:
+    """Whether a row's column is what a table of `datasets` stores."""
+    datasets = sys.modules.get("datasets")  # where nobody has imported it, nothing is one of its data sets
+    if datasets is None or not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return False
+    return column in dataset.column_names
 
 
 def sampled_rows(dataset) -> range:
@@ -49,6 +54,28 @@ def row_value(columns, column: str, row: int) -> Any:
     if column not in columns:
         raise ValueError(f"Row {row} has no column `{column}`; it has {', '.join(f'`{name}`' for name in columns)}.")
     return columns[column]
+
+
+def stored_pictures(dataset, column: str) -> Iterator[tuple[int, Any]]:
+    """Row numbers and pictures of a table or a list, none of them read; of one with stored bytes `True` stands for it."""
+    if _is_stored(dataset, column):
+        pictures = [picture for chunk in dataset.data.column(column).chunks for picture in _pictures_of(chunk)]
+        order = range(len(pictures)) if dataset._indices is None else dataset._indices.column(0).to_pylist()
+        yield from enumerate(pictures[place] for place in order)
+    elif isinstance(dataset, list | tuple):
+        yield from column_values(dataset, column)
+
+
+def _pictures_of(values: pa.Array) -> list:
+    """Return for each row a path, None where there is no picture, and True for all else."""
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        return values.to_pylist()
+    kind = values.type
+    if not pa.types.is_struct(kind) or {kind.field(i).name for i in range(kind.num_fields)} != {"bytes", "path"}:
+        return [True if there else None for there in values.is_valid().to_pylist()]
+    has_bytes = pc.greater(pc.binary_length(pc.struct_field(values, "bytes")), 0).fill_null(False).to_pylist()
+    paths = pc.struct_field(values, "path").to_pylist()
+    return [True if stored else path for stored, path in zip(has_bytes, paths, strict=True)]
 
 
 class UnusableRows(ValueError):

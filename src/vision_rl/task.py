@@ -52,6 +52,9 @@ class Task(Protocol):
         the data set's columns but for the image and the targets.
         """
 
+    def check_image_ids(self, image_ids: Any) -> None:
+        """Optional: raises ValueError for the column `image_id` if `save_results` could not write it, before any answer."""
+
 
 NAMES = ("Processor", "Options", "REWARDS", "load_data", "make_processor", "make_metric", "save_results")
 

@@ -115,11 +115,17 @@ def require_one_source(data: DataArguments, options: Any) -> None:
 
 
 def under_usual_names(rows: Any, target_columns: dict[str, str] | str | None, image_column: str = "image") -> Any:
-    """The rows with `image_column` renamed to `image`, and `target_columns` to the processor's keywords; None stays None."""
+    """The rows with `image_column` renamed to `image`, and `target_columns` to the processor's keywords; None stays None.
+
+    A column that has such a name already makes room for the one that is to have it.
+    """
     targets = json.loads(target_columns) if isinstance(target_columns, str) else target_columns or {}
     names = {image_column: "image", **{column: keyword for keyword, column in targets.items()}}
     renamed = {column: name for column, name in names.items() if column != name}
-    return rows.rename_columns(renamed) if renamed and rows is not None else rows
+    if not renamed or rows is None:
+        return rows
+    replaced = [name for name in renamed.values() if name in (rows.column_names or ()) and name not in renamed]
+    return rows.remove_columns(replaced).rename_columns(renamed)
 
 
 def split_to_look_at(data: DataArguments, split: str | None) -> str:

@@ -35,7 +35,10 @@ def dry_run(command: str, given: Read) -> Callable[[], None]:
     if command == "tune":
         _tried(partial(_check_rewards, given), missing)
     with torch.device("meta"):
-        model, processor = _model(command, given, rows, missing)
+        try:
+            model, processor = _model(command, given, rows, missing)
+        except (OSError, ValueError) as error:  # without the data, what is told then may only follow from it
+            raise ValueError(" ".join(dict.fromkeys([*missing, str(error)]))) from error
         optimizer = memory.optimizer_bytes(model, given.training)
     lines = [*_sizes(model, processor, given), *_step(command, given), *_memory(command, model, optimizer, given)]
     lines += [("missing", text) for text in dict.fromkeys(missing) or ["nothing"]]
@@ -144,7 +147,9 @@ def _processor(given: Read, args: ModelArguments, options: Any, rows: Any, missi
     try:
         with _hub_not_asked() if knows_size else nullcontext():
             made = given.task.make_processor(options, images, rows)
-    except OSError:  # a tokenizer that is not there
+    except OSError:
+        if not hasattr(options, "tokenizer"):  # it is not a tokenizer that is not there
+            raise
         missing.append(f"the tokenizer {options.tokenizer or 'of the task'}: the run downloads it")
     if made is None:
         no_ids = SimpleNamespace(bos_token_id=None, pad_token_id=None, eos_token_id=None)

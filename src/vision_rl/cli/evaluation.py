@@ -40,6 +40,8 @@ def evaluate(given: Read) -> Callable[[], None]:
     rows = require(
         rows_to_look_at(given, args.split), f"of the split {split_to_look_at(data, args.split)}", data, given.task
     )
+    if "image_id" in rows.column_names and hasattr(given.task, "check_image_ids"):
+        _check_image_ids(given.task, rows["image_id"])
     folder = Path(args.output_dir or building.folder_of(args.model) / "eval")
     folder.mkdir(parents=True, exist_ok=True)
     shards = Shards(folder / "shards", _identity(given, processor, rows), len(rows), args.shard_size)
@@ -63,6 +65,15 @@ def evaluate(given: Read) -> Callable[[], None]:
     return lambda: _evaluate(trainer, given, rows, folder, shards, metric)
 
 
+def _check_image_ids(task: Any, image_ids: Sequence) -> None:
+    try:
+        task.check_image_ids(image_ids)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} The results name each image by this column: correct it, or rename it, and rows are numbered."
+        ) from error
+
+
 def _evaluate(
     trainer: VisionMLETrainer, given: Read, rows: Any, folder: Path, shards: "Shards", metric: Callable | None
 ) -> None:
@@ -77,13 +88,12 @@ def _evaluate(
         trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
         return
-    described = _described(rows, trainer.processor)
-    given.task.save_results(Predictions(shards), described, trainer.processor, folder)
     scores = {} if metric is None else scalars_of(shards.metrics(metric))
     row = {"model": str(args.model), "split": split_to_look_at(data, args.split), "images": len(rows), **scores}
     (folder / "metrics.json").write_text(json.dumps(row, indent=1) + "\n")
     if scores:
         print(table(scores))
+    given.task.save_results(Predictions(shards), _described(rows, trainer.processor), trainer.processor, folder)
     print(f"Written to {folder}: metrics.json, and the results in the files that the usual evaluation programs read.")
 
 

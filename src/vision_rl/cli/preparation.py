@@ -18,6 +18,7 @@ from huggingface_hub import HfApi
 from vision_rl.cli.data import CATEGORIES_FILE, SPLITS, load_rows, splits_of, under_usual_names
 from vision_rl.cli.reading import Read
 from vision_rl.cli.row_checks import check_form, checking_processor, usable_rows
+from vision_rl.data.json_entries import read_entries
 
 
 UNITS = {"KB": 1e3, "MB": 1e6, "GB": 1e9}
@@ -45,9 +46,11 @@ def prepare(given: Read) -> Callable[[], None]:
     processor = checking_processor(given.task, given.options, next(iter(rows.values())))
     for split, each in rows.items():
         check_form(split, each, processor)
+    rows = {split: _with_pictures(split, each) for split, each in rows.items()}
+    categories = _categories(given.options, processor)
     folder.mkdir(parents=True, exist_ok=True)
     repository = _repository(args)
-    return lambda: _prepare(given, rows, processor, folder, size, repository)
+    return lambda: _prepare(given, rows, processor, categories, folder, size, repository)
 
 
 def _rows(given: Read) -> dict[str, datasets.Dataset]:
@@ -82,6 +85,19 @@ def _rows(given: Read) -> dict[str, datasets.Dataset]:
     }
 
 
+def _with_pictures(split: str, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows with an `image` that is written as a picture: of a path the file, not its name."""
+    feature = rows.features["image"]
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        return rows.cast_column("image", datasets.Image())
+    if not isinstance(feature, datasets.Image):
+        raise ValueError(
+            f"{split}: the column `image` holds {_in_a_line(feature)} vision-rl prepare writes pictures: give paths, or make them "
+            "with cast_column('image', datasets.Image())."
+        )
+    return rows
+
+
 def _repository(args: Any) -> str | None:
     """The data set on the Hub that is pushed to, which is made before any row is written."""
     if args.push_to_hub is None:
@@ -97,7 +113,13 @@ def _repository(args: Any) -> str | None:
 
 
 def _prepare(
-    given: Read, rows: dict[str, datasets.Dataset], processor: Any, folder: Path, size: float, repository: str | None
+    given: Read,
+    rows: dict[str, datasets.Dataset],
+    processor: Any,
+    categories: list[dict[str, Any]],
+    folder: Path,
+    size: float,
+    repository: str | None,
 ) -> None:
     on_bad = getattr(given.options, "on_bad_annotation", None)
     rows = {split: usable_rows(split, each, processor, on_bad) for split, each in rows.items()}
@@ -105,7 +127,6 @@ def _prepare(
         for split, of_split in rows.items():
             count = write_shards(of_split, aside / "data", split, size)
             print(f"{split}: {len(of_split)} rows in {count} files", flush=True)
-        categories = _categories(given.options, processor)
         if categories:
             (aside / CATEGORIES_FILE).write_text(json.dumps({"categories": categories}))
         (aside / CARD).write_text(card(folder.resolve().name, given, rows))
@@ -143,7 +164,7 @@ def _upload(folder: Path, repository: str) -> None:
     print(f"Uploaded to https://huggingface.co/datasets/{repository}.")
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: Any) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if text.endswith(".") else f"{text}."
 
@@ -152,7 +173,9 @@ def _categories(options: Any, processor: Any) -> list[dict[str, Any]]:
     """COCO's list of the categories with their ids: of the file that names them, or those that the task knows itself."""
     for name in ("categories_file", "annotation_file", "eval_annotation_file"):  # as tasks look for them
         if getattr(options, name, None) is not None:
-            return json.loads(Path(getattr(options, name)).read_text(encoding="utf-8")).get("categories") or []
+            categories: list[dict[str, Any]] = []
+            read_entries(getattr(options, name), "COCO's categories", {"categories": categories.append})
+            return categories
     known = getattr(processor, "categories", None) or []
     return known if all(isinstance(category, dict) for category in known) else []
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,3 +103,19 @@ def distinct_ids(name: str, values: Iterable[Any]) -> list[int | str | float]:
     if len(set(ids)) != len(ids):
         raise ValueError(f"{name} has an id more than once: COCO wants all answers for an image together.")
     return ids
+
+
+def ids_and_pngs(name: str, values: Iterable[Any], num_digits: int = 0) -> tuple[list[int | str | float], list[str]]:
+    """Return the image ids as `distinct_ids` does, and the name of a PNG of each, numbers in at least `num_digits` digits.
+
+    Raises:
+        ValueError: as `distinct_ids`, and for ids that are no names of files in one folder.
+    """
+    ids = distinct_ids(name, values)
+    pngs = [f"{image_id:0{num_digits}d}.png" if isinstance(image_id, int) else f"{image_id}.png" for image_id in ids]
+    for image_id, png in zip(ids, pngs, strict=True):
+        if Path(png).name != png or not {"\\", "\0"}.isdisjoint(png):
+            raise ValueError(f"The image id {image_id!r} cannot be the name of a file: give the images other ids.")
+    if len(set(pngs)) < len(pngs):
+        raise ValueError(f"{name} has a number and a text that would name the same file: give them other ids.")
+    return ids, pngs

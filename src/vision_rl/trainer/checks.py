@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import nn
 from transformers import TrainingArguments
 
+from vision_rl.columns import check_values, stored_pictures
 from vision_rl.compatibility import checkpointing, checkpointing_kwargs
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer.collator import CODES, VisionCollator
@@ -232,6 +234,24 @@ def check_rows(
             processor.check_label_lengths(dataset, columns, num_positions)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def check_images(name: str, dataset, column: str) -> None:
+    """Every row of a table or a list has a picture; of a path on disk its file is there. None is opened."""
+    try:
+        check_values(stored_pictures(dataset, column), column, len(dataset), _check_picture)
+    except ValueError as error:
+        raise ValueError(
+            f'{name}: {error} Leave them out, or let each give its place to the next row with on_bad_row="skip".'
+        ) from error
+
+
+def _check_picture(picture: Any) -> None:
+    if picture is None:
+        raise ValueError("there is no picture.")
+    on_disk = isinstance(picture, str | PathLike) and "://" not in str(picture)  # `datasets` reads addresses as well
+    if on_disk and not os.path.isfile(picture):
+        raise ValueError(f"there is no file {os.fspath(picture)}.")
 
 
 def check_first_labels(name: str, collator: VisionCollator, rows: RowDataset) -> None:

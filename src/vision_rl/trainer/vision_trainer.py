@@ -224,6 +224,8 @@ class VisionTrainer(Trainer):
             present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
             reads = self.learns_from_labels and is_served(policy)
             positions = num_positions(policy) if reads else None
+            if rows is dataset and args.on_bad_row == "raise":
+                checks.check_images(name, rows, args.image_column)
             checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
             if isinstance(self.completion_decoder, CompletionDecoder) and rows is not dataset:
                 raise ValueError(

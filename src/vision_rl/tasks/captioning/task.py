@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from vision_rl.data.captions import load_coco_captions, load_karpathy_captions
 from vision_rl.data.digit_scenes import digit_scenes
+from vision_rl.data.fields import distinct_ids
 from vision_rl.tasks.captioning.coco_captions import coco_captions
 from vision_rl.tasks.captioning.ngrams import DocumentFrequency
 from vision_rl.tasks.captioning.processing import CaptioningProcessor
@@ -113,6 +114,11 @@ REWARDS = {"cider": _cider}
 
 def make_metric(processor: CaptioningProcessor) -> Callable[..., dict]:
     return coco_captions
+
+
+def check_image_ids(image_ids: Sequence) -> None:
+    """Raise `ValueError` for ids that `save_results` could not write."""
+    distinct_ids("image_id", image_ids)
 
 
 def save_results(predictions: Sequence, rows: list[dict], processor: CaptioningProcessor, folder: Path) -> None:

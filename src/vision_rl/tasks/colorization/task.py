@@ -8,6 +8,7 @@ from typing import Any, Literal
 from datasets import Dataset, Image
 
 from vision_rl.data.digit_scenes import digit_scenes
+from vision_rl.data.fields import ids_and_pngs
 from vision_rl.data.photos import load_photos
 from vision_rl.tasks.colorization.colorfulness import colorization_metrics
 from vision_rl.tasks.colorization.grey_photos import without_grey
@@ -94,8 +95,14 @@ def make_metric(processor: ColorizationProcessor) -> Callable[..., dict]:
     return colorization_metrics
 
 
+def check_image_ids(image_ids: Sequence) -> None:
+    """Raise `ValueError` for ids that `save_results` could not write."""
+    ids_and_pngs("image_id", image_ids)
+
+
 def save_results(predictions: Sequence, rows: list[dict], processor: ColorizationProcessor, folder: Path) -> None:
     """A PNG an image at the model's size, in `colorized`."""
     (folder / "colorized").mkdir(exist_ok=True)
-    for picture, row in zip(predictions, rows, strict=True):
-        picture.save(folder / "colorized" / f"{row['image_id']}.png")
+    _, names = ids_and_pngs("image_id", [row["image_id"] for row in rows])
+    for picture, name in zip(predictions, names, strict=True):
+        picture.save(folder / "colorized" / name)

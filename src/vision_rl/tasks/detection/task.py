@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from vision_rl.data.coco import category_ids, category_names, load_coco_detection
 from vision_rl.data.digit_scenes import digit_scenes
+from vision_rl.data.fields import distinct_ids
 from vision_rl.tasks.detection.average_precision import coco_map
 from vision_rl.tasks.detection.coco_results import coco_results
 from vision_rl.tasks.detection.processing import DetectionProcessor
@@ -181,6 +182,11 @@ REWARDS = {
 
 def make_metric(processor: DetectionProcessor) -> Callable[..., dict]:
     return partial(coco_map, num_labels=processor.num_labels)
+
+
+def check_image_ids(image_ids: Sequence) -> None:
+    """Raise `ValueError` for ids that `save_results` could not write."""
+    distinct_ids("image_id", image_ids)
 
 
 def save_results(predictions: Sequence, rows: list[dict], processor: DetectionProcessor, folder: Path) -> None:

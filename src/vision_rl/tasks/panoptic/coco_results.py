@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vision_rl.data.bad_rows import BadRows
-from vision_rl.data.fields import distinct_ids
+from vision_rl.data.fields import ids_and_pngs
 from vision_rl.data.frames import inverse, turned_map
 from vision_rl.data.image_files import find_images, read_headers
 from vision_rl.data.json_entries import read_entries
@@ -53,8 +53,7 @@ def save_coco_panoptic(
             raise ValueError(f"There are {len(predictions)} predictions but {len(given)} {name}: give one of each.")
     if image_sizes is not None and frames is not None:
         raise ValueError("Give either image_sizes or frames, not both: frames have the sizes too.")
-    ids = distinct_ids("image_ids", image_ids)
-    names = _file_names(ids)
+    ids, names = ids_and_pngs("image_ids", image_ids, num_digits=12)
     if image_sizes is not None:
         frames = [{"size": size, "orientation": 1} for size in image_sizes]
     folder = Path(masks_dir)
@@ -99,19 +98,6 @@ def read_coco_panoptic(
             pixels = np.asarray(picture.convert("RGB"))
         predictions.append((ids_from_rgb(pixels), annotation["segments_info"]))
     return predictions, [annotation["image_id"] for annotation in annotations]
-
-
-def _file_names(ids: list[Any]) -> list[str]:
-    """The PNG of each image, in one folder."""
-    names = [f"{image_id:012d}.png" if isinstance(image_id, int) else f"{image_id}.png" for image_id in ids]
-    for image_id, name in zip(ids, names, strict=True):
-        if Path(name).name != name or not {"\\", "\0"}.isdisjoint(name):
-            raise ValueError(
-                f"The image id {image_id!r} cannot be the name of a file in masks_dir: give the images other ids."
-            )
-    if len(set(names)) < len(names):
-        raise ValueError("image_ids has a number and a text that would name the same file: give them other ids.")
-    return names
 
 
 def _in_frame(prediction: Segmentation, frame: Mapping[str, Any]) -> Segmentation:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
+from vision_rl.data.fields import ids_and_pngs
 from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
 from vision_rl.tasks.panoptic.coco_results import save_coco_panoptic
 from vision_rl.tasks.panoptic.processing import PanopticProcessor
@@ -125,6 +126,11 @@ REWARDS = {"pq": lambda processor, rows: PanopticReward()}
 
 def make_metric(processor: PanopticProcessor) -> PanopticQuality:
     return PanopticQuality(processor.categories)
+
+
+def check_image_ids(image_ids: Sequence) -> None:
+    """Raise `ValueError` for ids that `save_results` could not write."""
+    ids_and_pngs("image_id", image_ids)
 
 
 def save_results(predictions: Sequence, rows: list[dict], processor: PanopticProcessor, folder: Path) -> None:
