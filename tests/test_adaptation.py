@@ -14,12 +14,15 @@ from vision_rl.models.description import (
     make_model,
     transformer_size,
 )
+from vision_rl.models.encoder import load_encoder, vit_encoder
 from vision_rl.processing import TextProcessor
 from vision_rl.tasks.detection import DetectionProcessor
 from vision_rl.tasks.ocr import character_tokenizer
+from vision_rl.trainer.loading import load_policy
 
 
 NAMES = ["Cat", "dog", "bird"]
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 def processor(categories=NAMES, num_bins=8, max_boxes=2, size=32) -> DetectionProcessor:
@@ -161,3 +164,16 @@ def test_the_decoder_of_a_folder_must_hold_the_processors_tokens(tmp_path):
         make_decoder(9, 16, transformer_size("vit-ti16"), init=tmp_path)
     with pytest.raises(ValueError, match="has only 16 positions"):
         make_decoder(6, 99, transformer_size("vit-ti16"), init=tmp_path)
+
+
+def test_parts_of_a_model_that_was_saved_in_half_precision_are_trained_in_float32(tmp_path):
+    tiny_model("ours", vocab_size=12, length=16).to(torch.bfloat16).save_pretrained(tmp_path)
+    vit_encoder(32, 16, **SMALL).to(torch.bfloat16).save_pretrained(tmp_path / "vit")
+    encoder = make_encoder(32, SMALL, init=tmp_path)
+    decoder = make_decoder(12, 16, SMALL, init=tmp_path)
+    whole = load_policy(str(tmp_path), {})
+    of_vit = load_encoder(tmp_path / "vit")
+    for part in (encoder, decoder, whole, of_vit):
+        assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
+    assert load_policy(str(tmp_path), {"dtype": torch.bfloat16}).dtype == torch.bfloat16
+    assert load_encoder(tmp_path / "vit", dtype="auto").dtype == torch.bfloat16

@@ -116,8 +116,9 @@ def make_model(
             )
     else:
         model = _new_model(args, processor, length or DEFAULT_LENGTH, weights)
-    for parameter in encoder_parameters(model):
-        parameter.requires_grad_(not args.freeze_encoder)
+    if args.freeze_encoder:
+        for parameter in encoder_parameters(model):
+            parameter.requires_grad_(False)
     return model
 
 

@@ -76,7 +76,7 @@ def make_encoder(
             raise FileNotFoundError(f"There is no file {init} with an encoder.")
         return load_big_vision_vit(init, image_size)
     if AutoConfig.from_pretrained(init).model_type == "vision-encoder-decoder":
-        encoder = VisionEncoderDecoderModel.from_pretrained(init).encoder
+        encoder = VisionEncoderDecoderModel.from_pretrained(init, dtype=torch.float32).encoder
         resize_position_embeddings(encoder, image_size)
         return encoder
     return load_encoder(init, image_size, num_hidden_layers=num_hidden_layers)
@@ -109,10 +109,10 @@ def make_decoder(
         sizes: dict[str, Any] = {**size, "vocab_size": vocab_size, "max_position_embeddings": length}
         return VisionDecoderForCausalLM(VisionDecoderConfig(**sizes, cross_attention_hidden_size=width))
     if AutoConfig.from_pretrained(init).model_type == "vision-encoder-decoder":
-        decoder = VisionEncoderDecoderModel.from_pretrained(init).decoder
+        decoder = VisionEncoderDecoderModel.from_pretrained(init, dtype=torch.float32).decoder
     else:
-        layers = {"num_hidden_layers": size["num_hidden_layers"]}
-        decoder = AutoModelForCausalLM.from_pretrained(init, is_decoder=True, add_cross_attention=True, **layers)
+        of_decoder = {"is_decoder": True, "add_cross_attention": True, "num_hidden_layers": size["num_hidden_layers"]}
+        decoder = AutoModelForCausalLM.from_pretrained(init, dtype=torch.float32, **of_decoder)
     if decoder.config.vocab_size < vocab_size:
         raise ValueError(
             f"The processor has {vocab_size} tokens, but the decoder of {init} has only {decoder.config.vocab_size}: take the "

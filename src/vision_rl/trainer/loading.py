@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import safe_open
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel, ProcessorMixin, VisionEncoderDecoderModel
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    VisionEncoderDecoderModel,
+)
 from transformers.utils import find_adapter_config_file
 
 from vision_rl.manifest import naming
@@ -32,20 +39,57 @@ logger = logging.getLogger(__name__)
 
 
 def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel | PeftModel:
-    """The model of a name or path; of saved adapters, the model that they belong to with the adapters, to train on."""
+    """The model of a name or path; of saved adapters, the model that they belong to with the adapters, to train on.
+
+    It is in float32 unless `options` have a `dtype`: transformers would take that in which it was saved, to train in.
+    """
+    options = {"dtype": torch.float32, **options}
     where = _where(options)
-    if find_adapter_config_file(name_or_path, **where) is None:
+    adapters = _folder_of_adapters(name_or_path)
+    if find_adapter_config_file(adapters, **where) is None:
         return _load_model(name_or_path, options)
-    base = PeftConfig.from_pretrained(name_or_path, **where).base_model_name_or_path
+    base = PeftConfig.from_pretrained(adapters, **where).base_model_name_or_path
     if not base:
         raise ValueError(
             f"{name_or_path} holds adapters, but does not name their base model. Load it yourself: "
-            f"PeftModel.from_pretrained(base_model, {name_or_path!r}, is_trainable=True)."
+            f"PeftModel.from_pretrained(base_model, {adapters!r}, is_trainable=True)."
         )
-    revision = where.pop("revision", None)  # of the adapters; the base has a history of its own
+    of_adapters = where.pop("revision", None)  # the base has a history of its own
     options = {name: value for name, value in options.items() if name != "revision"}
-    model = _load_model(base, options)
-    return PeftModel.from_pretrained(model, name_or_path, is_trainable=True, revision=revision, **where)
+    try:
+        model = _load_model(base, options)
+    except OSError as error:
+        if Path(base).exists():
+            raise
+        raise OSError(
+            f"{name_or_path} holds adapters of the model {base}, which is no folder here and could not be read from the Hub. "
+            "Start in the folder from which that path leads to it, or load it yourself: "
+            f"PeftModel.from_pretrained(base_model, {adapters!r}, is_trainable=True)."
+        ) from error
+    model = PeftModel.from_pretrained(model, adapters, is_trainable=True, revision=of_adapters, **where)
+    _take_generation_config(base_model(model), name_or_path, {**where, "revision": of_adapters})
+    return model
+
+
+def _folder_of_adapters(name_or_path: str) -> str:
+    """The folder itself, or in it that of adapters with a name of their own, as PEFT saves them."""
+    folder = Path(name_or_path)
+    if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        return name_or_path
+    inner = [file.parent for file in folder.glob("*/adapter_config.json")]
+    named = [each for each in inner if not each.name.startswith("checkpoint-")]
+    return str(named[0]) if len(named) == 1 else name_or_path
+
+
+def _take_generation_config(policy: Any, name_or_path: str, where: dict[str, Any]) -> None:
+    """Let the model start, end and stop as it did where its adapters were saved; files of other programs do not say how."""
+    try:
+        saved = GenerationConfig.from_pretrained(name_or_path, **where)
+    except OSError:
+        return
+    policy.generation_config = saved
+    if saved.decoder_start_token_id is not None:
+        policy.config.decoder_start_token_id = saved.decoder_start_token_id
 
 
 def _load_model(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel:

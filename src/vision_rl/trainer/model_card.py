@@ -134,6 +134,7 @@ def _rewards(trainer: "VisionTrainer") -> str:
 def usage(trainer: "VisionTrainer", repo: str) -> str:
     """Return a few lines of code that answer an image with the model."""
     processor, policy = trainer.processing_class, base_model(trainer.model)
+    plain = policy is trainer.model and isinstance(policy, VisionEncoderDecoderModel)  # without adapters
     module, name = type(processor).__module__, type(processor).__name__
     of_library = module.startswith(("vision_rl.", "transformers."))
     lines = ["import vision_rl", *([] if of_library else [f"import {module}  # has {name}"])]
@@ -146,7 +147,7 @@ def usage(trainer: "VisionTrainer", repo: str) -> str:
     elif module.startswith("vision_rl."):
         lines += ["", f'answer = vision_rl.pipeline("{repo}")', 'result = answer("image.jpg")']
         lines += ['answer.draw("image.jpg", result).save("answer.png")']
-    elif isinstance(processor, VisionProcessor) or not isinstance(policy, VisionEncoderDecoderModel):
+    elif isinstance(processor, VisionProcessor) or not plain:
         lines += ["from PIL import Image", "", 'args = vision_rl.VisionMLEConfig("answers", report_to="none")']
         lines += [f'trainer = vision_rl.VisionMLETrainer("{repo}", args)', f"rows = [{_row(trainer)}]"]
         lines += ["trainer.predict(rows).predictions[0]"]

@@ -109,7 +109,6 @@ class VisionTrainer(Trainer):
             options: Any = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
             if "torch_dtype" in options:  # its name before transformers 5, which lets `dtype` win
                 options.setdefault("dtype", options.pop("torch_dtype"))
-            options.setdefault("dtype", torch.float32)
             with loading(model, without=TRAINING_STATE):
                 if processing_class is None:
                     processing_class = load_processor(model, options)
@@ -574,16 +573,15 @@ class VisionTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         """One folder with all that the tuned model needs: model, processor and, if there is one, `stage1/`."""
         super()._save(output_dir, state_dict)
+        folder = str(self.args.output_dir if output_dir is None else output_dir)
+        if isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PeftModel):
+            self.unwrap(self.model).generation_config.save_pretrained(folder)  # PEFT saves the adapters alone
         parts = [] if self.completion_decoder is None else self.unwrap(self.completion_decoder).modules()
         stage1 = next((part for part in parts if isinstance(part, PreTrainedModel)), None)
         if stage1 is not None and self.args.should_save:
-            output_dir = output_dir if output_dir is not None else self.args.output_dir
-            stage1.save_pretrained(os.path.join(output_dir, STAGE1_FOLDER))
-
+            stage1.save_pretrained(os.path.join(folder, STAGE1_FOLDER))
         if self.args.should_save:
-            hub.save_arguments_without_token(
-                self.args, str(self.args.output_dir if output_dir is None else output_dir)
-            )
+            hub.save_arguments_without_token(self.args, folder)
 
     # --- the Hub ----------------------------------------------------------------------------------------------------
 
