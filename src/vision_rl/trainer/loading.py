@@ -66,9 +66,9 @@ def load_policy(name_or_path: str, options: dict[str, Any]) -> PreTrainedModel |
             "Start in the folder from which that path leads to it, or load it yourself: "
             f"PeftModel.from_pretrained(base_model, {adapters!r}, is_trainable=True)."
         ) from error
-    model = PeftModel.from_pretrained(model, adapters, is_trainable=True, revision=of_adapters, **where)
-    _take_generation_config(base_model(model), name_or_path, {**where, "revision": of_adapters})
-    return model
+    adapted = PeftModel.from_pretrained(model, adapters, is_trainable=True, revision=of_adapters, **where)
+    _take_generation_config(model, name_or_path, {**where, "revision": of_adapters})
+    return adapted
 
 
 def _folder_of_adapters(name_or_path: str) -> str:
