@@ -324,6 +324,31 @@ def test_the_log_of_a_run_that_has_not_ended_is_that_of_its_newest_checkpoint(tm
         read_log(tmp_path)
 
 
+def test_a_run_that_was_continued_and_interrupted_has_the_log_of_the_state_of_most_steps(tmp_path):
+    def write(folder: Path, step: int, text: str | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        state = {"global_step": step, "log_history": [{"step": step, "in": folder.name}]}
+        (folder / "trainer_state.json").write_text(text or json.dumps(state))
+
+    def found() -> tuple[int, str]:
+        (line,) = read_log(tmp_path)
+        return line["step"], line["in"]
+
+    write(tmp_path, 2)  # as a run of two steps leaves it
+    write(tmp_path / "checkpoint-2", 2)
+    assert found() == (2, tmp_path.name)
+    write(tmp_path / "checkpoint-4", 4)
+    assert found() == (4, "checkpoint-4")
+    write(tmp_path / "checkpoint-4", 4, "{")  # the only file that says how the run went on
+    with pytest.raises(ValueError, match=r"checkpoint-4.trainer_state.json is not the log of a run"):
+        read_log(tmp_path)
+    write(tmp_path, 6)  # when it has ended again, nothing is missing
+    assert found() == (6, tmp_path.name)
+    write(tmp_path, 6, '{"global_step": [], "log_history": []}')
+    with pytest.raises(ValueError, match=r"is not the log of a run"):
+        read_log(tmp_path)
+
+
 def test_a_running_mean_has_as_many_values_as_there_are():
     assert running_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
     assert running_mean([]) == []
