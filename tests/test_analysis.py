@@ -215,6 +215,14 @@ def test_every_baseline_has_the_gradient_that_the_trainer_takes_with_it(tmp_path
         assert gradients[WHOLE_UPDATE].norm() > 1e-4
 
 
+def number_of_letters(completions, **kwargs) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def number_of_as(completions, **kwargs) -> list[float]:
+    return [1000.0 + 100 * text.count("a") for text in completions]
+
+
 def earned_by_letter(completions, completion_ids, **kwargs) -> RewardOutput:
     """Every letter earns its id when it is written, and a token target teaches the first one to be an "a"."""
     a = text_processor().tokenizer.convert_tokens_to_ids("a")
@@ -233,6 +241,47 @@ def test_prefix_rewards_and_token_targets_have_lines_of_their_own_and_the_former
     assert by_name["none, prefix rewards"].noise < by_name["none"].noise
     assert by_name["leave_one_out"].noise < by_name["first"].noise
     assert all(each.batches == 40 and each.images == 4 for each in found)
+
+
+@pytest.mark.parametrize(
+    ("reward", "options"),
+    [
+        ([number_of_letters, number_of_as], {"scale_rewards": "group"}),
+        ([number_of_letters, number_of_as], {"scale_rewards": "batch"}),
+        ([number_of_letters, number_of_as], {"multi_objective_aggregation": "normalize_then_sum"}),
+        (earned_by_letter, {"scale_rewards": "batch", "baseline": "none"}),
+    ],
+)
+def test_the_update_as_configured_is_scaled_as_the_trainer_scales_a_rollout(tmp_path, reward, options):
+    trainer = tuner(tmp_path, reward, per_device_train_batch_size=4, **options)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+
+    def gradient_of(loss: torch.Tensor) -> torch.Tensor:
+        parts = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    measured = {name: gradient_of(loss) for name, loss in losses_of(trainer, dict(batch))}[WHOLE_UPDATE]
+    torch.testing.assert_close(measured, gradient_of(trainer.compute_loss(trainer.model, batch)), atol=1e-5, rtol=1e-4)
+    assert measured.norm() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_iterations": 2},
+        {"num_iterations": 3, "gradient_accumulation_steps": 2},
+        {"num_iterations": 2, "steps_per_generation": 4},
+    ],
+)
+def test_no_image_is_used_twice_where_a_rollout_is_learned_from_several_times(tmp_path, options):
+    trainer, used = tuner(tmp_path, rows=16, **options), []
+    sample = trainer._sample
+    trainer._sample = lambda batch: used.extend(batch["row_index"].tolist()) or sample(batch)
+    assert {each.batches for each in gradient_noise(trainer, 60)} == {8}
+    assert sorted(used) == list(range(16))
+    with pytest.raises(ValueError, match="fewer than 4 batches"):  # although the loader has more
+        gradient_noise(tuner(tmp_path, rows=4, num_iterations=2))
 
 
 def test_looking_at_the_noise_changes_neither_weights_nor_gradients(tmp_path):
@@ -272,6 +321,31 @@ def test_the_log_of_a_run_that_has_not_ended_is_that_of_its_newest_checkpoint(tm
     assert read_log(tmp_path) == [{"step": 10}]
     (tmp_path / "trainer_state.json").write_text('{"log_history": [3]}')
     with pytest.raises(ValueError, match=r"trainer_state.json is not the log of a run"):
+        read_log(tmp_path)
+
+
+def test_a_run_that_was_continued_and_interrupted_has_the_log_of_the_state_of_most_steps(tmp_path):
+    def write(folder: Path, step: int, text: str | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        state = {"global_step": step, "log_history": [{"step": step, "in": folder.name}]}
+        (folder / "trainer_state.json").write_text(text or json.dumps(state))
+
+    def found() -> tuple[int, str]:
+        (line,) = read_log(tmp_path)
+        return line["step"], line["in"]
+
+    write(tmp_path, 2)  # as a run of two steps leaves it
+    write(tmp_path / "checkpoint-2", 2)
+    assert found() == (2, tmp_path.name)
+    write(tmp_path / "checkpoint-4", 4)
+    assert found() == (4, "checkpoint-4")
+    write(tmp_path / "checkpoint-4", 4, "{")  # the only file that says how the run went on
+    with pytest.raises(ValueError, match=r"checkpoint-4.trainer_state.json is not the log of a run"):
+        read_log(tmp_path)
+    write(tmp_path, 6)  # when it has ended again, nothing is missing
+    assert found() == (6, tmp_path.name)
+    write(tmp_path, 6, '{"global_step": [], "log_history": []}')
+    with pytest.raises(ValueError, match=r"is not the log of a run"):
         read_log(tmp_path)
 
 

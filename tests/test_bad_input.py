@@ -351,6 +351,29 @@ class TestConfig:
         with pytest.raises(ValueError, match="optim_args has 'beta2=0.95'; big_vision_adafactor takes beta2_cap"):
             reward_trainer(tmp_path, optim="big_vision_adafactor", optim_args="beta2=0.95").train()
 
+    @pytest.mark.parametrize(
+        ("given", "told"),
+        [
+            ("beta2=0.95", "'beta2=0.95'; big_vision_adafactor takes beta2_cap"),
+            ("reference_layout=no", "'reference_layout=no', but reference_layout must be true or false"),
+            ("reference_layout=none", "'reference_layout=none', but reference_layout must be true or false"),
+            ("momentum=none,min_dim_size_to_factor=none", "but min_dim_size_to_factor must be at least 1"),
+            ("min_dim_size_to_factor=0", "but min_dim_size_to_factor must be at least 1"),
+            ("beta2_cap=0,95", "but beta2_cap must be above 0"),
+            ("beta2_cap=true", "but beta2_cap must be above 0 and at most 1"),
+            ("beta2_cap=nan", "but beta2_cap must be above 0 and at most 1"),
+            ("momentum=off", "but momentum must be at least 0 and below 1, or None"),
+            ("clipping_threshold=false", "but clipping_threshold must be above 0, or None"),
+        ],
+    )
+    def test_a_value_in_optim_args_that_cannot_be_is_told_with_its_name_by_the_config(self, given, told):
+        with pytest.raises(ValueError, match=f"optim_args has .*{told}"):
+            VisionMLEConfig("out", optim="big_vision_adafactor", optim_args=given)
+
+    def test_optim_args_that_are_no_text_are_refused(self):
+        with pytest.raises(ValueError, match=r"optim_args is \{'beta2_cap': 0.95\}; it must be text"):
+            VisionMLEConfig("out", optim="big_vision_adafactor", optim_args={"beta2_cap": 0.95})
+
     def test_the_papers_optimiser_is_refused_where_tensors_are_flat_pieces(self, tmp_path):
         trainer = reward_trainer(tmp_path, optim="big_vision_adafactor")
         trainer.is_deepspeed_enabled = True

@@ -21,18 +21,16 @@ RUNNING_MEAN = 20  # log lines
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The log lines of a run, in order; those of its newest checkpoint where it has not ended. Empty where there are none.
 
+    A run that had ended may have been continued and then interrupted: a checkpoint of more steps has more of its log.
+
     Raises:
-        ValueError: for a file that is no log of Trainer's.
+        ValueError: for a file that is no log of Trainer's. Of checkpoints only the newest is read, and only where it counts.
     """
-    newest = reversed(checkpoints_in(folder))
-    path = next((each / STATE for each in [folder, *newest] if (each / STATE).is_file()), None)
-    if path is None:
-        return []
-    try:
-        lines = json.loads(path.read_text(encoding="utf-8"))["log_history"]
-        return [line for line in lines if isinstance(line["step"], int)]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not the log of a run: {type(error).__name__}: {error}") from error
+    newest = next((each for each in reversed(checkpoints_in(folder)) if (each / STATE).is_file()), None)
+    step, lines = _read_state(folder / STATE) if (folder / STATE).is_file() else (-1, [])
+    if newest is not None and int(newest.name.rpartition("-")[2]) > step:
+        _, lines = _read_state(newest / STATE)
+    return lines
 
 
 def curve(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
@@ -100,6 +98,16 @@ def metric_charts(log: Sequence[dict[str, Any]], first: Sequence[str] = ()) -> l
         for name in names
         if name != "eval_reward" and len(set(curve(log, name)[1])) > 1
     ]
+
+
+def _read_state(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """The update steps that were done, and the log lines."""
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        lines = [line for line in state["log_history"] if isinstance(line["step"], int)]
+        return int(state.get("global_step", 0)), lines
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path} is not the log of a run: {type(error).__name__}: {error}") from error
 
 
 def _rank_correlation(first: tuple, second: tuple) -> float | None:

@@ -9,7 +9,9 @@ import torch
 from vision_rl.analysis.noise import GradientNoise, Sketch, noise_of
 from vision_rl.trainer import advantages as baselines
 from vision_rl.trainer.encoding import images_of
+from vision_rl.trainer.reward_scaling import scaled_over_rollout
 from vision_rl.trainer.reward_trainer import VisionRewardTrainer
+from vision_rl.trainer.rollout import Rollout
 
 
 PREFIX_REWARDS, TOKEN_TARGETS, WHOLE_UPDATE = "prefix rewards", "token targets", "update as configured"
@@ -22,10 +24,11 @@ def gradient_noise(
 
     Every baseline judges the same samples; where a reward has prefix rewards, with and without them. Rewards that supply
     token targets have a line for these alone, and the last line is the update as the trainer's options make it, which
-    includes them, and KL, entropy and labels if the options do. Nothing is learned.
+    includes them, and KL, entropy and labels if the options do; where advantages are scaled over a rollout, that is the
+    batch. Nothing is learned.
 
     Args:
-        trainer: with a `train_dataset`, of which each image is used once, and `num_generations` of at least 2.
+        trainer: with a `train_dataset`, of which each image is used at most once, and `num_generations` of at least 2.
         num_batches: more of them narrow the intervals.
         told: is called with how many batches are done.
 
@@ -44,8 +47,8 @@ def gradient_noise(
     sketch = Sketch(sum(parameter.numel() for parameter in parameters))
     sketches: dict[str, list[torch.Tensor]] = defaultdict(list)
     model.train()
-    for number, batch in zip(range(num_batches), trainer.get_train_dataloader(), strict=False):
-        for name, loss in losses_of(trainer, trainer._prepare_inputs(batch)):
+    for number, batch in zip(range(num_batches), batches_of_new_images(trainer), strict=False):
+        for name, loss in losses_of(trainer, batch):
             gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             sketches[name].append(sketch(gradient))
         trainer.step_log.restart(step)  # a log line is never written, and would collect all of it
@@ -56,12 +59,27 @@ def gradient_noise(
     return [noise_of(name, gradients, images) for name, gradients in sketches.items()]
 
 
+def batches_of_new_images(trainer: VisionRewardTrainer) -> Iterator[dict]:
+    """Yield an epoch's batches, but none with an image that came before: with `num_iterations` each block comes again.
+
+    Batches of the same images have the same samples, so that the products of their gradients would count noise as signal.
+    """
+    seen: set[int] = set()
+    for batch in trainer.get_train_dataloader():
+        rows = batch["row_index"].tolist()
+        if seen.isdisjoint(rows):
+            seen.update(rows)
+            yield trainer._prepare_inputs(batch)
+
+
 def losses_of(trainer: VisionRewardTrainer, batch: dict) -> Iterator[tuple[str, torch.Tensor]]:
     """The losses whose gradients are compared, one after the other, by name; all are means over the completions."""
     completions = trainer._sample(batch)
     rewards, targets = trainer._score(completions, batch)
     greedy = trainer.rollout_sampler.greedy_rewards(rewards, batch)
     advantages = trainer._advantages(rewards, completions, batch)
+    rollout = Rollout(batch["row_index"], completions, rewards, advantages, targets, trainer.state.global_step)
+    rollout = scaled_over_rollout(rollout, trainer.args, trainer.accelerator.gather)
     trainer.rollout_sampler.forget()  # images were encoded without gradient
 
     def policy_loss(weights: torch.Tensor, token_targets: list) -> torch.Tensor:
@@ -77,7 +95,7 @@ def losses_of(trainer: VisionRewardTrainer, batch: dict) -> Iterator[tuple[str, 
             yield f"{name}, {PREFIX_REWARDS}", policy_loss(weights, [])
     if targets:
         yield TOKEN_TARGETS, policy_loss(torch.zeros_like(of_samples), targets)
-    yield WHOLE_UPDATE, trainer._learn(trainer.model, batch, completions, advantages, targets)
+    yield WHOLE_UPDATE, trainer._learn(trainer.model, batch, completions, rollout.advantages, targets)
 
 
 def advantages_by_baseline(rewards: torch.Tensor, greedy: torch.Tensor) -> Iterator[tuple[str, Any]]:

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from vision_rl.models.description import count_parameters
-from vision_rl.trainer.optim import big_vision_adafactor, kernel_names, parameter_groups
-from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR
+from vision_rl.trainer.optim import BIG_VISION_ADAFACTOR, big_vision_adafactor, kernel_names, parameter_groups
 
 
 def optimizer_bytes(model: nn.Module, args: Any) -> int:

@@ -12,15 +12,15 @@ every update of a run, the first update of a warm-up (factor 0) included.
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR
 
-
+BIG_VISION_ADAFACTOR = "big_vision_adafactor"
 DECAY_RATE = 0.8  # the second moments forget with beta2 = 1 - step^-0.8
 EPSILON = 1e-30  # inside the square, so that a gradient of zeros gives an update of zeros
 
@@ -225,19 +225,42 @@ def factored_axes(shape: tuple[int, ...], min_dim_size_to_factor: int = 32) -> t
     return (largest, second) if shape[second] >= min_dim_size_to_factor else None
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real | Tensor) and not isinstance(value, bool)
+
+
+# What an option may be, as a test and in words.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "lr": (lambda value: _is_number(value) and value >= 0, "0 or more"),
+    "beta2_cap": (
+        lambda value: _is_number(value) and 0 < value <= 1,
+        "above 0 and at most 1, where 1 is no cap",
+    ),
+    "momentum": (
+        lambda value: value is None or (_is_number(value) and 0 <= value < 1),
+        "at least 0 and below 1, or None to turn it off",
+    ),
+    "clipping_threshold": (
+        lambda value: value is None or (_is_number(value) and value > 0),
+        "above 0, or None to turn it off",
+    ),
+    "weight_decay": (lambda value: _is_number(value) and value >= 0, "0 or more"),
+    "min_dim_size_to_factor": (
+        lambda value: _is_number(value) and value >= 1,
+        "at least 1; a huge one factors nothing",
+    ),
+    "momentum_dtype": (
+        lambda value: isinstance(value, torch.dtype) and value.is_floating_point,
+        "a floating dtype such as torch.bfloat16",
+    ),
+    "reference_layout": (lambda value: value in (True, False), "true or false"),  # of `optim_args` alone
+}
+
+
 def _check_options(group: dict[str, Any]) -> None:
     """Raise a `ValueError` that says what to do for an option of `group` that is out of its range."""
-    momentum, threshold = group["momentum"], group["clipping_threshold"]
-    for option, in_range, wanted in [
-        ("lr", group["lr"] >= 0, "0 or more"),
-        ("beta2_cap", 0 < group["beta2_cap"] <= 1, "above 0 and at most 1, where 1 is no cap"),
-        ("momentum", momentum is None or 0 <= momentum < 1, "at least 0 and below 1, or None to turn it off"),
-        ("clipping_threshold", threshold is None or threshold > 0, "above 0, or None to turn it off"),
-        ("weight_decay", group["weight_decay"] >= 0, "0 or more"),
-        ("min_dim_size_to_factor", group["min_dim_size_to_factor"] >= 1, "at least 1; a huge one factors nothing"),
-        ("momentum_dtype", group["momentum_dtype"].is_floating_point, "a floating dtype such as torch.bfloat16"),
-    ]:
-        if not in_range:
+    for option, (in_range, wanted) in _RANGES.items():
+        if option in group and not in_range(group[option]):
             raise ValueError(f"{option} is {group[option]}, but must be {wanted}.")
 
 
@@ -354,24 +377,36 @@ def big_vision_adafactor(
     groups: list[dict[str, Any]], model: nn.Module, learning_rate: float, optim_args: str | None
 ) -> BigVisionAdafactor:
     """Return the paper's optimiser of the groups, with the options that `optim_args` names."""
-    options = _parse_optim_args(optim_args)
+    options = read_optim_args(optim_args)
     if options.pop("reference_layout", False):
         options["view_shapes"] = attention_view_shapes(model)
     return BigVisionAdafactor(groups, lr=learning_rate, **options)
 
 
-def _parse_optim_args(text: str | None) -> dict[str, Any]:
-    """'beta2_cap=0.95,momentum=none' as Trainer's other optimisers read `optim_args`."""
+def read_optim_args(text: str | None) -> dict[str, Any]:
+    """Read 'beta2_cap=0.95,momentum=none' as Trainer's other optimisers read `optim_args`.
+
+    Raises:
+        ValueError: for a name that is not known, and for a value that the option of this name cannot have.
+    """
     if not text:
         return {}
+    if not isinstance(text, str):
+        raise ValueError(f"optim_args is {text!r}; it must be text such as 'beta2_cap=0.95,reference_layout=true'.")
     words = {"true": True, "false": False, "none": None}
     known = ("beta2_cap", "momentum", "clipping_threshold", "min_dim_size_to_factor", "reference_layout")
-    options = {}
+    options: dict[str, Any] = {}
     for pair in text.replace(" ", "").split(","):
         name, _, value = pair.partition("=")
         if name not in known or not value:
             raise ValueError(
                 f"optim_args has {pair!r}; {BIG_VISION_ADAFACTOR} takes {', '.join(known)}, as name=value."
             )
-        options[name] = words[value.lower()] if value.lower() in words else float(value)
+        in_range, wanted = _RANGES[name]
+        try:
+            options[name] = words[value.lower()] if value.lower() in words else float(value)
+        except ValueError:
+            options[name] = value
+        if not in_range(options[name]):
+            raise ValueError(f"optim_args has {pair!r}, but {name} must be {wanted}.")
     return options

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from vision_rl.trainer.optim import big_vision_adafactor, kernel_names, parameter_groups
-from vision_rl.trainer.vision_config import BIG_VISION_ADAFACTOR, VisionConfig
+from vision_rl.trainer.optim import BIG_VISION_ADAFACTOR, big_vision_adafactor, kernel_names, parameter_groups
+from vision_rl.trainer.vision_config import VisionConfig
 
 
 logger = logging.getLogger(__name__)

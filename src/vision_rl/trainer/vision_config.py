@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from transformers import TrainingArguments
 
+from vision_rl.trainer.optim import BIG_VISION_ADAFACTOR, read_optim_args
 from vision_rl.trainer.other_names import OF_CONFIGS, refuse_other_names
 from vision_rl.trainer.processes import check_processes, choose_deepspeeds_device, join_deepspeed
 
 
-BIG_VISION_ADAFACTOR = "big_vision_adafactor"
 WATCHING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # their learning rate depends on `metric_for_best_model`
 
 
@@ -148,6 +148,7 @@ class VisionConfig(TrainingArguments):
         super().__post_init__()
         if paper_optimizer:
             self.optim = BIG_VISION_ADAFACTOR
+            read_optim_args(self.optim_args)
         if self.lr_scheduler_type in WATCHING_SCHEDULES and self.greater_is_better:
             self.lr_scheduler_kwargs = {"mode": "max", **(self.lr_scheduler_kwargs or {})}  # type: ignore[dict-item]
         check_processes(self)
