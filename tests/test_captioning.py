@@ -391,6 +391,13 @@ def test_coco_captions_that_do_not_fit_their_images_are_refused(folder):
         load_coco_captions(*write_json(folder, coco_content()))
 
 
+def test_captions_of_a_photo_of_two_ids_are_rows_of_their_own_with_a_warning(folder, caplog):
+    content = coco_content()
+    content["images"][0]["file_name"] = "./2.png"
+    assert load_coco_captions(*write_json(folder, content))["captions"][:] == [["A cat."], ["a dog", "the dog"]]
+    assert "2 of 3 images share their file with another, so that an answer is compared with a part" in caplog.text
+
+
 @pytest.mark.parametrize("caption", ["", " \n", None, 7, ["a dog"], "\ud83d", float("nan")])
 def test_a_caption_without_a_text_stops_the_load_or_is_left_out_and_either_way_counted(folder, caption, caplog):
     content = coco_content()

@@ -301,6 +301,15 @@ def test_images_that_cannot_be_used_are_named(folder, images, message):
         load_coco_detection(*folder([], images=images))
 
 
+def test_a_photo_of_two_ids_is_an_error_or_left_out_since_each_row_would_lack_the_boxes_of_the_other(folder, caplog):
+    images = [{"id": 100 + place, "file_name": name} for place, name in enumerate(("0.png", "./0.png", "1.png"))]
+    paths = folder([{"bbox": [1, 1, 20, 20]}, {"bbox": [30, 30, 10, 10], "image_id": 101}], images=images)
+    with pytest.raises(ValueError, match=r"2 of 3 images share their file with another, .*'\./0\.png' is .*0\.png"):
+        load_coco_detection(*paths)
+    assert load_coco_detection(*paths, on_bad_row="skip")["image_id"][:] == [102]
+    assert "2 of 3 images share their file with another" in caplog.text
+
+
 def test_lvis_names_its_files_by_their_address(folder):
     images = [{"id": 100, "coco_url": "http://images.cocodataset.org/train2017/0.png"}]
     assert box_of(folder, images=images)["objects"]["bbox"] == [[1, 1, 9, 9]]

@@ -1,5 +1,6 @@
 """Boxes become tokens and come back; the checks of the data set before training."""
 
+import json
 import logging
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from transformers import AutoProcessor, DeiTImageProcessorPil, DonutImageProcess
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
+from vision_rl.tasks import detection
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
 
 
@@ -359,6 +361,61 @@ def test_a_category_list_that_differs_from_the_data_sets():
     ):
         check(dataset)
     check(dataset, processor(categories=["cat", "cow", "dog"]))
+
+
+def named_rows(names: list[str], **fields) -> Dataset:
+    """A row with a box of the first class; `fields` are types of further fields of its objects."""
+    classes = {"category": List(ClassLabel(names=names))} if names else {}
+    objects = {"bbox": List(List(Value("float32"))), **classes, **{name: List(kind) for name, kind in fields.items()}}
+    values = {"bbox": [[0, 0, 8, 8]], **{name: [0] for name in objects if name != "bbox"}}
+    rows = [{"image": Image.new("RGB", (SIZE, SIZE)), "objects": values}]
+    return Dataset.from_list(rows, features=Features({"image": ImageFeature(), "objects": objects}))
+
+
+def test_the_ids_of_a_file_belong_to_its_names_whatever_their_order(tmp_path):
+    file = tmp_path / "categories.json"
+    rows = named_rows(["bicycle", "car", "person"])
+    for names in (["person", "bicycle", "car"], ["person", "dog", "bicycle", "car"]):
+        content = [{"id": 7 + place, "name": name} for place, name in enumerate(names)]
+        file.write_text(json.dumps({"categories": content}))
+        p = detection.make_processor(detection.Options(categories_file=str(file)), image_processor(), rows)
+        assert p.categories == ["bicycle", "car", "person"]
+        assert p.category_ids == [7 + names.index(name) for name in p.categories]
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (
+            ["cat", "car", "dog"],
+            "no id for 2 of the data's 3 categories: 'bicycle', 'person'. It has 'cat', 'car', 'dog'",
+        ),
+        (["bicycle", "car"], "no id for 1 of the data's 3 categories: 'person'"),
+        (["bicycle", "car", "person", "car"], "two categories called 'car'"),
+    ],
+)
+def test_a_file_that_lacks_a_name_of_the_rows_or_has_one_twice_is_refused(names, message, tmp_path):
+    file = tmp_path / "categories.json"
+    content = [{"id": place, "name": name} for place, name in enumerate(names)]
+    file.write_text(json.dumps({"categories": content}))
+    with pytest.raises(ValueError, match=message):
+        options = detection.Options(categories_file=str(file))
+        detection.make_processor(options, image_processor(), named_rows(["bicycle", "car", "person"]))
+
+
+@pytest.mark.parametrize("number", ["int64", "float32"])
+def test_names_of_another_field_than_the_one_that_classes_are_read_from_are_refused(number):
+    label = ClassLabel(names=["cat", "cow", "dog"])
+    message = "`category`, from which they are read, has numbers without names, and the names are those of `label`"
+    with pytest.raises(ValueError, match=message):
+        check(named_rows([], category=Value(number), label=label), processor(categories=label.names))
+    check(named_rows([], label=label, category_id=Value(number)), processor(categories=label.names))
+    rows = named_rows([], category=Value("string"), label=label).map(
+        lambda row: {"objects": {**row["objects"], "category": ["dog"]}}
+    )
+    p = processor(categories=label.names)
+    check(rows, p)  # texts tell what they are themselves
+    assert p.get_references([rows[0]])[0]["labels"].tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,18 @@ def test_two_images_are_not_one_file_once_folders_are_left_out(folder, bad_rows)
     assert "2 of 9 images do not exist under their name" in told(bad_rows)
 
 
+def test_a_file_of_two_images_is_neithers_where_each_must_have_its_own(folder, bad_rows):
+    names = ["1.png", "./1.png", "train/2.png", "a/1.png", "train\\2.png", "a b&c.png"]
+    each = [str(folder / name) for name in ("1.png", "1.png", "train/2.png", "train/2.png")]
+    shared = find_images(folder, names, BadRows("a.json", "skip"))
+    assert shared == [*each[:3], None, each[3], str(folder / "a b&c.png")]
+    assert find_images(folder, names, bad_rows, one_each=True) == [*[None] * 5, str(folder / "a b&c.png")]
+    sentences = told(bad_rows)
+    assert "4 of 9 images share their file with another" in sentences and f"'./1.png' is {each[0]}" in sentences
+    assert "1 of 9 images do not exist under their name" in sentences
+    assert find_images(folder, ["1.png", "a/1.png"], bad_rows, one_each=True) == [each[0], None]
+
+
 def test_a_folder_that_is_not_there_is_said_at_once(tmp_path, bad_rows):
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         find_images(tmp_path / "no", ["1.png"], bad_rows)

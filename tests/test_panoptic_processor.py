@@ -19,8 +19,10 @@ from torch.nn.functional import one_hot
 from transformers import AutoProcessor, ViTImageProcessorPil
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.cli.building import with_options
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
 from vision_rl.data.panoptic import load_coco_panoptic, panoptic_categories
+from vision_rl.tasks import panoptic
 from vision_rl.tasks.panoptic import (
     PanopticProcessor,
     PanopticQuality,
@@ -548,6 +550,39 @@ def test_what_is_wrong_with_a_file_is_counted(folder):
     (folder[0] / "maps" / "2.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 1 maps are not there; the first: .*2\.png"):
         load(folder)
+
+
+def test_photos_may_share_a_map_but_maps_no_photo(folder):
+    annotation = folder[1]["annotations"][0]
+    both = [annotation, {**annotation, "image_id": 1}]
+    assert load(folder, annotations=both)["image_id"][:] == [1, 2]
+    images = [{"id": 1, "file_name": "2.jpg"}, {"id": 2, "file_name": "2.jpg"}]
+    with pytest.raises(ValueError, match="2 of 2 images share their file with another"):
+        load(folder, annotations=both, images=images)
+    assert load(folder, images=images)["image_id"][:] == [2]  # the other has no map, and is no row
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "sky"}, r"'sky' \(isthing 1\) in .*val.json, but the processor's is 'cat' \(isthing 1\)"),
+        ({"isthing": 0}, r"'cat' \(isthing 0\) in .*val.json, but the processor's is 'cat' \(isthing 1\)"),
+    ],
+)
+def test_a_file_that_means_another_category_by_an_id_is_refused_for_new_and_saved_processors(folder, change, told):
+    rows, path = load(folder), folder[0]
+    options = panoptic.Options(
+        annotation_file=str(path / "panoptic.json"), eval_annotation_file=str(path / "val.json")
+    )
+    for categories in (CATEGORIES[::-1], CATEGORIES[:2]):
+        (path / "val.json").write_text(json.dumps({**folder[1], "categories": categories}))
+        p = panoptic.make_processor(options, image_processor(), rows)
+        assert with_options(p, options).categories == CATEGORIES
+    (path / "val.json").write_text(json.dumps({**folder[1], "categories": [{**CATEGORIES[0], **change}]}))
+    with pytest.raises(ValueError, match=f"The category of id 5 is {told}"):
+        panoptic.make_processor(options, image_processor(), rows)
+    with pytest.raises(ValueError, match=f"The category of id 5 is {told}"):
+        with_options(p, panoptic.Options(eval_annotation_file=options.eval_annotation_file))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 
 from vision_rl.cli import main, preparation
+from vision_rl.columns import NUM_SAMPLED_ROWS, sampled_rows
 from vision_rl.data.coco import category_names, load_coco_detection
 from vision_rl.data.digit_scenes import PANOPTIC_CATEGORIES, digit_scenes
 from vision_rl.tasks.detection import DetectionProcessor
@@ -239,6 +240,43 @@ def test_categories_are_read_in_every_encoding_of_json(coco, tmp_path, encoding)
     run(f"prepare --task detection {boxes_of(coco)} --output_dir {tmp_path}/rows")
     written = json.loads((tmp_path / "rows" / "categories.json").read_text())["categories"]
     assert [category["id"] for category in written] == list(range(20, 40, 2))
+
+
+@pytest.mark.parametrize(
+    "bad, told",
+    [
+        (lambda ids: ids[:, 4:].fill(77), "column `segmentation`: 1 segment ids of the map are not in segments_info"),
+        (lambda ids: ids.fill(0), "column `segments_info`: 1 segments have no pixel in the map; the first is 1."),
+    ],
+)
+def test_the_maps_of_all_rows_are_looked_at_not_only_of_those_that_a_training_opens(
+    tmp_path, capsys, caplog, bad, told
+):
+    count, wrong = NUM_SAMPLED_ROWS + 1, 101
+    assert wrong not in sampled_rows(range(count))
+    maps = []
+    for row in range(count):
+        ids = np.zeros((8, 8), np.uint8)
+        ids[:, :4] = 1
+        if row == wrong:
+            bad(ids)
+        maps.append(Image.fromarray(ids))
+    segments = {name: datasets.Value("int64") for name in ("id", "category_id", "iscrowd")}
+    features = {
+        "image": datasets.Image(),
+        "segmentation": datasets.Image(),
+        "segments_info": datasets.List(segments),
+    }
+    category = PANOPTIC_CATEGORIES[0]
+    infos = [{"id": 1, "category_id": category["id"], "iscrowd": 0}]
+    rows = [{"image": Image.new("RGB", (8, 8)), "segmentation": ids, "segments_info": infos} for ids in maps]
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(str(tmp_path / "rows"))
+    (tmp_path / "categories.json").write_text(json.dumps({"categories": [category]}))
+    prepare = f"prepare --task panoptic --dataset_name {tmp_path}/rows --categories_file {tmp_path}/categories.json"
+    assert main(f"{prepare} --output_dir {tmp_path}/out".split()) == 1
+    assert f"train: Row {wrong}, {told}" in capsys.readouterr().err
+    run(f"{prepare} --output_dir {tmp_path}/out --on_bad_annotation skip")
+    assert lengths(tmp_path / "out") == {"train": count - 1} and "(1 of 201 rows cannot be used.)" in caplog.text
 
 
 def test_rows_that_cannot_be_used_are_left_out_and_counted_where_the_task_may(tmp_path, capsys, caplog):

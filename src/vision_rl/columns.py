@@ -89,7 +89,7 @@ class UnusableRows(ValueError):
 
     def __init__(self, rows: Sequence[int], fault: str, num_rows: int):
         super().__init__(f"Row {rows[0]}, {fault} ({len(rows)} of {num_rows} rows cannot be used.)")
-        self.rows = rows
+        self.rows, self.fault = rows, fault
 
 
 def check_values(

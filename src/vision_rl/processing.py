@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,10 +150,21 @@ class VisionProcessor(ProcessorMixin):
             lines.append(("true", completion_text(reference), LABEL))
         return draw_text_below(image, lines, width)
 
+    def check_options(self, options) -> None:
+        """Called for a saved processor with the options of its task; raise a `ValueError` for those that contradict it."""
+
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.
 
         `columns` maps `image` and the target keywords to the data set's columns. Default: nothing is checked.
+        """
+
+    def check_opened(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], columns: dict[str, str], num_rows: int
+    ) -> None:
+        """Raise an `UnusableRows` for `num_rows` numbered rows whose opened pictures contradict their other targets.
+
+        `vision-rl prepare`, which opens all pictures, asks it of each row. Default: nothing is checked.
         """
 
     def check_label_lengths(self, dataset, columns: dict[str, str], num_positions: int) -> None:

@@ -45,7 +45,7 @@ def with_options(processor: Any, options: Any) -> Any:
     """A saved processor, changed as the options say: how it reads, augments and scores, but not what its tokens mean.
 
     Raises:
-        ValueError: for options that would change its tokens, whose model has others.
+        ValueError: for options that would change its tokens, whose model has others, or that contradict it otherwise.
     """
     changed = copy.copy(processor)
     for option in fields(options):
@@ -53,6 +53,7 @@ def with_options(processor: Any, options: Any) -> Any:
         if value is not None and option.name in vars(processor) and option.name != "tokenizer":
             setattr(changed, option.name, value)
     if isinstance(processor, VisionProcessor):
+        processor.check_options(options)
         names = ["vocab_size", "completion_length", *(["outputs"] if isinstance(processor, DenseProcessor) else [])]
         for name in names:
             new, old = getattr(changed, name), getattr(processor, name)

@@ -68,7 +68,7 @@ def usable_rows(
         ValueError: for rows that cannot be used, all together, unless they are left out; and for what is wrong with all.
     """
     names = [name for name in ("image", *processor.target_columns) if name in rows.column_names]
-    rows = _with_readable_pictures(split, rows, names, on_bad)
+    rows = _with_readable_pictures(split, rows, names, processor, on_bad)
     while True:
         try:
             checks.check_rows(split, rows, processor, {name: name for name in names}, None)
@@ -78,11 +78,14 @@ def usable_rows(
 
 
 def _with_readable_pictures(
-    split: str, rows: datasets.Dataset, needed: Sequence[str], on_bad: str | None
+    split: str, rows: datasets.Dataset, needed: Sequence[str], processor: VisionProcessor, on_bad: str | None
 ) -> datasets.Dataset:
-    """Opens each picture once, in all columns that have some; in those that are needed none may be missing."""
+    """Opens each picture once, in all columns that have some; in those that are needed none may be missing.
+
+    Of each row the processor then checks what its pictures tell of its other targets.
+    """
     rows = rows.with_format(None)
-    features = {name: it for name, it in rows.features.items() if name == "image" or isinstance(it, datasets.Image)}
+    features = {name: it for name, it in rows.features.items() if name in needed or isinstance(it, datasets.Image)}
     stored = rows.select_columns(list(features))
     for name, feature in features.items():
         if isinstance(feature, datasets.Image):  # opened below, where a broken one stops nothing
@@ -90,7 +93,7 @@ def _with_readable_pictures(
     processes = min(os.cpu_count() or 1, len(rows) // _PICTURES_PER_PROCESS)
     looked = stored.map(
         _look,
-        fn_kwargs={"features": features, "needed": needed},
+        fn_kwargs={"features": features, "needed": needed, "processor": processor},
         with_indices=True,
         remove_columns=list(features),
         features=datasets.Features({"fault": datasets.Value("string")}),
@@ -106,21 +109,28 @@ def _with_readable_pictures(
     return _without(rows, error, f"{split}: {error}", on_bad)
 
 
-def _look(row: dict[str, Any], index: int, features: dict[str, Any], needed: Sequence[str]) -> dict[str, str | None]:
-    """What is wrong with the first picture of a row that cannot be read, if one cannot."""
+def _look(
+    row: dict[str, Any], index: int, features: dict[str, Any], needed: Sequence[str], processor: VisionProcessor
+) -> dict[str, str | None]:
+    """What is wrong with the first picture of a row that cannot be read, or with what the row says of it."""
+    opened = dict(row)
     for name, feature in features.items():
         value = row[name]
-        if value is None and name not in needed:
+        if not (name == "image" or isinstance(feature, datasets.Image)) or (value is None and name not in needed):
             continue
         try:
             if value is None:
                 raise ValueError("there is no picture")
-            picture = feature.decode_example(value) if isinstance(feature, datasets.Image) else value
+            opened[name] = feature.decode_example(value) if isinstance(feature, datasets.Image) else value
             if name == "image":
-                rgb_image(picture, index)
+                rgb_image(opened[name], index)
         except Exception as error:  # Pillow's readers of broken files raise whatever they stumble over
             path = value.get("path") if isinstance(value, dict) else None
             return {"fault": f"column `{name}`{f' ({path})' if path else ''}: {error.__cause__ or error}"}
+    try:
+        processor.check_opened([(index, opened)], {name: name for name in needed}, 1)
+    except UnusableRows as error:
+        return {"fault": error.fault}
     return {"fault": None}
 
 

@@ -1,6 +1,7 @@
 """Captioning data: folders in COCO's JSON form, and Karpathy's split of COCO and Flickr."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,14 @@ def _rows(
     kept = np.flatnonzero(readable & np.array([bool(texts) for texts in captions], bool)).tolist()
     if not kept:
         raise ValueError(f"{bad_rows.file} has no caption that can be used.")
+    times = Counter(paths[place] for place in kept)
+    again = [place for place in kept if times[paths[place]] > 1]
+    if again:
+        notes.append(
+            f"{bad_rows.file}: {len(again)} of {totals['images']} images share their file with another, so that an answer is "
+            "compared with a part of the file's captions only (give a file one id, with all of its captions); the first: "
+            f"{names[again[0]]!r} is {paths[again[0]]}."
+        )
     ids = [ids[place] for place in kept]
     features = {
         "image": datasets.Image(),

@@ -1,15 +1,16 @@
 """Object detection data: a loader of folders in COCO's JSON form, and the class names of data sets on the Hub."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from vision_rl.columns import is_number
 from vision_rl.data.bad_rows import BadRows, OnBadRow
 from vision_rl.data.coco_boxes import make_box_rows
-from vision_rl.data.coco_categories import read_categories
+from vision_rl.data.coco_categories import distinct_names, read_categories
 from vision_rl.data.frames import Frame
 from vision_rl.data.stored_rows import stored_rows
 
@@ -43,7 +44,7 @@ def load_coco_detection(
         on_bad_row: "raise" an error that counts the annotations and images that cannot be used, and names the first of
             each kind; or "skip" them, with a warning that does the same. An annotation is bad if it has no box of some
             width and height in the picture, if its image or category is unknown, or if it repeats another annotation.
-            An image is bad if its file is missing or unreadable.
+            An image is bad if its file is missing or unreadable, or is that of another image too.
         frame: the pixels in which boxes are measured, where file and JSON disagree. "shown" is the picture as shown,
             "stored" is the picture before EXIF turns it, "json" is a picture of the JSON's width and height, and
             "auto" takes the only reading that the boxes fit.
@@ -76,9 +77,28 @@ def load_coco_detection(
     )
 
 
-def category_ids(annotation_file: str | Path) -> list[int | str]:
-    """Return COCO's id of each category index of `load_coco_detection`; COCO's evaluation server expects these ids."""
-    return [category["id"] for category in read_categories(annotation_file)]
+def category_ids(annotation_file: str | Path, names: Sequence[str] | None = None) -> list[int | str]:
+    """Return COCO's id of each category index of `load_coco_detection`; COCO's evaluation server expects these ids.
+
+    Args:
+        annotation_file: JSON with `categories`.
+        names: the class names of other rows, in the order of their index, whose ids are returned in their order.
+
+    Raises:
+        ValueError: for names that the file does not have, and, given names, for two categories of one name.
+    """
+    categories = read_categories(annotation_file)
+    ids = [category["id"] for category in categories]
+    if names is None:
+        return ids
+    id_of = dict(zip(distinct_names(categories, annotation_file), ids, strict=True))
+    lacking = [name for name in names if name not in id_of]
+    if lacking:
+        raise ValueError(
+            f"{annotation_file} has no id for {len(lacking)} of the data's {len(names)} categories: "
+            f"{', '.join(map(repr, lacking))}. It has {', '.join(map(repr, id_of))}: give both the same names."
+        )
+    return [id_of[name] for name in names]
 
 
 def category_names(dataset: datasets.Dataset | datasets.IterableDataset, column: str = "objects") -> list[str] | None:
@@ -88,7 +108,8 @@ def category_names(dataset: datasets.Dataset | datasets.IterableDataset, column:
     `objects`, as data sets on the Hub have it. The column may be a dict of lists or a list of dicts.
 
     Raises:
-        ValueError: for a column that does not exist or has no fields.
+        ValueError: for a column that does not exist or has no fields; and for names in another field than the first of
+            these, which classes are read from, where that field has numbers.
     """
     features = dataset.features
     if features is None:  # a stream of unknown type
@@ -98,11 +119,17 @@ def category_names(dataset: datasets.Dataset | datasets.IterableDataset, column:
     fields = _without_lists(features[column])
     if not isinstance(fields, Mapping):
         raise ValueError(f"The column {column!r} has no fields such as `bbox` and `category`; it is {fields}.")
-    for name in CLASS_FIELDS:
-        feature = _without_lists(fields.get(name))
-        if isinstance(feature, datasets.ClassLabel):
-            return list(feature.names)
-    return None
+    found = {name: _without_lists(fields[name]) for name in CLASS_FIELDS if name in fields}
+    named = next((name for name, feature in found.items() if isinstance(feature, datasets.ClassLabel)), None)
+    if named is None:
+        return None
+    first = next(iter(found))
+    if first != named and isinstance(found[first], datasets.Value) and is_number(found[first].pa_type):
+        raise ValueError(
+            f"The column {column!r} has two fields of classes: `{first}`, from which they are read, has numbers without "
+            f"names, and the names are those of `{named}`. Remove one of the two, or give it another name."
+        )
+    return list(found[named].names)
 
 
 def _without_lists(feature: Any) -> Any:

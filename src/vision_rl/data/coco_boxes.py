@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from vision_rl.data.bad_rows import BadRows
-from vision_rl.data.coco_categories import read_categories
+from vision_rl.data.coco_categories import distinct_names, read_categories
 from vision_rl.data.coco_images import CocoImages, frame_column, id_feature, image_column, left_out, places, shortened
 from vision_rl.data.fields import BadField, a_field, as_flag, as_number, is_missing
 from vision_rl.data.frames import FRAME_FEATURE, Frame, Frames, choose_frames, to_picture
@@ -143,8 +143,8 @@ def make_box_rows(
     images.check(annotation_file)
     annotations.check(annotation_file)
     categories = read_categories(annotation_file, entries)
-    names = _distinct_names(categories, annotation_file)
-    paths = find_images(images_dir, images.names, bad_rows, follow_symlinks=follow_symlinks)
+    names = distinct_names(categories, annotation_file)
+    paths = find_images(images_dir, images.names, bad_rows, follow_symlinks=follow_symlinks, one_each=True)
     headers = read_headers(paths, bad_rows)
     kept = headers.readable
 
@@ -193,14 +193,6 @@ def make_box_rows(
     }
     gone = left_out(images_dir, images.names, kept)
     return Rows(columns, datasets.Features(features), [f"{annotation_file}: {note}" for note in notes] + skipped, gone)
-
-
-def _distinct_names(categories: list[dict[str, Any]], annotation_file: str | Path) -> list[str]:
-    names = [category["name"] for category in categories]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{annotation_file} has two categories called {', '.join(map(repr, twice))}: rename one.")
-    return names
 
 
 def _joined(annotations: BoxAnnotations, image_ids: list[Any], category_ids: list[Any]) -> _Boxes:

@@ -45,6 +45,15 @@ def read_categories(annotation_file: str | Path, entries: list[Any] | None = Non
     return sorted(categories, key=lambda category: category["id"])
 
 
+def distinct_names(categories: list[dict[str, Any]], annotation_file: str | Path) -> list[str]:
+    """Return the categories' names, or raise `ValueError` if two categories have the same."""
+    names = [category["name"] for category in categories]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{annotation_file} has two categories called {', '.join(map(repr, twice))}: rename one.")
+    return names
+
+
 def _category(entry: Any, annotation_file: str | Path) -> dict[str, Any]:
     try:
         if not isinstance(entry, dict):

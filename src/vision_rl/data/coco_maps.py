@@ -108,7 +108,7 @@ def make_map_rows(
     maps.check(annotation_file, {category["id"] for category in read_categories(annotation_file, entries)})
     map_of = _map_of(images, maps)
     names = [name if place >= 0 else None for name, place in zip(images.names, map_of, strict=True)]
-    paths = find_images(images_dir, names, bad_rows, follow_symlinks=follow_symlinks)
+    paths = find_images(images_dir, names, bad_rows, follow_symlinks=follow_symlinks, one_each=True)
     map_names = [maps.names[place] if place >= 0 else None for place in map_of]
     map_paths = find_images(masks_dir, map_names, bad_rows, "maps", follow_symlinks)
     photos, masks = read_headers(paths, bad_rows), read_headers(map_paths, bad_rows, "maps")

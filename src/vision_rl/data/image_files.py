@@ -28,12 +28,15 @@ def find_images(
     bad_rows: BadRows,
     noun: str = "images",
     follow_symlinks: bool = False,
+    one_each: bool = False,
 ) -> list[str | None]:
     """Return the path of each name below `folder`; a name without a usable file gives `None` and goes to `bad_rows`.
 
     A name that is `None` stays `None`. A name may be written as on Windows, be quoted as in a URL, or begin with
     folders that `folder` does not have, as tools export names. No name may leave the folder: `..` and absolute paths
-    are refused, and so are symbolic links out of the folder, unless `follow_symlinks`.
+    are refused, and so are symbolic links out of the folder, unless `follow_symlinks`. With `one_each` a file that
+    several names mean is refused to all of them: its labels are spread over several rows, and each row would say that
+    there is nothing where another has a label.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -43,7 +46,7 @@ def find_images(
         raise FileNotFoundError(f"There is no folder {folder}.")
     inside = _Inside(root, follow_symlinks)
     paths: list[str | None] = []
-    shortened = []
+    shortened = set()
     for place, name in enumerate(names):
         if name is None:
             paths.append(None)
@@ -59,17 +62,25 @@ def find_images(
             told = "are symbolic links out of their folder (follow_symlinks=True allows them)"
             bad_rows.add(noun, told, f"{found} to {os.path.realpath(found)}")
             found = None
-        elif found != candidates[0]:
-            shortened.append(place)
+        elif found not in candidates[:2]:
+            shortened.add(place)
         paths.append(found)
-    if shortened:
-        times = Counter(paths)
-        for place in shortened:
-            path = paths[place]
-            if times[path] > 1:
-                told = "do not exist under their name, and the file that they may mean belongs to another"
-                bad_rows.add(noun, told, f"{names[place]!r} may mean {path}")
-                paths[place] = None
+    times = Counter(paths)
+    owners = Counter(path for place, path in enumerate(paths) if place not in shortened)
+    for place, path in enumerate(paths):
+        if path is None or times[path] == 1:
+            continue
+        if place in shortened:
+            told = "do not exist under their name, and the file that they may mean belongs to another"
+            bad_rows.add(noun, told, f"{names[place]!r} may mean {path}")
+            paths[place] = None
+        elif one_each and owners[path] > 1:
+            told = (
+                "share their file with another, whose objects would count as absent in them (give a file one id, with all "
+                "of its annotations)"
+            )
+            bad_rows.add(noun, told, f"{names[place]!r} is {path}")
+            paths[place] = None
     return paths
 
 

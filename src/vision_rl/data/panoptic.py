@@ -34,7 +34,8 @@ def load_coco_panoptic(
             `segments_info`) and `categories`.
         on_bad_row: "raise" an error that counts the maps and images that cannot be used, and names the first of each
             kind; or "skip" them, with a warning that does the same. A map is bad if its size differs from its photo's,
-            if a segment has an unknown category or no id, or if two of its segments have the same id.
+            if a segment has an unknown category or no id, or if two of its segments have the same id. Images are bad
+            if they have a file in common, and a map each.
         frame: what maps show where a photo has an EXIF orientation: "shown" is the photo as shown, "stored" is the
             photo before the turn, and "auto" decides by the sizes, with a warning if the sizes do not tell (a square
             photo, or one that is upside down).

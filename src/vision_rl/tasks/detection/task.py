@@ -31,7 +31,9 @@ class Options:
     eval_annotation_file: str | None = field(default=None, metadata={"help": "COCO's JSON of the evaluation boxes."})
     categories_file: str | None = field(
         default=None,
-        metadata={"help": "JSON with COCO's `categories`, from which their ids are taken. None: annotation_file."},
+        metadata={
+            "help": "JSON with COCO's `categories`, from which their ids are taken by name. None: annotation_file."
+        },
     )
     scenes: int | None = field(
         default=None,
@@ -132,7 +134,7 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset | None)
         value = getattr(options, option.name)
         if value is not None and option.name in _OF_PROCESSOR:
             chosen[option.name] = value
-    ids = None if file is None or rows is None else category_ids(file)
+    ids = None if file is None or rows is None else category_ids(file, names)
     return DetectionProcessor(image_processor, names, category_ids=ids, **chosen)
 
 

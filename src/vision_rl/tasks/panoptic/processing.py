@@ -1,7 +1,8 @@
 """Panoptic maps for a model that writes codes: the processor of panoptic segmentation (paper, section 4.1; UViM)."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import BatchFeature
 
 from vision_rl.arguments import naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
+from vision_rl.data.panoptic import panoptic_categories
 from vision_rl.pictures import as_images, random_box, rgb_image
 from vision_rl.processing import DenseProcessor, check_return_tensors, whole_image_size
 from vision_rl.tasks.panoptic.decoding import decode_logits, to_segmentation
@@ -257,6 +259,21 @@ class PanopticProcessor(DenseProcessor):
             references.append((segments.map, infos))
         return references
 
+    def check_options(self, options) -> None:
+        """Check that the files of the options mean by each `category_id` what the processor means by it: maps have no names."""
+        own = {category["id"]: category for category in self.categories}
+        for name in ("categories_file", "annotation_file", "eval_annotation_file"):
+            file = getattr(options, name, None)
+            if file is None or not Path(file).is_file():  # what reads the rows tells of a file that is not there
+                continue
+            for category in panoptic_categories(file):
+                known = own.get(category["id"], category)
+                if any(category[field] != known[field] for field in ("name", "isthing")):
+                    raise ValueError(
+                        f"The category of id {category['id']} is {category['name']!r} (isthing {category['isthing']}) in "
+                        f"{file}, but the processor's is {known['name']!r} (isthing {known['isthing']}): both must be the same."
+                    )
+
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Check the segments before training: categories, ids, sizes, and more segments than instances."""
         if not {"segmentation", "segments_info"} <= set(columns):
@@ -270,7 +287,8 @@ class PanopticProcessor(DenseProcessor):
                 self.max_instances - 1,
                 surplus.clip(0).sum(),
             )
-        self._check_maps(dataset, columns)
+        opened = sampled_rows(dataset)
+        self.check_opened(((index, dataset[index]) for index in opened), columns, len(opened))
 
     def _count_segments(self, dataset, column: str) -> list[int]:
         """How many segments each row has, in no order; raises for rows whose segments are not what they must be."""
@@ -312,9 +330,13 @@ class PanopticProcessor(DenseProcessor):
             odd[row[numbers < 0 if known[name] is None else ~np.isin(numbers, known[name])]] = True
         return count, odd
 
-    def _check_maps(self, dataset, columns: dict[str, str]) -> None:
-        """Opens some images: maps have their size and their segments' ids, and every segment has a pixel."""
-        opened, without_pixels = sampled_rows(dataset), []
+    def check_opened(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], columns: dict[str, str], num_rows: int
+    ) -> None:
+        """Check of opened rows that maps have the images' sizes and their segments' ids, and that every segment has a pixel."""
+        if not {"segmentation", "segments_info"} <= set(columns):
+            return
+        without_pixels = []
 
         def read(row: tuple[int, Mapping[str, Any]]) -> None:
             index, values = row
@@ -330,9 +352,9 @@ class PanopticProcessor(DenseProcessor):
                     "leave them out."
                 )
 
-        rows = ((index, (index, dataset[index])) for index in opened)
-        check_values(rows, columns["segmentation"], len(opened), read)
-        check_values(iter(without_pixels), columns["segments_info"], len(opened), refuse)
+        numbered = ((index, (index, row)) for index, row in rows)
+        check_values(numbered, columns["segmentation"], num_rows, read)
+        check_values(iter(without_pixels), columns["segments_info"], num_rows, refuse)
 
     # --- stage I's output to segments -------------------------------------------------------------------------------
 

@@ -105,7 +105,10 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset | None)
     if options.num_categories not in (None, len(categories)):
         raise ValueError(f"The data has {len(categories)} categories, but num_categories is {options.num_categories}.")
     chosen = {name: getattr(options, name) for name in _OF_PROCESSOR if getattr(options, name) is not None}
-    return PanopticProcessor(image_processor, categories, **chosen)
+    processor = PanopticProcessor(image_processor, categories, **chosen)
+    if rows is not None:
+        processor.check_options(options)
+    return processor
 
 
 def _categories(options: Options, rows: Dataset | None) -> list[dict[str, Any]]:
