@@ -1,6 +1,7 @@
 """Rewards of samples, best and likeliest of n, and the noise of gradients: against enumeration, by hand, and in use."""
 
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
@@ -343,6 +344,9 @@ def test_a_run_that_was_continued_and_interrupted_has_the_log_of_the_state_of_mo
     with pytest.raises(ValueError, match=r"checkpoint-4.trainer_state.json is not the log of a run"):
         read_log(tmp_path)
     write(tmp_path, 6)  # when it has ended again, nothing is missing
+    assert found() == (6, tmp_path.name)
+    write(tmp_path / "checkpoint-9", 9)  # of an earlier run, longer than this one
+    os.utime(tmp_path / "checkpoint-9" / "trainer_state.json", (0, 0))
     assert found() == (6, tmp_path.name)
     write(tmp_path, 6, '{"global_step": [], "log_history": []}')
     with pytest.raises(ValueError, match=r"is not the log of a run"):

@@ -21,15 +21,19 @@ RUNNING_MEAN = 20  # log lines
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The log lines of a run, in order; those of its newest checkpoint where it has not ended. Empty where there are none.
 
-    A run that had ended may have been continued and then interrupted: a checkpoint of more steps has more of its log.
+    A run that had ended may have been continued and then interrupted: a later checkpoint of more steps has more of its log. An
+    earlier one is of a run before, in the same folder.
 
     Raises:
         ValueError: for a file that is no log of Trainer's. Of checkpoints only the newest is read, and only where it counts.
     """
     newest = next((each for each in reversed(checkpoints_in(folder)) if (each / STATE).is_file()), None)
-    step, lines = _read_state(folder / STATE) if (folder / STATE).is_file() else (-1, [])
+    own = folder / STATE
+    step, lines = _read_state(own) if own.is_file() else (-1, [])
     if newest is not None and int(newest.name.rpartition("-")[2]) > step:
-        _, lines = _read_state(newest / STATE)
+        saved = newest / STATE
+        if step < 0 or saved.stat().st_mtime_ns > own.stat().st_mtime_ns:
+            _, lines = _read_state(saved)
     return lines
 
 
