@@ -285,7 +285,7 @@ def test_ids_stay_what_they_are(folder, images, ids, feature):
     ("images", "message"),
     [
         ([], "has no images"),
-        ([{**IMAGE, "id": 7}, {**IMAGE, "id": "a"}], "both texts and numbers as image ids"),
+        ([{**IMAGE, "id": 7}, {**IMAGE, "id": "a", "file_name": "1.png"}], "both texts and numbers as image ids"),
         ([{"file_name": "0.png"}], "1 of 1 images have no `id`; the first: number 1: {'file_name': '0.png'}"),
         ([{**IMAGE, "id": True}], "have an `id` that is not an id"),
         ([{**IMAGE, "id": 2**70}], "too large for an id"),
