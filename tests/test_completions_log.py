@@ -127,6 +127,49 @@ def test_where_each_token_has_an_advantage_that_of_the_whole_sample_is_shown(tmp
     np.testing.assert_allclose(table["advantage"].to_numpy().reshape(2, 3), lengths - others, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
+)
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_the_advantages_shown_are_those_learned_from_and_the_reward_is_the_weighted_sum(
+    tmp_path, one_thread, options, at_once
+):
+    learned = []
+
+    class Keeping(VisionRewardTrainer):
+        def _learn(self, model, inputs, completions, advantages, *args):
+            learned.extend(advantages.flatten().tolist())
+            return super()._learn(model, inputs, completions, advantages, *args)
+
+    options |= {"max_steps": 1, "logging_steps": 1, "reward_weights": [10.0, 1.0]}
+    trainer_of(tmp_path, kind=Keeping, per_device_generation_batch_size=at_once, **options).train()
+    rows = pyarrow.parquet.read_table(tmp_path / "completions" / "completions_00001.parquet").to_pylist()
+    assert any(learned) and [row["advantage"] for row in rows] == pytest.approx(learned)
+    parts = [[10 * row["share_of_a"], row["number_of_letters"]] for row in rows]
+    assert [row["reward"] for row in rows] == pytest.approx([np.nansum(each) for each in parts])
+
+
+def test_rewards_with_the_names_of_the_tables_own_columns_have_columns_of_their_own(tmp_path, capsys):
+    names = ["reward", "letters", "advantage", "step", "image"]
+    log = CompletionsLog(text_processor().draw, tmp_path, names)
+    log.record(
+        1,
+        row_index=[0],
+        images=tiny_images(1),
+        completions=["ab"],
+        completion_ids=[[2, 3, 1]],
+        rewards=[15.0],
+        per_function=[[1.0, 2.0, 3.0, 4.0, 5.0]],
+        advantages=[0.5],
+    )
+    log.write(1)
+    (row,) = pyarrow.parquet.read_table(tmp_path / "completions_00001.parquet").to_pylist()
+    assert (row["step"], row["reward"], row["advantage"]) == (1, 15.0, 0.5)
+    columns = ["rewards/reward", "letters", "rewards/advantage", "rewards/step", "rewards/image"]
+    assert [row[name] for name in columns] == [1.0, 2.0, 3.0, 4.0, 5.0] and "image" not in row
+    assert re.search(r"│ +1 │ +2 │ +3 │ +4 │ +5 │ +15 │ +\+0\.5 │", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("itself", [True, False])
 def test_an_override_of_score_is_shown_as_what_it_returns_or_not_at_all(tmp_path, one_thread, itself):
     class Scoring(VisionRewardTrainer):

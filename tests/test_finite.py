@@ -1,6 +1,7 @@
 """Values that are not finite are noticed before the optimizer moves, reported with row and batch, and never saved."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,8 @@ def test_a_reward_that_overflows_is_noticed_in_its_own_step(tmp_path, step):
     assert all(value.isfinite().all() for value in saved_values(tmp_path))
 
 
-def test_an_advantage_that_is_infinite_is_named_with_its_row(tmp_path):
+@pytest.mark.parametrize("mle_weight", [0.0, 1.0])
+def test_an_advantage_that_is_infinite_is_named_with_its_row(tmp_path, mle_weight):
     class Infinite(VisionRewardTrainer):
         def _advantages(self, rewards, completions, inputs):
             advantages = super()._advantages(rewards, completions, inputs)
@@ -181,13 +183,14 @@ def test_an_advantage_that_is_infinite_is_named_with_its_row(tmp_path):
             self.spoiled = inputs["row_index"][2].item()
             return advantages
 
-    trainer = make_trainer("reward", tmp_path)
+    trainer = make_trainer("reward", tmp_path, mle_weight=mle_weight)
     trainer.__class__ = Infinite
     with pytest.raises(NotFiniteError) as error:
         trainer.train()
     assert f"advantages of row {trainer.spoiled}, sample 1, is inf" in str(error.value)
     rows = list(replay(tmp_path / "faults" / "step-0"))
-    assert [row.row for row in rows if not row.finite] == [trainer.spoiled]
+    assert [row.row for row in rows if not row.finite or not math.isfinite(row.loss)] == [trainer.spoiled]
+    assert not any(math.isfinite(row.loss) for row in rows if row.row == trainer.spoiled)
     others = [row for row in rows if row.finite]
     assert any(row.loss for row in others) and all(len(row.scores["rewards"]) == 2 for row in others)
 

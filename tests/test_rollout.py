@@ -13,8 +13,10 @@ from transformers import TrainerCallback
 from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models.completions import SampledCompletions
 from vision_rl.trainer.data_order import EpochSampler, RowDataset
+from vision_rl.trainer.reward_scaling import normalized_sum
 
 
+NAN = float("nan")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -23,8 +25,11 @@ def varied(completion_ids, **kwargs) -> list[float]:
     return [(7 * sum(ids) + len(ids)) % 5 / 4 for ids in completion_ids]
 
 
+PARTS = ("processing_class", "eval_dataset", "callbacks", "compute_metrics")
+
+
 def trainer(tmp_path, reward=varied, cls=VisionRewardTrainer, model=None, dataset=None, **options):
-    parts = {name: options.pop(name) for name in ("processing_class", "eval_dataset", "callbacks") if name in options}
+    parts = {name: options.pop(name) for name in PARTS if name in options}
     defaults = {"per_device_train_batch_size": 4, "max_steps": 1, "logging_steps": 1, "max_completion_length": 6}
     defaults |= {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True}
     args = VisionRewardConfig(str(tmp_path), **{**defaults, "learning_rate": 3e-3, **options})
@@ -383,6 +388,10 @@ def test_a_batch_that_is_changed_after_the_config_was_made_changes_the_rollout(t
         ({"importance_sampling_level": "word"}, "importance_sampling_level must be one of sequence, token"),
         ({"scale_rewards": "std"}, "scale_rewards must be one of none, group, batch"),
         ({"multi_objective_aggregation": "sum"}, "multi_objective_aggregation must be one of"),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "baseline": "greedy"},
+            "baseline='greedy' cannot be combined with multi_objective_aggregation='normalize_then_sum'",
+        ),
         ({"epsilon": -0.1}, "epsilon must not be negative"),
         ({"epsilon_high": -0.1}, "epsilon_high must not be negative"),
         ({"entropy_coef": -1.0}, "entropy_coef must not be negative"),
@@ -448,7 +457,8 @@ def judged(tmp_path, reward, **options):
             kept.setdefault("advantages", []).append(advantages)
             return super()._learn(model, inputs, completions, advantages, *args)
 
-    tuned = trainer(tmp_path, reward, Keeping, num_generations=4, gradient_accumulation_steps=2, **options)
+    options = {"num_generations": 4, "gradient_accumulation_steps": 2, **options}
+    tuned = trainer(tmp_path, reward, Keeping, **options)
     tuned.train()
     return torch.cat(kept["advantages"])
 
@@ -483,6 +493,38 @@ def test_each_reward_is_normalized_before_the_sum_as_in_trl(tmp_path):
     torch.testing.assert_close(ours, (total - total.mean()) / (total.std() + 1e-4), rtol=1e-4, atol=1e-5)
     options["baseline"] = "leave_one_out"  # differs by a constant factor, which the last division removes
     torch.testing.assert_close(judged(tmp_path, [few, many], **options), ours, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "first", "mean", "none"])
+def test_a_reward_that_is_the_same_for_all_samples_adds_exactly_nothing(tmp_path, baseline):
+    def same(completions, **kwargs):
+        return [1000.3] * len(completions)
+
+    options = {"multi_objective_aggregation": "normalize_then_sum", "baseline": baseline}
+    ours = judged(tmp_path, [varied, same], **options)
+    assert (ours != 0).any() and torch.equal(ours, judged(tmp_path, [varied], **options))
+    assert (judged(tmp_path, [same], **options) == 0).all()
+
+
+def test_normalized_sums_have_no_mean_whatever_the_rewards_means_are():
+    rewards = torch.tensor([[[5.0, 1e4], [7.0, 3e4], [NAN, 2e4], [NAN, NAN]]])  # (1, 4, 2)
+    total = normalized_sum(rewards, torch.tensor([1.0, 0.5]))
+    half = 0.5 / (1 + 1e-4 / 1e4)
+    expected = torch.tensor([[-(0.5**0.5) - half, 0.5**0.5 + half, 0.0, NAN]])
+    torch.testing.assert_close(total, expected, rtol=0, atol=2e-4, equal_nan=True)
+
+
+def test_where_one_sample_of_an_image_learns_the_scale_is_that_of_those_that_learn(tmp_path):
+    table = torch.tensor([[1.0, 2.0, 4.0, 0.0], [0.0, 0.0, 8.0, 2.0]]).repeat(4, 1)  # (8, 4)
+
+    def given(completions, **kwargs):
+        return table.flatten().tolist()[: len(completions)]
+
+    ours = judged(tmp_path, given, multi_objective_aggregation="normalize_then_sum", baseline="first")
+    assert ours[:, 0].square().mean().sqrt().item() == pytest.approx(1, abs=1e-3) and (ours[:, 1:] == 0).all()
+    one = {"per_device_train_batch_size": 1, "generation_batch_size": 1, "gradient_accumulation_steps": 1}
+    alone = judged(tmp_path, given, multi_objective_aggregation="normalize_then_sum", baseline="first", **one)
+    assert alone[0, 0].item() == pytest.approx(-1, abs=1e-3)
 
 
 def test_truncated_completions_are_not_learned_from_but_remain_in_the_baseline(tmp_path):
@@ -537,6 +579,18 @@ def test_what_a_reward_logs_is_logged_in_evaluation_too(tmp_path):
     metrics = tuned.evaluate()
     texts = tuned.predict(text_dataset(7, seed=1)).predictions
     assert metrics["eval_letters"] == pytest.approx(sum(map(len, texts)) / 7)
+
+
+def test_what_a_reward_logs_does_not_replace_a_metric_of_the_same_name(tmp_path):
+    def reward(completions, log_metric, **kwargs):
+        log_metric("accuracy", 0.125)
+        return [1.0] * len(completions)
+
+    options = {"eval_dataset": text_dataset(4, seed=1)}
+    tuned = trainer(tmp_path, reward, compute_metrics=lambda predictions, references: {"accuracy": 0.75}, **options)
+    metrics = tuned.evaluate()
+    assert (metrics["eval_accuracy"], metrics["eval_rewards/accuracy"]) == (0.75, 0.125)
+    assert trainer(tmp_path, reward, **options).evaluate()["eval_accuracy"] == 0.125
 
 
 def test_the_loss_outside_of_training_is_that_of_the_batch_before_and_after(tmp_path):

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 from vision_rl import RewardOutput, TokenTargets, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.trainer.collator import BatchColumns
 from vision_rl.trainer.reward_models import TextRewardModel
+from vision_rl.trainer.reward_scaling import normalized_sum
 from vision_rl.trainer.scoring import RewardSum, Scores
 
 
@@ -306,6 +307,44 @@ def test_a_completion_that_one_reward_skips_learns_no_token_targets_of_another()
     scores = scored(RewardSum([broken, teacher], on_error="skip"))
     assert scores.rewards.isnan().tolist() == [True, False, False]
     assert scores.token_targets[0].positions[:, 0].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("watched", [[1.0, 1.0, 1.0], [None, 5.0, float("nan")]])
+def test_a_reward_of_weight_0_changes_nothing_of_what_is_learned(watched):
+    def learned(completions, **kwargs):
+        targets = TokenTargets(torch.tensor([[row, 0] for row in range(3)]), torch.full((3, 1), 2), torch.ones(3, 1))
+        return RewardOutput([None, 4.0, 2.0], targets, torch.zeros(3, 3))
+
+    def monitor(completions, **kwargs):
+        return watched
+
+    alone = scored(RewardSum([learned], on_error="skip"))
+    both = scored(RewardSum([learned, monitor], [1.0, 0.0], on_error="skip"))
+    torch.testing.assert_close(both.rewards, alone.rewards, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(both.returns, alone.returns, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(both.token_targets[0].positions, alone.token_targets[0].positions)
+    weights, parts = torch.tensor([1.0, 0.0]), both.per_function[None]
+    assert torch.equal(normalized_sum(parts, weights).isnan(), alone.rewards.isnan()[None])
+
+
+def test_a_reward_of_weight_0_that_fails_teaches_no_token_targets_there():
+    def monitor(completions, **kwargs):
+        targets = TokenTargets(torch.tensor([[row, 0] for row in range(3)]), torch.full((3, 1), 2), torch.ones(3, 1))
+        return RewardOutput([1.0, float("nan"), 1.0], targets)
+
+    scores = scored(RewardSum([lengths, monitor], [1.0, 0.0], on_error="skip"))
+    assert scores.rewards.tolist() == [3, 2, 1]
+    assert scores.token_targets[0].positions[:, 0].tolist() == [0, 2]
+    assert scores.logged["rewards/monitor/skipped"] == pytest.approx(1 / 3)
+
+
+def test_where_all_weights_are_0_the_sum_is_0_where_a_reward_applies():
+    def some(completions, **kwargs):
+        return [None, 4.0, 2.0]
+
+    torch.testing.assert_close(
+        scored(RewardSum([some], [0.0])).rewards, torch.tensor([float("nan"), 0.0, 0.0]), equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("kind", ["plain", "async", "blocking"])

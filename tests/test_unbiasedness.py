@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vision_rl import RewardOutput
 from vision_rl.models.log_prob_head import weigh_logits
@@ -18,6 +20,8 @@ from vision_rl.trainer.advantages import (
 )
 from vision_rl.trainer.collator import BatchColumns
 from vision_rl.trainer.losses import reinforce_weights, token_target_weights
+from vision_rl.trainer.metrics import reward_metrics
+from vision_rl.trainer.reward_scaling import group_scaled
 from vision_rl.trainer.scoring import RewardSum
 
 
@@ -102,9 +106,41 @@ def test_an_unscored_sample_neither_learns_nor_serves_as_a_baseline():
     assert first_advantages(torch.tensor([[nan, 1.0]])).tolist() == [[0.0, 0.0]]
 
 
-def test_a_group_of_equal_rewards_has_no_gradient():
-    for advantages in (leave_one_out_advantages, first_advantages, mean_advantages):
-        assert not advantages(torch.full((2, 4), 0.7)).abs().max() > 1e-6
+SIBLING_ADVANTAGES = (leave_one_out_advantages, first_advantages, mean_advantages)
+
+
+@given(st.floats(-(2.0**100), 2.0**100, width=32), st.integers(2, 16), st.integers(0, 3), st.booleans())
+def test_a_group_of_equal_rewards_has_no_gradient_whatever_their_size(reward, num_scored, num_unscored, per_token):
+    rewards = torch.tensor([[reward] * num_scored + [float("nan")] * num_unscored])
+    returns = torch.stack([rewards, rewards - 1.5], dim=-1) if per_token else rewards
+    for advantages in SIBLING_ADVANTAGES:
+        assert (advantages(returns) == 0).all() and (group_scaled(advantages(returns), returns) == 0).all()
+    metrics = reward_metrics(rewards, rewards.view(-1, 1), ["reward"])
+    assert metrics["frac_reward_zero_std"] == 1
+    assert metrics["reward_std"] == metrics["rewards/reward/std"] == metrics["reward_std_within_image"] == 0
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=9), st.integers(0, 2))
+def test_advantages_of_unequal_rewards_are_those_of_exact_arithmetic(rewards, num_unscored):
+    exact = torch.tensor(rewards, dtype=torch.float64)
+    others = (exact.sum() - exact) / (len(rewards) - 1)
+    expected = [exact - others, (exact - others) * (torch.arange(len(rewards)) == 0), exact - exact.mean()]
+    given_rewards = torch.tensor([rewards + [float("nan")] * num_unscored])
+    for advantages, by_hand in zip(SIBLING_ADVANTAGES, expected, strict=True):
+        ours = advantages(given_rewards)[0]
+        torch.testing.assert_close(ours[: len(rewards)].double(), by_hand, rtol=0, atol=1e-2)
+        assert (ours[len(rewards) :] == 0).all()
+
+
+def test_rewards_that_differ_by_little_are_not_counted_as_equal():
+    rewards = torch.tensor([[1e-7, 2e-7], [1000.0, 1000.0]])
+    assert reward_metrics(rewards, rewards.view(-1, 1), ["reward"])["frac_reward_zero_std"] == 0.5
+
+
+def test_an_infinite_reward_leaves_an_infinite_advantage_to_be_noticed():
+    infinite = torch.tensor([[1.0, float("inf"), 2.0]])
+    for advantages in (leave_one_out_advantages, first_advantages):
+        assert advantages(infinite)[0, 0] == -float("inf")
 
 
 def test_what_lies_behind_the_end_token_has_no_gradient_even_where_it_is_forbidden():

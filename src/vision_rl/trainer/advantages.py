@@ -11,9 +11,18 @@ its baseline needs, has advantage 0.
 import torch
 
 
+def relative_to_largest(values: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Values minus the largest of them along `dim`: equal ones become exactly 0, and no difference changes. NaN stays NaN.
+
+    In float32 the sum and the mean of equal numbers are rounded, unless the numbers are 0.
+    """
+    largest = values.masked_fill(~values.isfinite(), float("-inf")).amax(dim, keepdim=True)
+    return values - largest.masked_fill(largest.isinf(), 0.0)
+
+
 def leave_one_out_advantages(rewards: torch.Tensor) -> torch.Tensor:
     """Reward minus the mean reward of the other samples of the image: every sample learns (Kool et al. 2019)."""
-    scored = ~rewards.isnan()
+    scored, rewards = ~rewards.isnan(), relative_to_largest(rewards)
     others = rewards.nansum(1, keepdim=True) - rewards.nan_to_num()  # (B, G)
     num_others = scored.sum(1, keepdim=True) - scored.int()
     return torch.where(scored & (num_others > 0), rewards - others / num_others.clamp(min=1), 0.0)
@@ -36,6 +45,7 @@ def mean_advantages(rewards: torch.Tensor) -> torch.Tensor:
     Biased by a factor only: its expected gradient is (G - 1) / G of the exact one, because a sample's own reward is
     in its baseline.
     """
+    rewards = relative_to_largest(rewards)
     return (rewards - rewards.nanmean(1, keepdim=True)).nan_to_num(nan=0.0)
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 NUM_IMAGES = 4  # of a step or an evaluation
 NUM_DRAWN = 4  # of an image's completions: those with the highest and the lowest rewards
+OWN_COLUMNS = (
+    *("step", "row_index", "generation", "completion", "completion_ids"),
+    *("reward", "advantage", "image"),  # behind those of the reward functions
+)
 SAMPLED = "completions"  # TRL's name of the table and its files
 LONGEST = 160  # characters of a completion in the terminal
 
@@ -72,7 +76,8 @@ class CompletionsLog:
         with_pictures: bool = True,
         image_column: str = "image",
     ):
-        self.draw, self.folder, self.names = draw, Path(folder), list(names)
+        self.draw, self.folder = draw, Path(folder)
+        self.names = [f"rewards/{name}" if name in OWN_COLUMNS else name for name in names]
         self.num_to_print, self.with_pictures, self.image_column = num_to_print, with_pictures, image_column
         self._sampled: list[LoggedImage] = []
         self._step: int | None = None  # theirs
@@ -86,9 +91,10 @@ class CompletionsLog:
         options = args.num_completions_to_print, args.log_multimodal, args.image_column
         return cls(trainer.processor.draw, folder, trainer.reward.names, *options)
 
-    def record_rollout(self, part: Rollout, inputs: dict) -> None:
+    def record_rollout(self, part: Rollout, inputs: dict, normalized: bool = False) -> None:
         """Record the completions of a chunk; `inputs` hold them `decoded`, and their `scores`.
 
+        Where the rewards of `part` are `normalized`, the weighted sums of the `scores` are shown in their place.
         Where an override of `_score` has decoded and scored in a way of its own, there is nothing to show.
         """
         if not {"decoded", "scores"} <= set(inputs):
@@ -101,7 +107,7 @@ class CompletionsLog:
             completions=inputs["decoded"][0],
             completion_ids=inputs["decoded"][1],
             # of every token: the first one's is that of the sample
-            rewards=(scores.rewards if per_token else part.rewards.flatten()).tolist(),
+            rewards=(scores.rewards if per_token or normalized else part.rewards.flatten()).tolist(),
             per_function=scores.per_function.tolist(),
             advantages=(part.advantages[..., 0] if per_token else part.advantages).flatten().tolist(),
             references=columns.references,
@@ -202,14 +208,8 @@ class CompletionsLog:
 
     def _table(self, step: int, rows: list[LoggedImage]) -> dict[str, list]:
         """The table with one row a completion: TRL's columns, with the image's row in the data set in place of the prompt."""
-        table: dict[str, list] = {
-            "step": [],
-            "row_index": [],
-            "generation": [],
-            "completion": [],
-            "completion_ids": [],
-        }
-        parts: dict[str, list] = {name if name not in table else f"rewards/{name}": [] for name in self.names}
+        table: dict[str, list] = {name: [] for name in OWN_COLUMNS[:5]}
+        parts: dict[str, list] = {name: [] for name in self.names}
         total: dict[str, list[float | None]] = {"reward": [], "advantage": []}
         for row in rows:
             num_generations = len(row.completions)
@@ -263,7 +263,7 @@ class CompletionsLog:
         shown = Table(title=f"Step {step}", title_justify="left")
         shown.add_column("Row", justify="right")
         shown.add_column("Completion", overflow="fold")
-        numbers = [*(list(table)[5:-2] if len(self.names) > 1 else []), "reward", "advantage"]
+        numbers = [*(self.names if len(self.names) > 1 else []), "reward", "advantage"]
         for name in numbers:
             shown.add_column(name, justify="right", no_wrap=True)
         for index in range(len(table["step"]))[: self.num_to_print]:

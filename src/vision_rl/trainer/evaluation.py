@@ -1,6 +1,6 @@
 """Greedy evaluation: every row once, on all ranks together, metrics over the whole set. What trainers do with records."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +124,11 @@ def add_scores(records: list[Record], scores: Scores) -> None:
         record["reward"], record["rewards"], record["logged"] = reward.item(), parts.tolist(), scores.logged
 
 
-def reward_metrics(records: list[Record], names: list[str]) -> dict[str, float]:
-    """Means over the whole set, of the greedy completions' length and, where they were scored, of their rewards."""
+def reward_metrics(records: list[Record], names: list[str], taken: Collection[str] = ()) -> dict[str, float]:
+    """Means over the whole set, of the greedy completions' length and, where they were scored, of their rewards.
+
+    What the rewards have logged is under `rewards/` where its name is one of those `taken` by the metrics.
+    """
     metrics = {"completions/mean_length": fmean(len(record["completion_ids"]) for record in records)}
     if "reward" not in records[0]:
         return metrics
@@ -134,7 +137,9 @@ def reward_metrics(records: list[Record], names: list[str]) -> dict[str, float]:
     for name, mean in zip(names, per_function.nanmean(0).tolist(), strict=True):
         metrics[f"rewards/{name}/mean"] = mean
     for name in {name: None for record in records for name in record["logged"]}:
-        metrics[name] = fmean(record["logged"][name] for record in records if name in record["logged"])
+        metrics[f"rewards/{name}" if name in taken else name] = fmean(
+            record["logged"][name] for record in records if name in record["logged"]
+        )
     return metrics
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from vision_rl.models.completions import SampledCompletions
+from vision_rl.trainer.advantages import relative_to_largest
 from vision_rl.trainer.reward_scaling import nan_std
 
 
@@ -62,10 +63,11 @@ def reward_metrics(rewards: torch.Tensor, per_function: torch.Tensor, names: lis
         if len(values):
             metrics[f"rewards/{name}/mean"] = values.mean().item()
             metrics[f"rewards/{name}/std"] = nan_std(values).item()
-    spread = (rewards - rewards.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()  # (B,) within an image
+    relative = relative_to_largest(rewards)
+    spread = (relative - relative.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()  # (B,) within an image
     if not rewards.isnan().all():
         metrics["reward"] = rewards.nanmean().item()
         metrics["reward_std"] = nan_std(rewards).item()  # TRL's: of all samples
         metrics["reward_std_within_image"] = spread.nanmean().item()
-        metrics["frac_reward_zero_std"] = (spread < 1e-6).float().mean().item()  # images that teach nothing
+        metrics["frac_reward_zero_std"] = (spread == 0).float().mean().item()  # images that teach nothing
     return metrics

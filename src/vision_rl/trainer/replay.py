@@ -118,14 +118,24 @@ def _replayed(model: nn.Module, batch: str, row: int, tensors: dict[str, torch.T
 
 
 def _loss(model: nn.Module, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The row's share of the loss: of stage I, of labels, or of its samples."""
+    """The row's share of the loss: of stage I, of labels, of its samples, or of both."""
     if isinstance(model, UViMModel):
         targets = {name.removeprefix("targets."): v for name, v in tensors.items() if name.startswith("targets.")}
         return model(tensors["pixel_values"], targets).loss
     policy = base_model(model)
     images = image_inputs(policy, images_of(tensors))
+    loss = torch.zeros(())
     if "labels" in tensors:
-        return label_loss(policy, model, images, tensors).sum()
+        loss = loss + label_loss(policy, model, images, tensors).sum()
+    if any(name.endswith("completion_ids") for name in tensors):
+        loss = loss + _samples_loss(policy, model, images, tensors)
+    return loss
+
+
+def _samples_loss(
+    policy: nn.Module, model: nn.Module, images: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """The log-probabilities of a row's G samples, weighted by minus their advantages."""
     ids = _named(tensors, "completion_ids").flatten(0, 1)  # (G, T)
     labels = ids.masked_fill(_named(tensors, "completion_mask").flatten(0, 1) == 0, -100)
     images = {name: value.repeat_interleave(len(ids), dim=0) for name, value in images.items()}

@@ -130,8 +130,9 @@ class VisionRewardConfig(VisionConfig):
     multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = field(
         default="sum_then_normalize",
         metadata={
-            "help": "How several rewards are added. normalize_then_sum: each is divided by its own standard deviation among "
-            "the image's samples before they are added, and the advantages are divided by that of the rollout."
+            "help": "How several rewards are added. normalize_then_sum: each has its mean among the image's samples taken "
+            "off and is divided by its standard deviation there before they are added, and the advantages are divided by that "
+            "of the rollout."
         },
     )
     mask_truncated_completions: bool = field(
@@ -285,6 +286,11 @@ class VisionRewardConfig(VisionConfig):
         }.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} must be one of {', '.join(values)}, got {getattr(self, name)!r}.")
+        if self.multi_objective_aggregation == "normalize_then_sum" and self.baseline == "greedy":
+            raise ValueError(
+                "baseline='greedy' cannot be combined with multi_objective_aggregation='normalize_then_sum': the reward of the "
+                "greedy completion has no standard deviation of its own to be divided by. Choose another baseline."
+            )
         for name in ("epsilon", "entropy_coef", "mle_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")

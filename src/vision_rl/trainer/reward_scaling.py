@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import torch
 
+from vision_rl.trainer.advantages import relative_to_largest
 from vision_rl.trainer.reward_config import VisionRewardConfig
 from vision_rl.trainer.rollout import Rollout
 
 
+NAN = float("nan")
 MARGIN = 1e-4  # TRL's: added to a standard deviation before it divides
 
 
@@ -18,20 +20,35 @@ def nan_std(values: torch.Tensor, dim: int | None = None) -> torch.Tensor:
     Of all `values`, or along `dim`, which is kept.
     """
     flat = values.flatten()[None] if dim is None else values.movedim(dim, -1)
-    count = (~flat.isnan()).sum(-1, keepdim=True)
+    flat, count = relative_to_largest(flat, dim=-1), (~flat.isnan()).sum(-1, keepdim=True)
     squared = (flat - flat.nanmean(-1, keepdim=True)).square().nansum(-1, keepdim=True)
     std = (squared / (count - 1).clamp(min=1)).sqrt()
     return std.squeeze() if dim is None else std.movedim(-1, dim)
 
 
-def normalized_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Rewards `(B, G, F)` as one `(B, G)`, each divided by its standard deviation among an image's samples first.
+def counted(weights: torch.Tensor) -> torch.Tensor:
+    """Whether each of F rewards counts in the sum, `(F,)`: one of weight 0 is only watched, unless all are of weight 0."""
+    return (weights != 0) | (weights == 0).all()
 
-    So a reward of large numbers does not drown the others (GDPO; TRL's `"normalize_then_sum"`). Its mean is
-    left to the baseline, which takes it off as it is linear.
+
+def weighted_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The weighted sum over F reward functions, `(..., F)`.
+
+    NaN means that a reward does not apply; where none of those that count does, the sum is NaN.
     """
-    scaled = per_function / (nan_std(per_function, dim=1) + MARGIN)
-    return (scaled * weights.to(scaled)).nansum(-1).masked_fill(per_function.isnan().all(-1), float("nan"))
+    weights = weights.to(per_function)
+    return (per_function * weights).nansum(-1).masked_fill((per_function.isnan() | ~counted(weights)).all(-1), NAN)
+
+
+def normalized_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Rewards `(B, G, F)` as one `(B, G)`: each minus its mean, over its standard deviation, among an image's samples first.
+
+    So a reward of large numbers does not drown the others (GDPO; TRL's `"normalize_then_sum"`), and one that is the same
+    for all samples of an image adds exactly 0.
+    """
+    relative = relative_to_largest(per_function)
+    centred = relative - relative.nanmean(1, keepdim=True)
+    return weighted_sum(centred / (nan_std(per_function, dim=1) + MARGIN), weights)
 
 
 def scaled_over_rollout(
@@ -44,7 +61,11 @@ def scaled_over_rollout(
     """
     advantages = rollout.advantages
     if args.multi_objective_aggregation == "normalize_then_sum":
-        std = nan_std(gather(advantages.masked_fill(rollout.rewards.isnan(), float("nan"))))
+        scored = advantages.masked_fill(rollout.rewards.isnan(), NAN)
+        if args.baseline == "first":  # about 0, as there may be only one image, and so one sample that learns
+            std = gather(scored[:, :1]).square().nanmean().sqrt().nan_to_num(nan=0.0)
+        else:
+            std = nan_std(gather(scored))
     elif args.scale_rewards == "batch":
         std = nan_std(gather(rollout.rewards))
     else:

@@ -137,14 +137,18 @@ class VisionRewardTrainer(VisionTrainer):
         """Answer all images of the micro-batches, score the answers, and return one part of the rollout a micro-batch."""
         step, parts = self.state.global_step, []
         with self.step_log.timed(), whole_weights(self):
-            for completions, inputs in self.rollout_sampler(batches):  # calls `_sample`, chunk by chunk
+            chunks = self.rollout_sampler(batches)  # calls `_sample`, chunk by chunk
+            for completions, inputs in chunks:
                 rewards, targets = self._score(completions, inputs)
                 advantages = self._advantages(rewards, completions, inputs)
                 parts.append(Rollout(inputs["row_index"], completions, rewards, advantages, targets, step))
-                if self.completions_log is not None:
-                    self.completions_log.record_rollout(parts[-1], inputs)
         rollout = Rollout.joined(parts, special_ids(self.unwrap(self.model)).pad)
         rollout = scaled_over_rollout(rollout, self.args, self.accelerator.gather)
+        if self.completions_log is not None:
+            learned = rollout.split([len(inputs["row_index"]) for _, inputs in chunks])
+            normalized = self.args.multi_objective_aggregation == "normalize_then_sum"
+            for part, (_, inputs) in zip(learned, chunks, strict=True):
+                self.completions_log.record_rollout(part, inputs, normalized)
         return rollout.split([len(batch["row_index"]) for batch in batches])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -325,4 +329,5 @@ class VisionRewardTrainer(VisionTrainer):
         return output
 
     def _evaluation_metrics(self, records) -> dict[str, float]:
-        return super()._evaluation_metrics(records) | evaluation.reward_metrics(records, self.reward.names)
+        metrics = super()._evaluation_metrics(records)
+        return metrics | evaluation.reward_metrics(records, self.reward.names, taken=metrics)

@@ -4,7 +4,7 @@ import functools
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,6 +23,7 @@ from vision_rl.trainer.reward_arguments import RewardArguments, check_logged_nam
 from vision_rl.trainer.reward_calls import RewardCall
 from vision_rl.trainer.reward_functions import as_function, names_of, saved_rewards, source_of
 from vision_rl.trainer.reward_outputs import NAN, CheckedOutput, checked_output, shown
+from vision_rl.trainer.reward_scaling import counted, weighted_sum
 from vision_rl.trainer.reward_workers import RewardWorkers
 
 
@@ -65,7 +66,8 @@ class RewardSum:
         num_workers: threads that compute them; 0: the one that asks, at once.
         timeout: most seconds to wait for one of them.
         on_error: `"raise"`, or `"skip"`: a completion whose reward is not to be had is not scored at all, neither by this
-            reward nor by the others, whose sum would be another one than its siblings'. It is counted and logged.
+            reward nor by the others, whose sum would be another one than its siblings'. It is counted and logged. A
+            reward of weight 0 that fails is counted and logged as well, and changes nothing else.
         find_failing_row: where one raises, call it again on parts of the batch, to name the completion.
         processing_classes: the tokenizers of text classifiers, one a reward, `None` for the others.
     """
@@ -169,18 +171,19 @@ class RewardSum:
             raise
         per_function = torch.stack([output.rewards for output in outputs], dim=1)  # (N, F)
         unknown = torch.zeros(len(per_function), dtype=torch.bool)
-        for name, output in zip(self.names, outputs, strict=True):
-            unknown[list(output.problems)] = True
+        for name, counts, output in zip(self.names, counted(self.weights).tolist(), outputs, strict=True):
+            if counts:
+                unknown[list(output.problems)] = True
             if self.on_error == "skip":
                 logged[f"rewards/{name}/skipped"] = [len(output.problems) / len(unknown)]
-        rewards = _weighted_sum(per_function, self.weights).masked_fill(unknown, NAN)
+        rewards = weighted_sum(per_function, self.weights).masked_fill(unknown, NAN)
         if rewards.isinf().any():
             raise ValueError(f"The sum of the rewards {self.names} is too large for float32: lower reward_weights.")
         returns = _returns(per_function, [output.prefix_rewards for output in outputs], self.weights)
         return Scores(
             rewards,
             per_function,
-            [_without(unknown, output.token_targets) for output in outputs if output.token_targets is not None],
+            [_without(unknown, output.problems, output.token_targets) for output in outputs if output.token_targets],
             {key: fmean(values) for key, values in logged.items()},
             None if returns is None else returns.masked_fill(unknown[:, None], NAN),
         )
@@ -233,16 +236,12 @@ def _returns(
         values[:, None].expand(-1, width) if prefix is None else values[:, None] - prefix
         for values, prefix in zip(per_function.unbind(1), prefixes, strict=True)
     ]
-    return _weighted_sum(torch.stack(columns, dim=-1), weights)
+    return weighted_sum(torch.stack(columns, dim=-1), weights)
 
 
-def _weighted_sum(per_function: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """The weighted sum over F reward functions, `(..., F)`. NaN means that a reward does not apply; where none does, the sum is NaN."""
-    return (per_function * weights).nansum(-1).masked_fill(per_function.isnan().all(-1), NAN)
-
-
-def _without(unknown: torch.Tensor, targets: TokenTargets) -> TokenTargets:
-    """Return the targets of the completions that are not `unknown (N,)`."""
+def _without(unknown: torch.Tensor, problems: Iterable[int], targets: TokenTargets) -> TokenTargets:
+    """Return the targets of the completions that are not `unknown (N,)`, nor `problems` of the reward that gave them."""
+    unknown = unknown.index_fill(0, torch.tensor([*problems], dtype=torch.int64), True)
     return targets.select(~unknown.to(targets.positions.device)[targets.positions[:, 0]])
 
 
