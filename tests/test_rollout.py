@@ -389,6 +389,10 @@ def test_a_batch_that_is_changed_after_the_config_was_made_changes_the_rollout(t
         ({"scale_rewards": "std"}, "scale_rewards must be one of none, group, batch"),
         ({"multi_objective_aggregation": "sum"}, "multi_objective_aggregation must be one of"),
         (
+            {"scale_rewards": "group", "baseline": "none"},
+            "baseline='none' cannot be combined with scale_rewards='group'",
+        ),
+        (
             {"multi_objective_aggregation": "normalize_then_sum", "baseline": "greedy"},
             "baseline='greedy' cannot be combined with multi_objective_aggregation='normalize_then_sum'",
         ),

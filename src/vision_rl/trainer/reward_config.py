@@ -291,6 +291,12 @@ class VisionRewardConfig(VisionConfig):
                 "baseline='greedy' cannot be combined with multi_objective_aggregation='normalize_then_sum': the reward of the "
                 "greedy completion has no standard deviation of its own to be divided by. Choose another baseline."
             )
+        if self.scale_rewards == "group" and self.baseline in ("greedy", "none"):
+            raise ValueError(
+                f"baseline={self.baseline!r} cannot be combined with scale_rewards='group': where an image's samples earn the same "
+                "their advantages need not be 0, but would be divided by a standard deviation of 0. Choose another baseline, or "
+                "scale_rewards='batch'."
+            )
         for name in ("epsilon", "entropy_coef", "mle_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
