@@ -69,5 +69,5 @@ def reward_metrics(rewards: torch.Tensor, per_function: torch.Tensor, names: lis
         metrics["reward"] = rewards.nanmean().item()
         metrics["reward_std"] = nan_std(rewards).item()  # TRL's: of all samples
         metrics["reward_std_within_image"] = spread.nanmean().item()
-        metrics["frac_reward_zero_std"] = (spread < 1e-6).float().mean().item()  # images that teach nothing
+        metrics["frac_reward_zero_std"] = (spread == 0).float().mean().item()  # images that teach nothing
     return metrics
