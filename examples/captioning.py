@@ -75,5 +75,5 @@ def main(args: ScriptArguments, options: captioning.Options) -> None:
 
 if __name__ == "__main__":
     parser = TrlParser((ScriptArguments, captioning.Options))
-    parser.set_defaults(scenes=5000, tokenizer=None)
+    parser.set_defaults(scenes=5000, tokenizer=None, max_caption_length=32)
     main(*parser.parse_args_and_config())

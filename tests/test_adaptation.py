@@ -3,9 +3,10 @@
 import pytest
 import torch
 from tiny import text_processor, tiny_model
-from transformers import ViTImageProcessorPil
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, ViTImageProcessorPil
 
-from vision_rl.models.adaptation import adapt
+from vision_rl.models.adaptation import adapt, change_special_ids
 from vision_rl.models.description import (
     SIZES,
     count_parameters,
@@ -107,6 +108,47 @@ def test_another_alphabet_keeps_the_characters_that_both_have():
     adapt(model, old, new)
     now = logits(model, [0, 3, 4])
     torch.testing.assert_close(now[:, [0, 1, 3, 4, 5]], was[:, [0, 1, 5, 3, 4]])
+
+
+def tokenizer(tokens: str, **special) -> PreTrainedTokenizerFast:
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | special
+    words = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens.split())}, names["unk_token"]))
+    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=words, **{name: token for name, token in names.items() if token})
+
+
+@pytest.mark.parametrize("end", [2, [2, 3]])
+def test_a_model_of_another_tokenizer_starts_pads_and_ends_with_the_tokens_that_it_knew(end):
+    images = text_processor().image_processor
+    old = TextProcessor(images, tokenizer("<pad> <s> </s> <unk> a b c d"))
+    new = TextProcessor(images, tokenizer("a b c d e <pad> <s> </s> <unk>"))
+    model = tiny_model(vocab_size=8, sharp=1.0)
+    ids = {"decoder_start_token_id": 1, "bos_token_id": 1, "pad_token_id": 0, "eos_token_id": end}
+    for config in (model.config, model.generation_config, model.config.decoder):
+        for name, value in ids.items():
+            setattr(config, name, value)
+    was = logits(model, [1, 4, 5])  # start, a, b
+    adapt(model, old, new)
+    torch.testing.assert_close(logits(model, [6, 0, 1])[:, [5, 6, 7, 8, 0, 1, 2, 3]], was)
+    ends = 7 if end == 2 else [7, 8]
+    for config in (model.config, model.generation_config, model.config.decoder):
+        assert {name: getattr(config, name) for name in ids} == dict(zip(ids, (6, 6, 5, ends), strict=True))
+
+
+def test_tokens_that_a_new_tokenizer_lacks_are_replaced_by_its_own_and_a_start_must_be_there():
+    images = text_processor().image_processor
+    old = TextProcessor(images, tokenizer("<pad> <s> </s> <unk> a b"))
+    ids = {"decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
+    for special, expected in (({}, (3, 2, 4)), ({"bos_token": None}, (2, 2, 4))):
+        model = tiny_model(vocab_size=6)
+        for name, value in ids.items():
+            setattr(model.generation_config, name, value)
+        names = {"pad_token": "[pad]", "bos_token": "[s]", "eos_token": "[e]", "unk_token": "[unk]"} | special
+        adapt(model, old, TextProcessor(images, tokenizer("a b [pad] [s] [e] [unk]", **names)))
+        assert tuple(getattr(model.generation_config, name) for name in ids) == expected
+    with pytest.raises(ValueError, match="has neither the token with which the model starts nor a bos, cls or pad"):
+        change_special_ids(model, [4, 5])
 
 
 def test_an_adapted_model_is_saved_and_loaded(tmp_path):

@@ -16,6 +16,7 @@ from tiny import SIZE, image_processor, tiny_images
 from transformers import AutoProcessor, DeiTImageProcessorPil, DonutImageProcessorPil, ViTImageProcessorPil
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
+from vision_rl.cli.building import with_options
 from vision_rl.models import VisionDecoderConfig, VisionDecoderForCausalLM, vision_encoder_decoder, vit_encoder
 from vision_rl.tasks import detection
 from vision_rl.tasks.detection import AveragePrecisionReward, DetectionProcessor, RecallReward
@@ -433,6 +434,49 @@ def test_an_image_processor_without_a_fixed_frame():
 
 
 # --- what `generate` returns ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [[], [0]])
+@pytest.mark.parametrize("absent", [0, 1])
+def test_an_answer_that_was_cut_anywhere_is_read_up_to_its_last_whole_box(start, absent):
+    boxes = [[253, 3, 1003, 503, 1005, 1], [103, 203, 303, 403, 1004, 2]]
+    ids = [0] * 6 * absent + boxes[0] + boxes[1]
+    whole = processor().batch_decode([ids])[0]
+    assert len(whole["boxes"]) == 2
+    for length in range(6 * absent + 1, len(ids) + 1):
+        (found,) = processor().batch_decode([start + ids[:length]])
+        count = length // 6 - absent
+        assert found["boxes"].tolist() == whole["boxes"][:count].tolist(), length
+        assert found["labels"].tolist() == whole["labels"][:count].tolist()
+
+
+@pytest.mark.parametrize("ids", [[], [0], [0] * 6, [0] * 7, [0] * 12])
+def test_an_answer_without_boxes_is_read_as_none(ids):
+    assert processor().batch_decode([ids])[0]["boxes"].shape == (0, 4)
+
+
+def test_as_many_rows_of_everything_are_wanted():
+    p, images = processor(), tiny_images(2)
+    with pytest.raises(ValueError, match="There are 2 images but 1 objects"):
+        p(images=images, objects=[{"bbox": [], "category": []}])
+    objects = [{"bbox": [[1, 1, 8, 8]], "category": [0]}] * 2
+    arrays, lists = (p(images=images, objects=objects, seeds=seeds)["labels"] for seeds in (np.array([1, 2]), [1, 2]))
+    assert torch.equal(arrays, lists)
+
+
+@pytest.mark.parametrize(
+    "wrong, told",
+    [
+        ({"stop_threshold": 7}, "stop_threshold"),
+        ({"scale_jitter": [2.0, 0.3]}, "scale_jitter must be a range"),
+        ({"absent_weight": -1}, "absent_weight must not be negative"),
+    ],
+)
+def test_options_of_a_saved_processor_are_checked_as_those_of_a_new_one(wrong, told):
+    saved = processor(flip=True, category_ids=[7, 8, 9])
+    assert with_options(saved, detection.Options(stop_threshold=0.5)).stop_threshold == 0.5
+    with pytest.raises(ValueError, match=told):
+        with_options(saved, detection.Options(**wrong))
 
 
 def test_what_generate_returns_is_read_with_its_start_token():

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tiny import share_of_a, text_dataset, text_processor, tiny_model
+from tiny import share_of_a, text_dataset, text_processor, tiny_images, tiny_model
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.models import EncodedDataset
+from vision_rl.tasks.detection import DetectionProcessor
 from vision_rl.tasks.ocr import character_error_rate
 
 
@@ -78,6 +79,23 @@ def test_evaluation_on_encoded_images_equals_evaluation_on_the_images(tmp_path):
     metrics = trainer.evaluate()
     assert metrics["eval_encoded_cer"] == metrics["eval_images_cer"]
     assert metrics["eval_encoded_loss"] == pytest.approx(metrics["eval_images_loss"], rel=1e-2)  # stored in float16
+
+
+@pytest.mark.parametrize("options", [{"flip": True}, {"scale_jitter": (0.3, 2.0)}, {}])
+def test_labels_of_other_views_of_an_image_than_the_encoded_one_are_refused(tmp_path, options):
+    processor = DetectionProcessor(text_processor().image_processor, ["a"], num_bins=8, max_boxes=1, **options)
+    model = tiny_model(vocab_size=processor.vocab_size, length=6, end=None)
+    model.encoder.requires_grad_(False)
+    objects = {"bbox": [[1, 2, 8, 9]], "category": [0]}
+    rows = EncodedDataset([{"image": image, "objects": objects} for image in tiny_images(8)], model, processor)
+    args = VisionMLEConfig(str(tmp_path), **COMMON)
+    if options:
+        with pytest.raises(
+            ValueError, match="train_dataset has encoder_outputs, .* shows other views of it in training"
+        ):
+            VisionMLETrainer(model, args, train_dataset=rows, processing_class=processor)
+    else:
+        VisionMLETrainer(model, args, train_dataset=rows, processing_class=processor)
 
 
 def test_an_encoder_that_still_learns_is_refused():

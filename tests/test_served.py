@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 from served_models import KINDS, dataset, served
 from tiny import share_of_a
+from transformers import AutoProcessor
 
 from vision_rl import VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.compatibility import CHECKPOINTING
@@ -200,3 +201,18 @@ def test_a_saved_model_is_loaded_by_its_path_and_resumed(tmp_path, kind):
     again.train(resume_from_checkpoint=True)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", ["pix2struct", "florence2"])
+def test_a_wrapped_processor_wants_a_row_of_everything_and_saves_the_models_own(tmp_path, kind):
+    processor = mle(tmp_path, kind).processor
+    rows = dataset(kind, 2)
+    prompts = {"prompt": rows["prompt"][:]} if kind == "florence2" else {}
+    with pytest.raises(ValueError, match="There are 2 images but 1 text"):
+        processor(images=rows["image"][:], text=["a"], **prompts)
+    if kind == "pix2struct":
+        with pytest.raises(ValueError, match="reads no prompt beside the image"):
+            processor(images=rows["image"][:], prompt=["a", "b"])
+    processor.save_pretrained(tmp_path / "saved")
+    loaded = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert type(loaded) is type(processor.reads)

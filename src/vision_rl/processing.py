@@ -453,9 +453,10 @@ class TextProcessor(VisionProcessor):
         too_long = {row: length for row, length in lengths.items() if length > num_positions}
         if too_long:
             first = min(too_long)
+            cuts = f" (max_caption_length={num_positions} cuts them)" if hasattr(self, "max_caption_length") else ""
             raise ValueError(
                 f"Row {first}, column `{column}`: the labels have {too_long[first]} tokens, but the decoder has only "
-                f"{num_positions} positions. Shorten the labels, or build the decoder with a larger max_position_embeddings. "
+                f"{num_positions} positions. Shorten the labels{cuts}, or build the decoder with a larger max_position_embeddings. "
                 f"({len(too_long)} of {num_rows} rows are too long, by up to {max(too_long.values()) - num_positions}.)"
             )
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import BatchFeature, BlipProcessor, Florence2Processor, Pix2StructProcessor
 
-from vision_rl.arguments import naming_arguments
+from vision_rl.arguments import check_rows, naming_arguments
 from vision_rl.pictures import as_images
 from vision_rl.processing import TextProcessor, check_return_tensors, checked_text
 
@@ -36,12 +36,24 @@ class ReadingProcessor(TextProcessor):
     def __call__(self, images, seeds=None, prompt=None, text=None, return_tensors: str | None = "pt") -> BatchFeature:  # type: ignore[override]
         check_return_tensors(return_tensors)
         prompt = [prompt] if isinstance(prompt, str) else prompt
-        prompts = [checked_text(each, "prompt") for each in prompt or ()]
-        batch: dict[str, Tensor] = self.read(as_images(images), prompts)
         text = [text] if isinstance(text, str) else text
+        pictures = as_images(images)
+        for name, rows in (("prompt", prompt), ("text", text)):
+            if rows is not None:
+                check_rows(images=pictures, **{name: rows})
+        if prompt and "prompt" not in self.input_columns:
+            raise ValueError(
+                "This model reads no prompt beside the image, so `prompt` would have no effect: leave it out."
+            )
+        prompts = [checked_text(each, "prompt") for each in prompt or ()]
+        batch: dict[str, Tensor] = self.read(pictures, prompts)
         if text is not None:
             batch["labels"] = self._labels(list(text))
         return BatchFeature(batch)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save the model's own processor, which the trainers wrap again."""
+        return self.reads.save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def read(self, images: list, prompts: list[str]) -> dict[str, Tensor]:
         """What the encoder reads of `B` images, `pixel_values` first."""

@@ -1,6 +1,7 @@
 """From options to a processor and a model: a new one, one that goes on, or one that comes to other sizes."""
 
 import copy
+import inspect
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def with_options(processor: Any, options: Any) -> Any:
         if value is not None and option.name in vars(processor) and option.name != "tokenizer":
             setattr(changed, option.name, value)
     if isinstance(processor, VisionProcessor):
+        _made_again(changed)
         processor.check_options(options)
         names = ["vocab_size", "completion_length", *(["outputs"] if isinstance(processor, DenseProcessor) else [])]
         for name in names:
@@ -63,6 +65,13 @@ def with_options(processor: Any, options: Any) -> Any:
                     "options that change it."
                 )
     return changed
+
+
+def _made_again(processor: VisionProcessor) -> None:
+    """Give the processor's values to its constructor, which checks them."""
+    needed = [p for p in inspect.signature(type(processor)).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if all(p.name in vars(processor) for p in needed if p.default is p.empty):
+        type(processor)(**{p.name: vars(processor)[p.name] for p in needed if p.name in vars(processor)})
 
 
 def _refuse_description(args: ModelArguments) -> None:

@@ -43,6 +43,7 @@ def adapt(model: VisionEncoderDecoderModel, old: Any, new: Any, length: int | No
     kept = new.tokens_from(old)
     if kept is not None and kept != list(range(old.vocab_size)):
         change_vocabulary(model, torch.tensor(kept))
+        change_special_ids(model, kept, getattr(new, "tokenizer", None))
     if isinstance(model.decoder, VisionDecoderForCausalLM):
         positions = model.decoder.config.max_position_embeddings
         length = new.completion_length or max(length or 0, positions)
@@ -79,6 +80,37 @@ def change_vocabulary(model: VisionEncoderDecoderModel, kept: Tensor) -> None:
     decoder.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
     decoder.lm_head = head
     decoder.config.vocab_size = len(kept)
+
+
+def change_special_ids(model: VisionEncoderDecoderModel, kept: list[int], tokenizer: Any = None) -> None:
+    """Let the model start, end and pad with the tokens with which it did, by their ids in another vocabulary, in place.
+
+    Args:
+        model: the model, whose configs have the ids of the old vocabulary.
+        kept: as in `change_vocabulary`.
+        tokenizer: of the new vocabulary; where it lacks a token, its own for the same purpose is taken.
+
+    Raises:
+        ValueError: if there is no token to start with.
+    """
+    own = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id", "eos_token_id")}
+    starts = (own["bos_token_id"], getattr(tokenizer, "cls_token_id", None), own["pad_token_id"])
+    own["decoder_start_token_id"] = next((start for start in starts if start is not None), None)
+    policy: Any = model
+    for config in (policy.generation_config, policy.config, policy.config.decoder):
+        for name, id_of_new in own.items():
+            old = getattr(config, name, None)
+            if old is None:
+                continue
+            ids = [
+                kept.index(id_of_old) for id_of_old in ([old] if isinstance(old, int) else old) if id_of_old in kept
+            ]
+            if not ids and id_of_new is None and name == "decoder_start_token_id":
+                raise ValueError(
+                    "The new vocabulary has neither the token with which the model starts nor a bos, cls or pad token: give its "
+                    "tokenizer one of these."
+                )
+            setattr(config, name, id_of_new if not ids else ids[0] if isinstance(old, int) else ids)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from vision_rl.columns import check_values, stored_pictures
 from vision_rl.compatibility import checkpointing, checkpointing_kwargs
 from vision_rl.processing import DenseProcessor, VisionProcessor
-from vision_rl.trainer.collator import CODES, VisionCollator
+from vision_rl.trainer.collator import CODES, ENCODER_OUTPUTS, VisionCollator
 from vision_rl.trainer.data_order import RowDataset, RowKey
 from vision_rl.trainer.vision_config import VisionConfig
 
@@ -25,6 +25,7 @@ from vision_rl.trainer.vision_config import VisionConfig
 logger = logging.getLogger(__name__)
 
 NUM_READ_BACK = 8  # rows whose labels are decoded before training
+NUM_VIEWED, NUM_VIEWS = 4, 8  # rows whose views are compared, and how many of each
 PROMPT = " It is what the model reads beside the image: dataset.add_column('prompt', ['<CAPTION>'] * len(dataset))."
 # What every reward is given beside the data set's columns (TRL's names).
 REWARD_ARGUMENTS = (
@@ -252,6 +253,21 @@ def _check_picture(picture: Any) -> None:
     on_disk = isinstance(picture, str | PathLike) and "://" not in str(picture)  # `datasets` reads addresses as well
     if on_disk and not os.path.isfile(picture):
         raise ValueError(f"there is no file {os.fspath(picture)}.")
+
+
+def check_one_view(name: str, collator: VisionCollator, rows: RowDataset) -> None:
+    """Outputs of the encoder are of one view of an image, so labels must not be of others, as of a mirrored one."""
+    for index in range(min(NUM_VIEWED, len(rows))):
+        row = rows[RowKey(0, index)]
+        if ENCODER_OUTPUTS not in row.columns:
+            return
+        columns = {column: value for column, value in row.columns.items() if column != ENCODER_OUTPUTS}
+        views = collator([row._replace(columns=columns, seed=seed) for seed in range(NUM_VIEWS)])["pixel_values"]
+        if not (views == views[:1]).all():
+            raise ValueError(
+                f"{name} has encoder_outputs, which are of each image as it is, but {type(collator.processor).__name__} shows other "
+                "views of it in training: switch that off (flip=False, scale_jitter=None), or train on the images."
+            )
 
 
 def check_first_labels(name: str, collator: VisionCollator, rows: RowDataset) -> None:

@@ -235,6 +235,8 @@ class VisionTrainer(Trainer):
             check_encoder(policy, batch)
             if self.completion_decoder is None:
                 checks.check_first_labels(name, collator, readable)
+            if self.learns_from_labels and name == "train_dataset":
+                checks.check_one_view(name, collator, readable)
             self._check_rewards(name, columns)
         train_dataset, rows_needed = datasets.get("train_dataset"), args.images_at_once
         if isinstance(train_dataset, StreamHead):

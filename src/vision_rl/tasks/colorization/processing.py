@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.arguments import naming_arguments
+from vision_rl.arguments import check_rows, naming_arguments
 from vision_rl.columns import sampled_rows
 from vision_rl.pictures import as_images, random_box, rgb_image
 from vision_rl.processing import DenseProcessor, check_return_tensors, whole_image_size
@@ -99,8 +99,10 @@ class ColorizationProcessor(DenseProcessor):
         Photos are as they are, whatever the seeds: codes that were made before belong to the photo that is not mirrored.
         """
         check_return_tensors(return_tensors)
-        batch = {"pixel_values": _grey_inputs(self._resized(as_images(images)))}
+        pictures = as_images(images)
+        batch = {"pixel_values": _grey_inputs(self._resized(pictures))}
         if codes is not None:
+            check_rows(images=pictures, codes=codes)
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
 

@@ -164,13 +164,15 @@ class DetectionProcessor(VisionProcessor):
     ) -> BatchFeature:
         check_return_tensors(return_tensors)
         images = as_images(images)
+        if objects is not None:
+            check_rows(images=images, objects=objects, **({} if seeds is None else {"seeds": seeds}))
         if objects is not None and seeds is not None and (self.flip or self.scale_jitter is not None):
             views = zip(images, objects, seeds, strict=True)
             images, objects = zip(*(self._augmented(*view) for view in views), strict=True)
         framed = [self._framed(image) for image in images]
         batch = {"pixel_values": self.image_processor(framed, return_tensors="pt")["pixel_values"]}
         if objects is not None:
-            rows = zip(images, objects, seeds or [None] * len(objects), strict=True)
+            rows = zip(images, objects, [None] * len(objects) if seeds is None else seeds, strict=True)
             labels = [self._labels(image_size(image), row, seed) for image, row, seed in rows]
             batch["labels"] = torch.tensor(np.stack(labels))  # (B, 6 * max_boxes)
             if self.absent_weight != 1:
@@ -344,7 +346,8 @@ class DetectionProcessor(VisionProcessor):
         """Boxes of ids alone, which know no confidences: all have score 1. See `post_process_object_detection` for these.
 
         Args:
-            sequences: N rows of ids, such as `model.generate` returns, with the token that starts the decoder, or without.
+            sequences: N rows of ids, such as `model.generate` returns, with the token that starts the decoder, or without. Of a
+                box that was cut nothing is read.
             image_sizes: N pairs (width, height). Default: boxes are in 0..1 of the model's frame.
         """
         sequences = id_rows("sequences", sequences)
@@ -367,8 +370,16 @@ class DetectionProcessor(VisionProcessor):
         return draw_boxes(image, completion, reference, width, self.categories)
 
     def _without_start(self, ids) -> np.ndarray:
-        """Whole boxes: one more token is that with which `generate` starts."""
-        return ids[len(ids) % TOKENS_PER_BOX == 1 :]
+        """The ids without the token with which `generate` starts, also where its answer was cut.
+
+        That is the id of absent unless a user has set another one, and an absent box has six of these: so one more in front of
+        a box is the start. No box begins with the id of a confidence.
+        """
+        num_absent = int(np.argmax(np.append(ids, -1) != ABSENT))  # in front of the first box
+        whole = len(ids) % TOKENS_PER_BOX == 1
+        more = num_absent % TOKENS_PER_BOX  # than whole absent boxes have
+        starts = more == 1 or (more > 1 and whole) or (len(ids) > 0 and ids[0] in (LOW, HIGH))
+        return ids[1:] if starts else ids
 
     @naming_arguments
     def post_process_object_detection(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from vision_rl.arguments import naming_arguments
+from vision_rl.arguments import check_rows, naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
 from vision_rl.data.panoptic import panoptic_categories
 from vision_rl.pictures import as_images, random_box, rgb_image
@@ -155,8 +155,10 @@ class PanopticProcessor(DenseProcessor):
                 "A model that writes codes cannot learn from maps: let stage I turn them into codes (completion_decoder="
                 "UViMDecoder(stage1, processor)), or give the data set a column `codes`."
             )
-        batch = {"pixel_values": self.image_processor(as_images(images), return_tensors="pt")["pixel_values"]}
+        pictures = as_images(images)
+        batch = {"pixel_values": self.image_processor(pictures, return_tensors="pt")["pixel_values"]}
         if codes is not None:
+            check_rows(images=pictures, codes=codes)
             batch["labels"] = self.labels_of(codes)
         return BatchFeature(batch)
 
@@ -178,7 +180,7 @@ class PanopticProcessor(DenseProcessor):
             instance beyond `max_instances` is -1 in `instances`.
         """
         pictures, semantics, instances = [], [], []
-        seeds = seeds or [None] * len(images)
+        seeds = [None] * len(images) if seeds is None else seeds
         for image, values, infos, seed in zip(images, segmentation, segments_info, seeds, strict=True):
             segments = self._read(image.size, values, infos)
             ids = segments.map
