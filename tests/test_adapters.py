@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -95,7 +96,36 @@ def test_adapters_are_found_in_a_folder_of_their_name_and_their_missing_base_is_
     assert (tmp_path / "named" / "mine" / "adapter_config.json").is_file()
     weights = load_policy(named, {}).state_dict()
     assert any("lora_B" in name and value.abs().max() > 0 for name, value in weights.items())
+    shutil.copytree(tmp_path / "named" / "mine", tmp_path / "named" / "other")
+    with pytest.raises(ValueError, match="named holds the adapters mine, other: give the folder of one"):
+        load_policy(named, {})
+    shutil.rmtree(tmp_path / "named" / "other")
+    (tmp_path / "run").mkdir()
+    shutil.copytree(tmp_path / "named" / "mine", tmp_path / "run" / "checkpoint-2")
+    with pytest.raises(
+        ValueError, match="run holds checkpoints but no model: give one of them, such as run/checkpoint-2"
+    ):
+        load_policy("run", {})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="holds adapters of the model base, which is no folder here"):
         load_policy(str(tmp_path / "named"), {})
+
+
+@pytest.mark.parametrize("name", ["default", "mine"])
+def test_the_best_of_adapters_with_any_name_is_loaded_at_the_end(tmp_path, name):
+    model = get_peft_model(tiny_model(sharp=0.2), LoraConfig(r=4, target_modules="all-linear"), name)
+    scores, states = iter([0.9, 0.5]), []
+
+    def score(predictions, references) -> dict:
+        states.append({name: value.clone() for name, value in model.state_dict().items() if "lora_B" in name})
+        return {"score": next(scores)}
+
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "score", "save_steps": 1, "eval_steps": 1}
+    steps = {"max_steps": 2, "learning_rate": 0.05, "eval_strategy": "steps", "save_strategy": "steps"}
+    args = VisionMLEConfig(str(tmp_path), **{**SILENT, **best, **steps})
+    data = {"train_dataset": text_dataset(), "eval_dataset": text_dataset(4), "processing_class": text_processor()}
+    VisionMLETrainer(model, args, compute_metrics=score, **data).train()
+    loaded = model.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in states[0].items())
+    assert any(not torch.equal(value, loaded[name]) for name, value in states[1].items())

@@ -48,6 +48,19 @@ def reward_trainer(tmp_path, reward=share_of_a, dataset=None, model=None, proces
     )
 
 
+class AsRows(torch.utils.data.Dataset):
+    """A data set of one's own."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
 def mle_trainer(tmp_path, dataset, processor=None, model=None, **kwargs):
     args = VisionMLEConfig(
         str(tmp_path),
@@ -623,6 +636,17 @@ class TestEvaluation:
         assert 0 <= trainer.evaluate(dataset)["eval_reward"] <= 1
         assert "test_reward" not in trainer.predict(dataset).metrics
 
+    @pytest.mark.parametrize("kind", ["table", "selected", "list", "other"])
+    def test_labels_that_are_not_published_are_none(self, tmp_path, kind):
+        rows = text_dataset(4).remove_columns("text").add_column("text", [None] * 4)
+        rows = {"table": rows, "selected": rows.select([2, 0]), "list": list(rows), "other": AsRows(rows)}[kind]
+        for trainer in (reward_trainer(tmp_path), mle_trainer(tmp_path, text_dataset(8))):
+            trainer.compute_metrics = lambda predictions, references: {"exact": 1.0}
+            output = trainer.predict(rows)
+            assert len(output.predictions) == len(rows) and not {"test_exact", "test_reward"} & set(output.metrics)
+            with pytest.raises(ValueError, match="eval_dataset: Row 0, column `text`: text must be a string"):
+                trainer.evaluate(rows)
+
     def test_images_alone_are_predicted_though_the_reward_reads_a_column_of_its_own(self, tmp_path):
         def reward(completions, answer, **kwargs):
             return [float(text == right) for text, right in zip(completions, answer, strict=True)]
@@ -676,7 +700,7 @@ class TestEvaluation:
         }
         tuning = VisionRewardConfig(str(tmp_path), use_cpu=True, metric_for_best_model="eval_loss", **options)
         with pytest.raises(ValueError, match="'eval_loss', but no evaluation will have it"):
-            VisionRewardTrainer(tiny_model(), share_of_a, tuning, **data)
+            VisionRewardTrainer(tiny_model(), share_of_a, tuning, compute_metrics=lambda **_: {}, **data)
         imitation = VisionMLEConfig(str(tmp_path), use_cpu=True, metric_for_best_model="cer", **options)
         with pytest.raises(ValueError, match="'cer', but no evaluation will have it: give compute_metrics"):
             VisionMLETrainer(tiny_model(), imitation, **data)

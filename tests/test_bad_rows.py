@@ -208,6 +208,9 @@ def test_pictures_in_memory_and_at_an_address_are_not_looked_for_on_disk(tmp_pat
             return {**super().__getitem__(row), "image": tiny_images(1)[0]}
 
     addresses = Fetched({"image": f"https://x.org/{row}.png", "text": "aa"} for row in range(ROWS))
+    uncast = Dataset.from_list([{"image": {"bytes": None, "path": "a.png"}, "text": "aa"}] * ROWS)
+    with pytest.raises(ValueError, match="a dict is not an image"):  # the cast to Image() was forgotten
+        trainer_of("mle", uncast, tmp_path)
     for rows in (text_dataset(ROWS), addresses, list(text_dataset(ROWS))):
         trainer_of("mle", rows, tmp_path)
 

@@ -161,6 +161,22 @@ def test_tuning_by_what_each_token_can_still_earn_raises_the_reward(tmp_path, ba
     assert sum(rewards[-5:]) > 2 * sum(rewards[:5])
 
 
+def equal_in_all(completions, completion_ids, **kwargs):
+    """A reward of 1 for each completion, which every second one earns two tokens later than the others."""
+    earned = torch.zeros(len(completions), max(map(len, completion_ids)) + 1)
+    for place in range(len(completions)):
+        earned[place, 1 + place % 2 * 2 :] = 1.0
+    return RewardOutput([1.0] * len(completions), prefix_rewards=earned)
+
+
+@pytest.mark.parametrize("scale_rewards", ["group", "batch"])
+def test_samples_that_earn_as_much_at_other_tokens_are_not_scaled_up(tmp_path, scale_rewards):
+    tuned = trainer(tmp_path, equal_in_all, Looking, max_steps=1, num_generations=4, scale_rewards=scale_rewards)
+    tuned.train()
+    _, advantages = tuned.seen
+    assert 0 < advantages.abs().max() < 4 and advantages.square().mean().sqrt() <= 1.01
+
+
 def test_the_split_into_micro_batches_changes_nothing(tmp_path):
     logs = []
     for batch, accumulated in ((4, 1), (1, 4)):

@@ -71,11 +71,26 @@ def _pictures_of(values: pa.Array) -> list:
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return values.to_pylist()
     kind = values.type
-    if not pa.types.is_struct(kind) or {kind.field(i).name for i in range(kind.num_fields)} != {"bytes", "path"}:
+    fields = (
+        {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)} if pa.types.is_struct(kind) else {}
+    )
+    if set(fields) != {"bytes", "path"} or not pa.types.is_binary(fields["bytes"]):
         return [True if there else None for there in values.is_valid().to_pylist()]
     has_bytes = pc.greater(pc.binary_length(pc.struct_field(values, "bytes")), 0).fill_null(False).to_pylist()
     paths = pc.struct_field(values, "path").to_pylist()
     return [True if stored else path for stored, path in zip(has_bytes, paths, strict=True)]
+
+
+def has_no_values(dataset, column: str) -> bool:
+    """Whether a column is None in all rows, as that of labels which are not published; no picture is opened in a table."""
+    if _is_stored(dataset, column):
+        nulls = dataset.data.column(column).is_null()
+        rows = slice(None) if dataset._indices is None else dataset._indices.column(0).to_numpy()
+        return bool(nulls.to_numpy()[rows].all())
+    try:
+        return all(value is None for _, value in column_values(dataset, column))
+    except Exception:  # a row that cannot be read is told, or skipped, where it is used
+        return False
 
 
 class UnusableRows(ValueError):

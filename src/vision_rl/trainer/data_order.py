@@ -98,6 +98,19 @@ class RowDataset(Dataset):
         return f" ({', '.join(paths)})" if paths else ""
 
 
+class WithoutColumns(Dataset):
+    """The rows of a map-style data set without some of their columns."""
+
+    def __init__(self, dataset, columns: set[str]):
+        self.dataset, self.columns = dataset, columns
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        return {name: value for name, value in dict(self.dataset[index]).items() if name not in self.columns}
+
+
 class EpochSampler(Sampler[RowKey]):
     """The keys of one epoch: shuffled by (seed, epoch), cut to whole blocks of `block_size` rows.
 

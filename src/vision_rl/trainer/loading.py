@@ -76,9 +76,15 @@ def _folder_of_adapters(name_or_path: str) -> str:
     folder = Path(name_or_path)
     if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
         return name_or_path
-    inner = [file.parent for file in folder.glob("*/adapter_config.json")]
+    inner = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
     named = [each for each in inner if not each.name.startswith("checkpoint-")]
-    return str(named[0]) if len(named) == 1 else name_or_path
+    if len(named) > 1:
+        raise ValueError(
+            f"{name_or_path} holds the adapters {', '.join(each.name for each in named)}: give the folder of one, such as {named[0]}."
+        )
+    if inner and not named:
+        raise ValueError(f"{name_or_path} holds checkpoints but no model: give one of them, such as {inner[-1]}.")
+    return str(named[0]) if named else name_or_path
 
 
 def _take_generation_config(policy: Any, name_or_path: str, where: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def scaled_over_rollout(
 ) -> Rollout:
     """The rollout with its advantages over a standard deviation among all of its samples, where the options say so.
 
-    That of the rewards with `scale_rewards="batch"`; that of the advantages, so of the sums, with
+    That of the rewards with `scale_rewards="batch"`, as in `group_scaled`; that of the advantages, so of the sums, with
     `"normalize_then_sum"`. `gather` puts the `(B, G)` of all processes together.
     """
     advantages = rollout.advantages
@@ -68,13 +68,20 @@ def scaled_over_rollout(
             std = nan_std(gather(scored))
     elif args.scale_rewards == "batch":
         std = nan_std(gather(rollout.rewards))
+        if advantages.ndim == 3:  # of each token
+            std = torch.maximum(std, gather(advantages.square().mean(-1)).mean().sqrt())
     else:
         return rollout
     return replace(rollout, advantages=advantages / (std + MARGIN))
 
 
 def group_scaled(advantages: torch.Tensor, rewards: torch.Tensor) -> torch.Tensor:
-    """Advantages over the standard deviation among the image's rewards, both `(B, G)` or both `(B, G, T)`."""
+    """Advantages over the standard deviation among the image's rewards, both `(B, G)` or both `(B, G, T)`.
+
+    Samples that earn as much in all may earn it at other tokens, which have advantages then: these are not divided by less
+    than their own root mean square.
+    """
     if rewards.ndim == 2:
         return advantages / (nan_std(rewards, dim=1) + MARGIN)
-    return advantages / (nan_std(rewards[..., 0], dim=1) + MARGIN)[..., None]  # of all that was earned
+    of_totals, of_tokens = nan_std(rewards[..., 0], dim=1), advantages.square().mean((1, 2))[:, None].sqrt()
+    return advantages / (torch.maximum(of_totals, of_tokens) + MARGIN)[..., None]

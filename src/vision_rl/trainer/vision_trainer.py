@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
+from vision_rl.columns import has_no_values
 from vision_rl.manifest import TRAINING_STATE, loading, naming
 from vision_rl.models.completion_decoder import CompletionDecoder, check_completion_decoder
 from vision_rl.models.completions import SampledCompletions
@@ -30,7 +31,7 @@ from vision_rl.models.unwrapping import base_model, decoder_of, is_served
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer import checkpoints, checks, evaluation, hub, resuming
 from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
-from vision_rl.trainer.data_order import EpochSampler, RowDataset
+from vision_rl.trainer.data_order import EpochSampler, RowDataset, WithoutColumns
 from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.finite import FiniteCheck
 from vision_rl.trainer.loading import load_policy, load_processor, prepared_policy, restore_weights, with_adapters
@@ -148,7 +149,10 @@ class VisionTrainer(Trainer):
         for name, dataset in datasets.items():
             if compute_metrics is not None and name != "train_dataset":
                 checks.check_references(name, self.processor, self.target_columns, dataset)
-        checks.check_best_metric(args, eval_dataset, lambda name: compute_metrics is not None or self._measures(name))
+        computed = compute_metrics is not None  # which may have any name but that of the loss
+        checks.check_best_metric(
+            args, eval_dataset, lambda name: (computed and name != "loss") or self._measures(name)
+        )
         # Hand over to Trainer
         super().__init__(
             model=model,
@@ -363,7 +367,11 @@ class VisionTrainer(Trainer):
             key, dataset = "eval", self.eval_dataset
         else:
             key, dataset = None, eval_dataset  # one that the constructor has not seen
-            self._check_evaluated("eval_dataset", dataset, self.target_columns if self.learns_from_labels else {})
+            targets = self.target_columns
+            self._check_evaluated("eval_dataset", dataset, targets if self.learns_from_labels else {})
+            present = {name: each for name, each in targets.items() if each in checks.column_names(dataset)}
+            rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
+            checks.check_rows("eval_dataset", rows, self.processor, {"image": self.args.image_column, **present}, None)
             self._check_rewards("eval_dataset", checks.column_names(dataset))
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
@@ -374,7 +382,8 @@ class VisionTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         self._check_evaluated("test_dataset", test_dataset, {})
-        return self._evaluation_dataloader(test_dataset, None)
+        empty = {column for column in self.target_columns.values() if has_no_values(test_dataset, column)}  # no labels
+        return self._evaluation_dataloader(WithoutColumns(test_dataset, empty) if empty else test_dataset, None)
 
     def _check_evaluated(self, name: str, dataset, targets: dict[str, str]) -> None:
         """A data set that evaluation or prediction brings has rows, with what completions are written about and `targets`."""
@@ -547,7 +556,8 @@ class VisionTrainer(Trainer):
 
     def _load_best_model(self):
         resuming.check_best(self, Path(str(self.state.best_model_checkpoint)))
-        if isinstance(self.model, PreTrainedModel) and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
+        whole = isinstance(self.model, PreTrainedModel | PeftModel) and not self.is_fsdp_enabled
+        if whole and not self.is_deepspeed_enabled:  # Trainer's own way misses adapters that have a name, too
             self._load_from_checkpoint(self.state.best_model_checkpoint)
             return
         super()._load_best_model()
