@@ -586,7 +586,8 @@ class VisionTrainer(Trainer):
         """One folder with all that the tuned model needs: model, processor and, if there is one, `stage1/`."""
         super()._save(output_dir, state_dict)
         folder = str(self.args.output_dir if output_dir is None else output_dir)
-        if isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PeftModel):
+        adapted = isinstance(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), PeftModel)
+        if adapted and self.args.should_save:
             self.unwrap(self.model).generation_config.save_pretrained(folder)  # PEFT saves the adapters alone
         parts = [] if self.completion_decoder is None else self.unwrap(self.completion_decoder).modules()
         stage1 = next((part for part in parts if isinstance(part, PreTrainedModel)), None)
