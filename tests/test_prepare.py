@@ -233,6 +233,15 @@ def test_pictures_that_the_rows_name_by_their_paths_are_inside_of_what_is_writte
     assert "the column `image` holds List(List(" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
+def test_a_file_of_captions_which_has_no_categories_is_prepared(coco, tmp_path):
+    images = json.loads((coco / "boxes_train.json").read_text())["images"]
+    captions = [{"id": index, "image_id": 100 + index, "caption": "a digit"} for index in range(len(images))]
+    (coco / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    files = f"--images_dir {coco}/train --annotation_file {coco}/captions.json"
+    run(f"prepare --task captioning {files} --output_dir {tmp_path}/rows")
+    assert lengths(tmp_path / "rows") == {"train": 6} and not (tmp_path / "rows" / "categories.json").exists()
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_categories_are_read_in_every_encoding_of_json(coco, tmp_path, encoding):
     for file in coco.glob("*.json"):

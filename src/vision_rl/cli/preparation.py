@@ -171,12 +171,13 @@ def _in_a_line(error: Any) -> str:
 
 def _categories(options: Any, processor: Any) -> list[dict[str, Any]]:
     """COCO's list of the categories with their ids: of the file that names them, or those that the task knows itself."""
-    for name in ("categories_file", "annotation_file", "eval_annotation_file"):  # as tasks look for them
+    known = getattr(processor, "categories", None) or []
+    names = ("categories_file", "annotation_file", "eval_annotation_file")  # as tasks look for them
+    for name in names if known else ():  # a file of captions has none
         if getattr(options, name, None) is not None:
             categories: list[dict[str, Any]] = []
             read_entries(getattr(options, name), "COCO's categories", {"categories": categories.append})
             return categories
-    known = getattr(processor, "categories", None) or []
     return known if all(isinstance(category, dict) for category in known) else []
 
 
