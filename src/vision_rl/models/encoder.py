@@ -78,8 +78,8 @@ def load_encoder(
 
     `image_size` resizes the position embeddings (see `resize_position_embeddings`). `num_hidden_layers` keeps only
     that many of the first layers, because the last layers of some encoders are specialised on their pretraining. The
-    other arguments are passed to `from_pretrained`; the weights are in float32 unless these have a `dtype`. Raises `ValueError` for any other kind of model, and for more
-    layers than the checkpoint has.
+    other arguments are passed to `from_pretrained`; the weights are in float32 unless these have a `dtype`. Raises
+    `ValueError` for any other kind of model, and for more layers than the checkpoint has.
     """
     if "torch_dtype" not in from_pretrained_kwargs:  # its name before transformers 5
         from_pretrained_kwargs.setdefault("dtype", torch.float32)

@@ -259,8 +259,6 @@ def check_one_view(name: str, collator: VisionCollator, rows: RowDataset) -> Non
     """Outputs of the encoder are of one view of an image, so labels must not be of others, as of a mirrored one."""
     for index in range(min(NUM_VIEWED, len(rows))):
         row = rows[RowKey(0, index)]
-        if ENCODER_OUTPUTS not in row.columns:
-            return
         columns = {column: value for column, value in row.columns.items() if column != ENCODER_OUTPUTS}
         views = collator([row._replace(columns=columns, seed=seed) for seed in range(NUM_VIEWS)])["pixel_values"]
         if not (views == views[:1]).all():

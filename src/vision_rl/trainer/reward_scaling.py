@@ -7,10 +7,10 @@ import torch
 
 from vision_rl.trainer.advantages import relative_to_largest
 from vision_rl.trainer.reward_config import VisionRewardConfig
+from vision_rl.trainer.reward_outputs import NAN
 from vision_rl.trainer.rollout import Rollout
 
 
-NAN = float("nan")
 MARGIN = 1e-4  # TRL's: added to a standard deviation before it divides
 
 

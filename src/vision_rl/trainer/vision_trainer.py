@@ -30,7 +30,7 @@ from vision_rl.models.served import image_inputs
 from vision_rl.models.unwrapping import base_model, decoder_of, is_served
 from vision_rl.processing import DenseProcessor, VisionProcessor
 from vision_rl.trainer import checkpoints, checks, evaluation, hub, resuming
-from vision_rl.trainer.collator import CODES, VisionCollator, codes_given, target_columns_of
+from vision_rl.trainer.collator import CODES, ENCODER_OUTPUTS, VisionCollator, codes_given, target_columns_of
 from vision_rl.trainer.data_order import EpochSampler, RowDataset, WithoutColumns
 from vision_rl.trainer.encoding import images_of
 from vision_rl.trainer.finite import FiniteCheck
@@ -224,12 +224,11 @@ class VisionTrainer(Trainer):
             needed: Any = self.target_columns if self.learns_from_labels else args.target_columns or {}
             checks.check_columns(name, columns, [args.image_column, *self.processor.input_columns, *needed.values()])
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
-            present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
             reads = self.learns_from_labels and is_served(policy)
             positions = num_positions(policy) if reads else None
             if rows is dataset and args.on_bad_row == "raise":
                 checks.check_images(name, rows, args.image_column)
-            checks.check_rows(name, rows, self.processor, {"image": args.image_column, **present}, positions)
+            checks.check_rows(name, rows, self.processor, self._checked_columns(args, columns), positions)
             if isinstance(self.completion_decoder, CompletionDecoder) and rows is not dataset:
                 raise ValueError(
                     f"{name} is an EncodedDataset, but stage I needs the images as well: give the trainer the data set itself."
@@ -239,7 +238,7 @@ class VisionTrainer(Trainer):
             check_encoder(policy, batch)
             if self.completion_decoder is None:
                 checks.check_first_labels(name, collator, readable)
-            if self.learns_from_labels and name == "train_dataset":
+            if self.learns_from_labels and name == "train_dataset" and ENCODER_OUTPUTS in columns:
                 checks.check_one_view(name, collator, readable)
             self._check_rewards(name, columns)
         train_dataset, rows_needed = datasets.get("train_dataset"), args.images_at_once
@@ -250,6 +249,11 @@ class VisionTrainer(Trainer):
                 f"One step takes {rows_needed} images (per_device_train_batch_size x accumulation x ranks), but train_dataset "
                 f"has only {len(train_dataset)}: lower the batch size."
             )
+
+    def _checked_columns(self, args: VisionConfig, columns: list[str]) -> dict[str, str]:
+        """Those columns, by the processor's keywords, whose rows it looks at: the image and what there is of the targets."""
+        present = {keyword: column for keyword, column in self.target_columns.items() if column in columns}
+        return {"image": args.image_column, **present}
 
     def _check_rewards(self, name: str, columns: list[str]) -> None:
         """Check that the columns have what the rewards ask for; MLE has no rewards."""
@@ -367,12 +371,12 @@ class VisionTrainer(Trainer):
             key, dataset = "eval", self.eval_dataset
         else:
             key, dataset = None, eval_dataset  # one that the constructor has not seen
-            targets = self.target_columns
-            self._check_evaluated("eval_dataset", dataset, targets if self.learns_from_labels else {})
-            present = {name: each for name, each in targets.items() if each in checks.column_names(dataset)}
+            columns = self._check_evaluated(
+                "eval_dataset", dataset, self.target_columns if self.learns_from_labels else {}
+            )
             rows = dataset.dataset if isinstance(dataset, EncodedDataset) else dataset
-            checks.check_rows("eval_dataset", rows, self.processor, {"image": self.args.image_column, **present}, None)
-            self._check_rewards("eval_dataset", checks.column_names(dataset))
+            checks.check_rows("eval_dataset", rows, self.processor, self._checked_columns(self.args, columns), None)
+            self._check_rewards("eval_dataset", columns)
         if dataset is None:
             raise ValueError("Evaluation needs an eval_dataset.")
         kept = getattr(self, "_eval_dataloaders", {}).get(key)  # with its workers, if those are persistent
@@ -385,11 +389,16 @@ class VisionTrainer(Trainer):
         empty = {column for column in self.target_columns.values() if has_no_values(test_dataset, column)}  # no labels
         return self._evaluation_dataloader(WithoutColumns(test_dataset, empty) if empty else test_dataset, None)
 
-    def _check_evaluated(self, name: str, dataset, targets: dict[str, str]) -> None:
-        """A data set that evaluation or prediction brings has rows, with what completions are written about and `targets`."""
+    def _check_evaluated(self, name: str, dataset, targets: dict[str, str]) -> list[str]:
+        """A data set that evaluation or prediction brings has rows, with what completions are written about and `targets`.
+
+        Returns its columns.
+        """
         checks.check_dataset(name, dataset)
         read = [self.args.image_column, *self.processor.input_columns, *targets.values()]
-        checks.check_columns(name, checks.column_names(dataset), read)
+        columns = checks.column_names(dataset)
+        checks.check_columns(name, columns, read)
+        return columns
 
     def _evaluation_dataloader(self, dataset, key: str | None) -> DataLoader:
         rows = RowDataset(dataset, check=self._check_of_rows())
