@@ -479,6 +479,28 @@ def test_options_of_a_saved_processor_are_checked_as_those_of_a_new_one(wrong, t
         with_options(saved, detection.Options(**wrong))
 
 
+def test_a_saved_processor_takes_the_ids_of_the_file_that_the_options_name(tmp_path):
+    saved, files = processor(category_ids=[7, 8, 9]), {}
+    for name, ids in {"train": [7, 8, 9], "other": [0, 1, 2], "same": [2, 0, 1]}.items():
+        names = sorted(saved.categories, key=lambda each: ids[saved.categories.index(each)])
+        content = [{"id": place, "name": each} for place, each in zip(sorted(ids), names, strict=True)]
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps({"images": [], "annotations": [], "categories": content}))
+    train, other, same = map(str, files.values())
+
+    def ids_with(**named: str) -> list:
+        return with_options(saved, detection.Options(**named)).category_ids
+
+    assert ids_with() == ids_with(annotation_file=train) == ids_with(eval_annotation_file="absent.json") == [7, 8, 9]
+    assert ids_with(eval_annotation_file=other) == [0, 1, 2] and ids_with(eval_annotation_file=same) == [2, 0, 1]
+    assert ids_with(annotation_file=train, eval_annotation_file=other, categories_file=other) == [0, 1, 2]
+    assert saved.category_ids == [7, 8, 9]
+    with pytest.raises(ValueError, match="other ids for the same categories"):
+        ids_with(annotation_file=train, eval_annotation_file=other)
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        ids_with(categories_file="absent.json")
+
+
 def test_what_generate_returns_is_read_with_its_start_token():
     ids = [3, 253, 1003, 503, 1005, 1] + [0] * 18
     bare, started = processor().batch_decode([ids]), processor().batch_decode(torch.tensor([[0, *ids]]))

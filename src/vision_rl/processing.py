@@ -150,8 +150,11 @@ class VisionProcessor(ProcessorMixin):
             lines.append(("true", completion_text(reference), LABEL))
         return draw_text_below(image, lines, width)
 
-    def check_options(self, options) -> None:
-        """Called for a saved processor with the options of its task; raise a `ValueError` for those that contradict it."""
+    def take_options(self, options) -> None:
+        """Called with the options of the task, of a copy of a saved processor too: take what their files say of classes.
+
+        Raise a `ValueError` for what contradicts the processor. Default: nothing is taken.
+        """
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.

@@ -55,7 +55,7 @@ def with_options(processor: Any, options: Any) -> Any:
             setattr(changed, option.name, value)
     if isinstance(processor, VisionProcessor):
         _made_again(changed)
-        processor.check_options(options)
+        changed.take_options(options)
         names = ["vocab_size", "completion_length", *(["outputs"] if isinstance(processor, DenseProcessor) else [])]
         for name in names:
             new, old = getattr(changed, name), getattr(processor, name)

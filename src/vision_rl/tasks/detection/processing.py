@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -12,7 +13,7 @@ from transformers import BatchFeature, LogitsProcessorList
 
 from vision_rl.arguments import check_rows, check_sizes, id_rows, naming_arguments
 from vision_rl.columns import sampled_rows
-from vision_rl.data.coco import category_names
+from vision_rl.data.coco import category_ids, category_names
 from vision_rl.pictures import as_images, rgb_image
 from vision_rl.processing import ORIGINAL_SIZE, VisionProcessor, check_return_tensors, image_size, whole_image_size
 from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered
@@ -283,6 +284,21 @@ class DetectionProcessor(VisionProcessor):
         same = completion["labels"][:, None] == reference["labels"][~reference["iscrowd"]]
         good = same & (2 * overlap > of_found[:, None] + of_true - overlap)
         return bool(good.any(1).all())
+
+    def take_options(self, options) -> None:
+        """Take the id of each category from the files that the options name: by its name, as files count differently."""
+        files = [options.categories_file] if options.categories_file is not None else []
+        if not files:
+            given = (options.annotation_file, options.eval_annotation_file)
+            files = [file for file in given if file is not None and Path(file).is_file()]  # reading rows tells of another
+        ids = {file: category_ids(file, self.categories) for file in files}
+        if any(each != ids[files[0]] for each in ids.values()):
+            raise ValueError(
+                f"{' and '.join(map(str, files))} have other ids for the same categories, so that those of the results are not "
+                "known: give categories_file, the one of the two whose ids results shall have."
+            )
+        if ids:
+            self.category_ids = ids[files[0]]
 
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Check the boxes before training: categories, values, too many boxes, other units and forms."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from datasets import Dataset, IterableDataset
 
-from vision_rl.data.coco import category_ids, category_names, load_coco_detection
+from vision_rl.data.coco import category_names, load_coco_detection
 from vision_rl.data.digit_scenes import digit_scenes
 from vision_rl.data.fields import distinct_ids
 from vision_rl.tasks.detection.average_precision import coco_map
@@ -32,7 +32,7 @@ class Options:
     categories_file: str | None = field(
         default=None,
         metadata={
-            "help": "JSON with COCO's `categories`, from which their ids are taken by name. None: annotation_file."
+            "help": "JSON with COCO's `categories`, from which their ids are taken by name. None: the annotation files."
         },
     )
     scenes: int | None = field(
@@ -128,14 +128,15 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset | None)
     names = _category_names(options, rows)
     if options.num_categories not in (None, len(names)):
         raise ValueError(f"The data has {len(names)} categories, but num_categories is {options.num_categories}.")
-    file = options.categories_file or options.annotation_file or options.eval_annotation_file
     chosen: dict[str, Any] = {"score": "likelihood"}
     for option in fields(options):
         value = getattr(options, option.name)
         if value is not None and option.name in _OF_PROCESSOR:
             chosen[option.name] = value
-    ids = None if file is None or rows is None else category_ids(file, names)
-    return DetectionProcessor(image_processor, names, category_ids=ids, **chosen)
+    processor = DetectionProcessor(image_processor, names, **chosen)
+    if rows is not None:
+        processor.take_options(options)
+    return processor
 
 
 def _category_names(options: Options, rows: Dataset | None) -> list[str]:

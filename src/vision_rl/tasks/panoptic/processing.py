@@ -261,12 +261,12 @@ class PanopticProcessor(DenseProcessor):
             references.append((segments.map, infos))
         return references
 
-    def check_options(self, options) -> None:
+    def take_options(self, options) -> None:
         """Check that the files of the options mean by each `category_id` what the processor means by it: maps have no names."""
         own = {category["id"]: category for category in self.categories}
         for name in ("categories_file", "annotation_file", "eval_annotation_file"):
             file = getattr(options, name, None)
-            if file is None or not Path(file).is_file():  # what reads the rows tells of a file that is not there
+            if file is None or (name != "categories_file" and not Path(file).is_file()):  # which reading rows will tell
                 continue
             for category in panoptic_categories(file):
                 known = own.get(category["id"], category)

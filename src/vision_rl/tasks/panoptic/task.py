@@ -107,7 +107,7 @@ def make_processor(options: Options, image_processor: Any, rows: Dataset | None)
     chosen = {name: getattr(options, name) for name in _OF_PROCESSOR if getattr(options, name) is not None}
     processor = PanopticProcessor(image_processor, categories, **chosen)
     if rows is not None:
-        processor.check_options(options)
+        processor.take_options(options)
     return processor
 
 
