@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import END, START, image_processor, share_of_a, text_dataset, text_processor, tiny_images, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import DonutProcessor, PreTrainedTokenizerFast, TrOCRProcessor
+from transformers import DonutProcessor, PreTrainedTokenizerFast, TrOCRProcessor, ViTImageProcessor, ViTImageProcessorPil
+from transformers.utils import is_torchvision_available
 
 from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer
 from vision_rl.processing import VisionProcessor, as_vision_processor
@@ -114,6 +115,27 @@ def test_a_tokenizer_alone_is_no_processor():
         TypeError, match=r"both the images and the targets.*TextProcessor\(image_processor, tokenizer\)"
     ):
         as_vision_processor(text_processor().tokenizer, START)
+
+
+def test_pictures_are_read_with_pillow_also_where_transformers_would_read_them_otherwise():
+    class ViTImageProcessor(ViTImageProcessorPil):
+        """Stands for the form of this name that transformers has where torchvision is installed."""
+
+    given = ViTImageProcessor(size={"height": 20, "width": 30}, image_mean=[0.1, 0.2, 0.3], do_rescale=False)
+    used = TextProcessor(given, roberta_like_tokenizer()).image_processor
+    assert type(used) is ViTImageProcessorPil and used.to_dict() == given.to_dict()
+
+    class Mine(ViTImageProcessorPil):
+        """One that transformers has no other form of."""
+
+    assert type(TextProcessor(Mine(), roberta_like_tokenizer()).image_processor) is Mine
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+def test_a_saved_processor_reads_pictures_with_pillow_where_torchvision_is_installed(tmp_path):
+    TextProcessor(ViTImageProcessorPil(), roberta_like_tokenizer()).save_pretrained(tmp_path)
+    assert type(TextProcessor.from_pretrained(tmp_path).image_processor) is ViTImageProcessorPil
+    assert type(TextProcessor(ViTImageProcessor(), roberta_like_tokenizer()).image_processor) is ViTImageProcessorPil
 
 
 def test_a_processor_that_does_not_say_its_references_is_told_to():

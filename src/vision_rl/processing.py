@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoProcessor, BatchFeature, LogitsProcessorList, PreTrainedTokenizerBase, ProcessorMixin
 
@@ -39,11 +40,20 @@ class _NoSpecialTokens:
     pad_token_id = bos_token_id = eos_token_id = None
 
 
+def _with_pillow(image_processor: Any) -> Any:
+    """The same image processor in the form that computes with Pillow; itself where there is no other."""
+    form = getattr(transformers, f"{type(image_processor).__name__}Pil", None)
+    return image_processor if form is None else form(**image_processor.to_dict())
+
+
 class VisionProcessor(ProcessorMixin):
     """Base of the processors that the trainers use; a new task subclasses it and overrides three methods.
 
     A subclass names the keywords under which `__call__` takes its targets in `target_columns`; a data set's columns
     have the same names unless the config's `target_columns` maps them.
+
+    Its `image_processor` is transformers' form that computes with Pillow, also where torchvision is installed and transformers
+    would choose its other form: that one's pixels differ by a grey level here and there, and so might a model's answers.
     """
 
     target_columns: tuple[str, ...] = ()
@@ -64,6 +74,11 @@ class VisionProcessor(ProcessorMixin):
         """Once its module is imported, a processor saved beside a model is found by `AutoProcessor`."""
         super().__init_subclass__(**kwargs)
         AutoProcessor.register(cls, cls, exist_ok=True)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if "image_processor" in vars(self):
+            self.image_processor = _with_pillow(self.image_processor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, trust_remote_code: bool = False, **kwargs):
