@@ -4,7 +4,13 @@ import pytest
 import torch
 from tiny import END, START, image_processor, share_of_a, text_dataset, text_processor, tiny_images, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import DonutProcessor, PreTrainedTokenizerFast, TrOCRProcessor, ViTImageProcessor, ViTImageProcessorPil
+from transformers import (
+    DonutProcessor,
+    PreTrainedTokenizerFast,
+    TrOCRProcessor,
+    ViTImageProcessor,
+    ViTImageProcessorPil,
+)
 from transformers.utils import is_torchvision_available
 
 from vision_rl import TextProcessor, VisionMLEConfig, VisionMLETrainer, VisionRewardConfig, VisionRewardTrainer

@@ -290,7 +290,9 @@ class DetectionProcessor(VisionProcessor):
         files = [options.categories_file] if options.categories_file is not None else []
         if not files:
             given = (options.annotation_file, options.eval_annotation_file)
-            files = [file for file in given if file is not None and Path(file).is_file()]  # reading rows tells of another
+            files = [
+                file for file in given if file is not None and Path(file).is_file()
+            ]  # reading rows tells of another
         ids = {file: category_ids(file, self.categories) for file in files}
         if any(each != ids[files[0]] for each in ids.values()):
             raise ValueError(

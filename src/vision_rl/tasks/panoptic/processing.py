@@ -266,7 +266,9 @@ class PanopticProcessor(DenseProcessor):
         own = {category["id"]: category for category in self.categories}
         for name in ("categories_file", "annotation_file", "eval_annotation_file"):
             file = getattr(options, name, None)
-            if file is None or (name != "categories_file" and not Path(file).is_file()):  # which reading rows will tell
+            if file is None or (
+                name != "categories_file" and not Path(file).is_file()
+            ):  # which reading rows will tell
                 continue
             for category in panoptic_categories(file):
                 known = own.get(category["id"], category)
