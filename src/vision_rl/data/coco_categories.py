@@ -62,3 +62,13 @@ def _category(entry: Any, annotation_file: str | Path) -> dict[str, Any]:
     except BadField as error:
         raise ValueError(f"{annotation_file}: the category {shortened(entry)} has {error}.") from error
     return named | ({"isthing": entry["isthing"]} if "isthing" in entry else {})
+
+
+def category_files(options: Any) -> list[str]:
+    """Which of the files that a task's options name have categories: `categories_file` first, which must be there.
+
+    Annotation files that are not there are left out: what reads the rows tells of them.
+    """
+    named = getattr(options, "categories_file", None)
+    annotated = [getattr(options, name, None) for name in ("annotation_file", "eval_annotation_file")]
+    return [*([named] if named is not None else []), *(file for file in annotated if file and Path(file).is_file())]

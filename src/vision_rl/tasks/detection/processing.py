@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -14,6 +13,7 @@ from transformers import BatchFeature, LogitsProcessorList
 from vision_rl.arguments import check_rows, check_sizes, id_rows, naming_arguments
 from vision_rl.columns import sampled_rows
 from vision_rl.data.coco import category_ids, category_names
+from vision_rl.data.coco_categories import category_files
 from vision_rl.pictures import as_images, rgb_image
 from vision_rl.processing import ORIGINAL_SIZE, VisionProcessor, check_return_tensors, image_size, whole_image_size
 from vision_rl.tasks.detection.augmentation import mirrored, scale_jittered
@@ -287,12 +287,9 @@ class DetectionProcessor(VisionProcessor):
 
     def take_options(self, options) -> None:
         """Take the id of each category from the files that the options name: by its name, as files count differently."""
-        files = [options.categories_file] if options.categories_file is not None else []
-        if not files:
-            given = (options.annotation_file, options.eval_annotation_file)
-            files = [
-                file for file in given if file is not None and Path(file).is_file()
-            ]  # reading rows tells of another
+        files = category_files(options)
+        if options.categories_file is not None:
+            files = files[:1]
         ids = {file: category_ids(file, self.categories) for file in files}
         if any(each != ids[files[0]] for each in ids.values()):
             raise ValueError(

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from transformers import BatchFeature
 
 from vision_rl.arguments import check_rows, naming_arguments
 from vision_rl.columns import arrow_chunks, check_values, column_values, flat_fields, sampled_rows
+from vision_rl.data.coco_categories import category_files
 from vision_rl.data.panoptic import panoptic_categories
 from vision_rl.pictures import as_images, random_box, rgb_image
 from vision_rl.processing import DenseProcessor, check_return_tensors, whole_image_size
@@ -264,12 +264,7 @@ class PanopticProcessor(DenseProcessor):
     def take_options(self, options) -> None:
         """Check that the files of the options mean by each `category_id` what the processor means by it: maps have no names."""
         own = {category["id"]: category for category in self.categories}
-        for name in ("categories_file", "annotation_file", "eval_annotation_file"):
-            file = getattr(options, name, None)
-            if file is None or (
-                name != "categories_file" and not Path(file).is_file()
-            ):  # which reading rows will tell
-                continue
+        for file in category_files(options):
             for category in panoptic_categories(file):
                 known = own.get(category["id"], category)
                 if any(category[field] != known[field] for field in ("name", "isthing")):
