@@ -18,6 +18,7 @@ from huggingface_hub import HfApi
 from vision_rl.cli.data import CATEGORIES_FILE, SPLITS, load_rows, splits_of, under_usual_names
 from vision_rl.cli.reading import Read
 from vision_rl.cli.row_checks import check_form, checking_processor, usable_rows
+from vision_rl.data.coco_categories import category_files
 from vision_rl.data.json_entries import read_entries
 
 
@@ -172,12 +173,10 @@ def _in_a_line(error: Any) -> str:
 def _categories(options: Any, processor: Any) -> list[dict[str, Any]]:
     """COCO's list of the categories with their ids: of the file that names them, or those that the task knows itself."""
     known = getattr(processor, "categories", None) or []
-    names = ("categories_file", "annotation_file", "eval_annotation_file")  # as tasks look for them
-    for name in names if known else ():  # a file of captions has none
-        if getattr(options, name, None) is not None:
-            categories: list[dict[str, Any]] = []
-            read_entries(getattr(options, name), "COCO's categories", {"categories": categories.append})
-            return categories
+    for file in category_files(options) if known else ():  # a file of captions has none
+        categories: list[dict[str, Any]] = []
+        read_entries(file, "COCO's categories", {"categories": categories.append})
+        return categories
     return known if all(isinstance(category, dict) for category in known) else []
 
 
