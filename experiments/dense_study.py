@@ -113,6 +113,7 @@ class StudyArguments:
     task: Literal["panoptic", "colorization"] = "panoptic"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     mle_seeds: list[int] = field(default_factory=lambda: [0])  # the i-th run starts from the i-th, in turn
+    mle_models: list[str] | None = None  # one for each of mle_seeds, to start from in place of training MLE models
     mle_steps: int = 8000
     mle_learning_rate: float = 1e-3
     mle_batch_size: int = 32  # "MLE continued" has 32
@@ -130,6 +131,8 @@ class DenseStudy(Study):
     """The models of the experiment, and their results."""
 
     def __init__(self, args: StudyArguments, model_args: ModelArguments, data_args: DataArguments):
+        if args.mle_models is not None and len(args.mle_models) != len(args.mle_seeds):
+            raise ValueError(f"There are {len(args.mle_models)} mle_models for {len(args.mle_seeds)} mle_seeds.")
         super().__init__(Path(args.work_dir) / args.task, args.seeds)
         self.args, self.model_args, self.data_args = args, model_args, data_args
         self.task = TASKS[args.task]
@@ -154,6 +157,11 @@ class DenseStudy(Study):
             return (TUNE_DEFAULTS if row == "tuned" else MLE_DEFAULTS) | SHORT_TRAINING | common
         best = {"load_best_model_at_end": True, "metric_for_best_model": self.task.best_by}
         return MLE_DEFAULTS | common | best | {"per_device_train_batch_size": self.args.mle_batch_size}
+
+    def trained(self, row: str, learning_rate: float, seed: int) -> Path:
+        if row == "mle" and self.args.mle_models is not None:
+            return Path(self.args.mle_models[self.args.mle_seeds.index(seed)])
+        return super().trained(row, learning_rate, seed)
 
     def start(self, row: str, seed: int) -> Path | None:
         if row == "mle":

@@ -81,11 +81,25 @@ def test_every_ablation_is_tuned_for_as_many_seconds_as_the_default(tmp_path, ex
 STAGE1 = "--max_steps 2 --per_device_train_batch_size 4 --eval_strategy no --report_to none --use_cpu true"
 
 
-def test_panoptic_segmentation_is_studied_from_its_stage_one(tmp_path, run):
+def test_panoptic_segmentation_is_studied_from_its_stage_one_and_then_from_the_continued_models(
+    tmp_path, experiment, run
+):
     few = ("--num_train_images", "32", "--num_eval_images", "8")
     run("train_uvim_stage1.py", "--output_dir", f"{tmp_path}/stage1", *STAGE1.split(), *few)
     results = json.loads(study(run, "panoptic", tmp_path, *few).read_text())
     assert set(results["rows"]["tuned 0.0001"]) >= {"pq", "sq", "rq", "greedy_reward", "sampled_reward"}
+
+    continued = [f"{tmp_path}/work/panoptic/mle_continued-lr0.0001-seed{seed}" for seed in (0, 1)]
+    started = ("--seeds", "2", "3", "--mle_seeds", "0", "1", "--mle_models", *continued)
+    longer = json.loads(
+        study(run, "panoptic", tmp_path, *few, *started, "--work_dir", f"{tmp_path}/longer").read_text()
+    )
+    assert not list((tmp_path / "longer" / "panoptic").glob("mle-*"))
+    assert longer["rows"]["mle"]["pq"] == results["rows"]["mle_continued 0.0001"]["pq"]
+    weights_of = experiment("runs").weights_of
+    for seed, folder in zip((2, 3), continued, strict=True):
+        tuned = json.loads((tmp_path / f"longer/panoptic/tuned-lr0.0001-seed{seed}/run.json").read_text())
+        assert tuned["settings"]["started_from"] == weights_of(Path(folder))
 
 
 @pytest.fixture
@@ -162,7 +176,7 @@ def study(run, task: str, folder: Path, *data: str) -> Path:
         "--mle_steps 16 --steps 1 --control_steps 1 --seeds 0 1 --learning_rates 1e-4 --control_learning_rates 1e-4"
     )
     paths = ("--work_dir", f"{folder}/work", "--output", f"{folder}/results.json", "--picture", f"{folder}/study.png")
-    run("dense_study.py", "--task", task, "--stage1", f"{folder}/stage1", *data, *steps.split(), *paths)
+    run("dense_study.py", "--task", task, "--stage1", f"{folder}/stage1", *steps.split(), *paths, *data)
     assert (folder / "study.png").stat().st_size > 10_000
     return folder / "results.json"
 
