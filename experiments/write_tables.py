@@ -80,7 +80,7 @@ def overview() -> str:
         ),
         ("incomplete labels, mAP", "detection-incomplete", "map", "mle", "mle_continued", ("mle",), "tuned_map"),
         ("hard scenes, mAP", "detection-hard", "map", "mle", "mle_continued", ("mle",), "tuned_map"),
-        ("panoptic segmentation, PQ", "panoptic", "pq", "mle", "mle_continued 0.0003", (), "tuned 3e-05"),
+        ("panoptic segmentation, PQ", "panoptic", "pq", "mle", "mle_continued 0.001", (), "tuned 3e-05"),
         (
             "captions of photos, CIDEr",
             "captioning",
