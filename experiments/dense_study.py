@@ -4,9 +4,9 @@
     python experiments/dense_study.py --task colorization --stage1 runs/colorization-stage1 --images_dir photos
 
 Made for two CPU cores. All runs start from one MLE model, or from one for each seed; it is the checkpoint of its training
-that was best on validation. "MLE continued" takes longer than tuning. Both learning rates are chosen on validation with
-the first seed; tuning is shown with all its rates. "Stage I" decodes the true codes: the ceiling. Finished models stay in
-`work_dir` and are used again.
+that was best on validation, or one that `mle_models` names. "MLE continued" is to take as long as tuning: choose
+`control_steps` so. Both learning rates are chosen on validation with the first seed; tuning is shown with all its rates.
+"Stage I" decodes the true codes: the ceiling. Finished models stay in `work_dir` and are used again.
 """
 
 from collections.abc import Callable, Mapping

@@ -173,11 +173,12 @@ def _in_a_line(error: Any) -> str:
 def _categories(options: Any, processor: Any) -> list[dict[str, Any]]:
     """COCO's list of the categories with their ids: of the file that names them, or those that the task knows itself."""
     known = getattr(processor, "categories", None) or []
-    for file in category_files(options) if known else ():  # a file of captions has none
-        categories: list[dict[str, Any]] = []
-        read_entries(file, "COCO's categories", {"categories": categories.append})
-        return categories
-    return known if all(isinstance(category, dict) for category in known) else []
+    files = category_files(options) if known else []  # a file of captions has none
+    if not files:
+        return known if all(isinstance(category, dict) for category in known) else []
+    categories: list[dict[str, Any]] = []
+    read_entries(files[0], "COCO's categories", {"categories": categories.append})
+    return categories
 
 
 def write_shards(rows: datasets.Dataset, folder: Path, split: str, size: float) -> int:
