@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from vision_rl.cli.parser import arguments_with_home
 from vision_rl.cli.reading import read_training
 from vision_rl.data.digit_scenes import digit_scenes
 from vision_rl.task import load_task
+from vision_rl.tasks.detection import DetectionProcessor
 
 
 COUNTING = str(Path(__file__).with_name("counting_task.py"))
@@ -628,6 +630,19 @@ def test_tuning_for_map_scores_by_confidence_unless_another_score_is_asked_for(c
     run(mle)
     run(f"tune --model {tmp_path}/mle --reward map --scenes 16 {FEW} {asked} --output_dir {tmp_path}/map")
     assert json.loads((tmp_path / "map" / "processor_config.json").read_text())["score"] == saved
+
+
+def test_mle_that_goes_on_keeps_the_ids_of_the_same_categories_unless_a_file_says_others(checkpoint, tmp_path):
+    saved = DetectionProcessor.from_pretrained(checkpoint)
+    ids = [7 * place + 1 for place in range(len(saved.categories))]
+    DetectionProcessor.from_pretrained(checkpoint, category_ids=ids).save_pretrained(
+        shutil.copytree(checkpoint, tmp_path / "mle")
+    )
+    others = [{"id": 90 - place, "name": name} for place, name in enumerate(saved.categories)]
+    (tmp_path / "others.json").write_text(json.dumps({"categories": others}))
+    for more, kept in (("", ids), (f"--categories_file {tmp_path}/others.json", [each["id"] for each in others])):
+        run(f"mle --task detection --model {tmp_path}/mle --scenes 16 {FEW} {more} --output_dir {tmp_path}/more")
+        assert DetectionProcessor.from_pretrained(tmp_path / "more").category_ids == kept
 
 
 def test_an_evaluate_module_by_its_path_is_a_reward(checkpoint, tmp_path):

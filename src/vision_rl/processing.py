@@ -171,6 +171,12 @@ class VisionProcessor(ProcessorMixin):
         Raise a `ValueError` for what contradicts the processor. Default: nothing is taken.
         """
 
+    def take_saved(self, saved, options) -> None:
+        """Called where MLE goes on from a model, with its processor: take what neither the data nor the options say.
+
+        Fields of the task's options are taken already. Default: nothing else is.
+        """
+
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Called once for each data set before training; raise a `ValueError` for what cannot be learned from.
 

@@ -39,7 +39,9 @@ def make_processor(task: Any, args: ModelArguments, options: Any, rows: Any) -> 
     if args.image_size is not None:
         size = {"height": args.image_size, "width": args.image_size}
         images = type(images)(**images.to_dict() | {"size": size})
-    return task.make_processor(replace(options, **kept), images, rows)
+    new = task.make_processor(replace(options, **kept), images, rows)
+    new.take_saved(old, options)
+    return new
 
 
 def with_options(processor: Any, options: Any) -> Any:

@@ -299,6 +299,12 @@ class DetectionProcessor(VisionProcessor):
         if ids:
             self.category_ids = ids[files[0]]
 
+    def take_saved(self, saved, options) -> None:
+        """Take the ids of the same categories, if the options name no file that has some."""
+        same = isinstance(saved, DetectionProcessor) and saved.categories == self.categories
+        if same and not category_files(options):
+            self.category_ids = saved.category_ids
+
     def check_dataset(self, dataset, columns: dict[str, str]) -> None:
         """Check the boxes before training: categories, values, too many boxes, other units and forms."""
         if "objects" not in columns:
