@@ -21,12 +21,13 @@ class DataArguments:
     annotation_file: str | None = None
     on_bad_annotation: Literal["raise", "skip"] = "raise"  # for the photos and their maps
     num_train_images: int = 1_000_000  # of scenes, where none of the above is given; drawn when they are asked for
+    fresh_scenes: bool = True  # others for what starts from an MLE model; false: those it has learned
     num_eval_images: int = 300  # of validation, and of test as well
     num_test_images: int | None = None  # of test, if the number differs
 
 
 class Splits(NamedTuple):
-    """`later` is for what starts from a model that was trained on `train`: other scenes, but the same photos."""
+    """`later` is for what starts from a model that was trained on `train`: the same photos, scenes as `fresh_scenes` says."""
 
     train: Any
     later: Any
@@ -66,7 +67,7 @@ def _split(rows: Dataset) -> Splits:
 
 def _scenes(args: DataArguments, annotations: list[str]) -> Splits:
     drawn = SCENES | {"annotations": annotations}
-    train, later = (DigitScenes("train", args.num_train_images, seed, **drawn) for seed in (0, 1))
+    train, later = (DigitScenes("train", args.num_train_images, seed, **drawn) for seed in (0, int(args.fresh_scenes)))
     validation, test = (
         digit_scenes(split, count, **drawn)
         for split, count in (

@@ -64,13 +64,15 @@ def test_photos_for_colorization_are_read_from_nested_folders(experiment, folder
     assert splits.later is splits.train
 
 
-def test_what_starts_from_a_model_of_scenes_is_trained_on_scenes_that_the_model_has_not_seen(experiment):
+def test_what_starts_from_a_model_of_scenes_is_trained_on_scenes_that_the_model_has_not_seen_by_default(experiment):
     data = experiment("dense_data")
     splits = data.panoptic_data(data.DataArguments(num_eval_images=3))
     assert [len(rows) for rows in splits] == [1_000_000, 1_000_000, 3, 3]
     drawn = [rows[index]["image"].convert("RGB").tobytes() for rows in splits for index in range(3)]
     assert len(set(drawn)) == 12
     assert splits.later[0].keys() == splits.test[0].keys()
+    few = data.panoptic_data(data.DataArguments(num_train_images=3, num_eval_images=3, fresh_scenes=False))
+    assert [row["image"].tobytes() for row in few.later] == [row["image"].tobytes() for row in few.train]
 
 
 def test_a_trimmed_decoder_splits_and_predicts_the_words_that_it_keeps_as_before(experiment):
