@@ -41,7 +41,7 @@ def all_tables() -> dict[str, str]:
         tables[f"{name}, curves"] = detection_study.curve_table(recorded(name))
     tables["detection-ablations"] = detection_study.variant_table(recorded("detection-ablations"))
     tables["detection-ablations, curves"] = detection_study.curve_table(recorded("detection-ablations"))
-    for name in ("panoptic", "colorization"):
+    for name in ("panoptic", "panoptic-few-labels", "colorization"):
         tables[name] = dense_study.table(recorded(name))
         tables[f"{name}, differences"] = dense_study.difference_table(recorded(name))
     tables["colorization-hacking"] = colorization_hacking.table(recorded("colorization-hacking"))
