@@ -645,6 +645,30 @@ def test_mle_that_goes_on_keeps_the_ids_of_the_same_categories_unless_a_file_say
         assert DetectionProcessor.from_pretrained(tmp_path / "more").category_ids == kept
 
 
+def test_boxes_that_look_like_another_form_are_taken_where_a_command_trusts_them_and_where_mle_goes_on(
+    tmp_path, capsys
+):
+    names = [f"{place}.png" for place in range(40)]
+    boxes = [[2 + place % 9, 3 + place % 7, 14 + place % 9, 12 + place % 11] for place in range(40)]
+    for name in names:
+        Image.new("RGB", (96, 96), "gray").save(tmp_path / name)
+    known = {
+        "categories": [{"id": 3, "name": "cat"}],
+        "images": [{"id": place, "file_name": name, "width": 96, "height": 96} for place, name in enumerate(names)],
+        "annotations": [
+            {"id": place + 1, "image_id": place, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for place, box in enumerate(boxes)
+        ],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(known))
+    rows = f"--images_dir {tmp_path} --annotation_file {tmp_path}/boxes.json {FEW}"
+    new = f"mle --task detection --num_bins 64 --max_boxes 2 --image_size 48 {ENCODER} {DECODER} {rows}"
+    assert "--trust_boxes true" in fails(capsys, f"{new} --output_dir {tmp_path}/refused")
+    run(f"{new} --trust_boxes true --output_dir {tmp_path}/mle")
+    run(f"mle --task detection --model {tmp_path}/mle {rows} --output_dir {tmp_path}/more")
+    assert DetectionProcessor.from_pretrained(tmp_path / "more").trust_boxes
+
+
 def test_an_evaluate_module_by_its_path_is_a_reward(checkpoint, tmp_path):
     """The module is used beside the task's own reward, which pays the same and also teaches confidences."""
     module = vision_rl.metric_path("detection_reward")

@@ -353,7 +353,9 @@ class DetectionProcessor(VisionProcessor):
         ends = objects.boxes[:, :2] + objects.boxes[:, 2:]
         odd = odd or other_form(looked_at, of_image, float(ends.max(initial=0)), columns["objects"])
         if odd and not self.trust_boxes:
-            raise ValueError(f"{odd} (If the boxes are right, pass DetectionProcessor(..., trust_boxes=True).)")
+            raise ValueError(
+                f"{odd} (If the boxes are right, pass trust_boxes=True to the processor, or --trust_boxes true to a command.)"
+            )
         leaving = (looked_at[:, :2] < -1).any(1) | (looked_at[:, :2] + looked_at[:, 2:] > of_image + 1).any(1)
         if leaving.any():
             logger.warning("%d of %d boxes leave their image and are clipped.", leaving.sum(), len(looked_at))

@@ -78,6 +78,12 @@ class Options:
         default=None,
         metadata={"help": "Smallest and largest factor by which MLE scales its training images. Pix2Seq: 0.3 2."},
     )
+    trust_boxes: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Take boxes for what they should be also where they look like another unit or form. None: no."
+        },
+    )
     follow_symlinks: bool = field(
         default=False, metadata={"help": "Read images that are symbolic links to files outside of their folder."}
     )
@@ -160,6 +166,7 @@ _OF_PROCESSOR = (
     "flip",
     "scale_jitter",
     "stop_threshold",
+    "trust_boxes",
 )
 
 
