@@ -82,6 +82,15 @@ def overview() -> str:
         ("hard scenes, mAP", "detection-hard", "map", "mle", "mle_continued", ("mle",), "tuned_map"),
         ("panoptic segmentation, PQ", "panoptic", "pq", "mle", "mle_continued 0.001", (), "tuned 3e-05"),
         (
+            "panoptic segmentation, 5,000 labels, PQ",
+            "panoptic-few-labels",
+            "pq",
+            "mle",
+            "mle_continued 0.0001",
+            (),
+            "tuned 3e-05",
+        ),
+        (
             "captions of photos, CIDEr",
             "captioning",
             "cider",
@@ -109,6 +118,7 @@ def all_charts() -> dict[str, str]:
         ("hard-scenes", detection_study, "detection-hard"),
         ("captions-of-scenes", scene_captioning_study, "scene-captions"),
         ("panoptic", dense_study, "panoptic"),
+        ("panoptic-few-labels", dense_study, "panoptic-few-labels"),
         ("colorization", dense_study, "colorization"),
     ):
         charts |= {f"{name}-{what}": chart for what, chart in study.curve_charts(recorded(results)).items()}
