@@ -108,12 +108,14 @@ def test_the_readme_says_what_was_measured():
         mean("detection-incomplete", row, "map") for row in ("mle", "tuned_map", "mle@0.95", "mle_continued@0.95")
     ]
     maps = [mean("panoptic", row, "pq") for row in ("mle", "tuned 3e-05", "mle_continued 0.001")]
+    few = [mean("panoptic-few-labels", row, "pq") for row in ("mle", "tuned 3e-05", "mle_continued 0.0001")]
     measured = ("sampled_reward", "colorfulness", "psnr")
     colours = [mean("colorization", row, name) for name in measured for row in ("mle", "tuned 1e-06")]
     readme = (ROOT / "README.md").read_text()
     assert "CIDEr {:.2f} → {:.2f}; more MLE {:.2f}; 8 beams {:.2f}".format(*captions) in readme
     assert "mAP {:.2f} → {:.2f}; MLE with a stop threshold {:.2f}, with more MLE {:.2f}".format(*boxes) in readme
     assert "PQ {:.3f} → {:.3f}; more MLE {:.3f}".format(*maps) in readme
+    assert "few labels: {:.3f} → {:.3f}; {:.3f}".format(*few) in readme
     assert "of a sample {:.2f} → {:.2f}, greedy {:.2f} → {:.2f}; PSNR falls {:.1f} → {:.1f}".format(*colours) in readme
 
 
