@@ -283,6 +283,11 @@ def main(args: StudyArguments, model_args: ModelArguments, data_args: DataArgume
         "curves": {
             f"{row} {rate:g}": [study.curve(row, rate, seed) for seed in seeds] for row, rate, seeds in trained
         },
+        "curves_of_other_rates": {  # of the control, with the first seed
+            f"{rate:g}": study.curve("mle_continued", rate, args.seeds[0])
+            for rate in args.control_learning_rates
+            if rate != chosen
+        },
     }
     tables.write_json(results, args.output or f"experiments/results/{args.task}.json")
     picture = Path(args.picture or f"docs/images/{args.task}.png")

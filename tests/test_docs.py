@@ -115,7 +115,7 @@ def test_the_readme_says_what_was_measured():
     assert "CIDEr {:.2f} → {:.2f}; more MLE {:.2f}; 8 beams {:.2f}".format(*captions) in readme
     assert "mAP {:.2f} → {:.2f}; MLE with a stop threshold {:.2f}, with more MLE {:.2f}".format(*boxes) in readme
     assert "PQ {:.3f} → {:.3f}; more MLE {:.3f}".format(*maps) in readme
-    assert "few labels: {:.3f} → {:.3f}; {:.3f}".format(*few) in readme
+    assert "few labels: {:.3f} → {:.3f}; more MLE {:.3f}".format(*few) in readme
     assert "of a sample {:.2f} → {:.2f}, greedy {:.2f} → {:.2f}; PSNR falls {:.1f} → {:.1f}".format(*colours) in readme
 
 
